@@ -1,0 +1,28 @@
+//! The device side of a secure tunnel: a remote-login process keeps a WebSocket to the cloud
+//! and relays sessions (SSH, HTTP, anything TCP) to local services.
+//!
+//! Synchronous and threaded, after the tunnel component of the Link SDK: a **start thread**
+//! ([`Manager::run`]) that takes commands and runs the event handler, a **listen thread**
+//! ([`listen`]) that receives commands from another process, and one **worker** per tunnel.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(missing_docs)]
+
+#[cfg(feature = "access")]
+pub mod access;
+pub mod capi;
+mod cloud;
+mod config;
+mod error;
+mod event;
+#[cfg(feature = "gateway")]
+pub mod gateway;
+pub mod listen;
+mod logging;
+mod manager;
+mod sys;
+mod worker;
+
+pub use config::{ConnectParams, Limits, Port, Security, Service, TlsConfig, Token, TunnelId};
+pub use error::{state, Error, Result};
+pub use event::{Event, EventKind};
+pub use manager::{Builder, EventHandler, Handle, Manager};

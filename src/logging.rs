@@ -1,0 +1,114 @@
+//! LK-coded lines: one text for the `log` facade and for the C caller's callback.
+//!
+//! A line reads `[<seconds>.<milliseconds>][LK-<code>] <text>\r\n`; the facade gets
+//! `[LK-<code>] <text>` under the target `aiot_tunnel`. Texts from peers may stand in a line, so
+//! control characters are replaced here, once for all: a line stays one line.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::Level;
+use parking_lot::Mutex;
+
+use crate::error::state;
+
+const TARGET: &str = "aiot_tunnel";
+
+/// The code of a line, as operators' tools know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Code {
+    Tunnel = state::TUNNEL_BASE,
+    TunnelFailed = state::TUNNEL_FAILED,
+    TunnelTimeout = state::TUNNEL_TIMEOUT,
+    TunnelReset = state::TUNNEL_RESET,
+    Adapter = state::ADAPTER_COMMON,
+    /// The reference logs the end of a successful WebSocket handshake under this code.
+    Channel = state::PORT_NETWORK_CONNECT_FAILED,
+    Dns = state::PORT_NETWORK_DNS_FAILED,
+    Handshake = state::PORT_TLS_INVALID_HANDSHAKE,
+}
+
+/// Receives a line's code (negative) and the whole line, ending in `\r\n`.
+pub(crate) type Sink = Arc<dyn Fn(i32, &str) + Send + Sync>;
+
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+/// Whether there is a sink, so that a line nobody wants costs one load.
+static HAS_SINK: AtomicBool = AtomicBool::new(false);
+/// Held while the sink runs: it receives one line at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    static INSIDE_SINK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Replaces the sink. When it returns, the former sink runs no more, unless it is the former
+/// sink itself that calls.
+pub(crate) fn set_sink(sink: Option<Sink>) {
+    let _turn = (!INSIDE_SINK.get()).then(|| TURN.lock());
+    HAS_SINK.store(sink.is_some(), Ordering::Release);
+    *SINK.lock() = sink;
+}
+
+pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
+    let to_facade = log::log_enabled!(target: TARGET, level);
+    // A line that the sink itself causes would call it without end.
+    let to_sink = HAS_SINK.load(Ordering::Acquire) && !INSIDE_SINK.get();
+    if !to_facade && !to_sink {
+        return;
+    }
+    let text = text.to_string();
+    let text = one_line(&text);
+    let number = (code as i32).unsigned_abs();
+    if to_facade {
+        log::log!(target: TARGET, level, "[LK-{number:04X}] {text}");
+    }
+    if to_sink {
+        let _turn = TURN.lock();
+        let Some(sink) = SINK.lock().clone() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (seconds, millis) = (now.as_secs(), now.subsec_millis());
+        INSIDE_SINK.set(true);
+        sink(code as i32, &format!("[{seconds}.{millis:03}][LK-{number:04X}] {text}\r\n"));
+        INSIDE_SINK.set(false);
+    }
+}
+
+fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    text.replace(char::is_control, "?").into()
+}
+
+macro_rules! info {
+    ($code:expr, $($text:tt)+) => {
+        $crate::logging::write(log::Level::Info, $code, format_args!($($text)+))
+    };
+}
+macro_rules! warn_ {
+    ($code:expr, $($text:tt)+) => {
+        $crate::logging::write(log::Level::Warn, $code, format_args!($($text)+))
+    };
+}
+macro_rules! debug {
+    ($code:expr, $($text:tt)+) => {
+        $crate::logging::write(log::Level::Debug, $code, format_args!($($text)+))
+    };
+}
+pub(crate) use {debug, info, warn_ as warn};
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_peers_line_breaks_do_not_forge_lines() {
+        assert_eq!(one_line("a\r\n[LK-1C80] b\u{1b}[0m"), "a??[LK-1C80] b?[0m");
+        assert_eq!(one_line("plain é"), "plain é");
+    }
+}

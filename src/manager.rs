@@ -1,0 +1,462 @@
+//! The start thread: commands in, workers up and down, events out.
+//!
+//! It waits on one channel that carries commands and worker events, and does no network I/O, so
+//! it is never late. Event handlers run here, one at a time, in order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+
+use crate::cloud::tls::TlsContext;
+use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
+use crate::error::{Error, Result};
+use crate::event::{Event, EventKind};
+use crate::logging::{info, warn, Code};
+use crate::worker::{self, Directive, Report, ReportKind, Worker};
+
+/// Commands that may wait for the start thread; one more is refused, so that a flood from the
+/// IPC queue cannot grow the process while an event handler sleeps.
+const MAX_QUEUED_COMMANDS: usize = 4096;
+
+/// When a worker thread could not be created: how long until the next try.
+const SPAWN_RETRY: Duration = Duration::from_secs(1);
+
+/// Runs on the start thread, one call at a time, in the order of the events. It may call any
+/// function of [`Handle`]. Data flows on while it runs.
+pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
+
+/// What the workers share: read when a connection is made.
+pub(crate) struct Options {
+    pub(crate) limits: Limits,
+    services: Mutex<Arc<Services>>,
+    tls: Mutex<TlsContext>,
+}
+
+impl Options {
+    pub(crate) fn services(&self) -> Arc<Services> {
+        self.services.lock().clone()
+    }
+
+    pub(crate) fn tls(&self) -> TlsContext {
+        self.tls.lock().clone()
+    }
+}
+
+enum Message {
+    Command(TunnelId, Command),
+    Worker(Report),
+    Stop,
+}
+
+enum Command {
+    Add(ConnectParams),
+    Update(ConnectParams),
+    Delete,
+}
+
+/// The ids that exist once all queued commands have run. It makes the tunnel limit an answer
+/// of the call itself, though commands are executed later, on the start thread.
+#[derive(Default)]
+struct Ledger {
+    slots: HashMap<TunnelId, Slot>,
+    queued: usize,
+    stopped: bool,
+}
+
+struct Slot {
+    /// Commands for this id that wait in the channel.
+    queued: usize,
+    /// Whether the tunnel exists when they have run.
+    wanted: bool,
+}
+
+impl Ledger {
+    fn wanted(&self) -> usize {
+        self.slots.values().filter(|slot| slot.wanted).count()
+    }
+}
+
+struct Inner {
+    options: Arc<Options>,
+    ledger: Mutex<Ledger>,
+    sender: Sender<Message>,
+    handler: Mutex<Option<EventHandler>>,
+}
+
+/// Gives commands to a [`Manager`] from any thread, its event handler included. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Arc<Inner>);
+
+impl Handle {
+    /// Opens a tunnel. Queued and executed by the start thread, in the order of the calls;
+    /// returns at once. For an id that exists it is logged and ignored: that is what
+    /// [`update`](Handle::update) is for.
+    ///
+    /// # Errors
+    /// [`Error::TunnelLimit`], [`Error::Busy`]; nothing is queued then.
+    pub fn add(&self, id: &TunnelId, params: ConnectParams) -> Result<()> {
+        self.command(id, Command::Add(params))
+    }
+
+    /// Gives a tunnel new connection data: an open one is closed (DISCONNECT) and connected
+    /// anew; an unknown id is created. Queued; returns at once.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]; [`Error::TunnelLimit`] for an unknown id only.
+    pub fn update(&self, id: &TunnelId, params: ConnectParams) -> Result<()> {
+        self.command(id, Command::Update(params))
+    }
+
+    /// Closes a tunnel and its sessions. Queued; returns at once. An unknown id is logged.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn delete(&self, id: &TunnelId) -> Result<()> {
+        self.command(id, Command::Delete)
+    }
+
+    /// Ends [`Manager::run`]: it returns within 200 ms, even while a tunnel is connecting.
+    /// Returns at once. Sticky: a `run` that comes later returns at once, too.
+    pub fn stop(&self) {
+        let mut ledger = self.0.ledger.lock();
+        if !ledger.stopped {
+            ledger.stopped = true;
+            // Cannot fail: the receiver lives as long as `Inner`.
+            let _ = self.0.sender.send(Message::Stop);
+        }
+    }
+
+    /// Offers a local service, replacing one of the same type. Tunnels connected later see it.
+    pub fn add_service(&self, service: Service) {
+        let mut services = self.0.options.services.lock();
+        Arc::make_mut(&mut services).insert(service.service_type.clone(), service);
+    }
+
+    /// Secures connections made from now on.
+    pub fn set_security(&self, security: Security) {
+        *self.0.options.tls.lock() = TlsContext::new(security);
+    }
+
+    /// Replaces the event handler, from the next event on.
+    pub fn set_event_handler(&self, handler: Option<EventHandler>) {
+        *self.0.handler.lock() = handler;
+    }
+
+    fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
+        let mut ledger = self.0.ledger.lock();
+        if ledger.queued >= MAX_QUEUED_COMMANDS {
+            return Err(Error::Busy(ledger.queued));
+        }
+        let wanted = !matches!(command, Command::Delete);
+        let known = ledger.slots.get(id).is_some_and(|slot| slot.wanted);
+        let most = self.0.options.limits.max_tunnels;
+        if wanted && !known && ledger.wanted() >= most {
+            return Err(Error::TunnelLimit(most));
+        }
+        ledger.queued += 1;
+        let slot = ledger.slots.entry(id.clone()).or_insert(Slot { queued: 0, wanted });
+        slot.queued += 1;
+        slot.wanted = wanted;
+        // Sent under the lock, so that the ledger and the channel agree on the order.
+        let _ = self.0.sender.send(Message::Command(id.clone(), command));
+        Ok(())
+    }
+}
+
+/// Collects what a [`Manager`] needs.
+#[derive(Default)]
+pub struct Builder {
+    services: Services,
+    security: Security,
+    limits: Limits,
+    handler: Option<EventHandler>,
+}
+
+impl Builder {
+    /// Offers a local service; a second one of the same type replaces the first.
+    pub fn service(mut self, service: Service) -> Self {
+        self.services.insert(service.service_type.clone(), service);
+        self
+    }
+
+    /// Default: TLS with the system's roots.
+    pub fn security(mut self, security: Security) -> Self {
+        self.security = security;
+        self
+    }
+
+    /// Default: [`Limits::default`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Called on the start thread; see [`EventHandler`].
+    pub fn on_event(mut self, handler: impl Fn(&Handle, &Event) + Send + Sync + 'static) -> Self {
+        self.handler = Some(Arc::new(handler));
+        self
+    }
+
+    /// # Errors
+    /// [`Error::InvalidInput`] for limits out of their range.
+    pub fn build(self) -> Result<Manager> {
+        self.limits.check()?;
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let options = Arc::new(Options {
+            limits: self.limits,
+            services: Mutex::new(Arc::new(self.services)),
+            tls: Mutex::new(TlsContext::new(self.security)),
+        });
+        let handle = Handle(Arc::new(Inner {
+            options,
+            ledger: Mutex::default(),
+            sender,
+            handler: Mutex::new(self.handler),
+        }));
+        Ok(Manager { handle, receiver: Mutex::new(receiver) })
+    }
+}
+
+/// Keeps the tunnels of one remote-login process.
+///
+/// ```no_run
+/// use aiot_tunnel::{ConnectParams, Manager, Port, Service, Token, TunnelId};
+///
+/// let ssh = Service::new("_SSH", "127.0.0.1", Port::new(22)?)?;
+/// let manager = Manager::builder()
+///     .service(ssh)
+///     .on_event(|_handle, event| println!("{:?} {}", event.kind, event.tunnel_id))
+///     .build()?;
+/// let handle = manager.handle();
+/// let start_thread = std::thread::spawn(move || manager.run());
+///
+/// let token = Token::new(&std::env::var("TUNNEL_TOKEN").unwrap())?;
+/// let params = ConnectParams::new("tunnel.example.com", Port::new(443)?, "/tunnel/t1/dest", token)?;
+/// handle.add(&TunnelId::new("t1")?, params)?;
+/// // ...
+/// handle.stop();
+/// start_thread.join().unwrap()?;
+/// # Ok::<(), aiot_tunnel::Error>(())
+/// ```
+pub struct Manager {
+    handle: Handle,
+    /// Locked by the thread that is inside `run`.
+    receiver: Mutex<Receiver<Message>>,
+}
+
+impl Manager {
+    /// Starts with no services, TLS with the system's roots, and the default limits.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The handle that gives commands.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs the tunnels on the calling thread until [`Handle::stop`]. Blocks; idle, it sleeps.
+    /// Before it returns, every open tunnel is closed (DISCONNECT) and every worker joined.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRunning`] at once when another thread is inside `run`.
+    pub fn run(&self) -> Result<()> {
+        let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
+        info!(Code::Tunnel, "remote proxy thread start!");
+        let mut start_thread =
+            StartThread { handle: &self.handle, tunnels: HashMap::new(), leaving: Vec::new() };
+        start_thread.run(&receiver);
+        info!(Code::Tunnel, "remote proxy thread exit!");
+        Ok(())
+    }
+}
+
+/// One tunnel as the start thread sees it.
+struct Tunnel {
+    params: ConnectParams,
+    /// Raised by every update: reports of an older epoch are history.
+    epoch: u64,
+    /// Whether the last event was CONNECT.
+    connected: bool,
+    /// `None` while no thread could be created for it.
+    worker: Option<Worker>,
+}
+
+struct StartThread<'a> {
+    handle: &'a Handle,
+    tunnels: HashMap<TunnelId, Tunnel>,
+    /// Workers that were told to stop, until they are joined.
+    leaving: Vec<Worker>,
+}
+
+impl StartThread<'_> {
+    fn run(&mut self, receiver: &Receiver<Message>) {
+        loop {
+            if self.handle.0.ledger.lock().stopped {
+                break;
+            }
+            let message = match self.next_spawn() {
+                None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(time) => receiver.recv_deadline(time),
+            };
+            match message {
+                Ok(Message::Command(id, command)) => self.execute(id, command),
+                Ok(Message::Worker(report)) => self.report(report),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => self.spawn_missing(),
+            }
+            self.leaving.retain_mut(|worker| !worker.join_if_finished());
+        }
+        self.stop();
+    }
+
+    fn execute(&mut self, id: TunnelId, command: Command) {
+        match command {
+            Command::Add(_) if self.tunnels.contains_key(&id) => {
+                warn!(Code::Tunnel, "reopen tunnel_id {id} !");
+            }
+            Command::Add(params) => self.create(&id, params),
+            Command::Update(params) => self.update(&id, params),
+            Command::Delete => self.delete(&id),
+        }
+        let mut ledger = self.handle.0.ledger.lock();
+        ledger.queued -= 1;
+        if let Some(slot) = ledger.slots.get_mut(&id) {
+            slot.queued -= 1;
+        }
+        self.settle(&mut ledger, &id);
+    }
+
+    /// An id leaves the ledger when no tunnel and no queued command stand behind it.
+    fn settle(&self, ledger: &mut Ledger, id: &TunnelId) {
+        let idle = ledger.slots.get(id).is_some_and(|slot| slot.queued == 0);
+        if idle && !self.tunnels.contains_key(id) {
+            ledger.slots.remove(id);
+        }
+    }
+
+    fn create(&mut self, id: &TunnelId, params: ConnectParams) {
+        let worker = self.spawn(id, &params, 0);
+        self.tunnels.insert(id.clone(), Tunnel { params, epoch: 0, connected: false, worker });
+    }
+
+    fn update(&mut self, id: &TunnelId, params: ConnectParams) {
+        let Some(tunnel) = self.tunnels.get_mut(id) else {
+            return self.create(id, params);
+        };
+        tunnel.epoch += 1;
+        tunnel.params = params.clone();
+        let epoch = tunnel.epoch;
+        let was_connected = std::mem::take(&mut tunnel.connected);
+        if was_connected {
+            self.emit(EventKind::Disconnect, id);
+        }
+        if let Some(Tunnel { worker: Some(worker), .. }) = self.tunnels.get(id) {
+            worker.direct(Directive::Connect { params, epoch });
+        }
+    }
+
+    fn delete(&mut self, id: &TunnelId) {
+        match self.tunnels.remove(id) {
+            Some(tunnel) => self.retire(id, tunnel),
+            None => warn!(Code::Tunnel, "close tunnel_id {id} not found!"),
+        }
+    }
+
+    fn retire(&mut self, id: &TunnelId, tunnel: Tunnel) {
+        if tunnel.connected {
+            self.emit(EventKind::Disconnect, id);
+        }
+        if let Some(worker) = tunnel.worker {
+            worker.direct(Directive::Stop);
+            self.leaving.push(worker);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        let Some(tunnel) = self.tunnels.get_mut(&report.id) else { return };
+        let current = tunnel.worker.as_ref().map(Worker::serial) == Some(report.worker)
+            && tunnel.epoch == report.epoch;
+        if !current {
+            return;
+        }
+        match report.kind {
+            ReportKind::Connected if !tunnel.connected => {
+                tunnel.connected = true;
+                self.emit(EventKind::Connect, &report.id);
+            }
+            ReportKind::Lost if tunnel.connected => {
+                tunnel.connected = false;
+                self.emit(EventKind::Disconnect, &report.id);
+            }
+            ReportKind::Expired => {
+                let tunnel = self.tunnels.remove(&report.id);
+                if let Some(tunnel) = tunnel {
+                    self.retire(&report.id, tunnel);
+                }
+                // Before the event: its handler may add the tunnel anew in this very slot.
+                let mut ledger = self.handle.0.ledger.lock();
+                self.settle(&mut ledger, &report.id);
+                drop(ledger);
+                self.emit(EventKind::Expired, &report.id);
+            }
+            ReportKind::Connected | ReportKind::Lost => {}
+        }
+    }
+
+    fn emit(&self, kind: EventKind, id: &TunnelId) {
+        // Cloned out of the lock: the handler may call `set_event_handler`.
+        let handler = self.handle.0.handler.lock().clone();
+        if let Some(handler) = handler {
+            handler(self.handle, &Event { kind, tunnel_id: id.clone() });
+        }
+    }
+
+    fn spawn(&self, id: &TunnelId, params: &ConnectParams, epoch: u64) -> Option<Worker> {
+        let sender = self.handle.0.sender.clone();
+        let report = move |report| drop(sender.send(Message::Worker(report)));
+        let options = self.handle.0.options.clone();
+        let directive = Directive::Connect { params: params.clone(), epoch };
+        match worker::spawn(id.clone(), options, directive, report) {
+            Ok(worker) => Some(worker),
+            Err(e) => {
+                warn!(Code::TunnelFailed, "tunnel {id}: create its worker: {e}; trying again");
+                None
+            }
+        }
+    }
+
+    fn next_spawn(&self) -> Option<Instant> {
+        let missing = self.tunnels.values().any(|tunnel| tunnel.worker.is_none());
+        missing.then(|| Instant::now() + SPAWN_RETRY)
+    }
+
+    fn spawn_missing(&mut self) {
+        let missing: Vec<TunnelId> = self
+            .tunnels
+            .iter()
+            .filter(|(_, tunnel)| tunnel.worker.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in missing {
+            let Some(tunnel) = self.tunnels.get(&id) else { continue };
+            let worker = self.spawn(&id, &tunnel.params, tunnel.epoch);
+            if let Some(tunnel) = self.tunnels.get_mut(&id) {
+                tunnel.worker = worker;
+            }
+        }
+    }
+
+    /// Tells all workers first and joins them then, so that the slowest one sets the time.
+    fn stop(&mut self) {
+        for (id, tunnel) in std::mem::take(&mut self.tunnels) {
+            self.retire(&id, tunnel);
+        }
+        for worker in self.leaving.drain(..) {
+            worker.join();
+        }
+    }
+}

@@ -6,7 +6,7 @@ mod relay;
 mod retry;
 mod session;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cloud::{self, OpenError, Wait};
 use crate::config::{ConnectParams, TunnelId};
@@ -29,6 +29,10 @@ use session::{Closing, State};
 
 /// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
+
+/// A connection that is lost within this time does not reset the retry schedule twice in a row:
+/// a cloud that accepts and closes would be called without a pause.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
 
 /// What the start thread wants of a worker.
 pub(crate) enum Directive {
@@ -108,6 +112,7 @@ pub(crate) fn spawn(
         control: control.clone(),
         report: Box::new(report),
         retry: Retry::default(),
+        early: Cell::default(),
         closing: RefCell::default(),
         lookup: RefCell::default(),
     };
@@ -126,6 +131,8 @@ struct Life {
     control: Arc<Control>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
+    /// Whether the last connection was lost right after it was opened.
+    early: Cell<bool>,
     /// Sessions of former connections whose last bytes still go to their services.
     closing: RefCell<Vec<Closing>>,
     /// The one lookup that may be under way, with its host and port.
@@ -138,6 +145,8 @@ enum Outcome {
     Directed,
     /// It was open, and is lost: try again at once.
     Lost,
+    /// It was lost right after it was opened, and the one before it, too.
+    LostEarly,
     /// It could not be opened: try again after a while.
     Failed,
     Expired,
@@ -172,7 +181,8 @@ impl Life {
             match outcome {
                 Outcome::Directed => {}
                 Outcome::Lost => self.retry.clear(),
-                Outcome::Failed => {
+                // Opened and lost at once, again and again: no better than not opened.
+                Outcome::LostEarly | Outcome::Failed => {
                     let gap = self.retry.after_failure(rand::random());
                     info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
                     self.sleep(Some(Instant::now() + gap));
@@ -212,6 +222,7 @@ impl Life {
         };
         info!(Code::Tunnel, "websocket {} opened", self.id);
         self.tell(epoch, ReportKind::Connected);
+        let opened = Instant::now();
 
         let mut relay = Relay::new(
             link,
@@ -238,10 +249,11 @@ impl Life {
                 info!(Code::Tunnel, "end the cloud channel.");
                 info!(Code::Tunnel, "close cloud channel!");
                 self.tell(epoch, ReportKind::Lost);
-                if *end == End::Expired {
-                    Outcome::Expired
-                } else {
-                    Outcome::Lost
+                let early = opened.elapsed() < SHORT_LIFE;
+                match end {
+                    End::Expired => Outcome::Expired,
+                    End::Lost(_) if self.early.replace(early) && early => Outcome::LostEarly,
+                    End::Lost(_) => Outcome::Lost,
                 }
             }
         };

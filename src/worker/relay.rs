@@ -316,6 +316,7 @@ impl Relay {
                 self.link.sender.ping();
             }
             self.link.receiver.shrink();
+            self.link.sender.shrink();
             self.scratch = Vec::new();
         }
         self.table.expire_sessions(now, &mut self.link.sender);

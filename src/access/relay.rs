@@ -68,7 +68,10 @@ impl Drop for Local {
 
 enum State {
     /// Waits for the response to the session_create with this frame id.
-    Opening { frame_id: u64, deadline: Instant },
+    Opening {
+        frame_id: u64,
+        deadline: Instant,
+    },
     Open,
     /// Released by the other side: what waits is still written.
     Draining,
@@ -183,8 +186,7 @@ impl<'a> Relay<'a> {
         let reads = self.reads_peer();
         let takes = self.peer.waiting() < SEND_BUFFER;
         let deadline = self.deadline(reads);
-        let mut fds =
-            vec![PollFd::new(self.stop.as_fd(), true, false), self.peer.poll_fd(reads)];
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false), self.peer.poll_fd(reads)];
         fds.extend(self.sessions.values().map(|session| {
             let read = takes && matches!(session.state, State::Open);
             PollFd::new(session.local.as_fd(), read, session.waits() > 0)

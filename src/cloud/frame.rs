@@ -138,8 +138,8 @@ impl<'a> Frame<'a> {
             Ok(header) => Frame::from_header(header, payload),
             Err(e) => {
                 // The C SDK writes some numbers with leading zeros, which is not JSON.
-                let mended = without_leading_zeros(text)
-                    .ok_or_else(|| Malformed::NotJson(e.to_string()))?;
+                let mended =
+                    without_leading_zeros(text).ok_or_else(|| Malformed::NotJson(e.to_string()))?;
                 let header = serde_json::from_str::<Header<'_>>(&mended)
                     .map_err(|e| Malformed::NotJson(e.to_string()))?;
                 Frame::from_header(header.into_owned(), payload)
@@ -282,11 +282,7 @@ pub(crate) struct HeaderTemplate {
 
 impl HeaderTemplate {
     /// Leaves out an empty session id and an absent service type.
-    pub(crate) fn new(
-        frame_type: FrameType,
-        session_id: &str,
-        service_type: Option<&str>,
-    ) -> Self {
+    pub(crate) fn new(frame_type: FrameType, session_id: &str, service_type: Option<&str>) -> Self {
         let mut before = format!("\0\0{{\"frame_type\":{}", frame_type as u8);
         if !session_id.is_empty() {
             before += &format!(",\"session_id\":{}", quoted(session_id));

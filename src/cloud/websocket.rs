@@ -60,9 +60,15 @@ impl Violation {
 pub(crate) enum Incoming<'a> {
     /// A whole binary message. `at` tells where it stands in the receive buffer, unless it came
     /// in fragments.
-    Binary { message: &'a [u8], at: Option<usize> },
+    Binary {
+        message: &'a [u8],
+        at: Option<usize>,
+    },
     /// The beginning of a binary message longer than [`MAX_MESSAGE`]; the rest is skipped.
-    TooLong { head: &'a [u8], length: u64 },
+    TooLong {
+        head: &'a [u8],
+        length: u64,
+    },
     /// A text message; its text does not matter to a tunnel.
     Text,
     Ping(&'a [u8]),
@@ -277,7 +283,8 @@ impl Receiver {
         if let Some(mask) = header.mask {
             apply_mask(&mut self.buffer[payload.clone()], mask);
         }
-        let what = if is_data { self.assemble(&header, payload.clone(), total) } else { What::Whole };
+        let what =
+            if is_data { self.assemble(&header, payload.clone(), total) } else { What::Whole };
         let beyond = length - awaited as u64;
         self.pending = Some(Pending { header, payload, beyond, what });
         Ok(true)

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
+use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::Request;
-use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::{HeaderMap, StatusCode};
 
 use super::Side;

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::{Side, TARGET};
-use crate::cloud::frame::{
-    release, response, status, Frame, FrameType, HeaderTemplate, Status,
-};
+use crate::cloud::frame::{release, response, status, Frame, FrameType, HeaderTemplate, Status};
 use crate::cloud::websocket::Sender;
 use crate::peer::Peer;
 use crate::sys::{poll, Waker};
@@ -154,7 +152,8 @@ impl Hub {
 
     /// A source is read while what it feeds has room.
     fn reads_device(&self) -> bool {
-        !self.accesses.values().any(Peer::is_full) && !self.device.as_ref().is_some_and(Peer::is_full)
+        !self.accesses.values().any(Peer::is_full)
+            && !self.device.as_ref().is_some_and(Peer::is_full)
     }
 
     fn reads_accesses(&self) -> bool {

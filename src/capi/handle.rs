@@ -1,0 +1,180 @@
+//! Handles: numbers that stand for instances. A handle is looked up and never dereferenced, so
+//! one that is stale or made up gets a code.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::state::*;
+use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
+use super::{input, Outcome};
+use crate::config::Security;
+use crate::event::{Event, EventKind};
+use crate::manager::{self, Manager};
+
+/// Added to every handle's number. On 64-bit systems the sum is no address that a process can
+/// have, so a caller that dereferences a handle fails at once, and a small made-up number or a
+/// real address is never a handle.
+const FIRST: usize = 0x5A << (usize::BITS - 8);
+
+struct Registry {
+    /// The handle given out last. Numbers are never used again.
+    last: usize,
+    live: BTreeMap<usize, Arc<Instance>>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { last: FIRST, live: BTreeMap::new() });
+
+/// Makes an instance. Like the Link SDK's, it connects in plain text until it gets a credential.
+pub(super) fn create() -> Outcome<*mut c_void> {
+    let mut registry = REGISTRY.lock();
+    let id = registry.last + 1;
+    let callback = Arc::new(Callback::new(id));
+    let called = callback.clone();
+    let manager = Manager::builder()
+        .security(Security::Plain)
+        .on_event(move |_, event| called.call(event))
+        .build()
+        .map_err(input::code)?;
+    let state = Mutex::new(State { start_thread: None, ended: false });
+    let instance = Instance { manager, callback, state, returned: Condvar::new() };
+    registry.last = id;
+    registry.live.insert(id, Arc::new(instance));
+    Ok(ptr::without_provenance_mut(id))
+}
+
+/// The live instance behind a handle.
+pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
+    input::non_null(handle)?;
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(STATE_USER_INPUT_EXEC_DISABLED)
+}
+
+/// Takes an instance out of the registry. Of two callers, one gets it.
+pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
+    input::non_null(handle)?;
+    REGISTRY.lock().live.remove(&handle.addr()).ok_or(STATE_USER_INPUT_EXEC_DISABLED)
+}
+
+/// What a handle stands for. Kept alive by the registry and by every call that is under way.
+pub(super) struct Instance {
+    manager: Manager,
+    callback: Arc<Callback>,
+    state: Mutex<State>,
+    /// Signalled when the start thread has left.
+    returned: Condvar,
+}
+
+struct State {
+    start_thread: Option<ThreadId>,
+    /// Set by deinit: no start from now on.
+    ended: bool,
+}
+
+impl Instance {
+    pub(super) fn commands(&self) -> manager::Handle {
+        self.manager.handle()
+    }
+
+    pub(super) fn callback(&self) -> &Callback {
+        &self.callback
+    }
+
+    /// The start thread's stay: from here until stop.
+    pub(super) fn run(&self) -> Outcome {
+        let mut state = self.state.lock();
+        if state.ended {
+            return Err(STATE_USER_INPUT_EXEC_DISABLED);
+        }
+        if state.start_thread.is_some() {
+            return Err(STATE_TUNNEL_RUNNING);
+        }
+        state.start_thread = Some(thread::current().id());
+        drop(state);
+        let _leave = Leave(self);
+        self.manager.run().map_err(input::code)
+    }
+
+    /// Stops the start thread and waits until it has left, unless the wait would never end.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        self.manager.handle().stop();
+        let inside_handler = state.start_thread == Some(thread::current().id());
+        if inside_handler || inside_log_callback() {
+            // No caller expects a callback after its deinit has returned.
+            self.callback.silence();
+            return;
+        }
+        self.returned.wait_while(&mut state, |state| state.start_thread.is_some());
+    }
+}
+
+/// Tells those who wait that the start thread has left, after a panic as well.
+struct Leave<'a>(&'a Instance);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().start_thread = None;
+        self.0.returned.notify_all();
+    }
+}
+
+/// The caller's event handler and its data.
+pub(super) struct Callback {
+    handle: usize,
+    function: Mutex<Option<EventFunction>>,
+    userdata: AtomicPtr<c_void>,
+    silenced: AtomicBool,
+}
+
+impl Callback {
+    fn new(handle: usize) -> Self {
+        Callback {
+            handle,
+            function: Mutex::new(None),
+            userdata: AtomicPtr::default(),
+            silenced: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn set_function(&self, function: EventFunction) {
+        *self.function.lock() = Some(function);
+    }
+
+    pub(super) fn set_userdata(&self, userdata: *mut c_void) {
+        self.userdata.store(userdata, Ordering::Release);
+    }
+
+    fn silence(&self) {
+        self.silenced.store(true, Ordering::Release);
+    }
+
+    fn call(&self, event: &Event) {
+        // Copied out of the lock: the function may set another one.
+        let function = *self.function.lock();
+        let Some(function) = function else { return };
+        if self.silenced.load(Ordering::Acquire) {
+            return;
+        }
+        let kind = match event.kind {
+            EventKind::Connect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_CONNECT,
+            EventKind::Disconnect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_DISCONNECT,
+            EventKind::Expired => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_EXPIRED,
+        };
+        let mut event_for_c = aiot_tunnel_event_t { r#type: kind, tunnel_id: [0; 128] };
+        // The last byte stays NUL, however long the id is.
+        let room = &mut event_for_c.tunnel_id[..127];
+        for (to, from) in room.iter_mut().zip(event.tunnel_id.as_str().bytes()) {
+            *to = from as _;
+        }
+        let handle = ptr::without_provenance_mut(self.handle);
+        let userdata = self.userdata.load(Ordering::Acquire);
+        // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
+        unsafe { function(handle, &event_for_c, userdata) };
+    }
+}

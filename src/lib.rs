@@ -19,6 +19,8 @@ pub mod gateway;
 pub mod listen;
 mod logging;
 mod manager;
+#[cfg(any(feature = "gateway", feature = "access"))]
+mod peer;
 mod sys;
 mod worker;
 

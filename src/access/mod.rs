@@ -1,1 +1,203 @@
-//! ac
+//! The access side: an operator's end of a tunnel. A local port ([`Client::listen`]) or
+//! stdin/stdout ([`Client::stdio`]) on one end, sessions on the other.
+//!
+//! One thread, one `poll(2)` over the WebSocket and the local connections. The protocol has no
+//! half-close: a local end of file ends its session once everything before it has been sent.
+//! A local program that takes nothing holds its siblings up, too, since they share the WebSocket.
+
+mod connect;
+mod relay;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cloud::tls::TlsContext;
+use crate::config::{ConnectParams, Security, Service};
+use crate::error::{Error as CrateError, Result as CrateResult};
+use crate::sys::Waker;
+use relay::{Local, Relay};
+
+const TARGET: &str = "aiot_tunnel::access";
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why there is no session, or no tunnel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// HTTP 401, or close code 4001: the token is wrong or has expired.
+    #[error("the tunnel service refuses the token (wrong or expired); ask for a new one")]
+    Unauthorized,
+    /// Another answer than a WebSocket.
+    #[error("the tunnel service answered HTTP {0}, not a WebSocket; check the address and the id")]
+    Status(u16),
+    /// The certificate or the TLS handshake.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The connection could not be made, or broke.
+    #[error("connection to the tunnel service: {0}")]
+    Connection(String),
+    /// The gateway or the device refused the session.
+    #[error("session refused: code {code}, {msg}")]
+    Refused {
+        /// The response code: 1 session limit, 2 the device refuses.
+        code: i64,
+        /// The peer's words, quoted.
+        msg: String,
+    },
+    /// The session ended otherwise than by one of its ends.
+    #[error("session lost: code {code}, {msg}")]
+    Released {
+        /// The release code: 2 and above are losses.
+        code: i64,
+        /// The peer's words, quoted.
+        msg: String,
+    },
+    /// A system call failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The access side's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Ends a running [`Client`] from another thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Stop(Arc<Waker>);
+
+impl Stop {
+    /// Ends `listen` and `stdio`. Sticky.
+    pub fn stop(&self) {
+        self.0.wake();
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stop")
+    }
+}
+
+/// An access side that has yet to connect.
+pub struct Client {
+    params: ConnectParams,
+    tls: TlsContext,
+    service_type: String,
+    /// Never reset: once woken, it ends everything.
+    stop: Arc<Waker>,
+}
+
+impl Client {
+    /// `params`: host, port, path (`/tunnel/<id>/source`) and the access token;
+    /// `service_type`: what the device is asked for, e.g. `_SSH`.
+    ///
+    /// # Errors
+    /// [`CrateError::InvalidInput`] for a service type that the protocol cannot carry.
+    pub fn new(params: ConnectParams, security: Security, service_type: &str) -> CrateResult<Self> {
+        // The same rule as for a device's services; host and port do not matter.
+        Service::new(service_type, "localhost", params.port())?;
+        let stop = Waker::new().map_err(|e| CrateError::io("create an eventfd", e))?;
+        let (tls, stop) = (TlsContext::new(security), Arc::new(stop));
+        Ok(Client { params, tls, service_type: service_type.to_owned(), stop })
+    }
+
+    /// What ends it.
+    pub fn stop_handle(&self) -> Stop {
+        Stop(self.stop.clone())
+    }
+
+    /// Serves each connection to `listener` as a session, until stopped. A lost WebSocket is
+    /// opened anew after a second; its sessions end with it. Refusals go to stderr.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`], and whatever made the very first connect fail.
+    pub fn listen(&self, listener: &TcpListener) -> Result<()> {
+        listener.set_nonblocking(true)?;
+        let mut connected = false;
+        loop {
+            let lost = match connect::open(&self.params, &self.tls, &self.stop) {
+                Ok(peer) => {
+                    connected = true;
+                    log::info!(target: TARGET, "connected to the tunnel");
+                    let mut relay = Relay::new(peer, &self.service_type, &self.stop);
+                    relay.run(Some(listener))
+                }
+                Err(e) => Err(e),
+            };
+            match lost {
+                _ if self.is_stopped() => return Ok(()),
+                Ok(()) => return Ok(()),
+                Err(e @ Error::Unauthorized) => return Err(e),
+                Err(e) if !connected => return Err(e),
+                Err(e) => log::warn!(target: TARGET, "{e}; connecting anew"),
+            }
+            if self.pause(RETRY) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Serves stdin and stdout as one session, until it ends; every byte that came has been
+    /// written then.
+    ///
+    /// # Errors
+    /// Whatever kept the session from opening or from ending in order.
+    pub fn stdio(&self) -> Result<()> {
+        let peer = connect::open(&self.params, &self.tls, &self.stop)?;
+        // stdin and stdout may be shared with other programs, so they are left blocking, each
+        // with a thread.
+        let (ours, theirs) = UnixStream::pair()?;
+        let (from_stdin, to_stdout) = (theirs.try_clone()?, theirs);
+        thread::Builder::new().name("access-stdin".into()).spawn(move || {
+            let _ = io::copy(&mut io::stdin().lock(), &mut &from_stdin);
+            let _ = from_stdin.shutdown(Shutdown::Write);
+        })?;
+        let writer = thread::Builder::new().name("access-stdout".into()).spawn(move || {
+            let result = copy_to_stdout(&to_stdout);
+            // Nobody reads what else comes: the session ends.
+            let _ = to_stdout.shutdown(Shutdown::Both);
+            result
+        })?;
+        ours.set_nonblocking(true)?;
+        let mut relay = Relay::new(peer, &self.service_type, &self.stop);
+        relay.open(Local::Unix(ours));
+        let result = relay.run(None);
+        drop(relay);
+        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("writer panicked")));
+        result?;
+        written.map_err(Error::Io)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.pause(Duration::ZERO)
+    }
+
+    /// True when stopped.
+    fn pause(&self, time: Duration) -> bool {
+        use std::os::fd::AsFd;
+        let mut fds = [crate::sys::PollFd::new(self.stop.as_fd(), true, false)];
+        let _ = crate::sys::poll(&mut fds, Some(Instant::now() + time));
+        fds[0].ready().read
+    }
+}
+
+fn copy_to_stdout(source: &UnixStream) -> io::Result<()> {
+    use std::io::Read;
+    let mut stdout = io::stdout().lock();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match (&mut &*source).read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                stdout.write_all(&buffer[..length])?;
+                stdout.flush()?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The sessions of one WebSocket and their local connections.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::{Error, Result, TARGET};
+use crate::cloud::frame::{
+    release, response, status, Frame, FrameType, HeaderTemplate, Status, MAX_PAYLOAD_SENT,
+};
+use crate::cloud::websocket::Sender;
+use crate::peer::{is_temporary, Peer, FULL};
+use crate::sys::{poll, PollFd, Waker};
+
+/// Longer than the 10 s that the gateway gives the device.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Local connections are read while less than this waits for the tunnel.
+const SEND_BUFFER: usize = 64 * 1024;
+const NORMAL: u16 = 1000;
+const EXPIRED: [Option<u16>; 2] = [Some(4001), Some(401)];
+
+/// A local connection, non-blocking.
+pub(super) enum Local {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Local {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Local::Tcp(stream) => stream.read(buffer),
+            Local::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Local::Tcp(stream) => stream.write(bytes),
+            Local::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn end(&self) {
+        let _ = match self {
+            Local::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Local::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+}
+
+impl AsFd for Local {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Local::Tcp(stream) => stream.as_fd(),
+            Local::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+enum State {
+    /// Waits for the response to the session_create with this frame id.
+    Opening {
+        frame_id: u64,
+        deadline: Instant,
+    },
+    Open,
+    /// Released by the other side: what waits is still written.
+    Draining,
+    Ended,
+}
+
+struct Session {
+    local: Local,
+    state: State,
+    id: String,
+    data: Option<HeaderTemplate>,
+    /// Bytes that wait for `local`, from `written` on.
+    waiting: Vec<u8>,
+    written: usize,
+}
+
+impl Session {
+    fn waits(&self) -> usize {
+        self.waiting.len() - self.written
+    }
+
+    /// Writes what the local end takes; false when it is gone.
+    fn flush(&mut self) -> bool {
+        while self.waits() > 0 {
+            match self.local.write(&self.waiting[self.written..]) {
+                Ok(0) => return false,
+                Ok(length) => self.written += length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.written * 2 > self.waiting.len() {
+                        self.waiting.drain(..self.written);
+                        self.written = 0;
+                    }
+                    return true;
+                }
+                Err(_) => return false,
+            }
+        }
+        self.waiting.clear();
+        self.written = 0;
+        true
+    }
+}
+
+/// One WebSocket with its sessions.
+pub(super) struct Relay<'a> {
+    peer: Peer,
+    service_type: &'a str,
+    stop: &'a Waker,
+    sessions: BTreeMap<u64, Session>,
+    next_key: u64,
+    next_frame: u64,
+    /// The last session's end, for a relay that serves but one.
+    outcome: Result<()>,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(peer: Peer, service_type: &'a str, stop: &'a Waker) -> Self {
+        Relay {
+            peer,
+            service_type,
+            stop,
+            sessions: BTreeMap::new(),
+            next_key: 1,
+            next_frame: 1,
+            outcome: Ok(()),
+        }
+    }
+
+    /// Asks for a session.
+    pub(super) fn open(&mut self, local: Local) {
+        let frame_id = next(&mut self.next_frame);
+        let mut head = Vec::new();
+        HeaderTemplate::new(FrameType::SessionCreate, "", Some(self.service_type))
+            .write(frame_id, &mut head);
+        self.peer.sender().binary(&head, &[]);
+        let deadline = Instant::now() + RESPONSE_TIMEOUT;
+        let session = Session {
+            local,
+            state: State::Opening { frame_id, deadline },
+            id: String::new(),
+            data: None,
+            waiting: Vec::new(),
+            written: 0,
+        };
+        self.sessions.insert(next(&mut self.next_key), session);
+    }
+
+    /// Serves until stopped, until the WebSocket ends, or, without a listener, until no session
+    /// is left.
+    pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
+        while self.peer.is_open() {
+            if listener.is_none() && self.sessions.is_empty() {
+                break;
+            }
+            if self.turn(listener)? {
+                break;
+            }
+        }
+        let was_open = self.peer.is_open();
+        let lost = Error::Connection(self.peer.reason().to_owned());
+        let expired = EXPIRED.contains(&self.peer.close_code());
+        self.close();
+        if was_open {
+            return std::mem::replace(&mut self.outcome, Ok(()));
+        }
+        Err(if expired { Error::Unauthorized } else { lost })
+    }
+
+    /// True when stopped.
+    fn turn(&mut self, listener: Option<&TcpListener>) -> Result<bool> {
+        let reads = self.reads_peer();
+        let takes = self.peer.waiting() < SEND_BUFFER;
+        let deadline = self.deadline(reads);
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false), self.peer.poll_fd(reads)];
+        fds.extend(self.sessions.values().map(|session| {
+            let read = takes && matches!(session.state, State::Open);
+            PollFd::new(session.local.as_fd(), read, session.waits() > 0)
+        }));
+        fds.extend(listener.map(|listener| PollFd::new(listener.as_fd(), true, false)));
+        poll(&mut fds, Some(deadline))?;
+        let ready: Vec<_> = fds.iter().map(PollFd::ready).collect();
+        drop(fds);
+        if ready[0].read {
+            return Ok(true);
+        }
+        if ready[1].read || reads && self.peer.is_held() {
+            self.peer.receive();
+        }
+        let keys: Vec<u64> = self.sessions.keys().copied().collect();
+        for (key, ready) in keys.iter().zip(&ready[2..]) {
+            if ready.read {
+                self.send_local(*key);
+            }
+        }
+        if let (Some(listener), Some(ready)) = (listener, ready.get(2 + keys.len())) {
+            if ready.read {
+                self.accept(listener);
+            }
+        }
+        self.pump();
+        self.settle();
+        let reads = self.reads_peer();
+        self.peer.tick(Instant::now(), reads);
+        self.peer.flush();
+        Ok(false)
+    }
+
+    fn reads_peer(&self) -> bool {
+        self.sessions.values().all(|session| session.waits() < FULL)
+    }
+
+    fn deadline(&self, reads: bool) -> Instant {
+        if reads && self.peer.is_held() {
+            return Instant::now();
+        }
+        let times = self.sessions.values().filter_map(|session| match session.state {
+            State::Opening { deadline, .. } => Some(deadline),
+            _ => None,
+        });
+        times.fold(self.peer.deadline(), Instant::min)
+    }
+
+    fn accept(&mut self, listener: &TcpListener) {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let prepared = stream.set_nonblocking(true).and(stream.set_nodelay(true));
+                match prepared {
+                    Ok(()) => self.open(Local::Tcp(stream)),
+                    Err(e) => log::warn!(target: TARGET, "local connection: {e}"),
+                }
+            }
+            Err(e) if is_temporary(&e) => {}
+            Err(e) => {
+                log::warn!(target: TARGET, "accept: {e}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// Sends what the local end has, while the tunnel takes it.
+    fn send_local(&mut self, key: u64) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(template) = &session.data else { return };
+        let mut head = Vec::new();
+        let mut payload = [0; MAX_PAYLOAD_SENT];
+        while self.peer.waiting() < SEND_BUFFER {
+            match session.local.read(&mut payload) {
+                Ok(length) if length > 0 => {
+                    template.write(next(&mut self.next_frame), &mut head);
+                    self.peer.sender().binary(&head, &payload[..length]);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => {
+                    let frame_id = next(&mut self.next_frame);
+                    send_release(self.peer.sender(), &session.id, frame_id, "closed");
+                    session.state = State::Draining;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        if !self.reads_peer() {
+            return;
+        }
+        let (sessions, outcome) = (&mut self.sessions, &mut self.outcome);
+        let next_frame = &mut self.next_frame;
+        self.peer.pump(|frame, _, sender| match frame.frame_type {
+            FrameType::CommonResponse => {
+                answered(sessions, outcome, &frame, sender, next_frame);
+                true
+            }
+            FrameType::SessionRelease => {
+                released(sessions, outcome, &frame);
+                true
+            }
+            FrameType::DataTransport => {
+                let session = sessions.values_mut().find(|session| session.id == frame.session_id);
+                let Some(session) = session else { return true };
+                if matches!(session.state, State::Open) {
+                    session.waiting.extend_from_slice(frame.payload);
+                }
+                session.waits() < FULL
+            }
+            FrameType::SessionCreate => true,
+        });
+    }
+
+    /// Writes to the local ends and parts with the sessions that are over.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        for session in self.sessions.values_mut() {
+            let is_there = session.flush();
+            match session.state {
+                State::Opening { deadline, .. } if now >= deadline => {
+                    let msg = "no response within 15 s".to_owned();
+                    self.outcome = Err(report(Error::Refused { code: 2, msg }));
+                    session.state = State::Ended;
+                }
+                State::Open if !is_there => {
+                    let frame_id = next(&mut self.next_frame);
+                    send_release(self.peer.sender(), &session.id, frame_id, "closed");
+                    session.state = State::Ended;
+                }
+                State::Draining if !is_there || session.waits() == 0 => {
+                    session.state = State::Ended;
+                }
+                _ => {}
+            }
+        }
+        self.sessions.retain(|_, session| !matches!(session.state, State::Ended));
+    }
+
+    /// Delivers what was received, then closes the WebSocket.
+    fn close(&mut self) {
+        for session in self.sessions.values_mut() {
+            if let (State::Open, true) = (&session.state, self.peer.is_open()) {
+                let frame_id = next(&mut self.next_frame);
+                send_release(self.peer.sender(), &session.id, frame_id, "stopped");
+            }
+            session.state = State::Draining;
+        }
+        self.peer.close(NORMAL, "done");
+        let patience = Instant::now() + Duration::from_secs(5);
+        while !(self.peer.is_gone() && self.sessions.is_empty()) && Instant::now() < patience {
+            let mut fds = vec![self.peer.poll_fd(true)];
+            let locals = self.sessions.values();
+            fds.extend(locals.map(|session| PollFd::new(session.local.as_fd(), false, true)));
+            let deadline =
+                if self.peer.is_gone() { patience } else { self.peer.deadline().min(patience) };
+            if poll(&mut fds, Some(deadline)).is_err() {
+                return;
+            }
+            let readable = fds[0].ready().read;
+            drop(fds);
+            if readable {
+                self.peer.receive();
+            }
+            self.peer.pump(|_, _, _| true);
+            self.settle();
+            self.peer.tick(Instant::now(), true);
+            self.peer.flush();
+        }
+    }
+}
+
+type Sessions = BTreeMap<u64, Session>;
+
+fn answered(
+    sessions: &mut Sessions,
+    outcome: &mut Result<()>,
+    frame: &Frame<'_>,
+    sender: &mut Sender,
+    next_frame: &mut u64,
+) {
+    let asked = |session: &&mut Session| match session.state {
+        State::Opening { frame_id, .. } => frame.frame_id == Some(frame_id),
+        _ => false,
+    };
+    let status = Status::parse(frame.payload);
+    let code = status.as_ref().map_or(i64::from(response::REFUSED), |status| status.code);
+    let Some(session) = sessions.values_mut().find(asked) else {
+        // Its local end has gone meanwhile: a session that nobody wants.
+        let in_use = sessions.values().any(|session| session.id == frame.session_id);
+        if code == 0 && !frame.session_id.is_empty() && !in_use {
+            send_release(sender, &frame.session_id, next(next_frame), "closed");
+        }
+        return;
+    };
+    if code == i64::from(response::SUCCESS) && !frame.session_id.is_empty() {
+        session.id = frame.session_id.to_string();
+        session.data = Some(HeaderTemplate::new(FrameType::DataTransport, &session.id, None));
+        session.state = State::Open;
+    } else {
+        let msg = quoted(status);
+        *outcome = Err(report(Error::Refused { code, msg }));
+        session.state = State::Ended;
+    }
+}
+
+fn released(sessions: &mut Sessions, outcome: &mut Result<()>, frame: &Frame<'_>) {
+    let Some(session) = sessions.values_mut().find(|session| session.id == frame.session_id) else {
+        return;
+    };
+    if !matches!(session.state, State::Open) {
+        return;
+    }
+    let status = Status::parse(frame.payload);
+    let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
+    if code > i64::from(release::BY_DEVICE) {
+        *outcome = Err(report(Error::Released { code, msg: quoted(status) }));
+    }
+    session.state = State::Draining;
+}
+
+/// A peer's words on one line, whatever they hold.
+fn quoted(status: Option<Status>) -> String {
+    format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
+}
+
+fn report(error: Error) -> Error {
+    log::error!(target: TARGET, "{error}");
+    error
+}
+
+fn send_release(sender: &mut Sender, id: &str, frame_id: u64, msg: &str) {
+    let mut head = Vec::new();
+    HeaderTemplate::new(FrameType::SessionRelease, id, None).write(frame_id, &mut head);
+    sender.binary(&head, &status(release::BY_ACCESS, msg));
+}
+
+fn next(counter: &mut u64) -> u64 {
+    *counter += 1;
+    *counter - 1
+}

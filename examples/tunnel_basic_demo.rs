@@ -1,0 +1,66 @@
+//! The remote-login process in Rust: the five steps of the Link SDK's demo, in their order.
+//!
+//! ```text
+//! tunnel_basic_demo [SERVICE_PORT [CA_FILE [QUEUE_KEY]]]
+//! ```
+//! The defaults are the document's: port 22 and key 1234. Without a CA file the system's roots
+//! decide. SIGINT and SIGTERM stop it cleanly.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use aiot_tunnel::listen::{Listener, Options, DEFAULT_KEY};
+use aiot_tunnel::{Manager, Port, Security, Service, TlsConfig};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.len() > 3 || arguments.iter().any(|a| a.starts_with('-')) {
+        eprintln!("usage: tunnel_basic_demo [SERVICE_PORT [CA_FILE [QUEUE_KEY]]]");
+        return ExitCode::from(2);
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("tunnel_basic_demo: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    let filter = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(filter).init();
+    let port: Port = arguments.first().map_or("22", String::as_str).parse()?;
+    let mut tls = TlsConfig::new();
+    if let Some(file) = arguments.get(1) {
+        let pem = std::fs::read(file).map_err(|e| format!("CA file {file}: {e}"))?;
+        tls = tls.with_ca_pem(&pem)?;
+    }
+    let key = arguments.get(2).map_or(Ok(DEFAULT_KEY), |key| key.parse())?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+
+    // 1 and 2: make a manager and configure it.
+    let manager = Manager::builder()
+        .security(Security::Tls(tls))
+        .service(Service::new("_SSH", "127.0.0.1", port)?)
+        .on_event(|_, event| println!("event {:?} {}", event.kind, event.tunnel_id))
+        .build()?;
+    let handle = manager.handle();
+
+    // 3: the start thread.
+    let start_thread = std::thread::spawn(move || manager.run());
+
+    // 4 and 5: the listen thread turns the business process's messages into add, delete, update.
+    let listener = Listener::start(handle.clone(), Options { key, ..Options::default() });
+    if listener.is_ok() {
+        println!("listening on message queue {key}");
+        signals.forever().next();
+    }
+
+    handle.stop();
+    start_thread.join().map_err(|_| "the start thread panicked")??;
+    listener?.stop();
+    Ok(())
+}

@@ -243,10 +243,13 @@ impl Peer {
         reads && (self.held || self.stream.holds_bytes())
     }
 
+    #[cfg(feature = "gateway")]
     pub(crate) fn is_full(&self) -> bool {
         self.sender.len() > FULL
     }
 
+    /// Bytes that wait for it.
+    #[cfg(feature = "access")]
     pub(crate) fn waiting(&self) -> usize {
         self.sender.len()
     }
@@ -261,6 +264,7 @@ impl Peer {
     }
 
     /// The code of the peer's close frame.
+    #[cfg(feature = "access")]
     pub(crate) fn close_code(&self) -> Option<u16> {
         self.close_code
     }

@@ -3,7 +3,8 @@
 //!
 //! One thread, one `poll(2)` over the WebSocket and the local connections. The protocol has no
 //! half-close: a local end of file ends its session once everything before it has been sent.
-//! A local program that takes nothing holds its siblings up, too, since they share the WebSocket.
+//! A local program that takes nothing holds its siblings up, since they share the WebSocket,
+//! until its session is ended after 10 s.
 
 mod connect;
 mod relay;
@@ -142,7 +143,8 @@ impl Client {
     }
 
     /// Serves stdin and stdout as one session, until it ends; every byte that came has been
-    /// written then.
+    /// written then. The thread that reads stdin lives on until its read returns: for programs
+    /// that exit afterwards.
     ///
     /// # Errors
     /// Whatever kept the session from opening or from ending in order.

@@ -19,6 +19,9 @@ use crate::sys::{poll, PollFd, Waker};
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Local connections are read while less than this waits for the tunnel.
 const SEND_BUFFER: usize = 64 * 1024;
+/// How long a local program may take nothing while a full buffer waits for it and, behind it,
+/// its siblings.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const NORMAL: u16 = 1000;
 const EXPIRED: [Option<u16>; 2] = [Some(4001), Some(401)];
 
@@ -86,6 +89,8 @@ struct Session {
     /// Bytes that wait for `local`, from `written` on.
     waiting: Vec<u8>,
     written: usize,
+    /// Since when a full buffer waits for a local end that takes nothing.
+    stalled: Option<Instant>,
 }
 
 impl Session {
@@ -124,6 +129,8 @@ pub(super) struct Relay<'a> {
     sessions: BTreeMap<u64, Session>,
     next_key: u64,
     next_frame: u64,
+    /// Whether it serves a listener: sessions have siblings, and their ends are for the log.
+    listening: bool,
     /// The last session's end, for a relay that serves but one.
     outcome: Result<()>,
 }
@@ -137,6 +144,7 @@ impl<'a> Relay<'a> {
             sessions: BTreeMap::new(),
             next_key: 1,
             next_frame: 1,
+            listening: false,
             outcome: Ok(()),
         }
     }
@@ -156,6 +164,7 @@ impl<'a> Relay<'a> {
             data: None,
             waiting: Vec::new(),
             written: 0,
+            stalled: None,
         };
         self.sessions.insert(next(&mut self.next_key), session);
     }
@@ -163,6 +172,7 @@ impl<'a> Relay<'a> {
     /// Serves until stopped, until the WebSocket ends, or, without a listener, until no session
     /// is left.
     pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
+        self.listening = listener.is_some();
         while self.peer.is_open() {
             if listener.is_none() && self.sessions.is_empty() {
                 break;
@@ -230,6 +240,7 @@ impl<'a> Relay<'a> {
         }
         let times = self.sessions.values().filter_map(|session| match session.state {
             State::Opening { deadline, .. } => Some(deadline),
+            _ if self.listening => session.stalled.map(|since| since + STALL_TIMEOUT),
             _ => None,
         });
         times.fold(self.peer.deadline(), Instant::min)
@@ -280,15 +291,18 @@ impl<'a> Relay<'a> {
         if !self.reads_peer() {
             return;
         }
-        let (sessions, outcome) = (&mut self.sessions, &mut self.outcome);
+        let (sessions, listening) = (&mut self.sessions, self.listening);
+        let outcome = &mut self.outcome;
         let next_frame = &mut self.next_frame;
         self.peer.pump(|frame, _, sender| match frame.frame_type {
             FrameType::CommonResponse => {
                 answered(sessions, outcome, &frame, sender, next_frame);
+                report(listening, outcome);
                 true
             }
             FrameType::SessionRelease => {
                 released(sessions, outcome, &frame);
+                report(listening, outcome);
                 true
             }
             FrameType::DataTransport => {
@@ -307,11 +321,18 @@ impl<'a> Relay<'a> {
     fn settle(&mut self) {
         let now = Instant::now();
         for session in self.sessions.values_mut() {
-            let is_there = session.flush();
+            let before = session.waits();
+            let mut is_there = session.flush();
+            let is_stuck = session.waits() >= FULL && session.waits() == before;
+            session.stalled = if is_stuck { session.stalled.or(Some(now)) } else { None };
+            if self.listening && session.stalled.is_some_and(|at| now >= at + STALL_TIMEOUT) {
+                log::warn!(target: TARGET, "session ended: its local end takes nothing");
+                is_there = false;
+            }
             match session.state {
                 State::Opening { deadline, .. } if now >= deadline => {
                     let msg = "no response within 15 s".to_owned();
-                    self.outcome = Err(report(Error::Refused { code: 2, msg }));
+                    self.outcome = Err(Error::Refused { code: 2, msg });
                     session.state = State::Ended;
                 }
                 State::Open if !is_there => {
@@ -325,6 +346,7 @@ impl<'a> Relay<'a> {
                 _ => {}
             }
         }
+        report(self.listening, &mut self.outcome);
         self.sessions.retain(|_, session| !matches!(session.state, State::Ended));
     }
 
@@ -390,7 +412,7 @@ fn answered(
         session.state = State::Open;
     } else {
         let msg = quoted(status);
-        *outcome = Err(report(Error::Refused { code, msg }));
+        *outcome = Err(Error::Refused { code, msg });
         session.state = State::Ended;
     }
 }
@@ -405,19 +427,22 @@ fn released(sessions: &mut Sessions, outcome: &mut Result<()>, frame: &Frame<'_>
     let status = Status::parse(frame.payload);
     let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
     if code > i64::from(release::BY_DEVICE) {
-        *outcome = Err(report(Error::Released { code, msg: quoted(status) }));
+        *outcome = Err(Error::Released { code, msg: quoted(status) });
     }
     session.state = State::Draining;
+}
+
+/// Where sessions come and go, a failed one is for the log and not for the relay's caller.
+fn report(listening: bool, outcome: &mut Result<()>) {
+    if let (true, Err(e)) = (listening, &*outcome) {
+        log::error!(target: TARGET, "{e}");
+        *outcome = Ok(());
+    }
 }
 
 /// A peer's words on one line, whatever they hold.
 fn quoted(status: Option<Status>) -> String {
     format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
-}
-
-fn report(error: Error) -> Error {
-    log::error!(target: TARGET, "{error}");
-    error
 }
 
 fn send_release(sender: &mut Sender, id: &str, frame_id: u64, msg: &str) {

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use aiot_tunnel::access::Client;
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
 use aiot_tunnel::listen::{self, Command, Listener};
-use aiot_tunnel::{
-    ConnectParams, Manager, Port, Security, Service, TlsConfig, Token, TunnelId,
-};
+use aiot_tunnel::{ConnectParams, Manager, Port, Security, Service, TlsConfig, Token, TunnelId};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -214,7 +214,7 @@ impl Hub {
         let Some(mut device) = self.device.take() else { return };
         if self.reads_device() {
             device.pump(|frame, message, sender| {
-                self.from_device(&frame, message, sender);
+                self.take_from_device(&frame, message, sender);
                 self.reads_device()
             });
         }
@@ -225,14 +225,14 @@ impl Hub {
         let Some(mut access) = self.accesses.remove(&key) else { return };
         if self.reads_accesses() {
             access.pump(|frame, message, sender| {
-                self.from_access(key, &frame, message, sender);
+                self.take_from_access(key, &frame, message, sender);
                 self.reads_accesses()
             });
         }
         self.accesses.insert(key, access);
     }
 
-    fn from_device(&mut self, frame: &Frame<'_>, message: &[u8], device: &mut Sender) {
+    fn take_from_device(&mut self, frame: &Frame<'_>, message: &[u8], device: &mut Sender) {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get_mut(id) else {
             if frame.frame_type == FrameType::DataTransport {
@@ -265,7 +265,13 @@ impl Hub {
         }
     }
 
-    fn from_access(&mut self, key: u64, frame: &Frame<'_>, message: &[u8], access: &mut Sender) {
+    fn take_from_access(
+        &mut self,
+        key: u64,
+        frame: &Frame<'_>,
+        message: &[u8],
+        access: &mut Sender,
+    ) {
         if frame.frame_type == FrameType::SessionCreate {
             return self.create(key, frame, access);
         }

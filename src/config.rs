@@ -323,8 +323,8 @@ pub struct Limits {
     /// Bytes that may wait for the cloud before local services are read no more. Default
     /// 64 KiB, at least 8 KiB; as much again is kept free for answers.
     pub send_buffer: usize,
-    /// How long a local service may take nothing while bytes wait for it before its session is
-    /// released, so that its siblings go on. Default 10 s.
+    /// How long a local service may take nothing while its full `session_buffer` stops the
+    /// whole tunnel; then its session is released, so that the siblings go on. Default 10 s.
     pub stall_timeout: Duration,
     /// TCP, TLS and WebSocket handshake together. Default 15 s.
     pub handshake_timeout: Duration,

@@ -1,1 +1,279 @@
-//! listen
+//! The listen thread: receives commands from the business process and hands them to a
+//! [`Handle`]. Nothing else.
+//!
+//! The transport is the System V message queue of the Link SDK's demo: message type 1, a body of
+//! exactly 644 bytes ([`Command::to_bytes`]). Whoever may write to the queue may open a tunnel to
+//! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::config::{ConnectParams, Port, Token, TunnelId};
+use crate::error::{Error, Result};
+use crate::logging::{info, warn, Code};
+use crate::manager::Handle;
+use crate::sys::{MessageQueue, Received};
+
+/// The queue's key in the Link SDK's demo.
+pub const DEFAULT_KEY: i32 = 1234;
+/// Size of a message's body, in bytes.
+pub const MESSAGE_SIZE: usize = 644;
+
+/// Each text field, its NUL included.
+const FIELD: usize = 128;
+/// How often a stop repeats its wake-up, should somebody else have received it.
+const WAKE_AGAIN: Duration = Duration::from_millis(10);
+
+/// One command as it travels on the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Operation 1: [`Handle::add`].
+    Add(TunnelId, ConnectParams),
+    /// Operation 0: [`Handle::delete`].
+    Delete(TunnelId),
+    /// Operation 2: [`Handle::update`].
+    Update(TunnelId, ConnectParams),
+}
+
+impl Command {
+    /// Reads a message's body.
+    ///
+    /// # Errors
+    /// [`Error::InvalidMessage`] for an unknown operation or a field without NUL,
+    /// [`Error::InvalidInput`] for a field with forbidden bytes.
+    pub fn from_bytes(body: &[u8; MESSAGE_SIZE]) -> Result<Self> {
+        let (operation, fields) = body.split_at(4);
+        let operation =
+            i32::from_ne_bytes([operation[0], operation[1], operation[2], operation[3]]);
+        let field = |index: usize, name: &str| {
+            let bytes = &fields[index * FIELD..][..FIELD];
+            let end = bytes.iter().position(|byte| *byte == 0);
+            let end = end.ok_or_else(|| Error::InvalidMessage(format!("{name} has no NUL")))?;
+            std::str::from_utf8(&bytes[..end])
+                .map_err(|_| Error::InvalidMessage(format!("{name} is not UTF-8")))
+        };
+        let id = || TunnelId::new(field(0, "tunnel_id")?);
+        let params = || {
+            let port: Port = field(2, "port")?.parse()?;
+            let token = Token::new(field(4, "token")?)?;
+            ConnectParams::new(field(1, "host")?, port, field(3, "path")?, token)
+        };
+        match operation {
+            1 => Ok(Command::Add(id()?, params()?)),
+            0 => Ok(Command::Delete(id()?)),
+            2 => Ok(Command::Update(id()?, params()?)),
+            other => Err(Error::InvalidMessage(format!("operation {other} is unknown"))),
+        }
+    }
+
+    /// Writes a message's body.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] when a field has more than 127 bytes.
+    pub fn to_bytes(&self) -> Result<Zeroizing<[u8; MESSAGE_SIZE]>> {
+        let (operation, id, params) = match self {
+            Command::Add(id, params) => (1i32, id, Some(params)),
+            Command::Delete(id) => (0, id, None),
+            Command::Update(id, params) => (2, id, Some(params)),
+        };
+        let mut body = Zeroizing::new([0; MESSAGE_SIZE]);
+        body[..4].copy_from_slice(&operation.to_ne_bytes());
+        let mut put = |index: usize, name: &'static str, text: &str| {
+            if text.len() >= FIELD {
+                return Err(Error::invalid(name, "longer than the message's 127 bytes"));
+            }
+            body[4 + index * FIELD..][..text.len()].copy_from_slice(text.as_bytes());
+            Ok(())
+        };
+        put(0, "tunnel id", id.as_str())?;
+        if let Some(params) = params {
+            put(1, "host", params.host())?;
+            put(2, "port", &params.port().to_string())?;
+            put(3, "path", params.path())?;
+            put(4, "token", params.token.expose())?;
+        }
+        Ok(body)
+    }
+}
+
+/// Puts one command on the queue of `key`: the business process's part. Does not block.
+///
+/// # Errors
+/// [`Error::Io`] when there is no such queue, it may not be written to, or it is full;
+/// [`Error::InvalidInput`] for a field that does not fit.
+pub fn send(key: i32, command: &Command) -> Result<()> {
+    let body = command.to_bytes()?;
+    let what = || format!("message queue {key:#x}");
+    let queue = MessageQueue::open(key).map_err(|e| Error::io(what(), e))?;
+    queue.send(&*body).map_err(|e| Error::io(what(), e))
+}
+
+/// Which queue to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The queue's key. Default 1234.
+    pub key: i32,
+    /// Permission bits of a queue that is created. Default 0600.
+    pub mode: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { key: DEFAULT_KEY, mode: 0o600 }
+    }
+}
+
+/// A running listen thread.
+pub struct Listener {
+    queue: MessageQueue,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the queue or the thread cannot be made.
+    pub fn start(handle: Handle, options: Options) -> Result<Self> {
+        let key = options.key;
+        let queue = MessageQueue::open_or_create(key, options.mode)
+            .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
+        if let Ok((owner, mode)) = queue.owner_and_mode() {
+            if mode & 0o022 != 0 {
+                warn!(
+                    Code::Tunnel,
+                    "message queue {key:#x} (owner {owner}, mode {mode:04o}) can be written by \
+                     other users: they can open tunnels"
+                );
+            }
+        }
+        let stopping = Arc::new(AtomicBool::new(false));
+        let flag = stopping.clone();
+        let thread = thread::Builder::new()
+            .name("aiot-listen".into())
+            .stack_size(128 * 1024)
+            .spawn(move || listen(&queue, &handle, &flag))
+            .map_err(|e| Error::io("create the listen thread", e))?;
+        Ok(Listener { queue, stopping, thread: Some(thread) })
+    }
+
+    /// Stops the thread and waits for it, well within 200 ms. A queue that it has created is
+    /// removed; one that was there stays.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.stopping.store(true, Ordering::Release);
+        while !thread.is_finished() {
+            // An empty message wakes the thread out of its receive.
+            let _ = self.queue.send(&[]);
+            thread::park_timeout(WAKE_AGAIN);
+        }
+        let _ = thread.join();
+        if self.queue.created() {
+            let _ = self.queue.remove();
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
+    let mut body = Zeroizing::new([0; MESSAGE_SIZE]);
+    while !stopping.load(Ordering::Acquire) {
+        match queue.receive(&mut body) {
+            Ok(Received::Message(0)) => {}
+            Ok(Received::Message(MESSAGE_SIZE)) => {
+                info!(Code::Tunnel, "msg recv data len {MESSAGE_SIZE}");
+                if let Err(e) = execute(handle, &body) {
+                    warn!(Code::TunnelFailed, "an IPC message is dropped: {e}");
+                }
+            }
+            Ok(Received::Message(size)) => {
+                warn!(Code::TunnelFailed, "an IPC message of {size} bytes is dropped");
+            }
+            Ok(Received::TooLong) => {
+                warn!(
+                    Code::TunnelFailed,
+                    "an IPC message longer than {MESSAGE_SIZE} bytes is dropped"
+                );
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                warn!(Code::TunnelFailed, "receive from the message queue: {e}; listening no more");
+                return;
+            }
+        }
+    }
+}
+
+fn execute(handle: &Handle, body: &[u8; MESSAGE_SIZE]) -> Result<()> {
+    match Command::from_bytes(body)? {
+        Command::Add(id, params) => handle.add(&id, params),
+        Command::Delete(id) => handle.delete(&id),
+        Command::Update(id, params) => handle.update(&id, params),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add() -> Command {
+        let params = ConnectParams::new(
+            "h.example",
+            Port::new(443).unwrap(),
+            "/p",
+            Token::new("tok").unwrap(),
+        );
+        Command::Add(TunnelId::new("t1").unwrap(), params.unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        assert_eq!(Command::from_bytes(&add().to_bytes().unwrap()).unwrap(), add());
+        let delete = Command::Delete(TunnelId::new("t1").unwrap());
+        assert_eq!(Command::from_bytes(&delete.to_bytes().unwrap()).unwrap(), delete);
+    }
+
+    #[test]
+    fn hostile_messages_are_refused() {
+        let good = add().to_bytes().unwrap();
+        let with = |at: usize, bytes: &[u8]| {
+            let mut body = *good;
+            body[at..at + bytes.len()].copy_from_slice(bytes);
+            Command::from_bytes(&body)
+        };
+        assert!(with(0, &7i32.to_ne_bytes()).is_err());
+        for field in 0..5 {
+            assert!(with(4 + field * FIELD, &[b'x'; FIELD]).is_err(), "field {field} has no NUL");
+            assert!(with(4 + field * FIELD, b"\r\n\0").is_err(), "field {field} has a line break");
+            assert!(with(4 + field * FIELD, b"\xff\0").is_err(), "field {field} is not UTF-8");
+        }
+        assert!(with(4 + 2 * FIELD, b"0\0").is_err());
+    }
+
+    #[test]
+    fn a_field_of_128_bytes_does_not_fit() {
+        let params = ConnectParams::new(
+            &"h".repeat(128),
+            Port::new(1).unwrap(),
+            "/",
+            Token::new("t").unwrap(),
+        );
+        let long = Command::Add(TunnelId::new("t").unwrap(), params.unwrap());
+        assert!(long.to_bytes().is_err());
+    }
+}

@@ -4,6 +4,7 @@
 //! it is never late. Event handlers run here, one at a time, in order.
 
 use std::collections::HashMap;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -410,8 +411,10 @@ impl StartThread<'_> {
     fn emit(&self, kind: EventKind, id: &TunnelId) {
         // Cloned out of the lock: the handler may call `set_event_handler`.
         let handler = self.handle.0.handler.lock().clone();
-        if let Some(handler) = handler {
-            handler(self.handle, &Event { kind, tunnel_id: id.clone() });
+        let Some(handler) = handler else { return };
+        let event = Event { kind, tunnel_id: id.clone() };
+        if catch_unwind(AssertUnwindSafe(|| handler(self.handle, &event))).is_err() {
+            warn!(Code::TunnelFailed, "the event handler panicked");
         }
     }
 

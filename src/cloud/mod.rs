@@ -1,2 +1,25 @@
-//! The WebSocket: open, receive, send, close; what a close code means.
+//! The WebSocket to the cloud: open, receive, send, close; what a close code means.
+
+pub(crate) mod frame;
+mod open;
 pub(crate) mod tls;
+mod transport;
+pub(crate) mod websocket;
+
+use std::io::{Read, Write};
+
+pub(crate) use open::{open, timed_out, OpenError, Wait};
+pub(crate) use transport::Transport;
+use websocket::{Receiver, Sender};
+
+/// An open WebSocket: its byte stream, and both directions' messages.
+pub(crate) struct Link<T: Read + Write = Transport> {
+    pub(crate) transport: T,
+    pub(crate) receiver: Receiver,
+    pub(crate) sender: Sender,
+}
+
+/// Close codes by which the cloud says that the token is no longer valid (401: the C SDK's).
+pub(crate) fn means_expired(close_code: u16) -> bool {
+    matches!(close_code, 4001 | 401)
+}

@@ -1,1 +1,11 @@
-//! sys
+//! The few system calls that std lacks, each behind a safe function. Linux only.
+
+mod message_queue;
+mod poll;
+mod socket;
+mod waker;
+
+pub(crate) use message_queue::{MessageQueue, Received};
+pub(crate) use poll::{poll, PollFd, Ready};
+pub(crate) use socket::{connect, send_vectored, unsent, Connecting};
+pub(crate) use waker::Waker;

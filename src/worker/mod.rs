@@ -1,9 +1,38 @@
-//! connect -> relay -> retry: the life of one tunnel.
-use std::io;
-use std::sync::Arc;
+//! connect -> relay -> retry: the life of one tunnel, on a thread of its own.
 
+mod control;
+mod dial;
+mod relay;
+mod retry;
+mod session;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::cloud::{self, OpenError, Wait};
 use crate::config::{ConnectParams, TunnelId};
+use crate::logging::{info, warn, Code};
 use crate::manager::Options;
+use crate::sys::{self, PollFd};
+use control::Control;
+use dial::Lookup;
+use relay::{End, Relay};
+use retry::Retry;
+use session::{Closing, State};
+
+/// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
+const STACK: usize = 256 * 1024;
+
+/// A connection that is lost within this time does not reset the retry schedule twice in a row:
+/// a cloud that accepts and closes would be called without a pause.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
 
 /// What the start thread wants of a worker.
 pub(crate) enum Directive {
@@ -11,37 +40,352 @@ pub(crate) enum Directive {
     Stop,
 }
 
+/// What a worker tells the start thread.
 pub(crate) struct Report {
     pub(crate) id: TunnelId,
+    /// The worker's serial number.
     pub(crate) worker: u64,
+    /// The epoch of the connection data that it is about.
     pub(crate) epoch: u64,
     pub(crate) kind: ReportKind,
 }
 
+#[derive(Clone, Copy)]
 pub(crate) enum ReportKind {
     Connected,
     Lost,
     Expired,
 }
 
-pub(crate) struct Worker;
+/// A running worker, as the start thread holds it.
+pub(crate) struct Worker {
+    serial: u64,
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Worker {
     pub(crate) fn serial(&self) -> u64 {
-        0
+        self.serial
     }
-    pub(crate) fn direct(&self, _directive: Directive) {}
+
+    pub(crate) fn direct(&self, directive: Directive) {
+        self.control.direct(directive);
+    }
+
+    /// Joins it if that does not block; whether it did.
     pub(crate) fn join_if_finished(&mut self) -> bool {
-        true
+        match self.thread.take() {
+            Some(thread) if !thread.is_finished() => {
+                self.thread = Some(thread);
+                false
+            }
+            Some(thread) => {
+                let _ = thread.join();
+                true
+            }
+            None => true,
+        }
     }
-    pub(crate) fn join(self) {}
+
+    pub(crate) fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
+/// Starts the worker of one tunnel.
 pub(crate) fn spawn(
-    _id: TunnelId,
-    _options: Arc<Options>,
-    _first: Directive,
-    _report: impl Fn(Report) + Send + 'static,
+    id: TunnelId,
+    options: Arc<Options>,
+    first: Directive,
+    report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<Worker> {
-    Ok(Worker)
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let control = Arc::new(Control::new(first)?);
+    let life = Life {
+        id,
+        serial,
+        options,
+        control: control.clone(),
+        report: Box::new(report),
+        retry: Retry::default(),
+        early: Cell::default(),
+        closing: RefCell::default(),
+        lookup: RefCell::default(),
+    };
+    let thread = thread::Builder::new()
+        .name("aiot-tunnel".into())
+        .stack_size(STACK)
+        .spawn(move || life.run())?;
+    Ok(Worker { serial, control, thread: Some(thread) })
+}
+
+/// The worker's own side.
+struct Life {
+    id: TunnelId,
+    serial: u64,
+    options: Arc<Options>,
+    control: Arc<Control>,
+    report: Box<dyn Fn(Report) + Send>,
+    retry: Retry,
+    /// Whether the last connection was lost right after it was opened.
+    early: Cell<bool>,
+    /// Sessions of former connections whose last bytes still go to their services.
+    closing: RefCell<Vec<Closing>>,
+    /// The one lookup that may be under way, with its host and port.
+    lookup: RefCell<Option<(String, u16, Lookup)>>,
+}
+
+/// How one connection ended.
+enum Outcome {
+    /// A directive waits.
+    Directed,
+    /// It was open, and is lost: try again at once.
+    Lost,
+    /// It was lost right after it was opened, and the one before it, too.
+    LostEarly,
+    /// It could not be opened: try again after a while.
+    Failed,
+    Expired,
+}
+
+impl Life {
+    fn run(mut self) {
+        let mut current: Option<(ConnectParams, u64)> = None;
+        loop {
+            match self.control.take() {
+                Some(Directive::Stop) => return,
+                Some(Directive::Connect { params, epoch }) => {
+                    self.retry.clear();
+                    current = Some((params, epoch));
+                }
+                None => {}
+            }
+            let Some((params, epoch)) = &current else {
+                self.sleep(None);
+                continue;
+            };
+            let epoch = *epoch;
+            let connection = catch_unwind(AssertUnwindSafe(|| self.connection(params, epoch)));
+            let outcome = connection.unwrap_or_else(|_| {
+                warn!(
+                    Code::TunnelFailed,
+                    "tunnel {}: its worker panicked; connecting anew", self.id
+                );
+                self.tell(epoch, ReportKind::Lost);
+                Outcome::Failed
+            });
+            match outcome {
+                Outcome::Directed => {}
+                Outcome::Lost => self.retry.clear(),
+                // Opened and lost at once, again and again: no better than not opened.
+                Outcome::LostEarly | Outcome::Failed => {
+                    let gap = self.retry.after_failure(rand::random());
+                    info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
+                    self.sleep(Some(Instant::now() + gap));
+                }
+                Outcome::Expired => {
+                    warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
+                    self.tell(epoch, ReportKind::Expired);
+                    current = None;
+                }
+            }
+        }
+    }
+
+    fn tell(&self, epoch: u64, kind: ReportKind) {
+        (self.report)(Report { id: self.id.clone(), worker: self.serial, epoch, kind });
+    }
+
+    /// Sleeps until a directive waits or the time has come.
+    fn sleep(&self, until: Option<Instant>) {
+        while !self.control.waits() && until.is_none_or(|until| Instant::now() < until) {
+            self.poll_with(&mut [], until);
+        }
+    }
+
+    /// One connection, from the first lookup to its end.
+    fn connection(&self, params: &ConnectParams, epoch: u64) -> Outcome {
+        let limits = &self.options.limits;
+        let deadline = Instant::now() + limits.handshake_timeout;
+        let link = match cloud::open(params, &self.options.tls(), self, deadline) {
+            Ok(link) => link,
+            Err(OpenError::Interrupted) => return Outcome::Directed,
+            Err(OpenError::Expired) => return Outcome::Expired,
+            Err(OpenError::Failed(code, text)) => {
+                warn!(code, "tunnel {}: {text}", self.id);
+                return Outcome::Failed;
+            }
+        };
+        info!(Code::Tunnel, "websocket {} opened", self.id);
+        self.tell(epoch, ReportKind::Connected);
+        let opened = Instant::now();
+
+        let mut relay = Relay::new(
+            link,
+            self.id.clone(),
+            self.options.services(),
+            limits.clone(),
+            self.control.clone(),
+            self.closing.take(),
+        );
+        let end = self.relay(&mut relay);
+        let outcome = match &end {
+            None => {
+                relay.close();
+                info!(Code::Tunnel, "end the cloud channel.");
+                info!(Code::Tunnel, "close cloud channel!");
+                info!(Code::Tunnel, "websocket {} closed", self.id);
+                Outcome::Directed
+            }
+            Some(end) => {
+                if let End::Lost(why) = end {
+                    warn!(Code::TunnelReset, "tunnel {}: {why}", self.id);
+                }
+                info!(Code::Tunnel, "websocket {} closed", self.id);
+                info!(Code::Tunnel, "end the cloud channel.");
+                info!(Code::Tunnel, "close cloud channel!");
+                self.tell(epoch, ReportKind::Lost);
+                let early = opened.elapsed() < SHORT_LIFE;
+                match end {
+                    End::Expired => Outcome::Expired,
+                    End::Lost(_) if self.early.replace(early) && early => Outcome::LostEarly,
+                    End::Lost(_) => Outcome::Lost,
+                }
+            }
+        };
+        *self.closing.borrow_mut() = relay.into_closing();
+        outcome
+    }
+
+    /// Relays until the connection ends, or a directive waits (`None`).
+    fn relay(&self, relay: &mut Relay) -> Option<End> {
+        loop {
+            if self.control.waits() {
+                return None;
+            }
+            if let Err(end) = self.turn(relay) {
+                return Some(end);
+            }
+        }
+    }
+
+    /// One wait, and everything that it found ready.
+    fn turn(&self, relay: &mut Relay) -> Result<(), End> {
+        let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
+        let backlog = !relay.link.sender.is_empty();
+        let now = Instant::now();
+        let deadline = if relay.readable && wants_cloud { now } else { relay.deadline() };
+
+        let table = &relay.table;
+        let mut fds = Vec::with_capacity(2 + table.sessions.len() + table.closing.len());
+        fds.push(PollFd::new(self.control.waker.as_fd(), true, false));
+        fds.push(PollFd::new(relay.link.transport.as_fd(), wants_cloud, backlog));
+        for session in &table.sessions {
+            fds.push(match &session.state {
+                State::Open(outlet) => {
+                    PollFd::new(outlet.as_fd(), wants_local, !session.parked.is_empty())
+                }
+                State::Dialing { dial, .. } => match dial.fd() {
+                    Some(fd) => PollFd::new(fd, false, true),
+                    None => PollFd::new(self.control.waker.as_fd(), false, false),
+                },
+            });
+        }
+        for closing in &table.closing {
+            fds.push(PollFd::new(closing.as_fd(), true, closing.wants_write()));
+        }
+        if let Err(e) = sys::poll(&mut fds, Some(deadline)) {
+            return Err(End::Lost(format!("poll: {e}")));
+        }
+        let ready: Vec<_> = fds.iter().map(PollFd::ready).collect();
+        drop(fds);
+        if ready[0].read {
+            self.control.waker.reset();
+        }
+        if ready[1].read {
+            relay.link.transport.arm();
+            relay.readable = true;
+        }
+
+        let count = relay.table.sessions.len();
+        let locals = &ready[2..2 + count];
+        relay.locals(locals);
+        let received = relay.receive();
+        let sent = relay.send();
+        relay.tick()?;
+        received.and(sent)?;
+        Ok(())
+    }
+
+    /// Waits on `fds` and the waker, while the closing sessions go on.
+    fn poll_with(&self, fds: &mut [(BorrowedFd<'_>, bool)], deadline: Option<Instant>) -> bool {
+        let mut closing = self.closing.borrow_mut();
+        let mut polled = Vec::with_capacity(1 + fds.len() + closing.len());
+        polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
+        polled.extend(fds.iter().map(|(fd, write)| PollFd::new(*fd, !write, *write)));
+        polled.extend(closing.iter().map(|c| PollFd::new(c.as_fd(), true, c.wants_write())));
+        let nearest = closing.iter().map(Closing::deadline).chain(deadline).min();
+        if sys::poll(&mut polled, nearest).is_err() {
+            return false;
+        }
+        if polled[0].ready().read {
+            self.control.waker.reset();
+        }
+        let ready = polled[1..1 + fds.len()].iter().any(|fd| fd.ready() != Default::default());
+        drop(polled);
+        if !closing.is_empty() {
+            let mut scratch = [0; 8192];
+            closing.retain_mut(|closing| !closing.step(&mut scratch));
+        }
+        ready
+    }
+}
+
+impl Wait for Life {
+    fn wait(&self, fd: BorrowedFd<'_>, write: bool, deadline: Instant) -> Result<(), OpenError> {
+        loop {
+            if self.control.waits() {
+                return Err(OpenError::Interrupted);
+            }
+            if Instant::now() >= deadline {
+                return Err(cloud::timed_out("connect", self.options.limits.handshake_timeout));
+            }
+            if self.poll_with(&mut [(fd, write)], Some(deadline)) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, OpenError> {
+        let failed = |e: io::Error| OpenError::Failed(Code::Dns, format!("look up {host}: {e}"));
+        // A lookup that outlived its attempt is waited for, not started again.
+        let same = |(h, p, _): &(String, u16, Lookup)| h == host && *p == port;
+        if !self.lookup.borrow().as_ref().is_some_and(same) {
+            let lookup = Lookup::start(host, port, &self.control).map_err(failed)?;
+            *self.lookup.borrow_mut() = Some((host.to_owned(), port, lookup));
+        }
+        loop {
+            let result = self.lookup.borrow_mut().as_mut().and_then(|(_, _, l)| l.poll());
+            if let Some(result) = result {
+                *self.lookup.borrow_mut() = None;
+                return result.map_err(failed);
+            }
+            if self.control.waits() {
+                return Err(OpenError::Interrupted);
+            }
+            if Instant::now() >= deadline {
+                return Err(cloud::timed_out("look up", self.options.limits.handshake_timeout));
+            }
+            self.poll_with(&mut [], Some(deadline));
+        }
+    }
 }

@@ -1,0 +1,153 @@
+//! The byte stream to the cloud: TCP, or TLS over it. Non-blocking.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use native_tls::TlsStream;
+
+/// What OpenSSL reads in pieces (a record's header, then its body) is fetched in one go.
+const READ_AHEAD: usize = 32 * 1024;
+
+/// A non-blocking socket that remembers when it has nothing more to read, which saves the read
+/// that would only say so. [`arm`](Socket::arm) it when `poll` finds it readable again.
+pub(crate) struct Socket {
+    tcp: TcpStream,
+    drained: bool,
+    ahead: Vec<u8>,
+    start: usize,
+}
+
+impl Socket {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        Socket { tcp, drained: false, ahead: Vec::new(), start: 0 }
+    }
+
+    pub(crate) fn arm(&mut self) {
+        self.drained = false;
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    fn read_tcp(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.drained {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let result = self.tcp.read(buffer);
+        self.drained = match &result {
+            Ok(length) => (1..buffer.len()).contains(length),
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        };
+        result
+    }
+
+    /// Reads through the read-ahead buffer.
+    fn read_ahead(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.start == self.ahead.len() {
+            let mut ahead = std::mem::take(&mut self.ahead);
+            ahead.resize(READ_AHEAD, 0);
+            self.start = 0;
+            let result = self.read_tcp(&mut ahead);
+            ahead.truncate(*result.as_ref().unwrap_or(&0));
+            // An idle connection keeps no buffer.
+            self.ahead = if ahead.is_empty() { Vec::new() } else { ahead };
+            result?;
+        }
+        let length = buffer.len().min(self.ahead.len() - self.start);
+        buffer[..length].copy_from_slice(&self.ahead[self.start..][..length]);
+        self.start += length;
+        Ok(length)
+    }
+}
+
+/// TLS reads through [`Socket`] as a stream.
+pub(crate) struct TlsSocket(Socket);
+
+impl Read for TlsSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_ahead(buffer)
+    }
+}
+
+impl Write for TlsSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.tcp.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl TlsSocket {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        TlsSocket(Socket::new(tcp))
+    }
+
+    pub(crate) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.0
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.0
+    }
+}
+
+/// The connection to the cloud.
+pub(crate) enum Transport {
+    Plain(Socket),
+    Tls(Box<TlsStream<TlsSocket>>),
+}
+
+impl Transport {
+    /// Tells it that `poll` found it readable.
+    pub(crate) fn arm(&mut self) {
+        match self {
+            Transport::Plain(socket) => socket.arm(),
+            Transport::Tls(stream) => stream.get_mut().socket_mut().arm(),
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Transport::Plain(socket) => socket.tcp(),
+            Transport::Tls(stream) => stream.get_ref().socket().tcp(),
+        }
+    }
+
+    /// Ends our direction: TLS says so, then TCP.
+    pub(crate) fn shutdown(&mut self) {
+        if let Transport::Tls(stream) = self {
+            let _ = stream.shutdown();
+        }
+        let _ = self.tcp().shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp().as_fd()
+    }
+}
+
+impl Read for Transport {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Transport::Plain(socket) => socket.read_tcp(buffer),
+            Transport::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Transport {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Transport::Plain(socket) => socket.tcp.write(bytes),
+            Transport::Tls(stream) => stream.write(bytes),
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! System V message queues.
+
+use std::io;
+use std::mem;
+
+/// The type of every message that carries a command.
+const COMMAND: libc::c_long = 1;
+
+/// A message as the kernel lays it out: its type, then its body.
+#[repr(C)]
+struct Envelope<const N: usize> {
+    kind: libc::c_long,
+    body: [u8; N],
+}
+
+/// A queue, by its kernel identifier.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MessageQueue {
+    id: libc::c_int,
+    created: bool,
+}
+
+/// A message of type 1.
+pub(crate) enum Received {
+    /// It fitted: so many bytes of the buffer are its body.
+    Message(usize),
+    /// It was longer than the buffer, and is gone.
+    TooLong,
+}
+
+impl MessageQueue {
+    /// Opens the queue of `key`, creating it with `mode` when there is none.
+    pub(crate) fn open_or_create(key: i32, mode: u32) -> io::Result<Self> {
+        loop {
+            let create = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as libc::c_int;
+            match get(key, create) {
+                Ok(id) => return Ok(MessageQueue { id, created: true }),
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(e) => return Err(e),
+            }
+            match Self::open(key) {
+                // Removed in between: create it after all.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Opens the queue of `key`, which must exist.
+    pub(crate) fn open(key: i32) -> io::Result<Self> {
+        get(key, 0).map(|id| MessageQueue { id, created: false })
+    }
+
+    /// Whether [`open_or_create`](Self::open_or_create) made it.
+    pub(crate) fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The queue's owner (uid) and permission bits.
+    pub(crate) fn owner_and_mode(&self) -> io::Result<(u32, u32)> {
+        // SAFETY: an all-zero `msqid_ds` is a valid value of that plain structure.
+        let mut status: libc::msqid_ds = unsafe { mem::zeroed() };
+        // SAFETY: IPC_STAT writes one `msqid_ds`, and `status` is one.
+        let result = unsafe { libc::msgctl(self.id, libc::IPC_STAT, &mut status) };
+        check(result as isize)?;
+        Ok((status.msg_perm.uid, u32::from(status.msg_perm.mode) & 0o777))
+    }
+
+    /// Waits for the next message and copies its body to `body`. Interrupted by signals.
+    pub(crate) fn receive<const N: usize>(&self, body: &mut [u8; N]) -> io::Result<Received> {
+        // One byte more than a message may have tells a long one from one that fits exactly.
+        let mut envelope = Envelope::<8192> { kind: 0, body: [0; 8192] };
+        assert!(N < envelope.body.len());
+        let size = envelope.body.len();
+        let target: *mut Envelope<8192> = &mut envelope;
+        // SAFETY: `target` points to a type field and `size` bytes; MSG_NOERROR cuts what is
+        // longer.
+        let received =
+            unsafe { libc::msgrcv(self.id, target.cast(), size, COMMAND, libc::MSG_NOERROR) };
+        let received = check(received)?;
+        let result = if received <= N {
+            body[..received].copy_from_slice(&envelope.body[..received]);
+            Received::Message(received)
+        } else {
+            Received::TooLong
+        };
+        // It may hold a token.
+        zeroize::Zeroize::zeroize(&mut envelope.body[..received]);
+        Ok(result)
+    }
+
+    /// Queues one message; `WouldBlock` when the queue is full.
+    pub(crate) fn send<const N: usize>(&self, body: &[u8; N]) -> io::Result<()> {
+        let mut envelope = Envelope { kind: COMMAND, body: *body };
+        let source: *const Envelope<N> = &envelope;
+        // SAFETY: `source` points to a type field and N bytes.
+        let result = unsafe { libc::msgsnd(self.id, source.cast(), N, libc::IPC_NOWAIT) };
+        zeroize::Zeroize::zeroize(&mut envelope.body[..]);
+        check(result as isize).map(drop)
+    }
+
+    /// Removes the queue and all that waits in it; who waits on it gets an error.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        // SAFETY: IPC_RMID takes no buffer.
+        let result = unsafe { libc::msgctl(self.id, libc::IPC_RMID, std::ptr::null_mut()) };
+        check(result as isize).map(drop)
+    }
+}
+
+fn get(key: i32, flags: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: no pointers.
+    let id = unsafe { libc::msgget(key, flags) };
+    check(id as isize).map(|_| id)
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

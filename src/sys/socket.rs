@@ -1,0 +1,103 @@
+//! Non-blocking connects, writes that raise no SIGPIPE, and what the kernel has yet to deliver.
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A TCP connect under way. Ready for writing means that it has ended, one way or the other.
+pub(crate) struct Connecting(TcpStream);
+
+impl Connecting {
+    /// The connected, non-blocking stream, or why there is none.
+    pub(crate) fn finish(self) -> io::Result<TcpStream> {
+        match self.0.take_error()? {
+            Some(e) => Err(e),
+            None => Ok(self.0),
+        }
+    }
+}
+
+impl AsFd for Connecting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Begins to connect. The descriptor is closed in children that the host program executes.
+pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers; the result is checked before use.
+    let fd = unsafe { libc::socket(family, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a fresh descriptor that nothing else owns.
+    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let result = match address {
+        SocketAddr::V4(v4) => {
+            let raw = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            connect_raw(fd, &raw)
+        }
+        SocketAddr::V6(v6) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            connect_raw(fd, &raw)
+        }
+    };
+    match result {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+        _ => Ok(Connecting(stream)),
+    }
+}
+
+fn connect_raw<T>(fd: i32, address: &T) -> io::Result<()> {
+    let length = mem::size_of::<T>() as libc::socklen_t;
+    // SAFETY: `address` is a live socket address structure and `length` is its size.
+    let result = unsafe { libc::connect(fd, std::ptr::from_ref(address).cast(), length) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Writes the slices in order, as far as the socket takes them. std's `write_vectored` would
+/// raise SIGPIPE in a host program that leaves the signal at its default.
+pub(crate) fn send_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: an all-zero `msghdr` is a valid, empty one.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len().min(libc::UIO_MAXIOV as usize) as _;
+    // SAFETY: `IoSlice` has the layout of `iovec` (std promises so), the slices live through the
+    // call, and sendmsg only reads them.
+    let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(sent as usize)
+    }
+}
+
+/// Bytes that were written but that the peer's kernel has not acknowledged (`SIOCOUTQ`).
+pub(crate) fn unsent(stream: &TcpStream) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: `TIOCOUTQ` (the same number as SIOCOUTQ) writes one int, and `count` is one.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
+    if result == 0 {
+        count as usize
+    } else {
+        0
+    }
+}

@@ -1,0 +1,560 @@
+//! Between the cloud and the sessions: what each message, byte and tick leads to. The hot path.
+//!
+//! A turn is: take what the cloud sent, hand it to the local services, read the local services,
+//! send it off. Each step is bounded, so a busy session delays its siblings by one turn at most.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::control::Control;
+use super::dial::Dial;
+use super::session::{Closing, Outlet, Session, State};
+use crate::cloud::frame::{
+    self, release, response, Frame, FrameType, HeaderTemplate, MAX_PAYLOAD_SENT,
+};
+use crate::cloud::websocket::{Incoming, Sender};
+use crate::cloud::{means_expired, Link};
+use crate::config::{Limits, Services, TunnelId};
+use crate::logging::{debug, info, warn, Code};
+use crate::sys::Ready;
+
+/// One read from a local service at most.
+const READ: usize = 64 * 1024;
+/// Session ids whose end the cloud knows of; data for them is late, not wrong.
+const REMEMBERED: usize = 256;
+
+/// Why a connection is over.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Lost(String),
+    /// The cloud says that the token is no longer valid.
+    Expired,
+}
+
+/// What is left to do for a frame.
+#[derive(PartialEq, Eq)]
+enum Step {
+    Done,
+    /// The session at this index has no room for it, or must hand over its batch first.
+    Flush(usize),
+    /// The session at this index is released by the cloud.
+    Released(usize),
+}
+
+/// One open connection and its sessions.
+pub(crate) struct Relay {
+    pub(crate) link: Link,
+    pub(crate) table: Table,
+    scratch: Vec<u8>,
+    /// Which session is read first; moves on each turn, so that all share evenly.
+    first: usize,
+    /// The session whose full buffer stops the reading of the WebSocket.
+    blocked: bool,
+    /// The transport may have more to read than `poll` knows of.
+    pub(crate) readable: bool,
+    last_heard: Instant,
+    next_ping: Instant,
+}
+
+/// The sessions, and the answers that frames lead to.
+pub(crate) struct Table {
+    pub(crate) sessions: Vec<Session>,
+    pub(crate) closing: Vec<Closing>,
+    gone: VecDeque<String>,
+    id: TunnelId,
+    services: Arc<Services>,
+    limits: Limits,
+    control: Arc<Control>,
+    frame_id: u64,
+    header: Vec<u8>,
+}
+
+impl Relay {
+    pub(crate) fn new(
+        link: Link,
+        id: TunnelId,
+        services: Arc<Services>,
+        limits: Limits,
+        control: Arc<Control>,
+        closing: Vec<Closing>,
+    ) -> Self {
+        let now = Instant::now();
+        let next_ping = now + limits.ping_interval;
+        let table = Table {
+            sessions: Vec::new(),
+            closing,
+            gone: VecDeque::new(),
+            id,
+            services,
+            limits,
+            control,
+            frame_id: 0,
+            header: Vec::new(),
+        };
+        Relay {
+            link,
+            table,
+            scratch: Vec::new(),
+            first: 0,
+            blocked: false,
+            readable: true,
+            last_heard: now,
+            next_ping,
+        }
+    }
+
+    /// Whether the WebSocket is to be read: not while a full session stops it, nor while a
+    /// cloud that reads nothing lets our answers pile up.
+    pub(crate) fn wants_cloud(&self) -> bool {
+        !self.blocked && self.link.sender.len() < 2 * self.table.limits.send_buffer
+    }
+
+    /// Whether local services are to be read.
+    pub(crate) fn wants_local(&self) -> bool {
+        self.link.sender.len() < self.table.limits.send_buffer
+    }
+
+    /// The nearest time at which [`tick`](Self::tick) has something to do.
+    pub(crate) fn deadline(&self) -> Instant {
+        let limits = &self.table.limits;
+        let mut nearest = self.next_ping.min(self.last_heard + limits.pong_timeout);
+        for session in &self.table.sessions {
+            if let State::Dialing { deadline, .. } = &session.state {
+                nearest = nearest.min(*deadline);
+            }
+            if let Some(since) = session.blocked_since {
+                nearest = nearest.min(since + limits.stall_timeout);
+            }
+        }
+        self.table.closing.iter().fold(nearest, |nearest, closing| nearest.min(closing.deadline()))
+    }
+
+    /// Reads the WebSocket as far as it is readable and one buffer goes, and deals with it.
+    pub(crate) fn receive(&mut self) -> Result<(), End> {
+        self.deal()?;
+        let mut lost = None;
+        while self.readable && self.wants_cloud() && !self.link.receiver.is_full() {
+            match self.link.receiver.fill(&mut self.link.transport) {
+                Ok(0) => lost = Some("the cloud closed the connection".into()),
+                Ok(_) => self.last_heard = Instant::now(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => lost = Some(format!("receive from the cloud: {e}")),
+            }
+            if let Some(reason) = lost {
+                // What came before the end counts.
+                self.deal()?;
+                return Err(End::Lost(reason));
+            }
+        }
+        self.deal()?;
+        if !self.wants_cloud() {
+            // Only silence while we read counts.
+            self.last_heard = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Deals with the messages in the receive buffer, until it is empty or a session is full.
+    fn deal(&mut self) -> Result<(), End> {
+        self.blocked = false;
+        let result = self.deal_messages();
+        for session in &mut self.table.sessions {
+            if session.waiting() > 0 {
+                session.flush(&self.link.receiver);
+            }
+            if !self.blocked {
+                session.blocked_since = None;
+            }
+        }
+        result
+    }
+
+    fn deal_messages(&mut self) -> Result<(), End> {
+        let Relay { link: Link { receiver, sender, .. }, table, blocked, .. } = self;
+        let hard_limit = 2 * table.limits.send_buffer;
+        while sender.len() < hard_limit {
+            let incoming = match receiver.peek() {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => break,
+                Err(violation) => {
+                    sender.close(Some(violation.close_code()));
+                    return Err(End::Lost(format!("WebSocket protocol: {violation}")));
+                }
+            };
+            match incoming {
+                Incoming::Binary { message, at } => match Frame::parse(message) {
+                    Ok(frame) => {
+                        let at = at.map(|at| at + message.len() - frame.payload.len());
+                        match table.frame(frame, at, sender) {
+                            Step::Done => {}
+                            Step::Released(index) => {
+                                table.sessions[index].flush(receiver);
+                                table.close(index);
+                            }
+                            Step::Flush(index) => {
+                                let session = &mut table.sessions[index];
+                                let before = (session.waiting(), session.batched);
+                                session.flush(receiver);
+                                if (session.waiting(), session.batched) != before {
+                                    continue;
+                                }
+                                session.blocked_since.get_or_insert_with(Instant::now);
+                                *blocked = true;
+                                break;
+                            }
+                        }
+                    }
+                    Err(e) => warn!(Code::TunnelFailed, "a malformed frame is dropped: {e}"),
+                },
+                Incoming::TooLong { head, length } => {
+                    warn!(Code::TunnelFailed, "a message of {length} bytes is dropped");
+                    table.lost_data(head, sender);
+                }
+                Incoming::Text => warn!(Code::TunnelFailed, "a text message is dropped"),
+                Incoming::Ping(payload) => sender.pong(payload),
+                Incoming::Pong => debug!(Code::Tunnel, "websocket {} pong", table.id),
+                Incoming::Close(code) => {
+                    sender.close(code);
+                    return Err(match code {
+                        Some(code) if means_expired(code) => End::Expired,
+                        Some(code) => End::Lost(format!("the cloud closed it with code {code}")),
+                        None => End::Lost("the cloud closed it".into()),
+                    });
+                }
+            }
+            receiver.consume();
+        }
+        Ok(())
+    }
+
+    /// Moves the sessions' local sides on, as `poll` found them ready.
+    pub(crate) fn locals(&mut self, ready: &[Ready]) {
+        let readable: Vec<bool> = ready.iter().map(|ready| ready.read).collect();
+        self.read_locals(&readable);
+        // A read may have ended a session; then the next turn sees to the others.
+        if self.table.sessions.len() != ready.len() {
+            return;
+        }
+        for index in (0..ready.len()).rev().filter(|index| ready[*index].write) {
+            let session = &mut self.table.sessions[index];
+            if let State::Dialing { dial, .. } = &mut session.state {
+                if let Some(result) = dial.step(true) {
+                    self.table.dialed(index, result, &mut self.link.sender);
+                }
+            } else {
+                session.write_parked();
+            }
+        }
+    }
+
+    /// Reads the local services that are ready, each its share of the room.
+    pub(crate) fn read_locals(&mut self, ready: &[bool]) {
+        let count = ready.iter().filter(|ready| **ready).count();
+        if count == 0 {
+            return;
+        }
+        self.scratch.resize(READ, 0);
+        let room = self.table.limits.send_buffer.saturating_sub(self.link.sender.len());
+        let share = (room / count).clamp(MAX_PAYLOAD_SENT, READ);
+        self.first = self.first.wrapping_add(1);
+        // From the back, since a session that ends is taken out of the table.
+        let mut order: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
+        let turn = self.first % order.len();
+        order.rotate_left(turn);
+        let mut ended = Vec::new();
+        for index in order {
+            if !self.wants_local() {
+                break;
+            }
+            let session = &mut self.table.sessions[index];
+            let State::Open(outlet) = &mut session.state else { continue };
+            match outlet.read(&mut self.scratch[..share]) {
+                Ok(0) => ended.push((index, None)),
+                Ok(length) => {
+                    for payload in self.scratch[..length].chunks(MAX_PAYLOAD_SENT) {
+                        self.table.frame_id += 1;
+                        session.header.write(self.table.frame_id, &mut self.table.header);
+                        self.link.sender.binary(&self.table.header, payload);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => ended.push((index, Some(e))),
+            }
+        }
+        ended.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
+        for (index, error) in ended {
+            let session = &self.table.sessions[index];
+            let message = match error {
+                None => format!("service {} closed the connection", session.service_type),
+                Some(e) => format!("service {}: {e}", session.service_type),
+            };
+            self.table.release(index, &message, &mut self.link.sender);
+        }
+    }
+
+    /// Sends what waits for the cloud.
+    pub(crate) fn send(&mut self) -> Result<(), End> {
+        let result = self.link.sender.flush(&mut self.link.transport);
+        result.map(drop).map_err(|e| End::Lost(format!("send to the cloud: {e}")))
+    }
+
+    /// Does what the time asks for.
+    pub(crate) fn tick(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        let limits = &self.table.limits;
+        if now >= self.last_heard + limits.pong_timeout {
+            return Err(End::Lost(format!("nothing from the cloud for {:?}", limits.pong_timeout)));
+        }
+        if now >= self.next_ping {
+            self.next_ping = now + limits.ping_interval;
+            debug!(Code::Tunnel, "websocket {} ping", self.table.id);
+            if self.link.sender.len() < 2 * limits.send_buffer {
+                self.link.sender.ping();
+            }
+            self.link.receiver.shrink();
+            self.link.sender.shrink();
+            self.scratch = Vec::new();
+        }
+        self.table.expire_sessions(now, &mut self.link.sender);
+        if !self.table.closing.is_empty() {
+            self.scratch.resize(READ, 0);
+            let scratch = &mut self.scratch;
+            self.table.closing.retain_mut(|closing| !closing.step(scratch));
+        }
+        Ok(())
+    }
+
+    /// Says goodbye: every session is released, the WebSocket closed. Sends what goes at once.
+    pub(crate) fn close(&mut self) {
+        for index in (0..self.table.sessions.len()).rev() {
+            self.table.release(index, "the tunnel is closed", &mut self.link.sender);
+        }
+        self.link.sender.close(Some(1000));
+    }
+
+    /// Ends the connection and gives back the sessions that still have bytes for their service.
+    pub(crate) fn into_closing(mut self) -> Vec<Closing> {
+        let _ = self.send();
+        self.link.transport.shutdown();
+        for index in (0..self.table.sessions.len()).rev() {
+            self.table.close(index);
+        }
+        self.table.closing
+    }
+}
+
+impl Table {
+    fn find(&self, id: &str) -> Option<usize> {
+        self.sessions.iter().position(|session| session.id == id)
+    }
+
+    /// Deals with one frame from the cloud; `at` is where its payload stands in the buffer.
+    fn frame(&mut self, frame: Frame<'_>, at: Option<usize>, sender: &mut Sender) -> Step {
+        match frame.frame_type {
+            FrameType::DataTransport => return self.data(&frame, at, sender),
+            FrameType::SessionCreate => self.create(&frame, sender),
+            FrameType::SessionRelease => {
+                if let Some(frame_id) = frame.frame_id {
+                    let id = &frame.session_id;
+                    respond(
+                        sender,
+                        id,
+                        &frame.service_type,
+                        frame_id,
+                        response::SUCCESS,
+                        "released",
+                    );
+                }
+                if let Some(index) = self.find(&frame.session_id) {
+                    return Step::Released(index);
+                }
+            }
+            // The cloud's answer to a release of ours.
+            FrameType::CommonResponse => {}
+        }
+        Step::Done
+    }
+
+    fn data(&mut self, frame: &Frame<'_>, at: Option<usize>, sender: &mut Sender) -> Step {
+        let Some(index) = self.find(&frame.session_id) else {
+            self.unknown_session(&frame.session_id, sender);
+            return Step::Done;
+        };
+        let session = &mut self.sessions[index];
+        let length = frame.payload.len();
+        let waiting = session.waiting();
+        if waiting > 0 && waiting + length > self.limits.session_buffer {
+            return Step::Flush(index);
+        }
+        match at {
+            Some(at) => {
+                session.batch.push(at..at + length);
+                session.batched += length;
+            }
+            None if session.batched > 0 => return Step::Flush(index),
+            None => session.parked.push(frame.payload),
+        }
+        Step::Done
+    }
+
+    fn unknown_session(&mut self, id: &str, sender: &mut Sender) {
+        if id.is_empty() || self.gone.iter().any(|gone| gone == id) {
+            return;
+        }
+        warn!(Code::TunnelFailed, "data for unknown session {id} is dropped");
+        self.say_released(id, "no such session", sender);
+    }
+
+    /// A data frame was too long to keep: its session has lost bytes and cannot go on.
+    fn lost_data(&mut self, head: &[u8], sender: &mut Sender) {
+        let Ok(frame) = Frame::parse_header(head) else { return };
+        if frame.frame_type == FrameType::DataTransport {
+            if let Some(index) = self.find(&frame.session_id) {
+                self.release(index, "a data frame is longer than 64 KiB", sender);
+            }
+        }
+    }
+
+    fn create(&mut self, frame: &Frame<'_>, sender: &mut Sender) {
+        let (id, service_type) = (&*frame.session_id, &*frame.service_type);
+        let Some(frame_id) = frame.frame_id.filter(|_| !id.is_empty()) else {
+            warn!(Code::TunnelFailed, "a session_create without frame_id or session_id is dropped");
+            return;
+        };
+        info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
+        let mut refuse = |code, why: &str| {
+            warn!(Code::TunnelFailed, "session {id} is refused: {why}");
+            respond(sender, id, service_type, frame_id, code, why);
+        };
+        if self.find(id).is_some() {
+            return refuse(response::REFUSED, "the session id is in use");
+        }
+        let most = self.limits.max_sessions;
+        if self.sessions.len() >= most || self.closing.len() >= most {
+            return refuse(response::SESSION_LIMIT, &format!("the limit of {most} sessions"));
+        }
+        let Some(service) = self.services.get(service_type) else {
+            return refuse(response::REFUSED, &format!("no service {service_type} here"));
+        };
+        let (host, port) = (service.host(), service.port().get());
+        let dial = match Dial::start(host, port, &self.control) {
+            Ok(dial) => dial,
+            Err(e) => {
+                return refuse(
+                    response::REFUSED,
+                    &format!("connect to {host}:{port} (service {service_type}): {e}"),
+                )
+            }
+        };
+        self.gone.retain(|gone| gone != id);
+        let deadline = Instant::now() + self.limits.connect_timeout;
+        self.sessions.push(Session {
+            id: id.to_owned(),
+            service_type: service_type.to_owned(),
+            state: State::Dialing { dial, deadline, create_id: frame_id },
+            header: HeaderTemplate::new(FrameType::DataTransport, id, None),
+            batch: Vec::new(),
+            batched: 0,
+            parked: Default::default(),
+            blocked_since: None,
+        });
+        let index = self.sessions.len() - 1;
+        if let State::Dialing { dial, .. } = &mut self.sessions[index].state {
+            if let Some(result) = dial.step(false) {
+                self.dialed(index, result, sender);
+            }
+        }
+    }
+
+    /// A local connect has ended: answers the `session_create`.
+    fn dialed(&mut self, index: usize, result: io::Result<TcpStream>, sender: &mut Sender) {
+        let session = &mut self.sessions[index];
+        let State::Dialing { create_id, .. } = session.state else { return };
+        match result {
+            Ok(stream) => {
+                session.state = State::Open(Outlet::new(stream));
+                let (id, service) = (&session.id, &session.service_type);
+                respond(sender, id, service, create_id, response::SUCCESS, "success");
+                session.write_parked();
+            }
+            Err(e) => self.undialed(index, create_id, &e.to_string(), sender),
+        }
+    }
+
+    fn undialed(&mut self, index: usize, create_id: u64, why: &str, sender: &mut Sender) {
+        let session = self.sessions.remove(index);
+        let (id, service_type) = (&session.id, &session.service_type);
+        let at = self.services.get(service_type);
+        let at = at.map(|service| format!("{}:{}", service.host(), service.port()));
+        let text = format!("connect to {} (service {service_type}): {why}", at.unwrap_or_default());
+        warn!(Code::TunnelFailed, "session {id} is refused: {text}");
+        respond(sender, id, service_type, create_id, response::REFUSED, &text);
+    }
+
+    /// Ends sessions whose time is up.
+    fn expire_sessions(&mut self, now: Instant, sender: &mut Sender) {
+        for index in (0..self.sessions.len()).rev() {
+            let session = &mut self.sessions[index];
+            match &mut session.state {
+                State::Dialing { dial, deadline, create_id } => {
+                    let (expired, create_id) = (now >= *deadline, *create_id);
+                    // A name may have been found in the meantime.
+                    match dial.step(false) {
+                        Some(result) => self.dialed(index, result, sender),
+                        None if expired => self.undialed(index, create_id, "timed out", sender),
+                        None => {}
+                    }
+                }
+                State::Open(_) => {
+                    let since = session.blocked_since;
+                    if since.is_some_and(|since| now >= since + self.limits.stall_timeout) {
+                        let session = self.sessions.remove(index);
+                        let why = "the local service takes nothing";
+                        self.say_released(&session.id, why, sender);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a session from our side.
+    fn release(&mut self, index: usize, why: &str, sender: &mut Sender) {
+        let id = self.sessions[index].id.clone();
+        self.close(index);
+        self.say_released(&id, why, sender);
+    }
+
+    fn say_released(&mut self, id: &str, why: &str, sender: &mut Sender) {
+        info!(Code::Tunnel, "release the session: {id}");
+        self.frame_id += 1;
+        HeaderTemplate::new(FrameType::SessionRelease, id, None)
+            .write(self.frame_id, &mut self.header);
+        sender.binary(&self.header, &frame::status(release::BY_DEVICE, why));
+        if self.gone.len() == REMEMBERED {
+            self.gone.pop_front();
+        }
+        self.gone.push_back(id.to_owned());
+    }
+
+    /// Takes a session out of the table; its last bytes still go to the local service.
+    fn close(&mut self, index: usize) {
+        let session = self.sessions.remove(index);
+        if let State::Open(outlet) = session.state {
+            let stall = self.limits.stall_timeout;
+            let mut closing = Closing::new(outlet, session.parked, stall);
+            if !closing.step(&mut [0; 4096]) {
+                self.closing.push(closing);
+            }
+        }
+    }
+}
+
+fn respond(sender: &mut Sender, id: &str, service: &str, frame_id: u64, code: u8, msg: &str) {
+    let mut header = Vec::new();
+    HeaderTemplate::new(FrameType::CommonResponse, id, Some(service)).write(frame_id, &mut header);
+    sender.binary(&header, &frame::status(code, msg));
+}

@@ -1,0 +1,57 @@
+//! When to try again: the C SDK's schedule, bounded, with a little jitter on the longer gaps.
+
+use std::time::Duration;
+
+/// Longest gap.
+const MAX_GAP: Duration = Duration::from_secs(64);
+/// Failures in a row that share one gap before it doubles.
+const STEP: u32 = 5;
+
+/// Counts failed attempts in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Retry {
+    failures: u32,
+}
+
+impl Retry {
+    /// After a success or a user's command the schedule begins anew.
+    pub(crate) fn clear(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The gap after one more failed attempt. `jitter` from 0 to 1 lengthens gaps of 2 s and
+    /// more by up to a tenth, so that a fleet does not return in step.
+    pub(crate) fn after_failure(&mut self, jitter: f64) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let exponent = (self.failures / STEP).min(6);
+        let gap = Duration::from_secs(1 << exponent).min(MAX_GAP);
+        if exponent == 0 {
+            return gap;
+        }
+        gap.mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 10.0).min(MAX_GAP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_1_s_four_times_then_double_every_five_failures_up_to_64_s() {
+        let mut retry = Retry::default();
+        let gaps: Vec<u64> = (0..40).map(|_| retry.after_failure(0.0).as_secs()).collect();
+        assert_eq!(gaps[..10], [1, 1, 1, 1, 2, 2, 2, 2, 2, 4]);
+        assert_eq!(gaps[28..34], [32, 64, 64, 64, 64, 64]);
+        retry.clear();
+        assert_eq!(retry.after_failure(1.0).as_secs(), 1);
+    }
+
+    #[test]
+    fn jitter_only_lengthens_and_never_exceeds_the_longest_gap() {
+        let mut retry = Retry::default();
+        for _ in 0..100 {
+            let gap = retry.after_failure(1.0);
+            assert!(gap <= MAX_GAP);
+        }
+    }
+}

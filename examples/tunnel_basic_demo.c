@@ -1,0 +1,479 @@
+/*
+ * The remote-login process: keeps tunnels to the cloud, through which an operator reaches a
+ * local service, usually sshd. The business process, which talks MQTT, tells it over a System V
+ * message queue which tunnels to open and close.
+ *
+ *     tunnel_basic_demo [-p PORT] [-c CA_FILE] [-k QUEUE_KEY] [-s SERVICE_TYPE]
+ *     tunnel_basic_demo [PORT [CA_FILE [QUEUE_KEY]]]
+ *
+ * The five steps: initialise, configure, start the tunnel thread, listen for messages, and act
+ * on each (demo_tunnel_do_operation). SIGINT and SIGTERM end it.
+ */
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <time.h>
+
+#include "aiot_state_api.h"
+#include "aiot_sysdep_api.h"
+#include "aiot_tunnel_api.h"
+
+#define DEFAULT_PORT 22
+#define DEFAULT_SERVICE "_SSH"
+#define DEFAULT_QUEUE_KEY 1234
+#define MESSAGE_TYPE 1
+
+/* How long to wait for the listen thread before it is woken once more. */
+#define WAKE_AGAIN_MS 20
+
+/* What the business process sends. Texts are ended by NUL; the library checks that they are. */
+typedef struct {
+    int32_t operation; /* 1 add, 0 delete, 2 update */
+    char tunnel_id[128];
+    char host[128];
+    char port[128];
+    char path[128];
+    char token[128];
+} demo_tunnel_info_t;
+
+typedef struct {
+    long type;
+    /* One byte more than a message has, so that a longer one is told from a good one. */
+    char data[sizeof(demo_tunnel_info_t) + 1];
+} demo_message_t;
+
+typedef struct {
+    unsigned int port;
+    const char *service_type;
+    const char *ca_file;
+    key_t queue_key;
+} demo_settings_t;
+
+typedef struct {
+    void *tunnel_handle;
+    int queue;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int stopping; /* under lock: the listen thread shall end */
+    int ended;    /* under lock: it has */
+} demo_listener_t;
+
+extern aiot_sysdep_portfile_t g_aiot_sysdep_portfile;
+
+static int32_t demo_state_logcb(int32_t code, char *message)
+{
+    (void)code;
+    fputs(message, stdout);
+    return 0;
+}
+
+/* Called by the tunnel thread only. */
+static void demo_tunnel_event_cb(void *handle, const aiot_tunnel_event_t *event, void *userdata)
+{
+    const char *name = "unknown event";
+
+    (void)handle;
+    (void)userdata;
+    switch (event->type) {
+    case AIOT_TUNNEL_EVT_CONNECT:
+        name = "AIOT_TUNNEL_EVT_CONNECT";
+        break;
+    case AIOT_TUNNEL_EVT_DISCONNECT:
+        name = "AIOT_TUNNEL_EVT_DISCONNECT";
+        break;
+    case AIOT_TUNNEL_EVT_EXPIRED:
+        /* A real device asks the cloud for a new token here and calls aiot_tunnel_update. */
+        name = "AIOT_TUNNEL_EVT_EXPIRED";
+        break;
+    }
+    printf("ra_event_cb %s %s \n", name, event->tunnel_id);
+}
+
+/* Step 5: opens, closes or renews a tunnel. */
+static void demo_tunnel_do_operation(void *tunnel_handle, char *data, int32_t len)
+{
+    demo_tunnel_info_t info;
+    aiot_tunnel_connect_param_t params;
+    int32_t code = STATE_SUCCESS;
+
+    if (len != (int32_t)sizeof(info)) {
+        printf("message dropped: %d bytes, not %d\n", (int)len, (int)sizeof(info));
+        return;
+    }
+    memcpy(&info, data, sizeof(info));
+    memset(&params, 0, sizeof(params));
+    params.host = info.host;
+    params.port = info.port;
+    params.path = info.path;
+    params.token = info.token;
+
+    switch (info.operation) {
+    case 1:
+        code = aiot_tunnel_add(tunnel_handle, info.tunnel_id, &params);
+        break;
+    case 0:
+        code = aiot_tunnel_delete(tunnel_handle, info.tunnel_id);
+        break;
+    case 2:
+        code = aiot_tunnel_update(tunnel_handle, info.tunnel_id, &params);
+        break;
+    default:
+        printf("message dropped: unknown operation %d\n", (int)info.operation);
+    }
+    if (code != STATE_SUCCESS) {
+        printf("operation %d failed: -0x%04X\n", (int)info.operation, (unsigned int)-code);
+    }
+    /* The token has done its duty. */
+    explicit_bzero(&info, sizeof(info));
+}
+
+static int demo_listener_is_stopping(demo_listener_t *listener)
+{
+    int stopping;
+
+    pthread_mutex_lock(&listener->lock);
+    stopping = listener->stopping;
+    pthread_mutex_unlock(&listener->lock);
+    return stopping;
+}
+
+/* Step 4: sleeps in msgrcv until a message arrives. */
+static void *demo_tunnel_listen_task(void *arg)
+{
+    demo_listener_t *listener = arg;
+    demo_message_t message;
+    int failed = 0;
+
+    printf("demo_tunnel_listen_task Listen \n");
+    while (!failed) {
+        ssize_t len = msgrcv(listener->queue, &message, sizeof(message.data), MESSAGE_TYPE,
+                             MSG_NOERROR);
+        if (demo_listener_is_stopping(listener)) {
+            break;
+        }
+        if (len >= 0) {
+            printf("msg recv data len %d, \n", (int)len);
+            demo_tunnel_do_operation(listener->tunnel_handle, message.data, (int32_t)len);
+        } else if (errno != EINTR) {
+            /* Somebody removed the queue: nothing can arrive any more. */
+            perror("msgrcv");
+            failed = 1;
+        }
+        explicit_bzero(&message, sizeof(message));
+    }
+    explicit_bzero(&message, sizeof(message));
+
+    pthread_mutex_lock(&listener->lock);
+    listener->ended = 1;
+    pthread_cond_signal(&listener->changed);
+    pthread_mutex_unlock(&listener->lock);
+    if (failed) {
+        kill(getpid(), SIGTERM);
+    }
+    return NULL;
+}
+
+/* Wakes the listen thread by an empty message and returns when it has ended. */
+static void demo_listener_stop(demo_listener_t *listener)
+{
+    const struct {
+        long type;
+        char data[1];
+    } wake_up = {MESSAGE_TYPE, {0}};
+
+    pthread_mutex_lock(&listener->lock);
+    listener->stopping = 1;
+    while (!listener->ended) {
+        struct timespec until;
+
+        /* A full queue is no matter: then the thread is awake. A second listener on this queue
+         * may snatch the message, so it is repeated. */
+        (void)msgsnd(listener->queue, &wake_up, 0, IPC_NOWAIT);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += WAKE_AGAIN_MS * 1000000L;
+        if (until.tv_nsec >= 1000000000L) {
+            until.tv_nsec -= 1000000000L;
+            until.tv_sec++;
+        }
+        pthread_cond_timedwait(&listener->changed, &listener->lock, &until);
+    }
+    pthread_mutex_unlock(&listener->lock);
+}
+
+/* Readable by this user only: who may write to the queue may open a tunnel to any host. */
+static int demo_queue_open(key_t key, int *created)
+{
+    int queue = msgget(key, IPC_CREAT | IPC_EXCL | 0600);
+
+    *created = queue >= 0;
+    if (queue < 0 && errno == EEXIST) {
+        queue = msgget(key, 0);
+    }
+    return queue;
+}
+
+/* The content of a file, NUL-terminated, to be freed by the caller; NULL when it has none. */
+static char *demo_read_file(const char *path, uint32_t *len)
+{
+    enum { MOST = 1024 * 1024 };
+    FILE *file = fopen(path, "rb");
+    char *text = NULL;
+    size_t got = 0;
+
+    if (file == NULL) {
+        return NULL;
+    }
+    text = malloc(MOST + 1);
+    if (text != NULL) {
+        got = fread(text, 1, MOST, file);
+        text[got] = '\0';
+    }
+    fclose(file);
+    *len = (uint32_t)got;
+    return text;
+}
+
+static int32_t demo_set_credential(void *tunnel_handle, const char *ca_file)
+{
+    aiot_sysdep_network_cred_t cred;
+    char *ca = NULL;
+    int32_t code;
+
+    memset(&cred, 0, sizeof(cred));
+    if (ca_file == NULL) {
+        printf("warning: no CA file, so tunnels are neither encrypted nor authenticated\n");
+        cred.option = AIOT_SYSDEP_NETWORK_CRED_NONE;
+    } else {
+        ca = demo_read_file(ca_file, &cred.x509_server_cert_len);
+        if (ca == NULL) {
+            perror(ca_file);
+            return STATE_PORT_TLS_INVALID_SERVER_CERT;
+        }
+        cred.option = AIOT_SYSDEP_NETWORK_CRED_SVRCERT_CA;
+        cred.max_tls_fragment = 16384;
+        cred.sni_enabled = 1;
+        cred.x509_server_cert = ca;
+    }
+    code = aiot_tunnel_setopt(tunnel_handle, AIOT_TUNNELOPT_NETWORK_CRED, (void *)&cred);
+    free(ca);
+    return code;
+}
+
+/* Step 2: credential, event handler, local services. */
+static int32_t demo_configure(void *tunnel_handle, const demo_settings_t *settings)
+{
+    aiot_tunnel_service_t services[1];
+    int32_t code = demo_set_credential(tunnel_handle, settings->ca_file);
+    size_t i;
+
+    if (code != STATE_SUCCESS) {
+        return code;
+    }
+    /* POSIX, unlike ISO C, lets a function pointer travel as void *. */
+    code = aiot_tunnel_setopt(tunnel_handle, AIOT_TUNNELOPT_EVENT_HANDLER,
+                              __extension__(void *) demo_tunnel_event_cb);
+    if (code != STATE_SUCCESS) {
+        return code;
+    }
+    memset(services, 0, sizeof(services));
+    snprintf(services[0].type, sizeof(services[0].type), "%s", settings->service_type);
+    snprintf(services[0].ip, sizeof(services[0].ip), "127.0.0.1");
+    services[0].port = settings->port;
+    for (i = 0; i < sizeof(services) / sizeof(services[0]) && code == STATE_SUCCESS; i++) {
+        code = aiot_tunnel_setopt(tunnel_handle, AIOT_TUNNELOPT_ADD_SERVICE, (void *)&services[i]);
+    }
+    return code;
+}
+
+/* Steps 4 and 5, until a signal arrives; 0 when all went well. */
+static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
+{
+    demo_listener_t listener = {tunnel_handle, -1, PTHREAD_MUTEX_INITIALIZER,
+                                PTHREAD_COND_INITIALIZER, 0, 0};
+    pthread_t thread;
+    int created = 0, received = 0, error;
+
+    listener.queue = demo_queue_open(key, &created);
+    if (listener.queue < 0) {
+        perror("msgget");
+        return -1;
+    }
+    error = pthread_create(&thread, NULL, demo_tunnel_listen_task, &listener);
+    if (error == 0) {
+        sigwait(signals, &received);
+        /* Whether the listener sent this signal itself, its queue being gone. */
+        pthread_mutex_lock(&listener.lock);
+        error = listener.ended;
+        pthread_mutex_unlock(&listener.lock);
+        demo_listener_stop(&listener);
+        pthread_join(thread, NULL);
+    } else {
+        printf("create demo_tunnel_listen_task error!\n");
+    }
+    if (created) {
+        msgctl(listener.queue, IPC_RMID, NULL);
+    }
+    return error == 0 ? 0 : -1;
+}
+
+/* Steps 3 to 5; 0 when all went well. */
+static int demo_run(void *tunnel_handle, const demo_settings_t *settings)
+{
+    pthread_t tunnel_thread;
+    sigset_t signals;
+    void *result = NULL;
+    int error;
+
+    /* Blocked in all threads, the library's too, so that sigwait receives them. */
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+
+    if (pthread_create(&tunnel_thread, NULL, aiot_tunnel_start, tunnel_handle) != 0) {
+        printf("create aiot_tunnel_start error!\n");
+        return -1;
+    }
+    error = demo_listen(tunnel_handle, settings->queue_key, &signals);
+    aiot_tunnel_stop(tunnel_handle);
+    pthread_join(tunnel_thread, &result);
+    if (result != NULL) {
+        printf("aiot_tunnel_start failed: -0x%04X\n", (unsigned int)-*(int32_t *)result);
+        error = -1;
+    }
+    return error;
+}
+
+static void usage(FILE *to, const char *program)
+{
+    fprintf(to,
+            "usage: %s [OPTIONS] [PORT [CA_FILE [QUEUE_KEY]]]\n"
+            "  -p, --port PORT      port of the local service (default %d)\n"
+            "  -c, --ca FILE        CA certificates in PEM; without it: plain text\n"
+            "  -k, --key KEY        key of the message queue (default %d; decimal or 0x)\n"
+            "  -s, --service TYPE   name of the service (default %s)\n"
+            "  -h, --help           this text\n",
+            program, DEFAULT_PORT, DEFAULT_QUEUE_KEY, DEFAULT_SERVICE);
+}
+
+/* A number in least..most; -1 when the text is none. */
+static int64_t parse_number(const char *text, int64_t least, int64_t most)
+{
+    int base = strncmp(text, "0x", 2) == 0 || strncmp(text, "0X", 2) == 0 ? 16 : 10;
+    char *end = NULL;
+    long long number;
+
+    errno = 0;
+    number = strtoll(text, &end, base);
+    if (errno != 0 || end == text || *end != '\0' || number < least || number > most) {
+        return -1;
+    }
+    return number;
+}
+
+/* 0 when one of the settings can be read from the text, -1 when not. */
+static int set_port(demo_settings_t *settings, const char *text)
+{
+    int64_t port = parse_number(text, 1, 65535);
+
+    settings->port = (unsigned int)port;
+    return port < 0 ? -1 : 0;
+}
+
+static int set_queue_key(demo_settings_t *settings, const char *text)
+{
+    /* Key 0 is IPC_PRIVATE: a queue that no other process could find. */
+    int64_t key = parse_number(text, 1, INT32_MAX);
+
+    settings->queue_key = (key_t)key;
+    return key < 0 ? -1 : 0;
+}
+
+/* 0: go on; 1: help was asked for; -1: the arguments are wrong. */
+static int parse_arguments(int argc, char **argv, demo_settings_t *settings)
+{
+    static const struct option options[] = {
+        {"port", required_argument, NULL, 'p'},    {"ca", required_argument, NULL, 'c'},
+        {"key", required_argument, NULL, 'k'},     {"service", required_argument, NULL, 's'},
+        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
+    };
+    int error = 0, option;
+
+    while ((option = getopt_long(argc, argv, "p:c:k:s:h", options, NULL)) != -1) {
+        switch (option) {
+        case 'p':
+            error |= set_port(settings, optarg);
+            break;
+        case 'c':
+            settings->ca_file = optarg;
+            break;
+        case 'k':
+            error |= set_queue_key(settings, optarg);
+            break;
+        case 's':
+            settings->service_type = optarg;
+            error |= strlen(optarg) < sizeof(((aiot_tunnel_service_t *)0)->type) ? 0 : -1;
+            break;
+        case 'h':
+            return 1;
+        default:
+            return -1;
+        }
+    }
+    if (optind < argc) {
+        error |= set_port(settings, argv[optind++]);
+    }
+    if (optind < argc) {
+        settings->ca_file = argv[optind++];
+    }
+    if (optind < argc) {
+        error |= set_queue_key(settings, argv[optind++]);
+    }
+    return optind < argc ? -1 : error;
+}
+
+int main(int argc, char **argv)
+{
+    demo_settings_t settings = {DEFAULT_PORT, DEFAULT_SERVICE, NULL, DEFAULT_QUEUE_KEY};
+    void *tunnel_handle;
+    int error;
+
+    switch (parse_arguments(argc, argv, &settings)) {
+    case 0:
+        break;
+    case 1:
+        usage(stdout, argv[0]);
+        return 0;
+    default:
+        usage(stderr, argv[0]);
+        return 2;
+    }
+    /* Whole lines at once, so that a reader at the end of a pipe sees them as they come. */
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    aiot_sysdep_set_portfile(&g_aiot_sysdep_portfile);
+    aiot_state_set_logcb(demo_state_logcb);
+
+    /* Step 1: an instance with its defaults. */
+    tunnel_handle = aiot_tunnel_init();
+    if (tunnel_handle == NULL) {
+        printf("aiot_tunnel_init failed\n");
+        return 1;
+    }
+    error = demo_configure(tunnel_handle, &settings);
+    if (error != STATE_SUCCESS) {
+        printf("aiot_tunnel_setopt failed: -0x%04X\n", (unsigned int)-error);
+    } else {
+        error = demo_run(tunnel_handle, &settings);
+    }
+    aiot_tunnel_deinit(&tunnel_handle);
+    return error == 0 ? 0 : 1;
+}

@@ -1,0 +1,92 @@
+//! What compiled firmware relies on: the exported symbols and the layout of every public type,
+//! against the lists under `tests/abi/`. `docs/abi.md` says what may change when.
+#![cfg(target_os = "linux")]
+
+use std::env;
+use std::process::Command;
+
+/// The names the library exports, as `name kind` lines in alphabetical order.
+fn exported_symbols() -> String {
+    // Cargo links the shared library beside the crate that this test uses, in one go: it is
+    // always there, and never an older one.
+    let library = env::current_exe().unwrap().with_file_name("libaiot_tunnel.so");
+    let nm = Command::new("nm").args(["-D", "--defined-only"]).arg(&library).output().unwrap();
+    assert!(nm.status.success(), "{}", String::from_utf8_lossy(&nm.stderr));
+    let mut symbols: Vec<String> =
+        String::from_utf8(nm.stdout).unwrap().lines().map(symbol).collect();
+    symbols.sort();
+    symbols.concat()
+}
+
+/// From nm's `<address> <letter> <name>`.
+fn symbol(line: &str) -> String {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let &[_, letter, name] = fields.as_slice() else { panic!("nm printed {line:?}") };
+    let kind = match letter {
+        "T" => "function",
+        "B" | "D" => "object",
+        _ => letter,
+    };
+    format!("{name} {kind}\n")
+}
+
+#[test]
+fn exactly_the_listed_symbols_are_exported() {
+    assert_eq!(exported_symbols(), include_str!("abi/symbols.txt"));
+}
+
+#[cfg(target_pointer_width = "64")]
+mod layout {
+    use std::mem::{offset_of, size_of};
+
+    use aiot_tunnel::capi::state::*;
+    use aiot_tunnel::capi::sysdep::*;
+    use aiot_tunnel::capi::tunnel::*;
+
+    macro_rules! layout {
+        ($($name:ident { $($field:ident),* })*) => {{
+            let mut lines = String::new();
+            $(
+                lines += &format!("{} size {}\n", stringify!($name), size_of::<$name>());
+                $(
+                    let offset = offset_of!($name, $field);
+                    let field = stringify!($field).trim_start_matches("r#");
+                    lines += &format!("{}.{field} offset {offset}\n", stringify!($name));
+                )*
+            )*
+            lines
+        }};
+    }
+
+    #[test]
+    fn every_public_type_has_the_listed_layout() {
+        let layout = layout! {
+            aiot_state_logcb_t {}
+            aiot_sysdep_network_cred_option_t {}
+            aiot_sysdep_network_cred_t {
+                option, max_tls_fragment, sni_enabled, x509_server_cert, x509_server_cert_len,
+                x509_client_cert, x509_client_cert_len, x509_client_privkey,
+                x509_client_privkey_len, tls_extend_info
+            }
+            aiot_sysdep_portfile_t {
+                core_sysdep_malloc, core_sysdep_free, core_sysdep_time, core_sysdep_sleep,
+                core_sysdep_network_init, core_sysdep_network_setopt,
+                core_sysdep_network_establish, core_sysdep_network_recv,
+                core_sysdep_network_send, core_sysdep_network_deinit, core_sysdep_rand,
+                core_sysdep_mutex_init, core_sysdep_mutex_lock, core_sysdep_mutex_unlock,
+                core_sysdep_mutex_deinit
+            }
+            core_sysdep_addr_t { addr, port }
+            core_sysdep_network_option_t {}
+            core_sysdep_psk_t { psk_id, psk }
+            core_sysdep_socket_type_t {}
+            aiot_tunnel_connect_param_t { host, port, path, token }
+            aiot_tunnel_event_handler_t {}
+            aiot_tunnel_event_t { r#type, tunnel_id }
+            aiot_tunnel_event_type {}
+            aiot_tunnel_option_t {}
+            aiot_tunnel_service_t { r#type, ip, port }
+        };
+        assert_eq!(layout, include_str!("abi/layout.txt"));
+    }
+}

@@ -110,7 +110,7 @@ pub fn send(key: i32, command: &Command) -> Result<()> {
     let body = command.to_bytes()?;
     let what = || format!("message queue {key:#x}");
     let queue = MessageQueue::open(key).map_err(|e| Error::io(what(), e))?;
-    queue.send(&*body).map_err(|e| Error::io(what(), e))
+    queue.send(&body).map_err(|e| Error::io(what(), e))
 }
 
 /// Which queue to listen on.

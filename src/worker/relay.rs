@@ -192,6 +192,8 @@ impl Relay {
                         match table.frame(frame, at, sender) {
                             Step::Done => {}
                             Step::Released(index) => {
+                                let id = &table.sessions[index].id;
+                                info!(Code::Tunnel, "release the session: {id}");
                                 table.sessions[index].flush(receiver);
                                 table.close(index);
                             }

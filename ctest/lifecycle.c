@@ -1,0 +1,249 @@
+/* init, start, stop and deinit in every order, legal or not, and from many threads at once. */
+#include "harness.h"
+
+#include <unistd.h>
+
+#define THREADS 10
+
+static int32_t code_of(void *start_result)
+{
+    return start_result == NULL ? STATE_SUCCESS : *(int32_t *)start_result;
+}
+
+static void stop_before_start_makes_start_return(void)
+{
+    void *handle = aiot_tunnel_init();
+
+    CHECK_CODE(aiot_tunnel_stop(handle), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_stop(handle), STATE_SUCCESS);
+    CHECK(aiot_tunnel_start(handle) == NULL);
+    CHECK(aiot_tunnel_start(handle) == NULL);
+    CHECK_CODE(aiot_tunnel_deinit(&handle), STATE_SUCCESS);
+}
+
+static void deinit_without_start_drops_what_waits(void)
+{
+    device_t device;
+
+    device_open(&device);
+    CHECK_CODE(add(&device, "never", "idle"), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+    CHECK(recorded_count(&device.events) == 0);
+}
+
+static void a_second_start_returns_a_code_at_once(void)
+{
+    device_t device;
+
+    device_open(&device);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    CHECK_CODE(code_of(aiot_tunnel_start(device.handle)), STATE_TUNNEL_RUNNING);
+    device_close(&device);
+    CHECK_EVENT(&device.events, 1, AIOT_TUNNEL_EVT_DISCONNECT, "t1");
+}
+
+static void commands_before_start_run_in_their_order(void)
+{
+    device_t device;
+
+    device_open(&device);
+    CHECK_CODE(add(&device, "t1", "hang"), STATE_SUCCESS);
+    CHECK_CODE(update(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_CODE(add(&device, "gone", "idle"), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_delete(device.handle, (char[]){"gone"}), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    device_close(&device);
+    CHECK_EVENT(&device.events, 1, AIOT_TUNNEL_EVT_DISCONNECT, "t1");
+    CHECK(recorded_count(&device.events) == 2);
+}
+
+static void deinit_stops_and_waits_for_the_start_thread(void)
+{
+    device_t device;
+    int count;
+
+    device_open(&device);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+    CHECK(device.handle == NULL);
+    count = recorded_count(&device.events);
+    CHECK(count == 2);
+    CHECK_EVENT(&device.events, 1, AIOT_TUNNEL_EVT_DISCONNECT, "t1");
+    CHECK(joined(device.thread) == NULL);
+    CHECK(recorded_count(&device.events) == count);
+}
+
+static void stop_ends_start_while_a_tunnel_connects(void)
+{
+    device_t device;
+    int64_t began;
+    int i;
+
+    for (i = 0; i < 5; i++) {
+        device_open(&device);
+        device_start(&device);
+        CHECK_CODE(add(&device, "t1", "hang"), STATE_SUCCESS);
+        usleep(20000 * i); /* whatever stage it is in by now */
+        began = now_ms();
+        CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_SUCCESS);
+        CHECK(joined(device.thread) == NULL);
+        CHECK(now_ms() - began <= promised_ms(200));
+        CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+    }
+}
+
+static void *deinit_it(void *handle)
+{
+    int32_t code = aiot_tunnel_deinit((void **)handle);
+
+    CHECK(code == STATE_SUCCESS || code == STATE_USER_INPUT_NULL_POINTER ||
+          code == STATE_USER_INPUT_EXEC_DISABLED);
+    return (void *)(intptr_t)(code == STATE_SUCCESS);
+}
+
+static void of_racing_deinits_one_wins(void)
+{
+    int round, i;
+
+    for (round = 0; round < 50; round++) {
+        pthread_t threads[THREADS];
+        device_t device;
+        void *copies[THREADS];
+        int won = 0;
+
+        device_open(&device);
+        if (round % 2 == 0) {
+            device_start(&device);
+        }
+        for (i = 0; i < THREADS; i++) {
+            copies[i] = device.handle;
+            CHECK(pthread_create(&threads[i], NULL, deinit_it, &copies[i]) == 0);
+        }
+        for (i = 0; i < THREADS; i++) {
+            won += joined(threads[i]) != NULL;
+        }
+        CHECK(won == 1);
+        if (round % 2 == 0) {
+            /* Whichever came first, the thread ends. */
+            joined(device.thread);
+        }
+    }
+}
+
+typedef struct {
+    device_t *device;
+    int number;
+} caller_t;
+
+static void *call_everything(void *arg)
+{
+    caller_t *caller = arg;
+    char id[16];
+    int round;
+
+    snprintf(id, sizeof(id), "t%d", caller->number);
+    for (round = 0; round < 20; round++) {
+        CHECK_CODE(add(caller->device, id, "any"), STATE_SUCCESS);
+        CHECK_CODE(update(caller->device, id, "any"), STATE_SUCCESS);
+        CHECK_CODE(add_service(caller->device->handle, id, "127.0.0.1", 1), STATE_SUCCESS);
+        set_handler(caller->device->handle, record);
+        set_peer_credential(caller->device->handle);
+        CHECK_CODE(code_of(aiot_tunnel_start(caller->device->handle)), STATE_TUNNEL_RUNNING);
+        CHECK_CODE(aiot_tunnel_delete(caller->device->handle, id), STATE_SUCCESS);
+    }
+    return NULL;
+}
+
+static void ten_threads_may_call_at_once(void)
+{
+    pthread_t threads[THREADS];
+    caller_t callers[THREADS];
+    device_t device;
+    int i, connects = 0, disconnects = 0;
+
+    device_open(&device);
+    device_start(&device);
+    /* Until this one is connected, start may not have begun. */
+    CHECK_CODE(add(&device, "first", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "first");
+    for (i = 0; i < THREADS; i++) {
+        callers[i] = (caller_t){&device, i};
+        CHECK(pthread_create(&threads[i], NULL, call_everything, &callers[i]) == 0);
+    }
+    for (i = 0; i < THREADS; i++) {
+        joined(threads[i]);
+    }
+    device_close(&device);
+    for (i = 0; i < recorded_count(&device.events); i++) {
+        connects += recorded(&device.events, i).type == AIOT_TUNNEL_EVT_CONNECT;
+        disconnects += recorded(&device.events, i).type == AIOT_TUNNEL_EVT_DISCONNECT;
+    }
+    CHECK(connects == disconnects);
+}
+
+static long resident_pages(void)
+{
+    FILE *file = fopen("/proc/self/statm", "r");
+    long size, resident;
+
+    CHECK(file != NULL);
+    CHECK(fscanf(file, "%ld %ld", &size, &resident) == 2);
+    fclose(file);
+    return resident;
+}
+
+static void cycles(int count)
+{
+    int i;
+
+    for (i = 0; i < count; i++) {
+        device_t device;
+
+        device_open(&device);
+        CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+        if (i % 10 == 0) {
+            device_start(&device);
+            recorded(&device.events, 0);
+        }
+        CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+        if (i % 10 == 0) {
+            CHECK(joined(device.thread) == NULL);
+        }
+    }
+}
+
+static void a_thousand_cycles_leave_nothing_behind(void)
+{
+    enum { MOST_PAGES = 128 }; /* 512 KiB: half a KiB a cycle would show */
+    int descriptors, threads;
+    long pages;
+
+    cycles(100);
+    descriptors = count_of("fd");
+    threads = count_of("task");
+    pages = resident_pages();
+    cycles(1000);
+    wait_for_count("fd", descriptors);
+    wait_for_count("task", threads);
+    /* A checker's own book-keeping grows; it finds leaks in its own way. */
+    CHECK(under_wrapper() || resident_pages() - pages <= MOST_PAGES);
+}
+
+int main(void)
+{
+    RUN(stop_before_start_makes_start_return);
+    RUN(deinit_without_start_drops_what_waits);
+    RUN(a_second_start_returns_a_code_at_once);
+    RUN(commands_before_start_run_in_their_order);
+    RUN(deinit_stops_and_waits_for_the_start_thread);
+    RUN(stop_ends_start_while_a_tunnel_connects);
+    RUN(of_racing_deinits_one_wins);
+    RUN(ten_threads_may_call_at_once);
+    RUN(a_thousand_cycles_leave_nothing_behind);
+    return 0;
+}

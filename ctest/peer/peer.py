@@ -1,0 +1,621 @@
+#!/usr/bin/env python3
+"""A cloud for tests: the tunnel service's end of the wire, written from RFC 6455 and the tunnel
+protocol, sharing no code with the library.
+
+    peer.py [--tls] [--port N]                 serve until standard input ends; prints "port N"
+    peer.py [--tls] [--timeout S] -- COMMAND   run COMMAND beside it; its exit status, or 1 when a
+                                               device broke the protocol
+
+COMMAND finds in its environment
+    PEER_PORT       the peer, on 127.0.0.1 and "localhost"
+    PEER_TOKEN      the token it accepts; any other gets 401
+    PEER_TLS        1 with --tls, otherwise 0
+    PEER_CA, PEER_CLIENT_CERT, PEER_CLIENT_KEY    PEM files
+    PEER_ECHO_PORT  a local service that sends back what it gets
+    PEER_RESET_PORT a local service that resets each connection after its first bytes
+
+With AIOT_TEST_WRAPPER set, e.g. to "valgrind -q", COMMAND runs under that program.
+
+A device chooses what happens by the query of its path, /tunnel/ID/dest?do=...
+    idle                              stay open until the device leaves, which takes a close frame
+    any                               idle, but the device may leave amid the handshake
+    echo[&sessions=N&bytes=N]         N sessions of _ECHO at once, their bytes compared; close 4001
+    unknown                           a session of a service nobody offers: code 2; close 4001
+    reset[&times=N]                   sessions of _RESET until each is released; close 4001
+    status&code=N                     refuse the handshake with an HTTP status
+    close&code=N                      close at once
+    drop[&times=N]                    the first N connections are lost after the handshake; idle
+    vanish[&times=N]                  the first N are reset amid a session's data; idle
+    hang                              never answer the handshake
+    client                            (TLS) the device must show its certificate; close 4001
+"""
+import argparse
+import base64
+import collections
+import hashlib
+import json
+import os
+import random
+import select
+import shlex
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+
+PATIENCE = 60.0  # nothing takes this long, under valgrind neither, unless it hangs
+TOKEN = "device-token"
+SUBPROTOCOL = "aliyun.iot.securetunnel-v1.1"
+GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+RESPONSE, CREATE, RELEASE, DATA = 1, 2, 3, 4
+EXPIRED = 4001
+
+
+class Violation(Exception):
+    """The device broke the protocol."""
+
+
+class Gone(Exception):
+    """The device closed the connection; `code` is None when it sent no close frame."""
+
+    def __init__(self, code):
+        super().__init__(f"the device left, close code {code}")
+        self.code = code
+
+
+def require(condition, what):
+    if not condition:
+        raise Violation(what)
+
+
+def unmasked(payload, key):
+    repeated = (key * (len(payload) // 4 + 1))[: len(payload)]
+    number = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+    return number.to_bytes(len(payload), "big")
+
+
+class Connection:
+    """One device. A single thread owns it and does all of its input and output in `pump`."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.received = bytearray()
+        self.outgoing = bytearray()
+        self.inbox = collections.deque()  # tunnel frames: (header, payload)
+        self.ended = False
+        self.close_code = None
+        self.last_frame_id = 0  # of those that the device originates
+        self.next_frame_id = 1000  # ours
+        self.messages = 0
+        self.masks = set()
+
+    # Bytes ------------------------------------------------------------------------------
+
+    def pump(self, patience=PATIENCE):
+        """Sends what it can and returns when something arrived or the connection ended."""
+        deadline = time.monotonic() + patience
+        while True:
+            wants_write = self._flush()
+            if self._fill():
+                return
+            left = deadline - time.monotonic()
+            require(left > 0, f"nothing from the device for {patience} s")
+            select.select([self.sock], [self.sock] if wants_write else [], [], left)
+
+    def _flush(self):
+        try:
+            while self.outgoing:
+                del self.outgoing[: self.sock.send(self.outgoing[:65536])]
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return not isinstance(self.sock, ssl.SSLSocket)
+        except ssl.SSLWantWriteError:
+            return True
+        except OSError:
+            self.ended = True
+        return False
+
+    def _fill(self):
+        got = False
+        while not self.ended:
+            try:
+                data = self.sock.recv(65536)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.ended = True
+            self.received += data
+            got = True
+        return got or self.ended
+
+    # HTTP -------------------------------------------------------------------------------
+
+    def read_request(self):
+        while b"\r\n\r\n" not in self.received:
+            require(len(self.received) < 16384, "the request has no end")
+            if self.ended:
+                raise Gone(None)
+            self.pump()
+        head, _, rest = bytes(self.received).partition(b"\r\n\r\n")
+        self.received = bytearray(rest)
+        lines = head.decode("ascii").split("\r\n")
+        method, target, version = lines[0].split(" ")
+        require((method, version) == ("GET", "HTTP/1.1"), f"request line {lines[0]!r}")
+        headers = {}
+        for line in lines[1:]:
+            name, colon, value = line.partition(":")
+            require(colon and name.lower() not in headers, f"header line of {name!r}")
+            headers[name.lower()] = value.strip()
+        return target, headers
+
+    def upgrade(self, port, used_keys):
+        """Checks the request and returns its target, or None when it was refused."""
+        target, headers = self.read_request()
+        require(headers.get("host", "").endswith(f":{port}"), f"Host: {headers.get('host')}")
+        require(headers.get("upgrade", "").lower() == "websocket", "no Upgrade: websocket")
+        tokens = [token.strip().lower() for token in headers.get("connection", "").split(",")]
+        require("upgrade" in tokens, "no Connection: Upgrade")
+        require(headers.get("sec-websocket-version") == "13", "Sec-WebSocket-Version")
+        require(headers.get("sec-websocket-protocol") == SUBPROTOCOL, "Sec-WebSocket-Protocol")
+        key = headers.get("sec-websocket-key", "")
+        require(len(base64.b64decode(key, validate=True)) == 16, "Sec-WebSocket-Key")
+        require(key not in used_keys, "Sec-WebSocket-Key was used before")
+        used_keys.add(key)
+        require("tunnel-access-token" in headers, "no tunnel-access-token")
+        if headers["tunnel-access-token"] != TOKEN:
+            self.refuse(401)
+            return None
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(target).query))
+        if query.get("do") == "status":
+            self.refuse(int(query["code"]))
+            return None
+        accept = base64.b64encode(hashlib.sha1((key + GUID).encode()).digest()).decode()
+        self.outgoing += (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+        ).encode()
+        self._flush()
+        return target
+
+    def refuse(self, status):
+        self.outgoing += f"HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n\r\n".encode()
+        while not self.ended:
+            self.pump()
+
+    # WebSocket ---------------------------------------------------------------------------
+
+    def send_message(self, opcode, payload):
+        length = len(payload)
+        if length < 126:
+            self.outgoing += struct.pack("!BB", 0x80 | opcode, length)
+        elif length < 65536:
+            self.outgoing += struct.pack("!BBH", 0x80 | opcode, 126, length)
+        else:
+            self.outgoing += struct.pack("!BBQ", 0x80 | opcode, 127, length)
+        self.outgoing += payload
+
+    def _parse(self):
+        """One WebSocket frame out of what was received; False when there is none yet."""
+        data = self.received
+        if len(data) < 2:
+            return False
+        first, second = data[0], data[1]
+        require(first & 0x70 == 0, "a reserved bit is set")
+        require(first & 0x80, "a fragmented message; tunnel frames are small")
+        require(second & 0x80, "a frame that is not masked")
+        length, start = second & 0x7F, 2
+        if length == 126:
+            if len(data) < 4:
+                return False
+            (length,) = struct.unpack_from("!H", data, 2)
+            start = 4
+        elif length == 127:
+            raise Violation("a message above 64 KiB; payloads end at 4096 bytes")
+        if len(data) < start + 4 + length:
+            return False
+        key = bytes(data[start : start + 4])
+        payload = unmasked(bytes(data[start + 4 : start + 4 + length]), key)
+        del data[: start + 4 + length]
+        self.messages += 1
+        self.masks.add(key)
+        self._message(first & 0x0F, payload)
+        return True
+
+    def _message(self, opcode, payload):
+        if opcode == BINARY:
+            self._tunnel_frame(payload)
+        elif opcode == PING:
+            self.send_message(PONG, payload)
+        elif opcode == CLOSE:
+            self.close_code = struct.unpack("!H", payload[:2])[0] if payload else 1005
+        else:
+            require(opcode == PONG, f"opcode {opcode}")
+
+    def close(self, code):
+        """Closes in order and waits until the device has gone."""
+        self.send_message(CLOSE, struct.pack("!H", code) + b"bye")
+        while not self.ended:
+            self.pump()
+            while self._parse():
+                pass
+        require(self.close_code is not None, f"close {code} was not answered")
+
+    def reset(self):
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    # Tunnel frames -----------------------------------------------------------------------
+
+    def _tunnel_frame(self, message):
+        require(len(message) >= 2, "a tunnel frame without a header length")
+        (length,) = struct.unpack_from("!H", message)
+        require(1 <= length <= min(2048, len(message) - 2), f"header length {length}")
+        header = json.loads(message[2 : 2 + length].decode("utf-8"))
+        payload = message[2 + length :]
+        require(len(payload) <= 4096, f"a payload of {len(payload)} bytes")
+        kind, number = header["frame_type"], header["frame_id"]
+        require(type(kind) is int and type(number) is int, f"types in {header}")
+        require(isinstance(header["session_id"], str), f"types in {header}")
+        require(kind in (RESPONSE, RELEASE, DATA), f"frame_type {kind} from a device")
+        if kind != RESPONSE:
+            require(number == self.last_frame_id + 1, f"frame_id {number} after {self.last_frame_id}")
+            self.last_frame_id = number
+        self.inbox.append((header, payload))
+
+    def send_frame(self, kind, session, payload=b"", **more):
+        self.next_frame_id += 1
+        header = dict(frame_type=kind, session_id=session, frame_id=self.next_frame_id, **more)
+        text = json.dumps(header).encode()
+        self.send_message(BINARY, struct.pack("!H", len(text)) + text + payload)
+        return self.next_frame_id
+
+    def next_frame(self):
+        while not self.inbox:
+            if self._parse():
+                continue
+            if self.close_code is not None:
+                self.send_message(CLOSE, struct.pack("!H", self.close_code))
+                self._flush()
+                raise Gone(self.close_code)
+            if self.ended:
+                raise Gone(None)
+            self.pump()
+        return self.inbox.popleft()
+
+    def expect_response(self, number, session, code, service=None):
+        while True:
+            header, payload = self.next_frame()
+            if header["frame_type"] == RESPONSE:
+                break
+        require(header["frame_id"] == number, f"{header} does not answer {number}")
+        require(header["session_id"] == session, f"{header} does not name {session}")
+        if service is not None:
+            require(header.get("service_type") == service, f"{header} does not name {service}")
+        require(json.loads(payload)["code"] == code, f"{payload!r}, not code {code}")
+
+    def create_session(self, session, service, code=0):
+        number = self.send_frame(CREATE, session, service_type=service)
+        self.expect_response(number, session, code, service)
+
+
+class Session:
+    """What one echo session still has to send and to see again."""
+
+    def __init__(self, name, size):
+        self.name = name
+        self.data = random.randbytes(size)
+        self.sent = 0
+        self.echoed = bytearray()
+
+    def next_chunk(self):
+        chunk = self.data[self.sent : self.sent + random.randint(1, 4096)]
+        self.sent += len(chunk)
+        return chunk
+
+    def done(self):
+        return len(self.echoed) >= len(self.data)
+
+
+class Peer:
+    def __init__(self, port, tls):
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=64)
+        self.port = self.listener.getsockname()[1]
+        self.tls = tls
+        self.lock = threading.Lock()
+        self.faults = []
+        self.used_keys = set()
+        self.visits = collections.Counter()  # by path
+        self.threads = []
+        self.stopping = False
+
+    def serve(self):
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            if self.stopping:
+                sock.close()
+                return
+            thread = threading.Thread(target=self.attend, args=(sock,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def stop(self):
+        """Lets the connections end; those of a command that has exited end by themselves."""
+        self.stopping = True
+        try:
+            # Closing alone would leave accept asleep.
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            pass
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(5)
+
+    def attend(self, sock):
+        target = None
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                sock.settimeout(PATIENCE)
+                sock = self.tls.wrap_socket(sock, server_side=True)
+            sock.setblocking(False)
+            connection = Connection(sock)
+            target = self.upgrade(connection)
+            if target is not None:
+                self.perform(connection, target)
+                fixed_mask = connection.messages > 3 and len(connection.masks) == 1
+                require(not fixed_mask, "every message has the same mask")
+        except (ssl.SSLError, ConnectionError):
+            pass  # a device that distrusts us, or was ended by its test
+        except Gone as gone:
+            if gone.code is None and target is not None:
+                self.fault(f"{target}: the device left without a close frame")
+        except Violation as violation:
+            self.fault(f"{target}: {violation}")
+        except Exception as error:  # a message that json, struct or a lookup choked on
+            self.fault(f"{target}: {type(error).__name__}: {error}")
+        finally:
+            sock.close()
+
+    def fault(self, text):
+        if not self.stopping:
+            with self.lock:
+                self.faults.append(text)
+            print(f"peer: {text}", file=sys.stderr, flush=True)
+
+    def upgrade(self, connection):
+        # `hang` is decided before the answer, so it is looked for in the raw request.
+        while b"\r\n" not in connection.received:
+            if connection.ended:
+                return None
+            connection.pump()
+        if b"do=hang" in bytes(connection.received).split(b"\r\n")[0]:
+            while not connection.ended:
+                connection.pump()
+            return None
+        return connection.upgrade(self.port, self.used_keys)
+
+    def perform(self, connection, target):
+        url = urllib.parse.urlsplit(target)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        with self.lock:
+            self.visits[target] += 1
+            visit = self.visits[target]
+        scene = query.get("do", "idle")
+        first_ones = visit <= int(query.get("times", 1))
+        if scene in ("drop", "vanish") and not first_ones:
+            scene = "idle"
+        getattr(self, "do_" + scene)(connection, query)
+
+    # Scenes ------------------------------------------------------------------------------
+
+    def do_idle(self, connection, _query):
+        try:
+            while True:
+                connection.next_frame()
+        except Gone as gone:
+            require(gone.code in (1000, 1001, 1005), f"left with close code {gone.code}")
+
+    def do_any(self, connection, _query):
+        while not connection.ended:
+            connection.pump()
+
+    def do_echo(self, connection, query):
+        count, size = int(query.get("sessions", 1)), int(query.get("bytes", 100000))
+        sessions = {name: Session(name, size) for name in (f"s{n + 1}" for n in range(count))}
+        for name in sessions:
+            connection.create_session(name, "_ECHO")
+        while not all(session.done() for session in sessions.values()):
+            for session in sessions.values():
+                if len(connection.outgoing) < 65536 and session.sent < len(session.data):
+                    connection.send_frame(DATA, session.name, session.next_chunk())
+            connection._flush()
+            while connection._parse() or connection.inbox:
+                while connection.inbox:
+                    header, payload = connection.inbox.popleft()
+                    require(header["frame_type"] == DATA, f"{header} amid the echo")
+                    sessions[header["session_id"]].echoed += payload
+            sending = any(session.sent < len(session.data) for session in sessions.values())
+            if not all(session.done() for session in sessions.values()):
+                require(not connection.ended, "lost amid the echo")
+                if connection.outgoing or not sending:
+                    connection.pump()
+        for session in sessions.values():
+            same = hashlib.sha256(session.echoed).digest() == hashlib.sha256(session.data).digest()
+            require(same, f"session {session.name}: other bytes came back")
+            number = connection.send_frame(RELEASE, session.name, b'{"code":0,"msg":"done"}')
+            connection.expect_response(number, session.name, 0)
+        connection.close(EXPIRED)
+
+    def do_unknown(self, connection, _query):
+        connection.create_session("s1", "_NOBODY", code=2)
+        connection.close(EXPIRED)
+
+    def do_reset(self, connection, query):
+        for n in range(int(query.get("times", 1))):
+            name = f"s{n + 1}"
+            connection.create_session(name, "_RESET")
+            released = False
+            while not released:
+                connection.send_frame(DATA, name, bytes(4096))
+                connection._flush()
+                connection._fill()
+                while connection._parse() or connection.inbox:
+                    while connection.inbox:
+                        header, payload = connection.inbox.popleft()
+                        require(header["frame_type"] == RELEASE, f"{header}, not a release")
+                        require(json.loads(payload)["code"] == 1, f"{payload!r}, not code 1")
+                        released = True
+                require(not connection.ended, "lost amid a session")
+                time.sleep(0.001)  # a write at a time, so that one of them meets the reset
+        connection.close(EXPIRED)
+
+    def do_close(self, connection, query):
+        connection.close(int(query["code"]))
+
+    def do_drop(self, connection, _query):
+        while connection.outgoing:
+            connection._flush()
+
+    def do_vanish(self, connection, _query):
+        connection.create_session("s1", "_ECHO")
+        for _ in range(64):
+            connection.send_frame(DATA, "s1", bytes(4096))
+        deadline = time.monotonic() + PATIENCE
+        while connection.outgoing and not connection.ended and time.monotonic() < deadline:
+            connection._flush()
+        connection.reset()
+
+    def do_client(self, connection, _query):
+        require(connection.sock.getpeercert(), "the device showed no certificate")
+        connection.close(EXPIRED)
+
+
+class LocalService:
+    """Takes connections and hands each to `serve` in a thread of its own."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            sock, _ = self.listener.accept()
+            threading.Thread(target=self.attend, args=(sock,), daemon=True).start()
+
+    def attend(self, sock):
+        try:
+            self.serve(sock)
+        except OSError:
+            pass
+        finally:
+            sock.close()
+
+
+def echo(sock):
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def reset(sock):
+    sock.recv(1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def make_certificates(folder):
+    """A throwaway CA, a certificate for the peer and one for the device."""
+
+    def openssl(*arguments):
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test CA",
+            "-keyout", "ca.key", "-out", "ca.pem")
+    for name, extension in [
+        ("server", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ("client", "extendedKeyUsage=clientAuth"),
+    ]:
+        with open(os.path.join(folder, "ext"), "w", encoding="ascii") as file:
+            file.write(extension + "\n")
+        openssl("req", *new_key, "-subj", f"/CN=test {name}",
+                "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")
+
+
+def tls_context(folder):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.path.join(folder, "server.pem"), os.path.join(folder, "server.key"))
+    context.load_verify_locations(os.path.join(folder, "ca.pem"))
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def run(command, peer, folder, timeout):
+    environment = dict(
+        os.environ,
+        PEER_PORT=str(peer.port),
+        PEER_TOKEN=TOKEN,
+        PEER_TLS="1" if peer.tls else "0",
+        PEER_CA=os.path.join(folder, "ca.pem"),
+        PEER_CLIENT_CERT=os.path.join(folder, "client.pem"),
+        PEER_CLIENT_KEY=os.path.join(folder, "client.key"),
+        PEER_ECHO_PORT=str(LocalService(echo).port),
+        PEER_RESET_PORT=str(LocalService(reset).port),
+    )
+    wrapper = shlex.split(os.environ.get("AIOT_TEST_WRAPPER", ""))
+    child = subprocess.Popen(wrapper + command, env=environment)
+    try:
+        status = child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        print(f"peer: {command[0]} still runs after {timeout} s", file=sys.stderr)
+        status = 1
+    finally:
+        child.kill()
+        child.wait()
+    if status < 0:
+        print(f"peer: {command[0]} died of {signal.Signals(-status).name}", file=sys.stderr)
+    return status
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=300)
+    parser.add_argument("command", nargs="*")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    with tempfile.TemporaryDirectory(prefix="aiot-peer-") as folder:
+        make_certificates(folder)
+        peer = Peer(options.port, tls_context(folder) if options.tls else None)
+        threading.Thread(target=peer.serve, daemon=True).start()
+        if options.command:
+            status = run(options.command, peer, folder, options.timeout)
+        else:
+            print(f"port {peer.port}", flush=True)
+            if options.tls:
+                print(f"ca {folder}/ca.pem", flush=True)
+            sys.stdin.read()
+            status = 0
+        peer.stop()
+        return 1 if status == 0 and peer.faults else status
+
+
+if __name__ == "__main__":
+    result = main()
+    sys.exit(result if result >= 0 else 1)

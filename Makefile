@@ -8,6 +8,7 @@ help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
 	@echo "make test     every test, Rust and C"
 	@echo "make build    the library (target/release) and the aiot-tunnel program"
+	@echo "make memcheck the C programs under valgrind, after make test"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
 	@echo "make clean    remove what was built"
@@ -30,7 +31,7 @@ test: setup
 	$(CARGO) build --release --features cli
 	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
 	cmake --build $(CMAKE_DIR)
-	ctest --test-dir $(CMAKE_DIR) --output-on-failure
+	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
 	@echo "all tests passed"
 
 lint: setup
@@ -42,3 +43,8 @@ headers:
 
 clean:
 	$(CARGO) clean
+
+# The C programs again, under valgrind. Takes minutes; `make test` comes first.
+.PHONY: memcheck
+memcheck:
+	cmake --build $(CMAKE_DIR) --target memcheck

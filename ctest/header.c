@@ -1,0 +1,5 @@
+/* A header stands by itself and may be included twice. */
+#include HEADER
+#include HEADER
+
+typedef int a_translation_unit_holds_a_declaration;

@@ -27,7 +27,7 @@ pub(super) fn open(params: &ConnectParams, tls: &TlsContext, stop: &Arc<Waker>) 
     let tcp = connect(params, deadline).map_err(lost)?;
     let socket = Socket::patient(tcp, deadline, stop.clone())?;
     let connector = tls.connector().map_err(|e| Error::Tls(e.to_string()))?;
-    let mut stream = match connector {
+    let mut stream = match &connector {
         None => Stream::Plain(socket),
         Some(connector) => match connector.connect(params.host(), socket) {
             Ok(stream) => Stream::Tls(Box::new(stream)),

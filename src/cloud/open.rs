@@ -78,7 +78,7 @@ pub(crate) fn open(
                 Code::Adapter,
                 "establish tls connection with server(host='{host}', port=[{port}])"
             );
-            let stream = secure(connector, host, tcp, wait, deadline)?;
+            let stream = secure(&connector, host, tcp, wait, deadline)?;
             info!(Code::Adapter, "success to establish tls connection");
             (Transport::Tls(Box::new(stream)), 443)
         }

@@ -1,8 +1,9 @@
 //! A TLS connector from [`Security`].
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use native_tls::{Protocol, TlsConnector};
+use parking_lot::Mutex;
 
 use crate::config::Security;
 
@@ -13,19 +14,22 @@ pub(crate) struct TlsContext(Arc<Context>);
 
 struct Context {
     security: Security,
-    connector: OnceLock<TlsConnector>,
+    /// Held while it is made: native-tls parses all system roots, which takes a tenth of a
+    /// second, and twenty workers that start together must not each do so.
+    connector: Mutex<Option<TlsConnector>>,
 }
 
 impl TlsContext {
     pub(crate) fn new(security: Security) -> Self {
-        TlsContext(Arc::new(Context { security, connector: OnceLock::new() }))
+        TlsContext(Arc::new(Context { security, connector: Mutex::new(None) }))
     }
 
     /// The connector, `None` when plain text was asked for.
-    pub(crate) fn connector(&self) -> Result<Option<&TlsConnector>, native_tls::Error> {
+    pub(crate) fn connector(&self) -> Result<Option<TlsConnector>, native_tls::Error> {
         let Security::Tls(config) = &self.0.security else { return Ok(None) };
-        if let Some(connector) = self.0.connector.get() {
-            return Ok(Some(connector));
+        let mut made = self.0.connector.lock();
+        if let Some(connector) = &*made {
+            return Ok(Some(connector.clone()));
         }
         let mut builder = TlsConnector::builder();
         builder.min_protocol_version(Some(Protocol::Tlsv12)).use_sni(config.sni);
@@ -39,6 +43,7 @@ impl TlsContext {
             builder.identity(identity.clone());
         }
         let connector = builder.build()?;
-        Ok(Some(self.0.connector.get_or_init(|| connector)))
+        *made = Some(connector.clone());
+        Ok(Some(connector))
     }
 }

@@ -31,7 +31,7 @@ static void ten_sessions_at_once_keep_their_bytes_apart(void)
 
     device_open(&device);
     device_start(&device);
-    check_scene(&device, "ten", under_wrapper() ? "echo&sessions=10&bytes=50000"
+    check_scene(&device, "ten", under_checker() ? "echo&sessions=10&bytes=50000"
                                                 : "echo&sessions=10&bytes=1000000");
     device_close(&device);
 }

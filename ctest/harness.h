@@ -46,7 +46,8 @@ int64_t now_ms(void);
 
 /* A duration that the library promises, or many times as much under valgrind. */
 int64_t promised_ms(int64_t ms);
-int under_wrapper(void);
+/* 1 under valgrind or a sanitizer. */
+int under_checker(void);
 
 /* A number from the environment that the peer has set; see peer/peer.py. */
 unsigned int peer_number(const char *name);

@@ -6,7 +6,6 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
-use std::thread::{self, ThreadId};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -57,7 +56,13 @@ pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
 /// Takes an instance out of the registry. Of two callers, one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null(handle)?;
-    REGISTRY.lock().live.remove(&handle.addr()).ok_or(STATE_USER_INPUT_EXEC_DISABLED)
+    let mut registry = REGISTRY.lock();
+    let instance = registry.live.remove(&handle.addr()).ok_or(STATE_USER_INPUT_EXEC_DISABLED);
+    if registry.live.is_empty() {
+        // An empty map keeps its last node, which nobody would free at a dlclose.
+        registry.live = BTreeMap::new();
+    }
+    instance
 }
 
 /// What a handle stands for. Kept alive by the registry and by every call that is under way.
@@ -70,7 +75,7 @@ pub(super) struct Instance {
 }
 
 struct State {
-    start_thread: Option<ThreadId>,
+    start_thread: Option<libc::pthread_t>,
     /// Set by deinit: no start from now on.
     ended: bool,
 }
@@ -93,7 +98,7 @@ impl Instance {
         if state.start_thread.is_some() {
             return Err(STATE_TUNNEL_RUNNING);
         }
-        state.start_thread = Some(thread::current().id());
+        state.start_thread = Some(current_thread());
         drop(state);
         let _leave = Leave(self);
         self.manager.run().map_err(input::code)
@@ -104,7 +109,7 @@ impl Instance {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
-        let inside_handler = state.start_thread == Some(thread::current().id());
+        let inside_handler = state.start_thread == Some(current_thread());
         if inside_handler || inside_log_callback() {
             // No caller expects a callback after its deinit has returned.
             self.callback.silence();
@@ -112,6 +117,12 @@ impl Instance {
         }
         self.returned.wait_while(&mut state, |state| state.start_thread.is_some());
     }
+}
+
+/// Not `std::thread::current`, which would leave an allocation with each of the caller's threads.
+fn current_thread() -> libc::pthread_t {
+    // SAFETY: without preconditions.
+    unsafe { libc::pthread_self() }
 }
 
 /// Tells those who wait that the start thread has left, after a panic as well.

@@ -51,7 +51,7 @@ static void commands_before_start_run_in_their_order(void)
     device_open(&device);
     CHECK_CODE(add(&device, "t1", "hang"), STATE_SUCCESS);
     CHECK_CODE(update(&device, "t1", "idle"), STATE_SUCCESS);
-    CHECK_CODE(add(&device, "gone", "idle"), STATE_SUCCESS);
+    CHECK_CODE(add(&device, "gone", "any"), STATE_SUCCESS);
     CHECK_CODE(aiot_tunnel_delete(device.handle, (char[]){"gone"}), STATE_SUCCESS);
     device_start(&device);
     CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");

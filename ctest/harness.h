@@ -58,8 +58,9 @@ int peer_has_tls(void);
 
 /* The entries of a directory under /proc/self: "fd" or "task". */
 int count_of(const char *directory);
-/* Waits until there are as many again. */
-void wait_for_count(const char *directory, int count);
+/* Waits until there are no more than that. Not exactly as many: a thread that was joined may stand
+ * under /proc a moment longer, and be in a count taken then. */
+void wait_for_at_most(const char *directory, int count);
 
 typedef struct {
     aiot_tunnel_event_type type;

@@ -4,13 +4,31 @@ CMAKE_DIR := target/ctest
 # Every feature that switches code of ours; `vendored` only builds OpenSSL from source.
 FEATURES := cli
 
-.PHONY: help setup build demo test lint headers clean
+# make install
+PREFIX ?= /usr/local
+LIBDIR ?= lib
+DESTDIR ?=
+# More for cargo-c, e.g. INSTALL_FLAGS="--features vendored" or "--target aarch64-unknown-linux-gnu".
+INSTALL_FLAGS ?=
+OBJCOPY ?= objcopy
+PYTHON ?= python3
+installed := $(DESTDIR)$(abspath $(PREFIX))
+# What the Link SDK's core defines, too. Weak in the static library, they give way to the core's.
+CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_portfile \
+  g_aiot_sysdep_portfile
+weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
+
+.PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
+  test-install
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
 	@echo "make test     every test, Rust and C"
 	@echo "make build    the library (target/release) and the aiot-tunnel program"
-	@echo "make memcheck the C programs under valgrind, after make test"
+	@echo "make install  headers, libraries, .pc file and CMake package: PREFIX, LIBDIR, DESTDIR"
+	@echo "make uninstall          and away again"
+	@echo "make test-install       installs below target/ and builds programs against that"
+	@echo "make memcheck make racecheck   the C programs under valgrind, after make test"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
 	@echo "make clean    remove what was built"
@@ -20,6 +38,22 @@ setup:
 
 build: setup
 	$(CARGO) build --release --features $(FEATURES)
+	$(weaken) target/release/libaiot_tunnel.a
+
+install:
+	@scripts/setup cargo-c
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) cinstall --release --prefix=$(abspath $(PREFIX)) \
+	  --libdir=$(LIBDIR) $(if $(DESTDIR),--destdir=$(DESTDIR)) $(INSTALL_FLAGS)
+	$(weaken) $(installed)/$(LIBDIR)/libaiot_tunnel.a
+
+uninstall:
+	rm -f $(addprefix $(installed)/$(LIBDIR)/,libaiot_tunnel.a libaiot_tunnel.so \
+	  libaiot_tunnel.so.* pkgconfig/aiot_tunnel.pc)
+	rm -f $(addprefix $(installed)/,$(wildcard include/*.h))
+	rm -rf $(installed)/share/cmake/aiot_tunnel
+
+test-install: setup
+	@ctest/install/run $(CURDIR)/target/install-test
 
 demo: build
 	@mkdir -p target/demo
@@ -46,7 +80,6 @@ headers:
 clean:
 	$(CARGO) clean
 
-# The C programs again, under valgrind. Takes minutes; `make test` comes first.
-.PHONY: memcheck
-memcheck:
-	cmake --build $(CMAKE_DIR) --target memcheck
+# The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
+memcheck racecheck:
+	cmake --build $(CMAKE_DIR) --target $@

@@ -14,7 +14,35 @@ import sys
 import time
 
 PATIENCE = 60.0
+
+# The two listings of the document this library comes from: a connect, an update. Each line is
+# there, in this order, with nothing between. What differs from run to run stands in <>; where
+# the document's process says "mbedtls", this one says what it uses, and the line feeds that are
+# missing there are not missing here.
+CONNECT = """\
+[<time>][LK-1C80] start to create cloud channel
+[<time>][LK-1C80] connect remote service host <host>, port <port>
+[<time>][LK-1000] success to establish tcp, fd=<fd>
+[<time>][LK-1000] local port: <port>
+[<time>][LK-1000] establish tls connection with server(host='<host>', port=[<port>])
+[<time>][LK-1000] success to establish tls connection
+[<time>][LK-0F10] open_cloud_proxy_channel success
+[<time>][LK-1C80] websocket <id> opened
+ra_event_cb AIOT_TUNNEL_EVT_CONNECT <id> 
+"""
+ADD = """\
+msg recv data len 644, 
+""" + CONNECT
+UPDATE = """\
+msg recv data len 644, 
+ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT <id> 
+[<time>][LK-1C80] end the cloud channel.
+[<time>][LK-1C80] close cloud channel!
+[<time>][LK-1C80] websocket <id> closed
+[<time>][LK-1000] adapter_network_deinit
+""" + CONNECT
 STOPS_WITHIN = 0.5  # the listen and the tunnel thread have 200 ms each
+TLS = os.environ["PEER_TLS"] == "1"
 ID = "4a2f0000-0000-0000-b41c-4c601630e51a"
 IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_STAT, IPC_NOWAIT = 0o1000, 0o2000, 0, 2, 0o4000
 libc = ctypes.CDLL(None, use_errno=True)
@@ -29,6 +57,14 @@ def message(operation, do="idle", token=None):
         operation.to_bytes(4, sys.byteorder) + field(ID) + field("localhost") + field(port)
         + field(f"/tunnel/t/dest?do={do}") + field(token or os.environ["PEER_TOKEN"])
     )
+
+
+def form(escaped):
+    """The pattern for a listing's line, from the line escaped."""
+    for name, pattern in (("time", r"\d{10,}\.\d{3}"), ("host", "localhost"), ("id", ID),
+                          ("port", r"\d{1,5}"), ("fd", r"\d+")):
+        escaped = escaped.replace(f"<{name}>", pattern)
+    return escaped
 
 
 class Queue:
@@ -68,6 +104,28 @@ class Demo:
                 sys.exit(f"no line {pattern!r} in:\n{self.output[self.position:].decode()}")
             self.output += data
 
+    def expect_in_any_order(self, *patterns):
+        began, ends = self.position, []
+        for pattern in patterns:
+            self.position = began
+            self.expect(pattern)
+            ends.append(self.position)
+        self.position = max(ends)
+
+    def expect_listing(self, listing):
+        """Returns when the lines of a listing came, and no others."""
+        last = re.escape(listing.splitlines()[-1])
+        began = self.position
+        self.expect(form(last))
+        shown = self.output[began:self.position].decode().replace("\r\n", "\n").splitlines()
+        if not TLS:
+            listing = re.sub(r".* tls connection.*\n", "", listing)
+        wanted = listing.splitlines()
+        for line, pattern in zip(shown, wanted):
+            if not re.fullmatch(form(re.escape(pattern)), line):
+                sys.exit(f"{line!r} in place of {pattern!r}")
+        assert len(shown) == len(wanted), shown
+
     def stop(self, signal_number):
         began = time.monotonic()
         self.process.send_signal(signal_number)
@@ -79,32 +137,21 @@ class Demo:
 
 def common_arguments(key):
     arguments = ["--port", os.environ["PEER_ECHO_PORT"], "-s", "_ECHO", "-k", hex(key)]
-    if os.environ["PEER_TLS"] == "1":
+    if TLS:
         arguments += ["--ca", os.environ["PEER_CA"]]
     return arguments
 
 
 def check_the_listings(program, key):
     demo = Demo(program, *common_arguments(key))
-    demo.expect("demo_tunnel_listen_task Listen ")
+    # Two threads, each with a line of its own.
+    demo.expect_in_any_order("demo_tunnel_listen_task Listen ", "remote proxy thread start!")
     queue = Queue(key)
     assert queue.exists()
     queue.send(message(1))
-    demo.expect("msg recv data len 644, ")
-    connect = ["start to create cloud channel", "connect remote service host localhost, port ",
-               "success to establish tcp, fd=", "local port: "]
-    if os.environ["PEER_TLS"] == "1":
-        connect += [r"establish tls connection with server\(host='localhost', port=\[",
-                    "success to establish tls connection"]
-    connect += ["open_cloud_proxy_channel success", f"websocket {ID} opened",
-                f"ra_event_cb AIOT_TUNNEL_EVT_CONNECT {ID}"]
-    for line in connect:
-        demo.expect(line)
+    demo.expect_listing(ADD)
     queue.send(message(2))
-    for line in ["msg recv data len 644, ", f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}",
-                 "end the cloud channel.", "close cloud channel!", f"websocket {ID} closed",
-                 *connect]:
-        demo.expect(line)
+    demo.expect_listing(UPDATE)
     queue.send(b"too short")
     demo.expect("message dropped: 9 bytes, not 644")
     queue.send(message(1) + b"too long")

@@ -130,6 +130,7 @@ static void connect_update_and_stop_log_what_operators_look_for(void)
         "^\\[LK-1C80\\] end the cloud channel\\.$",
         "^\\[LK-1C80\\] close cloud channel!$",
         "^\\[LK-1C80\\] websocket t1 closed$",
+        "^\\[LK-1000\\] adapter_network_deinit$",
         NULL,
     };
     static const char *const end[] = {"^\\[LK-1C80\\] remote proxy thread exit!$", NULL};

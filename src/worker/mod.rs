@@ -239,6 +239,7 @@ impl Life {
                 info!(Code::Tunnel, "end the cloud channel.");
                 info!(Code::Tunnel, "close cloud channel!");
                 info!(Code::Tunnel, "websocket {} closed", self.id);
+                info!(Code::Adapter, "adapter_network_deinit");
                 Outcome::Directed
             }
             Some(end) => {
@@ -248,6 +249,7 @@ impl Life {
                 info!(Code::Tunnel, "websocket {} closed", self.id);
                 info!(Code::Tunnel, "end the cloud channel.");
                 info!(Code::Tunnel, "close cloud channel!");
+                info!(Code::Adapter, "adapter_network_deinit");
                 self.tell(epoch, ReportKind::Lost);
                 let early = opened.elapsed() < SHORT_LIFE;
                 match end {

@@ -20,6 +20,23 @@ static void note(const char *line)
     pthread_mutex_unlock(&lock);
 }
 
+static int noted(void)
+{
+    int count;
+
+    pthread_mutex_lock(&lock);
+    count = line_count;
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
+static void forget_lines(void)
+{
+    pthread_mutex_lock(&lock);
+    line_count = 0;
+    pthread_mutex_unlock(&lock);
+}
+
 /* Returns when the line stands at `from` or behind. */
 static void wait_for_line(int from, const char *line)
 {
@@ -83,6 +100,7 @@ static void note_event(void *handle, const aiot_tunnel_event_t *event, void *use
 /* Compares what came from line `next` on; returns the line behind. */
 static int check_lines(int next, const char *const *patterns)
 {
+    pthread_mutex_lock(&lock);
     for (; *patterns != NULL; patterns++, next++) {
         if (next >= line_count || !matches(lines[next], *patterns)) {
             fprintf(stderr, "line %d is \"%s\", not %s\n", next,
@@ -90,6 +108,7 @@ static int check_lines(int next, const char *const *patterns)
             exit(1);
         }
     }
+    pthread_mutex_unlock(&lock);
     return next;
 }
 
@@ -143,20 +162,20 @@ static void connect_update_and_stop_log_what_operators_look_for(void)
     CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
     wait_for_line(0, "CONNECT t1");
     next = check_connect_lines(check_lines(0, begin));
-    CHECK(next == line_count);
+    CHECK(next == noted());
     CHECK_CODE(update(&device, "t1", "idle&again"), STATE_SUCCESS);
     wait_for_line(next, "CONNECT t1");
     next = check_connect_lines(check_lines(next, close));
     device_close(&device);
     next = check_lines(check_lines(next, close), end);
-    CHECK(next == line_count);
+    CHECK(next == noted());
 }
 
 static void faulty_commands_log_what_they_are_about(void)
 {
     device_t device;
 
-    line_count = 0;
+    forget_lines();
     device_open(&device);
     device_start(&device);
     CHECK_CODE(aiot_tunnel_delete(device.handle, (char[]){"nobody"}), STATE_SUCCESS);
@@ -172,7 +191,7 @@ static void without_an_event_handler_nothing_happens(void)
 {
     device_t device;
 
-    line_count = 0;
+    forget_lines();
     device.handle = aiot_tunnel_init();
     set_peer_credential(device.handle);
     device_start(&device);
@@ -186,13 +205,13 @@ static void without_a_callback_there_are_no_lines(void)
     device_t device;
 
     CHECK_CODE(aiot_state_set_logcb(NULL), STATE_SUCCESS);
-    line_count = 0;
+    forget_lines();
     device_open(&device);
     device_start(&device);
     CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
     CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
     device_close(&device);
-    CHECK(line_count == 0);
+    CHECK(noted() == 0);
     CHECK_CODE(aiot_tunnel_set_logcb(log_line), STATE_SUCCESS);
 }
 
@@ -213,7 +232,7 @@ static void a_callback_may_call_every_function(void)
 {
     device_t device;
 
-    line_count = 0;
+    forget_lines();
     CHECK_CODE(aiot_tunnel_set_logcb(end_from_inside), STATE_SUCCESS);
     device_open(&device);
     handle_to_end = device.handle;

@@ -11,7 +11,6 @@ DESTDIR ?=
 # More for cargo-c, e.g. INSTALL_FLAGS="--features vendored" or "--target aarch64-unknown-linux-gnu".
 INSTALL_FLAGS ?=
 OBJCOPY ?= objcopy
-PYTHON ?= python3
 installed := $(DESTDIR)$(abspath $(PREFIX))
 # What the Link SDK's core defines, too. Weak in the static library, they give way to the core's.
 CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_portfile \

@@ -1,0 +1,513 @@
+//! The network fails: what the device notices, when, and how it comes back.
+//!
+//! The cases that need a network of their own make one: device - router - cloud, three network
+//! namespaces. Where these cannot be made, the test says so and passes.
+
+#[path = "common/child.rs"]
+mod child;
+mod common;
+#[path = "common/namespace.rs"]
+mod namespace;
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aiot_tunnel::*;
+use child::*;
+use common::*;
+use namespace::*;
+use serde_json::{json, Value};
+
+#[test]
+#[ignore = "the device's process of the other tests"]
+fn device_process() {
+    device_main();
+}
+
+const CLOUD: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
+/// The router drops what is for this address, and says nothing.
+const BLACK_HOLE: Ipv4Addr = Ipv4Addr::new(10, 77, 9, 9);
+
+/// Short times, so that the bounds that follow from them are short, too.
+fn short() -> Value {
+    json!({"ping_interval": 300, "pong_timeout": 1000, "handshake_timeout": 1500})
+}
+
+/// device 10.77.1.2 - 10.77.1.1 router 10.77.2.1 - 10.77.2.2 cloud
+struct World {
+    device: Namespace,
+    router: Namespace,
+    cloud: Namespace,
+}
+
+impl World {
+    /// `None`, and a message, where namespaces cannot be made.
+    fn new(test: &str) -> Option<Self> {
+        World::try_new()
+            .map_err(|why| eprintln!("{test} is SKIPPED: no network namespaces: {why}"))
+            .ok()
+    }
+
+    fn try_new() -> Result<Self, String> {
+        let make = || Namespace::new().map_err(|e| format!("make a namespace: {e}"));
+        let world = World { device: make()?, router: make()?, cloud: make()? };
+        let (device, router, cloud) = (&world.device, &world.router, &world.cloud);
+        let there = router.path();
+        device.try_ip(&format!("link add wan type veth peer name lan netns {there}"))?;
+        cloud.try_ip(&format!("link add net type veth peer name net netns {there}"))?;
+        for (namespace, link, address) in [
+            (device, "wan", "10.77.1.2/24"),
+            (router, "lan", "10.77.1.1/24"),
+            (router, "net", "10.77.2.1/24"),
+            (cloud, "net", "10.77.2.2/24"),
+        ] {
+            namespace.ip("link set lo up");
+            namespace.ip(&format!("addr add {address} dev {link}"));
+            namespace.ip(&format!("link set {link} up"));
+        }
+        device.ip("route add default via 10.77.1.1");
+        cloud.ip("route add default via 10.77.2.1");
+        router.ip(&format!("route add blackhole {BLACK_HOLE}/32"));
+        let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+        router.within(forward).map_err(|e| format!("let the router forward: {e}"))?;
+        Ok(world)
+    }
+
+    /// Where devices connect.
+    fn listen(&self) -> TcpListener {
+        self.cloud.within(|| TcpListener::bind((CLOUD, 0)).unwrap())
+    }
+
+    fn start(&self, spec: &Value) -> DeviceProcess {
+        self.device.within(|| DeviceProcess::start(spec))
+    }
+
+    /// Drops every packet, in both directions, without a word to either end.
+    fn cut(&self) {
+        self.router.ip("route add blackhole 10.77.1.2/32");
+        self.router.ip("route add blackhole 10.77.2.2/32");
+    }
+
+    fn mend(&self) {
+        self.router.ip("route del blackhole 10.77.1.2/32");
+        self.router.ip("route del blackhole 10.77.2.2/32");
+    }
+}
+
+fn accept(listener: &TcpListener) -> Device {
+    upgrade(listener.accept().unwrap().0)
+}
+
+/// The next connection whose handshake is not history: attempts that were made while the
+/// network was away may stand in the queue, given up by the device.
+fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> Device {
+    let listener = listener.try_clone().unwrap();
+    let (sender, devices) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for tcp in listener.incoming().flatten() {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let opened = std::panic::catch_unwind(|| upgrade(tcp));
+                let _ = opened.map(|device| sender.send(device));
+            });
+        }
+    });
+    device.expect("Connect t");
+    let mut last = devices.recv_timeout(PATIENCE).unwrap();
+    while let Ok(newer) = devices.try_recv() {
+        last = newer;
+    }
+    last
+}
+
+fn report(case: &str, what: &str, since: Instant) {
+    eprintln!("{case}: {what} after {:.2?}", since.elapsed());
+}
+
+/// Both directions are under way when the network goes; nobody gets a FIN or an RST.
+fn lost_amid_a_transfer(case: &str, go: impl Fn(&World), come_back: impl Fn(&World)) {
+    let Some(world) = World::new(case) else { return };
+    let listener = world.listen();
+    let mut process = world.start(&spec(short(), &[]));
+    process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
+    let mut device = accept(&listener);
+    process.expect("Connect t");
+    assert_eq!(device.create("s", "own-echo"), 0);
+    let descriptors = process.descriptors();
+
+    device.raw.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    for turn in 0..50 {
+        let bytes = pattern(turn, 4096);
+        device.data("s", &bytes);
+        assert!(device.receive_data("s", 4096) == bytes);
+    }
+    go(&world);
+    let gone = Instant::now();
+    // Still under way: it never arrives.
+    let late = frame(&json!({"frame_type": 4, "session_id": "s"}).to_string(), &[7; 4096]);
+    let _ = device.socket.send(tungstenite::Message::binary(late));
+    process.expect("Disconnect t");
+    report(case, "DISCONNECT", gone);
+
+    come_back(&world);
+    let back = Instant::now();
+    let mut again = accept_living(&listener, &process);
+    report(case, "CONNECT", back);
+    echoes(&mut again, "s", "own-echo");
+    // The session that was lost has left nothing open.
+    wait_until("the old session is closed", || process.descriptors() < descriptors);
+    process.stop();
+}
+
+#[test]
+fn a_pulled_cable_amid_a_transfer_is_noticed_and_the_tunnel_comes_back_with_the_link() {
+    lost_amid_a_transfer(
+        "cable pulled",
+        |world| world.router.ip("link set lan down"),
+        |world| world.router.ip("link set lan up"),
+    );
+}
+
+#[test]
+fn packets_dropped_in_both_directions_are_noticed_and_the_tunnel_comes_back() {
+    lost_amid_a_transfer("packets dropped", World::cut, World::mend);
+}
+
+#[test]
+fn a_change_of_the_devices_address_is_noticed_and_the_tunnel_comes_back_from_the_new_one() {
+    lost_amid_a_transfer(
+        "address changed",
+        |world| {
+            world.device.ip("addr del 10.77.1.2/24 dev wan");
+            world.device.ip("addr add 10.77.1.3/24 dev wan");
+            world.device.ip("route add default via 10.77.1.1");
+        },
+        |_| {},
+    );
+}
+
+#[test]
+fn commands_are_obeyed_while_the_network_is_away() {
+    let Some(world) = World::new("commands while the network is away") else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    // Nothing here may depend on a time-out: these are the defaults.
+    let mut process = world.start(&spec(json!({}), &[]));
+    process.add("t", "10.77.2.2", port);
+    let _device = accept(&listener);
+    process.expect("Connect t");
+    process.add("hole", &BLACK_HOLE.to_string(), 443);
+    world.cut();
+    process.update("t", "10.77.2.2", port);
+    process.expect("Disconnect t");
+    process.command("delete hole");
+    process.update("t", &BLACK_HOLE.to_string(), 443);
+    world.mend();
+    process.update("t", "10.77.2.2", port);
+    let mut device = accept_living(&listener, &process);
+    echoes(&mut device, "s", "own-echo");
+    world.cut();
+    process.stop();
+}
+
+/// What the name server does with a question.
+#[derive(Clone)]
+enum Dns {
+    /// NXDOMAIN.
+    Unknown,
+    Refused,
+    /// No answer.
+    Silent,
+    Addresses(Vec<Ipv4Addr>),
+}
+
+/// A name server for one test.
+struct NameServer {
+    behaviour: Arc<Mutex<Dns>>,
+    questions: Arc<AtomicUsize>,
+    resolv_conf: std::path::PathBuf,
+}
+
+impl NameServer {
+    fn start(world: &World, options: &str, behaviour: Dns) -> Self {
+        let socket = world.cloud.within(|| UdpSocket::bind((CLOUD, 53)).unwrap());
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let questions = Arc::new(AtomicUsize::new(0));
+        let (shared, count) = (behaviour.clone(), questions.clone());
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let behaviour = shared.lock().unwrap().clone();
+                if let Some(answer) = answer(&buffer[..length], &behaviour) {
+                    let _ = socket.send_to(&answer, peer);
+                }
+            }
+        });
+        let name = format!("aiot-tunnel-resolv-{}-{}", std::process::id(), rand::random::<u32>());
+        let resolv_conf = std::env::temp_dir().join(name);
+        std::fs::write(&resolv_conf, format!("nameserver {CLOUD}\noptions {options}\n")).unwrap();
+        NameServer { behaviour, questions, resolv_conf }
+    }
+
+    fn now(&self, behaviour: Dns) {
+        *self.behaviour.lock().unwrap() = behaviour;
+    }
+
+    /// Waits for `count` questions more.
+    fn asked(&self, count: usize) {
+        let before = self.questions.load(Ordering::SeqCst);
+        wait_until("the name server is asked", || {
+            self.questions.load(Ordering::SeqCst) >= before + count
+        });
+    }
+
+    /// A device that asks this server.
+    fn device(&self, world: &World, spec: &Value) -> DeviceProcess {
+        world.device.within(|| {
+            mount_over(self.resolv_conf.to_str().unwrap(), "/etc/resolv.conf").unwrap();
+            DeviceProcess::start(spec)
+        })
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.resolv_conf);
+    }
+}
+
+/// The answer to one question (RFC 1035), if there is to be one.
+fn answer(question: &[u8], behaviour: &Dns) -> Option<Vec<u8>> {
+    let end_of_name = 12 + question.get(12..)?.iter().position(|byte| *byte == 0)? + 1;
+    let asks_for_a = question.get(end_of_name..end_of_name + 2)? == [0, 1];
+    let (code, addresses) = match behaviour {
+        Dns::Silent => return None,
+        Dns::Unknown => (3, &[][..]),
+        Dns::Refused => (5, &[][..]),
+        Dns::Addresses(addresses) => (0, if asks_for_a { &addresses[..] } else { &[] }),
+    };
+    let mut bytes = question[..2].to_vec();
+    bytes.extend([0x81, 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
+    bytes.extend(&question[12..end_of_name + 4]);
+    for address in addresses {
+        // The name is the question's; type A, class IN, no time to live.
+        bytes.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+        bytes.extend(address.octets());
+    }
+    Some(bytes)
+}
+
+const NAME: &str = "tunnel.test";
+
+#[test]
+fn a_name_that_is_unknown_or_refused_is_asked_for_again_and_found_when_it_is_there() {
+    for behaviour in [Dns::Unknown, Dns::Refused] {
+        let Some(world) = World::new("DNS fails") else { return };
+        let listener = world.listen();
+        let names = NameServer::start(&world, "timeout:1 attempts:1", behaviour);
+        let mut process = names.device(&world, &spec(short(), &[]));
+        process.add("t", NAME, listener.local_addr().unwrap().port());
+        names.asked(5);
+        assert!(process.said().is_empty());
+        names.now(Dns::Addresses(vec![CLOUD]));
+        let there = Instant::now();
+        let mut device = accept(&listener);
+        process.expect("Connect t");
+        report("DNS fails", "CONNECT", there);
+        echoes(&mut device, "s", "own-echo");
+        process.stop();
+    }
+}
+
+#[test]
+fn a_name_server_that_does_not_answer_delays_nothing_but_its_own_tunnel() {
+    let Some(world) = World::new("DNS hangs") else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    // The resolver would wait for two minutes and a half.
+    let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
+    let mut process = names.device(&world, &spec(short(), &[]));
+    process.add("t", NAME, port);
+    names.asked(1);
+    process.add("sibling", "10.77.2.2", port);
+    let mut sibling = accept(&listener);
+    process.expect("Connect sibling");
+    // Attempts end at their time limit; the one lookup is waited for, not begun again each time.
+    for turn in 0..10 {
+        echoes(&mut sibling, &format!("s{turn}"), "own-echo");
+    }
+    process.command("delete t");
+    process.add("t", NAME, port);
+    process.update("t", "10.77.2.2", port);
+    let mut device = accept_living(&listener, &process);
+    echoes(&mut device, "s", "own-echo");
+    process.command("delete t");
+    process.expect("Disconnect t");
+    // Nor does a stop wait for the resolver.
+    process.stop();
+}
+
+#[test]
+fn a_name_server_that_answers_at_last_brings_the_tunnel_up() {
+    let Some(world) = World::new("DNS hangs, then answers") else { return };
+    let listener = world.listen();
+    let names = NameServer::start(&world, "timeout:1 attempts:2", Dns::Silent);
+    let mut process = names.device(&world, &spec(short(), &[]));
+    process.add("t", NAME, listener.local_addr().unwrap().port());
+    // A second lookup: the first one has failed.
+    names.asked(5);
+    names.now(Dns::Addresses(vec![CLOUD]));
+    let there = Instant::now();
+    let mut device = accept(&listener);
+    process.expect("Connect t");
+    report("DNS hangs, then answers", "CONNECT", there);
+    echoes(&mut device, "s", "own-echo");
+    process.stop();
+}
+
+#[test]
+fn a_dead_first_address_of_several_costs_its_share_of_the_time_and_no_more() {
+    let Some(world) = World::new("the first address is dead") else { return };
+    let listener = world.listen();
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![BLACK_HOLE, CLOUD]));
+    let mut process = names.device(&world, &spec(short(), &[]));
+    process.command(&format!("lookup {NAME}"));
+    let found = process.next();
+    assert!(found.starts_with(&format!("found {BLACK_HOLE}")), "{found}");
+    let begun = Instant::now();
+    process.add("t", NAME, listener.local_addr().unwrap().port());
+    let mut device = accept(&listener);
+    process.expect("Connect t");
+    report("the first address is dead", "CONNECT", begun);
+    echoes(&mut device, "s", "own-echo");
+    process.stop();
+}
+
+/// Whatever stands in the cloud's place speaks first; then the cloud is there. In the meantime
+/// there is no event, and afterwards the tunnel works.
+fn impostor(case: &str, limits: Limits, speak: impl Fn(TcpStream)) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::start(plain().service(echo("e")).limits(limits));
+    let port = listener.local_addr().unwrap().port();
+    let token = Token::new(TOKEN).unwrap();
+    let params =
+        ConnectParams::new("127.0.0.1", Port::new(port).unwrap(), "/tunnel/t/dest", token).unwrap();
+    running.handle.add(&id("t"), params).unwrap();
+    for _ in 0..2 {
+        let (tcp, _) = listener.accept().unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        let begun = Instant::now();
+        speak(tcp);
+        report(case, "given up", begun);
+    }
+    assert!(running.events.try_recv().is_err(), "{case}: an event without a tunnel");
+    let mut device = accept(&listener);
+    running.expect(EventKind::Connect, "t");
+    echoes(&mut device, "s", "e");
+}
+
+/// Reads the device's request.
+fn request(tcp: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        tcp.read_exact(&mut byte).unwrap();
+        request.extend(byte);
+    }
+    String::from_utf8(request).unwrap()
+}
+
+/// That the device hangs up; what it still says does not matter.
+fn hangs_up(mut tcp: TcpStream) {
+    match io::copy(&mut tcp, &mut io::sink()) {
+        Ok(_) => {}
+        Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset, "{e}"),
+    }
+}
+
+#[test]
+fn a_captive_portal_that_answers_200_with_html_is_no_tunnel() {
+    impostor("captive portal", Limits::default(), |mut tcp| {
+        request(&mut tcp);
+        let page = format!("<html>{}</html>", "Please log in. ".repeat(1000));
+        let length = page.len();
+        let _ = write!(
+            tcp,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {length}\r\n\r\n{page}"
+        );
+        hangs_up(tcp);
+    });
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let address = elsewhere.local_addr().unwrap();
+    impostor("proxy with 302", Limits::default(), |mut tcp| {
+        request(&mut tcp);
+        let _ = write!(
+            tcp,
+            "HTTP/1.1 302 Found\r\nLocation: http://{address}/\r\nContent-Length: 0\r\n\r\n"
+        );
+        hangs_up(tcp);
+    });
+    // It has tried again twice and connected since: a redirect would have been followed by now.
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+/// Writes a byte now and then until the device has hung up.
+fn drip(mut tcp: TcpStream, bytes: impl Iterator<Item = u8>) {
+    let begun = Instant::now();
+    tcp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    for byte in bytes {
+        // The default limit is 15 s: it must be the one that was set.
+        assert!(begun.elapsed() < Duration::from_secs(12), "the handshake has no end");
+        if tcp.write_all(&[byte]).is_err() {
+            return;
+        }
+        match tcp.read(&mut [0; 4096]) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(_) => return,
+        }
+    }
+    panic!("the device has read everything");
+}
+
+#[test]
+fn an_http_answer_that_drips_ends_at_the_handshake_timeout() {
+    let limits = Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() };
+    impostor("HTTP drips", limits, |mut tcp| {
+        request(&mut tcp);
+        let head = b"HTTP/1.1 101 Switching Protocols\r\nX: ".iter().copied();
+        drip(tcp, head.chain(std::iter::repeat(b'x')));
+    });
+}
+
+#[test]
+fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
+    let limits = Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() };
+    let authority = Authority::new();
+    let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
+    let cloud = Cloud::tls(authority.identity("127.0.0.1", 1));
+    let security = Security::Tls(tls);
+    let running =
+        Running::start(Manager::builder().security(security).limits(limits).service(echo("e")));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    for _ in 0..2 {
+        let (tcp, _) = cloud.listener.accept().unwrap();
+        let begun = Instant::now();
+        // A handshake record of 16 KiB, and in it the beginning of a ServerHello.
+        let head = [0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3];
+        drip(tcp, head.into_iter().chain(std::iter::repeat(7)));
+        report("TLS drips", "given up", begun);
+    }
+    assert!(running.events.try_recv().is_err());
+}

@@ -353,6 +353,33 @@ fn a_name_server_that_does_not_answer_delays_nothing_but_its_own_tunnel() {
 }
 
 #[test]
+fn sessions_opened_and_closed_again_pile_up_no_lookups() {
+    let Some(world) = World::new("lookups of local services") else { return };
+    let listener = world.listen();
+    let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
+    let named = Service::new("named", NAME, Port::new(22).unwrap()).unwrap();
+    let mut process = names.device(&world, &spec(json!({}), &[named]));
+    process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
+    let mut device = accept(&listener);
+    process.expect("Connect t");
+    let threads = process.status("Threads");
+    for n in 0..300 {
+        let session = format!("s{n}");
+        device.send(
+            json!({"frame_type": 2, "session_id": session, "frame_id": n, "service_type": "named"}),
+            b"",
+        );
+        device.send(json!({"frame_type": 3, "session_id": session, "frame_id": 9000}), b"");
+        // The release is answered; the create, too, if it was refused.
+        while device.receive().0["frame_id"] != 9000 {}
+    }
+    let more = process.status("Threads") - threads;
+    assert!(more <= 32, "{more} threads look up names");
+    echoes(&mut device, "s", "own-echo");
+    process.stop();
+}
+
+#[test]
 fn a_name_server_that_answers_at_last_brings_the_tunnel_up() {
     let Some(world) = World::new("DNS hangs, then answers") else { return };
     let listener = world.listen();

@@ -195,6 +195,7 @@ fn limits(spec: &Value) -> Limits {
 #[allow(clippy::result_large_err)]
 pub fn upgrade(tcp: TcpStream) -> Device {
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+    tcp.set_write_timeout(Some(PATIENCE)).unwrap();
     tcp.set_nodelay(true).unwrap();
     let raw = tcp.try_clone().unwrap();
     let stream: Box<dyn common::Stream> = Box::new(tcp);

@@ -1,0 +1,482 @@
+//! A hostile cloud and hostile local services: the device, a process of its own, stays within
+//! its memory, its siblings move on, and afterwards everything works.
+
+#[path = "common/child.rs"]
+mod child;
+mod common;
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc};
+use std::thread;
+
+use aiot_tunnel::*;
+use child::*;
+use common::*;
+use serde_json::{json, Value};
+
+#[test]
+#[ignore = "the device's process of the other tests"]
+fn device_process() {
+    device_main();
+}
+
+/// What one tunnel may cost, in KiB of resident memory.
+const MOST: usize = 4 * 1024;
+const BINARY: u8 = 0x82;
+const BEGINNING: u8 = 0x02;
+const MORE: u8 = 0x00;
+const LAST: u8 = 0x80;
+const TEXT: u8 = 0x81;
+const PING: u8 = 0x89;
+
+/// One WebSocket frame of a server (RFC 6455, 5.2).
+fn wire(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        length @ 0..=125 => bytes.push(length as u8),
+        length @ 126..=65_535 => {
+            bytes.push(126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            bytes.push(127);
+            bytes.extend((length as u64).to_be_bytes());
+        }
+    }
+    bytes.extend(payload);
+    bytes
+}
+
+fn create(session: &str, frame_id: usize, service: &str) -> Vec<u8> {
+    let header = json!({"frame_type": 2, "session_id": session, "frame_id": frame_id, "service_type": service});
+    wire(BINARY, &frame(&header.to_string(), b""))
+}
+
+fn data(session: &str, payload: &[u8]) -> Vec<u8> {
+    wire(BINARY, &frame(&json!({"frame_type": 4, "session_id": session}).to_string(), payload))
+}
+
+/// A device under attack: one tunnel that is attacked, and one beside it.
+struct Victim {
+    process: DeviceProcess,
+    listener: TcpListener,
+    /// The attacked tunnel.
+    device: Device,
+    sibling: Device,
+    turns: usize,
+    resident: usize,
+    descriptors: usize,
+}
+
+impl Victim {
+    fn new(limits: Value, services: &[Service]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut process = DeviceProcess::start(&spec(limits, services));
+        let mut open = |id: &str| {
+            process.add(id, "127.0.0.1", port);
+            let mut device = upgrade(listener.accept().unwrap().0);
+            process.expect(&format!("Connect {id}"));
+            // Warm: code is loaded, stacks and buffers are touched.
+            assert_eq!(device.create("warm", "own-echo"), 0);
+            for seed in 0..8 {
+                let bytes = pattern(seed, 32_000);
+                device.data("warm", &bytes);
+                assert!(device.receive_data("warm", bytes.len()) == bytes);
+            }
+            device
+        };
+        let (device, sibling) = (open("t"), open("sibling"));
+        process.reset_peak();
+        let (resident, descriptors) = (process.status("VmRSS"), process.descriptors());
+        Victim { process, listener, device, sibling, turns: 0, resident, descriptors }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.device.raw.write_all(bytes).unwrap();
+    }
+
+    /// The tunnel beside the attacked one works, its long-lived session and a fresh one.
+    fn sibling_moves(&mut self) {
+        self.turns += 1;
+        let bytes = pattern(self.turns as u64, 10_000);
+        self.sibling.data("warm", &bytes);
+        assert!(self.sibling.receive_data("warm", bytes.len()) == bytes);
+        echoes(&mut self.sibling, &format!("fresh{}", self.turns), "own-echo");
+    }
+
+    /// The session that was there before the attack still is.
+    fn warm_echoes(&mut self) {
+        self.device.data("warm", b"still here?");
+        assert_eq!(self.device.receive_data("warm", 11), b"still here?");
+    }
+
+    /// The connection is lost, and made anew.
+    fn reconnects(&mut self) {
+        self.process.expect("Disconnect t");
+        self.device = upgrade(self.listener.accept().unwrap().0);
+        self.process.expect("Connect t");
+        assert_eq!(self.device.create("warm", "own-echo"), 0);
+    }
+
+    /// Memory stayed within its bound, everything works, and every session is accounted for.
+    fn recovered(mut self, case: &str) {
+        let peak = self.process.status("VmHWM");
+        let grown = peak.saturating_sub(self.resident);
+        eprintln!("{case}: {} KiB resident before, {grown} KiB more at the peak", self.resident);
+        assert!(grown < MOST, "{case}: {grown} KiB");
+        self.warm_echoes();
+        echoes(&mut self.device, "fresh", "own-echo");
+        self.sibling_moves();
+        let Victim { process, descriptors, .. } = &self;
+        wait_until("every session is closed", || process.descriptors() == *descriptors);
+        assert!(self.process.said().is_empty());
+        self.process.stop();
+    }
+}
+
+#[test]
+fn a_message_of_16_mib_costs_its_session_and_nothing_else() {
+    let mut victim = Victim::new(json!({}), &[]);
+    victim.write(&wire(BINARY, &vec![0; 16 << 20]));
+    victim.warm_echoes();
+    assert_eq!(victim.device.create("s", "own-echo"), 0);
+    let header = json!({"frame_type": 4, "session_id": "s"}).to_string();
+    victim.write(&wire(BINARY, &frame(&header, &vec![0; 16 << 20])));
+    let (header, payload) = victim.device.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s")));
+    assert_eq!(code(&payload), 1);
+    victim.warm_echoes();
+    victim.write(&wire(TEXT, &vec![b'x'; 16 << 20]));
+    victim.recovered("16 MiB");
+}
+
+#[test]
+fn a_frame_that_announces_2_to_the_62_bytes_fails_the_connection_at_once() {
+    let mut victim = Victim::new(json!({}), &[]);
+    let announced = [&[BINARY, 127][..], &(1u64 << 62).to_be_bytes()].concat();
+    victim.write(&announced);
+    loop {
+        match victim.device.socket.read() {
+            Ok(tungstenite::Message::Close(Some(close))) => {
+                assert_eq!(u16::from(close.code), 1009);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    victim.reconnects();
+    victim.recovered("2^62");
+}
+
+#[test]
+fn a_flood_of_garbage_frames_is_dropped_and_sessions_go_on() {
+    let mut victim = Victim::new(json!({}), &[]);
+    let garbage = [
+        wire(BINARY, b""),
+        wire(BINARY, &[0, 0]),
+        wire(BINARY, &[8, 1, b'{', b'}']),
+        wire(BINARY, &[0, 2, 0xff, 0xfe]),
+        wire(BINARY, &frame("[4,\"s\"]", b"x")),
+        wire(BINARY, &frame("{\"frame_type\":99,\"session_id\":\"warm\"}", b"x")),
+        wire(BINARY, &frame("{\"frame_type\":4,\"session_id\":7}", b"x")),
+        wire(BINARY, &frame("{\"frame_type\":2,\"session_id\":\"no-frame-id\"}", b"")),
+        wire(TEXT, b"text"),
+        wire(0x8A, b"a pong that nobody asked for"),
+    ]
+    .concat();
+    for _ in 0..50 {
+        for _ in 0..50 {
+            victim.write(&garbage);
+        }
+        victim.warm_echoes();
+        victim.sibling_moves();
+    }
+    victim.recovered("25,000 garbage frames");
+}
+
+#[test]
+fn a_burst_of_1500_session_creates_is_answered_whole() {
+    // No ping may come to the help of answers that wait.
+    let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
+    for (service, opened) in [("nobody-offers-this", 0), ("own-echo", 9)] {
+        let burst: Vec<u8> =
+            (0..1500).flat_map(|n| create(&format!("burst-{n}"), 5000 + n, service)).collect();
+        victim.write(&burst);
+        let mut codes: HashMap<i64, usize> = HashMap::new();
+        let mut open = Vec::new();
+        for _ in 0..1500 {
+            let (header, payload) = victim.device.receive();
+            assert_eq!(header["frame_type"], 1);
+            *codes.entry(code(&payload)).or_default() += 1;
+            if code(&payload) == 0 {
+                open.push(header["session_id"].as_str().unwrap().to_owned());
+            }
+        }
+        assert_eq!(open.len(), opened, "{codes:?}");
+        for session in &open {
+            let released = json!({"frame_type": 3, "session_id": session, "frame_id": 1});
+            victim.device.send(released, b"{\"code\":0}");
+            let (header, _) = victim.device.receive();
+            assert_eq!(
+                (&header["frame_type"], &header["session_id"]),
+                (&json!(1), &json!(session))
+            );
+        }
+        victim.sibling_moves();
+    }
+    victim.recovered("3,000 creates");
+}
+
+#[test]
+fn headers_nested_as_deep_as_they_can_be_are_harmless() {
+    let mut victim = Victim::new(json!({}), &[]);
+    let deepest = [
+        format!("{{\"x\":{}", "[".repeat(2000)),
+        "[".repeat(2048),
+        "{\"x\":".repeat(400),
+        format!("{{\"frame_type\":99,\"x\":{}{}}}", "[".repeat(1000), "]".repeat(1000)),
+        format!("{{\"frame_type\":99,\"x\":{}1{}}}", "{\"a\":".repeat(300), "}".repeat(300)),
+    ];
+    for _ in 0..200 {
+        for header in &deepest {
+            assert!(header.len() <= 2048);
+            victim.write(&wire(BINARY, &frame(header, b"x")));
+        }
+        victim.warm_echoes();
+    }
+    victim.recovered("nested headers");
+}
+
+#[test]
+fn a_service_name_of_2_kb_is_refused_or_dropped() {
+    let mut victim = Victim::new(json!({}), &[]);
+    for turn in 0..200 {
+        // Beyond a header's 2048 bytes: malformed, no answer.
+        victim.write(&create("beyond", turn, &"n".repeat(2048)));
+        let fits = "n".repeat(1960);
+        let name = format!("fits{turn}");
+        assert_eq!(victim.device.create(&name, &fits), 2);
+    }
+    victim.recovered("service names of 2 KB");
+}
+
+#[test]
+fn a_local_service_that_never_reads_while_64_mb_come_costs_its_session_only() {
+    let (keep, kept) = mpsc::channel();
+    let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
+    let mut victim = Victim::new(json!({"stall_timeout": 500}), &[deaf]);
+    assert_eq!(victim.device.create("deaf", "deaf"), 0);
+    let mut raw = victim.device.raw.try_clone().unwrap();
+    let flood = thread::spawn(move || {
+        let chunk = data("deaf", &[7; 65_536]);
+        for _ in 0..1024 {
+            raw.write_all(&chunk).unwrap();
+        }
+    });
+    // While it stands, the other tunnels do not.
+    for _ in 0..20 {
+        victim.sibling_moves();
+    }
+    let (header, payload) = victim.device.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("deaf")));
+    assert_eq!(code(&payload), 1);
+    flood.join().unwrap();
+    victim.recovered("a deaf service and 64 MB");
+    drop(kept);
+}
+
+#[test]
+fn nine_deaf_services_filled_to_the_brim_stay_within_the_tunnels_memory() {
+    let (keep, kept) = mpsc::channel();
+    let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
+    let mut victim = Victim::new(json!({"stall_timeout": 300}), &[deaf]);
+    for round in 0..3 {
+        for n in 0..9 {
+            assert_eq!(victim.device.create(&format!("deaf{round}-{n}"), "deaf"), 0);
+        }
+        // Each is sent more than its service's kernel and its buffer take; all get their
+        // share before the first one stops the tunnel.
+        let mut raw = victim.device.raw.try_clone().unwrap();
+        let flood = thread::spawn(move || {
+            for _ in 0..256 {
+                for n in 0..9 {
+                    raw.write_all(&data(&format!("deaf{round}-{n}"), &[7; 32_768])).unwrap();
+                }
+            }
+        });
+        let mut released = 0;
+        while released < 9 {
+            let (header, _) = victim.device.receive();
+            assert_eq!(header["frame_type"], 3, "{header}");
+            released += 1;
+        }
+        flood.join().unwrap();
+        victim.sibling_moves();
+    }
+    victim.recovered("nine deaf services");
+    drop(kept);
+}
+
+#[test]
+fn a_cloud_that_does_not_read_while_a_service_sends_64_mb_stops_the_service_and_loses_nothing() {
+    const ALL: usize = 64 << 20;
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let source = service("source", move |mut stream| {
+        for n in 0..ALL / 65_536 {
+            stream.write_all(&pattern(n as u64, 65_536)).unwrap();
+            count.fetch_add(65_536, Ordering::SeqCst);
+        }
+    });
+    let mut victim = Victim::new(json!({}), &[source]);
+    assert_eq!(victim.device.create("s", "source"), 0);
+    loop {
+        let before = written.load(Ordering::SeqCst);
+        for _ in 0..10 {
+            victim.sibling_moves();
+        }
+        if before > 0 && written.load(Ordering::SeqCst) == before {
+            break;
+        }
+    }
+    assert!(written.load(Ordering::SeqCst) < ALL, "nothing stops the service");
+    let (mut received, mut chunk) = (Vec::new(), 0);
+    while chunk < ALL / 65_536 {
+        let (header, payload) = victim.device.receive();
+        assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(4), &json!("s")));
+        received.extend(payload);
+        while received.len() >= 65_536 {
+            let expected = pattern(chunk as u64, 65_536);
+            assert!(received.drain(..65_536).eq(expected), "chunk {chunk} is wrong");
+            chunk += 1;
+        }
+    }
+    assert!(received.is_empty());
+    let (header, payload) = victim.device.receive();
+    assert_eq!((&header["frame_type"], code(&payload)), (&json!(3), 1));
+    victim.recovered("a deaf cloud and 64 MB");
+}
+
+#[test]
+fn fragments_without_end_are_bounded_and_a_message_in_fragments_arrives() {
+    let mut victim = Victim::new(json!({}), &[]);
+    let message = frame("{\"frame_type\":4,\"session_id\":\"warm\"}", b"in pieces");
+    // A hundred thousand empty fragments are legal; they cost nothing.
+    let mut bytes = wire(BEGINNING, &message[..10]);
+    for _ in 0..100_000 {
+        bytes.extend(wire(MORE, b""));
+    }
+    bytes.extend(wire(PING, b"between"));
+    for byte in &message[10..] {
+        bytes.extend(wire(MORE, &[*byte]));
+    }
+    bytes.extend(wire(LAST, b""));
+    victim.write(&bytes);
+    assert_eq!(victim.device.receive_data("warm", 9), b"in pieces");
+    victim.sibling_moves();
+
+    // More than 64 MiB of them fail the connection.
+    let mut raw = victim.device.raw.try_clone().unwrap();
+    let endless = thread::spawn(move || {
+        raw.write_all(&wire(BEGINNING, b"")).unwrap();
+        let more = wire(MORE, &[0; 65_536]);
+        while raw.write_all(&more).is_ok() {}
+    });
+    victim.reconnects();
+    endless.join().unwrap();
+    victim.recovered("endless fragments");
+}
+
+#[test]
+fn a_flood_of_pings_whose_pongs_are_not_read_stops_being_read() {
+    let mut victim = Victim::new(json!({}), &[]);
+    let mut raw = victim.device.raw.try_clone().unwrap();
+    let pings = wire(PING, &[b'p'; 125]).repeat(500);
+    raw.set_nonblocking(true).unwrap();
+    let (mut sent, mut refused) = (0, 0);
+    while refused < 20 {
+        match raw.write(&pings[sent % pings.len()..]) {
+            Ok(length) => (sent, refused) = (sent + length, 0),
+            Err(e) => {
+                assert_eq!(e.kind(), io::ErrorKind::WouldBlock, "{e}");
+                refused += 1;
+                victim.sibling_moves();
+            }
+        }
+    }
+    raw.set_nonblocking(false).unwrap();
+    // The cloud reads again; the last ping is completed, and a session's data is behind it.
+    let mut rest = pings[sent % pings.len()..].to_vec();
+    rest.extend(data("warm", b"behind them"));
+    let writer = thread::spawn(move || raw.write_all(&rest).unwrap());
+    assert_eq!(victim.device.receive_data("warm", 11), b"behind them");
+    writer.join().unwrap();
+    victim.recovered("a flood of pings");
+}
+
+#[test]
+fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let limits = json!({"ping_interval": 300, "pong_timeout": 1000});
+    let mut process = DeviceProcess::start(&spec(limits, &[]));
+    process.add("t", "127.0.0.1", listener.local_addr().unwrap().port());
+    let device = upgrade(listener.accept().unwrap().0);
+    process.expect("Connect t");
+    process.reset_peak();
+    let resident = process.status("VmRSS");
+    let mut raw = device.raw.try_clone().unwrap();
+    let flood = thread::spawn(move || {
+        let pings = wire(PING, &[b'p'; 125]).repeat(500);
+        while raw.write_all(&pings).is_ok() {}
+    });
+    process.expect("Disconnect t");
+    let mut again = upgrade(listener.accept().unwrap().0);
+    process.expect("Connect t");
+    echoes(&mut again, "s", "own-echo");
+    let grown = process.status("VmHWM").saturating_sub(resident);
+    assert!(grown < MOST, "{grown} KiB");
+    drop(device);
+    flood.join().unwrap();
+    process.stop();
+}
+
+#[test]
+fn answers_that_had_to_wait_for_room_need_no_other_event_to_go_on() {
+    // No ping may come to their help.
+    let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
+    const BURST: usize = 2500;
+    for turn in 0..20 {
+        // Small requests with answers more than twice as long: one read's worth is too much.
+        let burst: Vec<u8> =
+            (0..BURST).flat_map(|n| data(&format!("{}", turn * BURST + n), b"")).collect();
+        victim.write(&burst);
+        for _ in 0..BURST {
+            assert_eq!(victim.device.receive().0["frame_type"], 3);
+        }
+    }
+    victim.recovered("answers longer than their requests");
+}
+
+#[test]
+fn a_cloud_that_writes_single_bytes_is_understood() {
+    let mut victim = Victim::new(json!({}), &[]);
+    for byte in data("warm", b"byte by byte") {
+        victim.write(&[byte]);
+    }
+    assert_eq!(victim.device.receive_data("warm", 12), b"byte by byte");
+    for byte in wire(PING, b"slow").into_iter().chain(create("slow", 4242, "own-echo")) {
+        victim.write(&[byte]);
+    }
+    let (header, payload) = victim.device.receive();
+    assert_eq!((&header["frame_id"], code(&payload)), (&json!(4242), 0));
+    let released = json!({"frame_type": 3, "session_id": "slow", "frame_id": 1}).to_string();
+    for byte in wire(BINARY, &frame(&released, b"")) {
+        victim.write(&[byte]);
+    }
+    assert_eq!(victim.device.receive().0["frame_id"], 1);
+    victim.recovered("single bytes");
+}

@@ -280,7 +280,7 @@ impl Life {
         let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
         let backlog = !relay.link.sender.is_empty();
         let now = Instant::now();
-        let deadline = if relay.readable && wants_cloud { now } else { relay.deadline() };
+        let deadline = if relay.is_ready() { now } else { relay.deadline() };
 
         let table = &relay.table;
         let mut fds = Vec::with_capacity(2 + table.sessions.len() + table.closing.len());

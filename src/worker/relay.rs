@@ -55,6 +55,10 @@ pub(crate) struct Relay {
     blocked: bool,
     /// The transport may have more to read than `poll` knows of.
     pub(crate) readable: bool,
+    /// Whole messages wait in the receive buffer for room for their answers.
+    undealt: bool,
+    /// Bytes that wait for the cloud were taken since the WebSocket was last read.
+    sent: bool,
     last_heard: Instant,
     next_ping: Instant,
 }
@@ -101,6 +105,8 @@ impl Relay {
             first: 0,
             blocked: false,
             readable: true,
+            undealt: false,
+            sent: false,
             last_heard: now,
             next_ping,
         }
@@ -110,6 +116,11 @@ impl Relay {
     /// cloud that reads nothing lets our answers pile up.
     pub(crate) fn wants_cloud(&self) -> bool {
         !self.blocked && self.link.sender.len() < 2 * self.table.limits.send_buffer
+    }
+
+    /// Whether there is something to deal with that `poll` knows nothing of.
+    pub(crate) fn is_ready(&self) -> bool {
+        (self.readable || self.undealt) && self.wants_cloud()
     }
 
     /// Whether local services are to be read.
@@ -151,8 +162,9 @@ impl Relay {
             }
         }
         self.deal()?;
-        if !self.wants_cloud() {
-            // Only silence while we read counts.
+        // Only silence while we read counts. A cloud that takes nothing of what we send is
+        // silent, too: nothing else would ever tell that it is gone.
+        if self.blocked || (!self.wants_cloud() && std::mem::take(&mut self.sent)) {
             self.last_heard = Instant::now();
         }
         Ok(())
@@ -174,12 +186,16 @@ impl Relay {
     }
 
     fn deal_messages(&mut self) -> Result<(), End> {
-        let Relay { link: Link { receiver, sender, .. }, table, blocked, .. } = self;
+        let Relay { link: Link { receiver, sender, .. }, table, blocked, undealt, .. } = self;
         let hard_limit = 2 * table.limits.send_buffer;
+        *undealt = true;
         while sender.len() < hard_limit {
             let incoming = match receiver.peek() {
                 Ok(Some(incoming)) => incoming,
-                Ok(None) => break,
+                Ok(None) => {
+                    *undealt = false;
+                    break;
+                }
                 Err(violation) => {
                     sender.close(Some(violation.close_code()));
                     return Err(End::Lost(format!("WebSocket protocol: {violation}")));
@@ -300,7 +316,9 @@ impl Relay {
 
     /// Sends what waits for the cloud.
     pub(crate) fn send(&mut self) -> Result<(), End> {
+        let before = self.link.sender.len();
         let result = self.link.sender.flush(&mut self.link.transport);
+        self.sent |= self.link.sender.len() < before;
         result.map(drop).map_err(|e| End::Lost(format!("send to the cloud: {e}")))
     }
 

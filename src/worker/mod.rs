@@ -2,6 +2,8 @@
 
 mod control;
 mod dial;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod property;
 mod relay;
 mod retry;
 mod session;

@@ -573,8 +573,14 @@ impl<L: Local> Table<L> {
         }
     }
 
-    /// Ends a session from our side.
+    /// Ends a session from our side: by a release, or by the answer that its create awaits.
     fn release(&mut self, index: usize, why: &str, sender: &mut Sender, now: Instant) {
+        if let State::Dialing { create_id, .. } = self.sessions[index].state {
+            let session = self.sessions.remove(index);
+            warn!(Code::TunnelFailed, "session {} is refused: {why}", session.id);
+            let (id, service) = (&session.id, &session.service_type);
+            return respond(sender, id, service, create_id, response::REFUSED, why);
+        }
         let id = self.sessions[index].id.clone();
         self.close(index, now);
         self.say_released(&id, why, sender);

@@ -1,0 +1,64 @@
+//! Entrances for the fuzz targets (`fuzz/`): each reads bytes as a hostile peer or caller may
+//! send them and panics where a promise is broken. Compiled for tests and with `--cfg fuzzing` only.
+
+/// Bytes as one tunnel frame.
+pub fn frame(data: &[u8]) {
+    crate::cloud::property::frame(data);
+}
+
+/// Bytes as WebSocket messages, however they are cut.
+pub fn websocket(data: &[u8]) {
+    crate::cloud::property::websocket(data);
+}
+
+/// Bytes as the cloud's answer to the opening handshake.
+pub fn answer(data: &[u8]) {
+    crate::cloud::property::answer(data);
+}
+
+/// Bytes as a sequence of events at a relay.
+pub fn relay(data: &[u8]) {
+    crate::worker::property::relay(data);
+}
+
+/// Bytes as a message of the IPC queue.
+pub fn ipc_message(data: &[u8]) {
+    crate::listen::property(data);
+}
+
+/// Bytes as what a C caller passes.
+pub fn c_options(data: &[u8]) {
+    crate::capi::property::options(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn every_seed_of_the_fuzz_targets_holds() {
+        let targets: [(&str, fn(&[u8])); 6] = [
+            ("frame", super::frame),
+            ("websocket", super::websocket),
+            ("answer", super::answer),
+            ("relay", super::relay),
+            ("ipc_message", super::ipc_message),
+            ("c_options", super::c_options),
+        ];
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+        assert_eq!(
+            fs::read_dir(&seeds).unwrap().count(),
+            targets.len(),
+            "a target for each folder"
+        );
+        for (name, property) in targets {
+            let files: Vec<_> = fs::read_dir(seeds.join(name)).unwrap().flatten().collect();
+            assert!(!files.is_empty(), "{name} has no seeds");
+            for file in files {
+                println!("{}", file.path().display());
+                property(&fs::read(file.path()).unwrap());
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! How one tunnel in trouble changes the round trip of nineteen others: a table.
+//!
+//! `cargo bench --features cli --bench isolation [-- ROUNDS]`. The states alternate within one
+//! run, since a machine's speed drifts. Cloud, flood and device share the machine.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "../tests/common/troubles.rs"]
+mod troubles;
+
+use std::time::Duration;
+
+use troubles::*;
+
+/// Round trips of each of the nineteen in one round of a state.
+const TRIPS: usize = 40;
+
+fn main() {
+    // With RUST_LOG=info what logging costs is measured, too.
+    let _ = env_logger::try_init();
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10usize);
+    let states = [
+        ("all well", None),
+        ("connecting to a black hole", Some(Kind::BlackHole)),
+        ("TLS handshake without end", Some(Kind::EndlessHandshake)),
+        ("10,000 garbage frames a second", Some(Kind::Flood(Some(10_000)))),
+        ("flooded as fast as it goes", Some(Kind::Flood(None))),
+    ];
+    let mut fleet = Fleet::new();
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); states.len()];
+    let mut frames = vec![0; states.len()];
+    for n in (0..OTHERS).cycle().take(OTHERS * TRIPS) {
+        fleet.round_trip(n);
+    }
+    for _ in 0..rounds {
+        for (index, (_, kind)) in states.iter().enumerate() {
+            let trouble = kind.map(|kind| fleet.trouble(kind));
+            for n in (0..OTHERS).cycle().take(OTHERS * TRIPS) {
+                let time = fleet.round_trip(n);
+                times[index].push(time);
+            }
+            if let Some(trouble) = trouble {
+                frames[index] += fleet.over(trouble);
+            }
+        }
+    }
+    let mut quiet = None;
+    println!(
+        "{:<32} {:>9} {:>9} {:>7} {:>7} {:>10}",
+        "one of twenty", "median", "p99", "x", "x p99", "frames/s"
+    );
+    for ((name, _), (times, frames)) in states.iter().zip(times.iter_mut().zip(&frames)) {
+        times.sort_unstable();
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        let median = micros(times[times.len() / 2]);
+        let p99 = micros(times[times.len() * 99 / 100]);
+        let (quiet_median, quiet_p99) = *quiet.get_or_insert((median, p99));
+        let total: Duration = times.iter().sum();
+        let rate = *frames as f64 / total.as_secs_f64();
+        println!(
+            "{name:<32} {median:>6.0} us {p99:>6.0} us {:>6.2}x {:>6.2}x {rate:>10.0}",
+            median / quiet_median,
+            p99 / quiet_p99,
+        );
+    }
+}

@@ -1,7 +1,7 @@
 //! Twenty tunnels of one manager: nineteen that work, and one in trouble.
 #![allow(dead_code)]
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -68,17 +68,7 @@ impl Fleet {
     pub fn trouble(&self, kind: Kind) -> Trouble {
         match kind {
             Kind::BlackHole => {
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                // SAFETY: no pointers; the descriptor is a listening socket's. Its queue of
-                // connections becomes the shortest there is.
-                assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-                let address = listener.local_addr().unwrap();
-                // Full, it drops every SYN that comes.
-                let patience = Duration::from_millis(300);
-                let mut queue = Vec::new();
-                while let Ok(tcp) = TcpStream::connect_timeout(&address, patience) {
-                    queue.push(tcp);
-                }
+                let (address, (listener, queue)) = black_hole();
                 self.add(address.port());
                 Trouble::Silence { listener, queue }
             }
@@ -136,6 +126,21 @@ impl Fleet {
             }
         }
     }
+}
+
+/// An address whose every SYN is dropped, for as long as its other part lives.
+pub fn black_hole() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // SAFETY: no pointers; the descriptor is a listening socket's. Its queue of connections
+    // becomes the shortest there is.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let address = listener.local_addr().unwrap();
+    let patience = Duration::from_millis(300);
+    let mut queue = Vec::new();
+    while let Ok(tcp) = TcpStream::connect_timeout(&address, patience) {
+        queue.push(tcp);
+    }
+    (address, (listener, queue))
 }
 
 /// What holds the trouble up.

@@ -1,0 +1,220 @@
+//! The ends misbehave: what the other end is told, and how it goes on.
+
+mod common;
+#[path = "common/troubles.rs"]
+mod troubles;
+
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use aiot_tunnel::*;
+use common::*;
+use serde_json::json;
+
+/// Closing it resets the connection.
+fn reset_on_close(tcp: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = std::mem::size_of_val(&linger) as libc::socklen_t;
+    let value = std::ptr::from_ref(&linger).cast();
+    // SAFETY: the descriptor is open, and `value` is a live `linger` of that size.
+    let result = unsafe {
+        libc::setsockopt(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, size)
+    };
+    assert_eq!(result, 0);
+}
+
+fn echo_once(device: &mut Device, session: &str) {
+    device.data(session, b"hello");
+    assert_eq!(device.receive_data(session, 5), b"hello");
+}
+
+#[test]
+fn a_reset_by_the_cloud_is_a_disconnect_and_a_connect_at_once() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("s", "e"), 0);
+    reset_on_close(&device.raw);
+    drop(device);
+    running.expect(EventKind::Disconnect, "t");
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("s", "e"), 0);
+    echo_once(&mut device, "s");
+}
+
+#[test]
+fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
+    for close_code in [1000, 1001, 1011, 4000] {
+        let cloud = Cloud::plain();
+        let running = Running::start(plain().service(echo("e")));
+        running.handle.add(&id("t"), cloud.params()).unwrap();
+        let mut device = cloud.accept();
+        running.expect(EventKind::Connect, "t");
+        let close =
+            tungstenite::protocol::CloseFrame { code: close_code.into(), reason: "".into() };
+        device.socket.close(Some(close)).unwrap();
+        assert!(device.socket.read().unwrap().is_close());
+        running.expect(EventKind::Disconnect, "t");
+        let mut device = cloud.accept();
+        running.expect(EventKind::Connect, "t");
+        assert_eq!(device.create("s", "e"), 0);
+        echo_once(&mut device, "s");
+    }
+}
+
+#[test]
+fn a_cloud_that_says_nothing_is_given_up_after_the_pong_timeout() {
+    let cloud = Cloud::plain();
+    let limits = Limits {
+        ping_interval: Duration::from_millis(200),
+        pong_timeout: Duration::from_millis(700),
+        ..Limits::default()
+    };
+    let running = Running::start(plain().service(echo("e")).limits(limits));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    // It reads nothing, so it answers no ping.
+    let mute = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    running.expect(EventKind::Disconnect, "t");
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("s", "e"), 0);
+    echo_once(&mut device, "s");
+    drop(mute);
+}
+
+#[test]
+fn a_service_that_hangs_on_connect_is_refused_in_time_and_its_siblings_go_on() {
+    let (address, held) = troubles::black_hole();
+    let port = Port::new(address.port()).unwrap();
+    let hangs = Service::new("hangs", "127.0.0.1", port).unwrap();
+    let limits = Limits { connect_timeout: Duration::from_secs(1), ..Limits::default() };
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")).service(hangs).limits(limits));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    assert_eq!(device.create("s", "e"), 0);
+    let create = |name: &str| json!({"frame_type": 2, "session_id": name, "frame_id": 7, "service_type": "hangs"});
+    device.send(create("h"), b"");
+    // The sibling echoes until the answer comes.
+    let mut echoes = 0;
+    let (header, payload) = loop {
+        device.data("s", b"x");
+        let (header, payload) = device.receive();
+        if header["frame_type"] == 1 {
+            break (header, payload);
+        }
+        assert_eq!(payload, b"x");
+        echoes += 1;
+    };
+    assert!(echoes > 0);
+    assert_eq!(device.receive_data("s", 1), b"x");
+    assert_eq!((&header["session_id"], &header["frame_id"]), (&json!("h"), &json!(7)));
+    assert_eq!(code(&payload), 2);
+    assert!(String::from_utf8_lossy(&payload).contains("timed out"));
+    echo_once(&mut device, "s");
+    drop(held);
+}
+
+#[test]
+fn a_service_that_resets_ends_its_session_and_no_other() {
+    let (come, gate) = mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let resets = service("resets", move |stream| {
+        gate.lock().unwrap().recv().unwrap();
+        reset_on_close(&stream);
+    });
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")).service(resets));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    assert_eq!(device.create("s", "e"), 0);
+    assert_eq!(device.create("r", "resets"), 0);
+    come.send(()).unwrap();
+    let (header, payload) = device.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("r")));
+    assert_eq!(code(&payload), 1);
+    echo_once(&mut device, "s");
+    assert_eq!(device.create("r", "e"), 0);
+    echo_once(&mut device, "r");
+}
+
+#[test]
+fn data_flows_while_an_event_handler_blocks() {
+    let cloud = Cloud::plain();
+    let (entered, in_handler) = mpsc::channel();
+    let (release, gate) = mpsc::channel::<()>();
+    let (entered, gate) = (std::sync::Mutex::new(entered), std::sync::Mutex::new(gate));
+    let manager = plain()
+        .service(echo("e"))
+        .on_event(move |_, event| {
+            entered.lock().unwrap().send(event.kind).unwrap();
+            let _ = gate.lock().unwrap().recv();
+        })
+        .build()
+        .unwrap();
+    let handle = manager.handle();
+    let thread = std::thread::spawn(move || manager.run().unwrap());
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    assert_eq!(in_handler.recv_timeout(PATIENCE).unwrap(), EventKind::Connect);
+    assert_eq!(device.create("s", "e"), 0);
+    echo_once(&mut device, "s");
+    // The worker connects anew by itself; the events wait.
+    drop(device);
+    let mut device = cloud.accept();
+    assert_eq!(device.create("s", "e"), 0);
+    echo_once(&mut device, "s");
+    assert!(in_handler.try_recv().is_err());
+    handle.stop();
+    drop(release);
+    thread.join().unwrap();
+    assert_eq!(in_handler.recv_timeout(PATIENCE).unwrap(), EventKind::Disconnect);
+}
+
+#[test]
+fn the_default_times_are_those_of_the_documents() {
+    let limits = Limits::default();
+    let seconds = [
+        (limits.stall_timeout, 10),
+        (limits.handshake_timeout, 15),
+        (limits.connect_timeout, 5),
+        (limits.ping_interval, 20),
+        (limits.pong_timeout, 60),
+    ];
+    for (time, documented) in seconds {
+        assert_eq!(time, Duration::from_secs(documented));
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
+    let key = 0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff);
+    // SAFETY: no pointers.
+    let queue = unsafe { libc::msgget(key, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) };
+    assert!(queue >= 0);
+    let delete = listen::Command::Delete(id("nobody"));
+    let mut queued = 0;
+    // Nobody reads: a send that waited would wait for ever.
+    while listen::send(key, &delete).is_ok() {
+        queued += 1;
+    }
+    assert!(queued > 0);
+    let cloud = Cloud::plain();
+    let running = Running::start(plain());
+    let options = listen::Options { key, ..listen::Options::default() };
+    let listener = listen::Listener::start(running.handle.clone(), options).unwrap();
+    wait_until("there is room again", || {
+        listen::send(key, &listen::Command::Add(id("t"), cloud.params())).is_ok()
+    });
+    let _device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    listener.stop();
+    // SAFETY: the command takes no structure.
+    assert_eq!(unsafe { libc::msgctl(queue, libc::IPC_RMID, std::ptr::null_mut()) }, 0);
+}

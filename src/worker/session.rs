@@ -11,6 +11,8 @@ use crate::sys;
 
 /// Slices of one write.
 const MAX_SLICES: usize = 64;
+/// By how much a session's parked bytes grow.
+const GROWTH: usize = 64 * 1024;
 /// How often a closed session looks whether the local service's kernel has taken everything.
 const LINGER_CHECK: Duration = Duration::from_millis(200);
 
@@ -143,9 +145,14 @@ impl Parked {
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        if self.start > self.bytes.len() / 2 {
+        let full = self.bytes.len() + bytes.len() > self.bytes.capacity();
+        if full || self.start > self.bytes.len() / 2 {
             self.bytes.drain(..self.start);
             self.start = 0;
+        }
+        if self.bytes.len() + bytes.len() > self.bytes.capacity() {
+            // Doubling would leave behind as much again in pieces too small to be used.
+            self.bytes.reserve_exact(bytes.len().next_multiple_of(GROWTH));
         }
         self.bytes.extend_from_slice(bytes);
     }

@@ -99,7 +99,17 @@ impl World {
 }
 
 fn accept(listener: &TcpListener) -> Device {
-    upgrade(listener.accept().unwrap().0)
+    // A blocking accept has no deadline of its own.
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = None;
+    wait_until("a device connects", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    listener.set_nonblocking(false).unwrap();
+    let (tcp, _) = accepted.unwrap();
+    tcp.set_nonblocking(false).unwrap();
+    upgrade(tcp)
 }
 
 /// The next connection whose handshake is not history: attempts that were made while the
@@ -413,6 +423,30 @@ fn a_dead_first_address_of_several_costs_its_share_of_the_time_and_no_more() {
     report("the first address is dead", "CONNECT", begun);
     echoes(&mut device, "s", "own-echo");
     process.stop();
+}
+
+#[test]
+fn a_first_address_that_takes_the_connection_and_says_nothing_is_not_tried_first_for_ever() {
+    const MUTE: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 3);
+    let Some(world) = World::new("the first address is mute") else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    world.cloud.ip(&format!("addr add {MUTE}/24 dev net"));
+    let mute = world.cloud.within(|| TcpListener::bind((MUTE, port)).unwrap());
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![MUTE, CLOUD]));
+    let mut process = names.device(&world, &spec(short(), &[]));
+    process.command(&format!("lookup {NAME}"));
+    let found = process.next();
+    assert!(found.starts_with(&format!("found {MUTE}")), "{found}");
+    let begun = Instant::now();
+    process.add("t", NAME, port);
+    let held = mute.accept().unwrap();
+    let mut device = accept(&listener);
+    process.expect("Connect t");
+    report("the first address is mute", "CONNECT", begun);
+    echoes(&mut device, "s", "own-echo");
+    process.stop();
+    drop(held);
 }
 
 /// Whatever stands in the cloud's place speaks first; then the cloud is there. In the meantime

@@ -393,7 +393,12 @@ impl Wait for Life {
         let lookup = self.resolver.look_up(host, port).map_err(failed)?;
         loop {
             if let Some(result) = lookup.poll() {
-                return result.map_err(failed);
+                let mut addresses = result.map_err(failed)?;
+                // Each attempt begins with another address: the first may take the connection
+                // and never say a word.
+                let first = self.retry.failures() as usize % addresses.len().max(1);
+                addresses.rotate_left(first);
+                return Ok(addresses);
             }
             if self.control.waits() {
                 return Err(OpenError::Interrupted);

@@ -99,7 +99,8 @@ impl Fleet {
                             std::thread::sleep(due.saturating_sub(begun.elapsed()));
                         }
                     }
-                    sent
+                    // Kept: its loss would make the tunnel connect anew.
+                    (sent, device)
                 });
                 Trouble::Flood { over, flood }
             }
@@ -119,7 +120,7 @@ impl Fleet {
             }
             Trouble::Flood { over, flood } => {
                 over.store(true, Ordering::Relaxed);
-                let sent = flood.join().unwrap();
+                let (sent, _device) = flood.join().unwrap();
                 self.running.handle.delete(&id("trouble")).unwrap();
                 self.running.expect(EventKind::Disconnect, "trouble");
                 sent
@@ -146,5 +147,5 @@ pub fn black_hole() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
 /// What holds the trouble up.
 pub enum Trouble {
     Silence { listener: TcpListener, queue: Vec<TcpStream> },
-    Flood { over: Arc<AtomicBool>, flood: JoinHandle<u64> },
+    Flood { over: Arc<AtomicBool>, flood: JoinHandle<(u64, Device)> },
 }

@@ -38,7 +38,8 @@ mod tests {
 
     #[test]
     fn every_seed_of_the_fuzz_targets_holds() {
-        let targets: [(&str, fn(&[u8])); 6] = [
+        type Property = fn(&[u8]);
+        let targets: [(&str, Property); 6] = [
             ("frame", super::frame),
             ("websocket", super::websocket),
             ("answer", super::answer),

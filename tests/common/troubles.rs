@@ -93,7 +93,7 @@ impl Fleet {
                             break;
                         }
                         sent += 1;
-                        if let Some(rate) = rate.filter(|_| sent % 10 == 0) {
+                        if let Some(rate) = rate.filter(|_| sent.is_multiple_of(10)) {
                             let _ = device.socket.flush();
                             let due = Duration::from_secs(sent) / rate;
                             std::thread::sleep(due.saturating_sub(begun.elapsed()));

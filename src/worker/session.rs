@@ -1,5 +1,6 @@
 //! One local TCP stream of a tunnel: its connect, its buffer, its orderly close.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
@@ -130,40 +131,33 @@ impl<L: Local> Session<L> {
 
 /// Bytes that wait for a local service.
 #[derive(Default)]
-pub(crate) struct Parked {
-    bytes: Vec<u8>,
-    start: usize,
-}
+pub(crate) struct Parked(VecDeque<u8>);
 
 impl Parked {
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() - self.start
+        self.0.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.0.is_empty()
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        let full = self.bytes.len() + bytes.len() > self.bytes.capacity();
-        if full || self.start > self.bytes.len() / 2 {
-            self.bytes.drain(..self.start);
-            self.start = 0;
-        }
-        if self.bytes.len() + bytes.len() > self.bytes.capacity() {
+        if self.0.len() + bytes.len() > self.0.capacity() {
             // Doubling would leave behind as much again in pieces too small to be used.
-            self.bytes.reserve_exact(bytes.len().next_multiple_of(GROWTH));
+            self.0.reserve_exact(bytes.len().next_multiple_of(GROWTH));
         }
-        self.bytes.extend_from_slice(bytes);
+        self.0.extend(bytes);
     }
 
     /// Writes what the service takes; whether it took anything.
     fn write(&mut self, outlet: &mut Outlet<impl LocalStream>) -> bool {
-        let before = self.start;
-        while !self.is_empty() {
-            match outlet.write(&[IoSlice::new(&self.bytes[self.start..])]) {
-                Some(written) => self.start += written,
-                None => return self.start > before,
+        let before = self.0.len();
+        while !self.0.is_empty() {
+            let (front, back) = self.0.as_slices();
+            match outlet.write(&[IoSlice::new(front), IoSlice::new(back)]) {
+                Some(written) => drop(self.0.drain(..written)),
+                None => return self.0.len() < before,
             }
         }
         *self = Parked::default();

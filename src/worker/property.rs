@@ -474,7 +474,7 @@ impl<'a> World<'a> {
     fn check_budget(&self) {
         let table = &self.relay.table;
         assert!(table.sessions.len() <= MAX_SESSIONS);
-        assert!(table.closing.len() < 2 * MAX_SESSIONS);
+        assert!(table.sessions.len() + table.closing.len() <= MAX_SESSIONS * 3 / 2);
         let parked = table.sessions.iter().map(|session| session.parked.len());
         let parked = parked.chain(table.closing.iter().map(|closing| closing.parked.len()));
         for length in parked {

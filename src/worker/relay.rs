@@ -484,7 +484,8 @@ impl<L: Local> Table<L> {
             return Err((response::REFUSED, "the session id is in use".into()));
         }
         let most = self.limits.max_sessions;
-        if self.sessions.len() >= most || self.closing.len() >= most {
+        let alive = self.sessions.len() + self.closing.len();
+        if self.sessions.len() >= most || alive >= most + (most / 2).max(1) {
             return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
         }
         let Some(service) = self.services.get(service_type) else {

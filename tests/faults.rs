@@ -30,7 +30,7 @@ const AT_ONCE: usize = 10;
 /// No seed takes so long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A lost connection may be reported a little later than its sessions end.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(5);
 
 /// Tests that count descriptors, or open some.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -57,8 +57,10 @@ fn under_faults_every_session_is_complete_or_reported() {
     run_seed(0, &certificates, false, &Tally::default());
     let before = (descriptors(), threads());
 
-    let failures = match number("FAULT_SEED") {
+    let only = number("FAULT_SEED");
+    let failures = match only {
         Some(seed) => {
+            let _ = env_logger::try_init();
             run_seed(seed, &certificates, true, &tally);
             Vec::new()
         }
@@ -72,7 +74,7 @@ fn under_faults_every_session_is_complete_or_reported() {
         println!("{kind}: {}", count(number));
     }
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
-    assert!(complete > explained / 2, "faults so dense that they prove little");
+    assert!(only.is_some() || complete > explained / 2, "faults so dense that they prove little");
     wait_until("descriptors and threads as before", Duration::from_secs(20), || {
         (descriptors(), threads()) == before
     });
@@ -162,7 +164,7 @@ fn try_seed(
         name: "cloud",
         gap: [2_000, 50_000, 200_000][rng.below(3) as usize],
         stall: 150,
-        fatal: if cloud_fails { 60 } else { 0 },
+        fatal: if cloud_fails { 100 } else { 0 },
         fatal_links: 3,
         corrupt: tls,
     };
@@ -170,7 +172,7 @@ fn try_seed(
         name: "local",
         gap: [5_000, 100_000][rng.below(2) as usize],
         stall: 150,
-        fatal: if local_fails { 60 } else { 0 },
+        fatal: if local_fails { 150 } else { 0 },
         fatal_links: 1,
         corrupt: false,
     };
@@ -279,11 +281,10 @@ fn try_seed(
 
         proxy.calm(true);
         recovers(&mut access[0], PATIENCE / 4)?;
-        let open = proxy.open_and_corrupted();
         drop(access);
-        if open > 0 {
-            return Err("changed bytes went unnoticed".into());
-        }
+        wait_until("changed bytes end the connection", PATIENCE / 4, || {
+            proxy.open_and_corrupted() == 0
+        });
 
         let counts = proxy.counts();
         for (sum, count) in tally.faults.iter().zip(counts) {
@@ -301,7 +302,9 @@ fn try_seed(
             let ended = served.map_or(outcome.ended, |served| served.ended.max(outcome.ended));
             let meanwhile = |lost: &Instant| (outcome.began - SLACK..ended + SLACK).contains(lost);
             let causes = Causes {
-                tunnel: reports.lost.iter().any(meanwhile),
+                // Where only one direction is closed, the gateway learns of it first, and says so.
+                tunnel: reports.lost.iter().any(meanwhile)
+                    || cloud_fails && matches!(outcome.released, Some((3, _))),
                 local: match served {
                     Some(served) => served.link.is_cut(0) || served.link.is_cut(1),
                     None => local_fails && outcome.plan.service == "failing",

@@ -151,6 +151,8 @@ const NEVER: (u64, Fault) = (u64::MAX, Fault::Delay(1));
 pub struct LinkReport {
     /// Bytes of this direction were lost by a fault.
     pub cut: [AtomicBool; 2],
+    /// It was lost with the look of an orderly end.
+    pub half_closed: [AtomicBool; 2],
     /// A byte was changed.
     pub corrupted: AtomicBool,
     /// Both ends are gone.
@@ -553,6 +555,8 @@ impl Link {
         shared.counts[fault.kind()].fetch_add(1, Ordering::SeqCst);
         let flow = &mut self.flows[direction];
         let (gap, next) = self.leg.draw(&mut flow.rng, self.may_fail);
+        // Long streams suffer less often, else they would not end in time.
+        let gap = gap.max(flow.passed / 64);
         flow.next = if self.once { NEVER } else { (flow.passed + gap, next) };
         let after = |ms| Some(now + Duration::from_millis(ms));
         match fault {
@@ -579,6 +583,7 @@ impl Link {
                     _ => State::Over,
                 };
                 self.report.cut[direction].store(true, Ordering::SeqCst);
+                self.report.half_closed[direction].store(true, Ordering::SeqCst);
             }
             Fault::Reset => {
                 for cut in &self.report.cut {

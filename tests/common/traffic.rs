@@ -627,9 +627,9 @@ pub fn judge(outcome: &Outcome, served: Option<&Served>, causes: Causes) -> Resu
         return match &outcome.released {
             None => Err("short of bytes, and never released".into()),
             Some((1, text)) if text.ends_with("closed the connection") => {
-                // As if the service had ended it in order.
-                let cut = served.is_none_or(|served| served.link.is_cut(1)) && causes.local;
-                if cut {
+                // As if the service had ended it in order: only a FIN explains that.
+                let half_closed = |s: &Served| s.link.half_closed[1].load(Ordering::SeqCst);
+                if causes.local && served.is_none_or(half_closed) {
                     Ok(false)
                 } else {
                     Err("a loss that looks like an orderly end".into())

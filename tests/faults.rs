@@ -156,7 +156,7 @@ fn try_seed(
     tally: &Tally,
 ) -> Result<(), String> {
     let mut rng = Rng::part(seed, 0);
-    let tls = seed % 2 == 0;
+    let tls = seed.is_multiple_of(2);
     // Half of the seeds lose no connection to the gateway: there, no session may be lost either,
     // unless its own local connection is.
     let (cloud_fails, local_fails) = (rng.permille(500), rng.permille(400));

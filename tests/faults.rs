@@ -160,6 +160,8 @@ fn try_seed(
     // Half of the seeds lose no connection to the gateway: there, no session may be lost either,
     // unless its own local connection is.
     let (cloud_fails, local_fails) = (rng.permille(500), rng.permille(400));
+    // In some, services stall for longer than the device has patience.
+    let impatient = rng.permille(100);
     let cloud_leg = Leg {
         name: "cloud",
         gap: [2_000, 50_000, 200_000][rng.below(3) as usize],
@@ -171,7 +173,7 @@ fn try_seed(
     let local_leg = Leg {
         name: "local",
         gap: [5_000, 100_000][rng.below(2) as usize],
-        stall: 150,
+        stall: if impatient { 1_000 } else { 150 },
         fatal: if local_fails { 150 } else { 0 },
         fatal_links: 1,
         corrupt: false,
@@ -210,6 +212,7 @@ fn try_seed(
         pong_timeout: Duration::from_secs(8),
         session_buffer: [64, 256][rng.below(2) as usize] * 1024,
         send_buffer: [8, 64][rng.below(2) as usize] * 1024,
+        stall_timeout: Duration::from_millis(if impatient { 250 } else { 10_000 }),
         ..Limits::default()
     };
     let reports = Arc::new(Mutex::new(Reports::default()));
@@ -305,10 +308,11 @@ fn try_seed(
                 // Where only one direction is closed, the gateway learns of it first, and says so.
                 tunnel: reports.lost.iter().any(meanwhile)
                     || cloud_fails && matches!(outcome.released, Some((3, _))),
-                local: match served {
-                    Some(served) => served.link.is_cut(0) || served.link.is_cut(1),
-                    None => local_fails && outcome.plan.service == "failing",
-                },
+                local: impatient
+                    || match served {
+                        Some(served) => served.link.is_cut(0) || served.link.is_cut(1),
+                        None => local_fails && outcome.plan.service == "failing",
+                    },
                 access: false,
             };
             if trace {

@@ -1,0 +1,706 @@
+//! Tunnels under load and faults for as long as they are told, with a table at the end.
+//!
+//! The device side runs as processes of its own (`aiot-tunnel agent`, one for TLS, one for plain
+//! text), commanded over their message queues; gateways, failing networks, local services and
+//! access sides are in this process. The exit code is 1 when a byte was wrong or silently lost,
+//! or when the device side has grown.
+//!
+//! `scripts/soak --duration 60m --seed 7` builds both programs and runs this one.
+
+#[path = "../tests/common/faults.rs"]
+mod faults;
+#[path = "../tests/common/traffic.rs"]
+mod traffic;
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use aiot_tunnel::gateway::{Gateway, Side, TunnelConfig};
+use aiot_tunnel::{listen, ConnectParams, Port, Token, TunnelId};
+use clap::Parser;
+use faults::{Leg, Proxy, Rng, KINDS};
+use traffic::{judge, served, Access, Causes, Certificates, Log, Outcome, Plan, Served};
+
+/// A lost connection may be noticed so much earlier or later than what it ended.
+const SLACK: Duration = Duration::from_secs(15);
+/// Everything that is waited for comes within this time, even on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The device side gives its buffers back at the next ping, after 20 s.
+const SETTLE: Duration = Duration::from_secs(25);
+/// Pause of a tunnel between two sessions, in milliseconds at most.
+const PACE: u64 = 800;
+/// Most RSS at the end, in percent of that after the first minute.
+const MOST_RSS: u64 = 105;
+
+#[derive(Parser)]
+struct Options {
+    /// How long: 90 (seconds), 10m, 2h.
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    duration: Duration,
+    /// What the faults and the sessions are drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Half of them with TLS.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(2..=20))]
+    tunnels: u64,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("h", 3600), ("m", 60), ("s", 1), ("", 1)];
+    let parsed = units.iter().find_map(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(*seconds).filter(|seconds| *seconds > 0)
+    });
+    parsed.map(Duration::from_secs).ok_or("not a duration such as 90, 10m or 2h".into())
+}
+
+/// What all threads share.
+struct Soak {
+    tunnels: Vec<Tunnel>,
+    proxy: Proxy,
+    certificates: Certificates,
+    /// Access sides open no session while this is set.
+    quiet: AtomicBool,
+    stop: AtomicBool,
+    tally: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
+    opened: AtomicU64,
+    complete: AtomicU64,
+    reported: AtomicU64,
+    to_device: AtomicU64,
+    from_device: AtomicU64,
+    connects: AtomicU64,
+    disconnects: AtomicU64,
+    updates: AtomicU64,
+    expiries: AtomicU64,
+    mismatches: Mutex<Vec<String>>,
+}
+
+struct Tunnel {
+    id: TunnelId,
+    tls: bool,
+    gateway: Arc<Gateway>,
+    /// Where the device finds its gateway.
+    port: Port,
+    queue: i32,
+    log: Arc<Log>,
+    state: Mutex<State>,
+}
+
+struct State {
+    generation: u64,
+    connected: bool,
+    expired: bool,
+    /// When it was lost or expired.
+    lost: VecDeque<Instant>,
+    under_way: usize,
+}
+
+impl Tunnel {
+    fn token(&self, side: Side, generation: u64) -> Token {
+        let side = if side == Side::Device { "device" } else { "access" };
+        Token::new(&format!("hush-{side}-{}-{generation}", self.id)).unwrap()
+    }
+
+    fn config(&self, generation: u64) -> TunnelConfig {
+        TunnelConfig {
+            id: self.id.clone(),
+            device_token: self.token(Side::Device, generation),
+            access_token: self.token(Side::Access, generation),
+            expires: None,
+        }
+    }
+
+    fn params(&self, generation: u64) -> ConnectParams {
+        let path = format!("/tunnel/{}/dest", self.id);
+        let token = self.token(Side::Device, generation);
+        ConnectParams::new("127.0.0.1", self.port, &path, token).unwrap()
+    }
+
+    /// Puts a command on the agent's queue, which may be full or not there yet.
+    fn command(&self, command: &listen::Command) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(e) = listen::send(self.queue, command) {
+            assert!(Instant::now() < deadline, "{e}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A device process.
+struct Agent {
+    name: &'static str,
+    child: Child,
+    reader: Option<JoinHandle<()>>,
+    readings: Vec<Reading>,
+    peak: Reading,
+}
+
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+struct Reading {
+    rss: u64,
+    descriptors: u64,
+    threads: u64,
+}
+
+impl Agent {
+    fn start(name: &'static str, program: &Path, queue: i32, arguments: &[String]) -> Self {
+        let mut command = Command::new(program);
+        command.args(["agent", "--queue-key", &queue.to_string()]).args(arguments);
+        command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
+        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        Agent { name, child, reader: None, readings: Vec::new(), peak: Reading::default() }
+    }
+
+    /// Follows its events, one a line: `Connect t1`.
+    fn follow(&mut self, soak: &Arc<Soak>) {
+        let (stdout, soak) = (self.child.stdout.take().unwrap(), soak.clone());
+        self.reader = Some(thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let Some((kind, id)) = line.split_once(' ') else { continue };
+                let tunnel = soak.tunnels.iter().find(|tunnel| tunnel.id.as_str() == id);
+                let mut state = tunnel.expect("a tunnel of ours").state.lock().unwrap();
+                state.connected = kind == "Connect";
+                match kind {
+                    "Connect" => drop(soak.tally.connects.fetch_add(1, Ordering::SeqCst)),
+                    "Expired" => state.expired = true,
+                    _ => drop(soak.tally.disconnects.fetch_add(1, Ordering::SeqCst)),
+                }
+                if kind != "Connect" {
+                    state.lost.push_back(Instant::now());
+                    let surplus = state.lost.len().saturating_sub(200);
+                    state.lost.drain(..surplus);
+                }
+            }
+        }));
+    }
+
+    fn read(&mut self) -> Reading {
+        let pid = self.child.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        let reading = Reading {
+            rss: number("VmRSS:"),
+            descriptors: descriptors as u64,
+            threads: number("Threads:"),
+        };
+        self.peak.rss = self.peak.rss.max(reading.rss);
+        self.peak.descriptors = self.peak.descriptors.max(reading.descriptors);
+        self.peak.threads = self.peak.threads.max(reading.threads);
+        reading
+    }
+
+    fn has_died(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends it in order, so that it removes its queue.
+    fn end(&mut self) {
+        let pid = self.child.id() as libc::pid_t;
+        // SAFETY: no pointers; the child has not been waited for, so its id is still its own.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.has_died() {
+            if Instant::now() > deadline {
+                eprintln!("agent {} does not end; its queue may be left behind", self.name);
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if !self.has_died() {
+            self.end();
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone()).unwrap();
+    }
+    let scratch = Scratch::new();
+    let mut agents = Vec::new();
+    let soak = set_up(&options, &scratch.0, &mut agents);
+    let result = run(&options, &soak, &mut agents, &interrupted);
+    soak.stop.store(true, Ordering::SeqCst);
+    agents.iter_mut().for_each(Agent::end);
+    result
+}
+
+/// A directory that is gone afterwards.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let name = format!("aiot-tunnel-soak-{:08x}", rand::random::<u32>());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soak> {
+    let own = std::env::current_exe().unwrap();
+    // target/PROFILE/examples/soak
+    let program = own.parent().and_then(Path::parent).unwrap().join("aiot-tunnel");
+    let certificates = Certificates::new();
+    let ca = scratch.join("ca.pem");
+    std::fs::write(&ca, &certificates.ca).unwrap();
+    let proxy = Proxy::start(options.seed, false);
+    // Until all tunnels are connected for the first time.
+    proxy.calm(true);
+    let mut tunnels = Vec::new();
+    for tls in [false, true] {
+        let mut builder = Gateway::builder();
+        if tls {
+            builder = builder.tls_pem(&certificates.chain, &certificates.key).unwrap();
+        }
+        let gateway = Arc::new(builder.start("127.0.0.1:0".parse().unwrap()).unwrap());
+        let address = gateway.local_addr();
+        let cloud = Leg {
+            name: if tls { "wss" } else { "ws" },
+            gap: 600_000,
+            stall: 400,
+            fatal: 100,
+            fatal_links: usize::MAX,
+            corrupt: tls,
+        };
+        let device_port = proxy.route(cloud, move |_| TcpStream::connect(address)).port();
+        let log = Arc::new(Log::default());
+        let local = |name: &'static str, fatal| {
+            let leg = Leg {
+                name,
+                gap: 250_000,
+                stall: 400,
+                fatal,
+                fatal_links: usize::MAX,
+                corrupt: false,
+            };
+            let log = log.clone();
+            let port = proxy.route(leg, move |link| served(link, &log)).port();
+            ["--service".to_owned(), format!("{name}=127.0.0.1:{port}")]
+        };
+        let mut arguments: Vec<String> =
+            [local("both", 20), local("source", 20), local("sink", 20), local("sound", 0)].concat();
+        match tls {
+            false => arguments.push("--plain".into()),
+            true => arguments.extend(["--ca".into(), ca.to_str().unwrap().into()]),
+        }
+        let queue = rand::random::<i32>() & 0x7FFF_FFFF | 0x4000_0000;
+        let name = if tls { "TLS" } else { "plain" };
+        agents.push(Agent::start(name, &program, queue, &arguments));
+        let own = (0..options.tunnels).filter(|n| (n % 2 == 1) == tls);
+        tunnels.extend(own.map(|n| Tunnel {
+            id: TunnelId::new(&format!("t{n}")).unwrap(),
+            tls,
+            gateway: gateway.clone(),
+            port: Port::new(device_port).unwrap(),
+            queue,
+            log: log.clone(),
+            state: Mutex::new(State {
+                generation: 0,
+                connected: false,
+                expired: false,
+                lost: VecDeque::new(),
+                under_way: 0,
+            }),
+        }));
+    }
+    let soak = Arc::new(Soak {
+        tunnels,
+        proxy,
+        certificates,
+        quiet: AtomicBool::new(true),
+        stop: AtomicBool::new(false),
+        tally: Tally::default(),
+    });
+    for agent in agents {
+        agent.follow(&soak);
+    }
+    for tunnel in &soak.tunnels {
+        tunnel.gateway.add_tunnel(tunnel.config(0)).unwrap();
+        tunnel.command(&listen::Command::Add(tunnel.id.clone(), tunnel.params(0)));
+    }
+    soak
+}
+
+fn run(
+    options: &Options,
+    soak: &Arc<Soak>,
+    agents: &mut [Agent],
+    interrupted: &AtomicBool,
+) -> ExitCode {
+    let mut control = Control { soak: soak.clone(), rng: Rng::part(options.seed, 1) };
+    control.rest(agents, Duration::from_secs(1));
+    let drivers: Vec<_> = (0..soak.tunnels.len())
+        .map(|index| {
+            let (soak, rng) = (soak.clone(), Rng::part(options.seed, 1000 + index as u64));
+            thread::spawn(move || Driver::new(&soak, index, rng).run())
+        })
+        .collect();
+
+    let began = Instant::now();
+    let first_minute = Duration::from_secs(60).min(options.duration / 4);
+    let settle = SETTLE.min(options.duration / 10);
+    let mut minutes = 0;
+    let (mut next_update, mut next_expiry) = (first_minute / 4, first_minute / 2);
+    control.go_on();
+    println!("soak: {:?}, seed {}, {} tunnels", options.duration, options.seed, options.tunnels);
+    while began.elapsed() < options.duration && !interrupted.load(Ordering::SeqCst) {
+        thread::sleep(Duration::from_millis(500));
+        for agent in agents.iter_mut() {
+            assert!(!agent.has_died(), "the {} agent has died", agent.name);
+            agent.read();
+        }
+        control.renew();
+        let time = began.elapsed();
+        if time >= next_update {
+            control.update();
+            next_update = time + Duration::from_millis(control.rng.between(10_000, 30_000));
+        }
+        if time >= next_expiry {
+            control.expire();
+            next_expiry = time + Duration::from_millis(control.rng.between(30_000, 90_000));
+        }
+        if agents[0].readings.len() == 1 && time >= first_minute {
+            control.rest(agents, settle);
+            control.go_on();
+        }
+        if time.as_secs() / 60 > minutes {
+            minutes = time.as_secs() / 60;
+            progress(minutes, soak, agents);
+        }
+    }
+    control.rest(agents, settle);
+    soak.stop.store(true, Ordering::SeqCst);
+    for driver in drivers {
+        driver.join().unwrap();
+    }
+    report(began.elapsed(), soak, agents)
+}
+
+/// Gives the commands of a business process, and of a cloud.
+struct Control {
+    soak: Arc<Soak>,
+    rng: Rng,
+}
+
+impl Control {
+    fn pick(&mut self) -> &Tunnel {
+        let index = self.rng.below(self.soak.tunnels.len() as u64);
+        &self.soak.tunnels[index as usize]
+    }
+
+    fn update(&mut self) {
+        self.soak.tally.updates.fetch_add(1, Ordering::SeqCst);
+        let tunnel = self.pick();
+        let mut state = tunnel.state.lock().unwrap();
+        state.generation += 1;
+        // Who comes with the old token while the new one is on its way finds itself expired.
+        tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
+        let update = listen::Command::Update(tunnel.id.clone(), tunnel.params(state.generation));
+        drop(state);
+        tunnel.command(&update);
+    }
+
+    fn expire(&mut self) {
+        self.soak.tally.expiries.fetch_add(1, Ordering::SeqCst);
+        let tunnel = self.pick();
+        tunnel.state.lock().unwrap().lost.push_back(Instant::now());
+        tunnel.gateway.expire(&tunnel.id);
+    }
+
+    /// Adds the tunnels that have expired anew.
+    fn renew(&mut self) {
+        for tunnel in &self.soak.tunnels {
+            let mut state = tunnel.state.lock().unwrap();
+            if !std::mem::take(&mut state.expired) {
+                continue;
+            }
+            state.generation += 1;
+            tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
+            let add = listen::Command::Add(tunnel.id.clone(), tunnel.params(state.generation));
+            drop(state);
+            tunnel.command(&add);
+        }
+    }
+
+    fn go_on(&self) {
+        self.soak.proxy.calm(false);
+        self.soak.quiet.store(false, Ordering::SeqCst);
+    }
+
+    /// Lets all sessions end without further faults, and takes a reading of the idle agents.
+    fn rest(&mut self, agents: &mut [Agent], settle: Duration) {
+        self.soak.quiet.store(true, Ordering::SeqCst);
+        self.soak.proxy.calm(true);
+        let deadline = Instant::now() + PATIENCE;
+        let soak = self.soak.clone();
+        let is_idle = |tunnel: &Tunnel| {
+            let state = tunnel.state.lock().unwrap();
+            state.connected && state.under_way == 0 && tunnel.log.active.load(Ordering::SeqCst) == 0
+        };
+        while !soak.tunnels.iter().all(is_idle) {
+            self.renew();
+            if Instant::now() >= deadline {
+                let busy = soak.tunnels.iter().filter(|tunnel| !is_idle(tunnel));
+                let busy = busy.map(|tunnel| {
+                    let State { connected, under_way, .. } = &*tunnel.state.lock().unwrap();
+                    format!("{} (connected: {connected}, sessions: {under_way})", tunnel.id)
+                });
+                let text = format!("no rest: {}", busy.collect::<Vec<_>>().join(", "));
+                eprintln!("{text}");
+                soak.tally.mismatches.lock().unwrap().push(text);
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        thread::sleep(settle);
+        // Former sessions' sockets and threads may linger for a moment.
+        let wanted = |agent: &Agent| agent.readings.first().copied();
+        let settled = |reading: Reading, first: Option<Reading>| {
+            first.is_none_or(|first| {
+                (reading.descriptors, reading.threads) == (first.descriptors, first.threads)
+            })
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        for agent in agents {
+            let mut reading = agent.read();
+            while !settled(reading, wanted(agent)) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(100));
+                reading = agent.read();
+            }
+            agent.readings.push(reading);
+        }
+    }
+}
+
+/// The access side of one tunnel.
+struct Driver<'a> {
+    soak: &'a Soak,
+    tunnel: &'a Tunnel,
+    rng: Rng,
+    access: Option<Access>,
+    /// Sessions that are over here, and maybe not yet at the service.
+    over: Vec<Outcome>,
+    next: Instant,
+}
+
+impl<'a> Driver<'a> {
+    fn new(soak: &'a Soak, index: usize, rng: Rng) -> Self {
+        let tunnel = &soak.tunnels[index];
+        Driver { soak, tunnel, rng, access: None, over: Vec::new(), next: Instant::now() }
+    }
+
+    fn run(mut self) {
+        while !self.soak.stop.load(Ordering::SeqCst) {
+            if self.access.is_none() {
+                self.access = self.connect();
+            }
+            let quiet = self.soak.quiet.load(Ordering::SeqCst);
+            let Some(access) = &mut self.access else {
+                thread::sleep(Duration::from_millis(200));
+                self.settle();
+                continue;
+            };
+            if !quiet && Instant::now() >= self.next && access.under_way() < 6 {
+                let service = ["both", "source", "sink", "sound"][self.rng.below(4) as usize];
+                let mut plan = Plan::random(&mut self.rng, service, 200_000);
+                // Some are long, for the time that they take and the faults that they meet.
+                if self.rng.permille(80) {
+                    plan.up = self.rng.below(8_000_000) as usize;
+                    plan.down = self.rng.below(8_000_000) as usize;
+                }
+                match service {
+                    "source" => plan.up = plan.up.min(100),
+                    "sink" => plan.down = plan.down.min(100),
+                    _ => {}
+                }
+                // Before it begins, so that nobody takes the tunnel for idle.
+                self.tunnel.state.lock().unwrap().under_way += 1;
+                access.open(plan);
+                self.soak.tally.opened.fetch_add(1, Ordering::SeqCst);
+                self.next = Instant::now() + Duration::from_millis(self.rng.below(PACE));
+            }
+            self.over.extend(access.step(Duration::from_millis(25)));
+            if access.lost.is_some() && access.under_way() == 0 {
+                self.access = None;
+            }
+            self.settle();
+        }
+    }
+
+    fn connect(&mut self) -> Option<Access> {
+        let generation = self.tunnel.state.lock().unwrap().generation;
+        let token = self.tunnel.token(Side::Access, generation);
+        let (address, id): (SocketAddr, _) =
+            (self.tunnel.gateway.local_addr(), self.tunnel.id.as_str());
+        let ca = self.tunnel.tls.then_some(&self.soak.certificates.ca[..]);
+        let rng = Rng::new(self.rng.next());
+        Access::connect(address, id, token.expose(), ca, rng).ok()
+    }
+
+    /// Judges the sessions that are over at both ends.
+    fn settle(&mut self) {
+        for outcome in std::mem::take(&mut self.over) {
+            let log = &self.tunnel.log;
+            // Read before the log is searched.
+            let active = log.active.load(Ordering::SeqCst);
+            let served = {
+                let mut served = log.served.lock().unwrap();
+                served.retain(|served| served.seed.is_some());
+                let at = served.iter().position(|s| s.seed == Some(outcome.plan.seed));
+                at.map(|at| served.swap_remove(at))
+            };
+            let age = outcome.ended.elapsed();
+            let nobody = active == 0 && age > Duration::from_secs(5) || age > traffic::SILENCE * 2;
+            if served.is_some() || outcome.refused.is_some() || nobody {
+                self.judge(&outcome, served.as_ref());
+                self.tunnel.state.lock().unwrap().under_way -= 1;
+            } else {
+                self.over.push(outcome);
+            }
+        }
+    }
+
+    fn judge(&self, outcome: &Outcome, served: Option<&Served>) {
+        let tally = &self.soak.tally;
+        tally.from_device.fetch_add(outcome.received as u64, Ordering::SeqCst);
+        let to_device = served.map_or(0, |served| served.received as u64);
+        tally.to_device.fetch_add(to_device, Ordering::SeqCst);
+        let ended = served.map_or(outcome.ended, |served| served.ended.max(outcome.ended));
+        let window = outcome.began.checked_sub(SLACK).unwrap_or(outcome.began)..ended + SLACK;
+        let lost = self.tunnel.state.lock().unwrap().lost.iter().any(|time| window.contains(time));
+        let cut = served.map(|served| served.link.is_cut(0) || served.link.is_cut(1));
+        // What is reported is no silent loss, whatever its reason.
+        let reported = outcome.refused.is_some()
+            || outcome
+                .released
+                .as_ref()
+                .is_some_and(|(_, text)| !text.ends_with("closed the connection"));
+        let causes = Causes {
+            tunnel: lost || reported,
+            local: cut.unwrap_or(outcome.plan.service != "sound"),
+            access: lost,
+        };
+        match judge(outcome, served, causes) {
+            Ok(true) => drop(tally.complete.fetch_add(1, Ordering::SeqCst)),
+            Ok(false) => drop(tally.reported.fetch_add(1, Ordering::SeqCst)),
+            Err(wrong) => {
+                let served = served.map(|s| (s.received, s.complete, s.end.clone()));
+                let text = format!("tunnel {}: {wrong}: {outcome:?}, {served:?}", self.tunnel.id);
+                eprintln!("{text}");
+                tally.mismatches.lock().unwrap().push(text);
+            }
+        }
+    }
+}
+
+fn progress(minutes: u64, soak: &Soak, agents: &mut [Agent]) {
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    let tally = &soak.tally;
+    let rss: Vec<_> = agents.iter_mut().map(|agent| agent.read().rss.to_string()).collect();
+    println!(
+        "{minutes:4} min: {} sessions, {} complete, {} reported, {} MB up, {} MB down, \
+         {} disconnects, {} faults, {} mismatches, RSS {} KiB",
+        count(&tally.opened),
+        count(&tally.complete),
+        count(&tally.reported),
+        count(&tally.to_device) / 1_000_000,
+        count(&tally.from_device) / 1_000_000,
+        count(&tally.disconnects),
+        soak.proxy.counts().iter().sum::<u64>(),
+        tally.mismatches.lock().unwrap().len(),
+        rss.join(" + "),
+    );
+}
+
+fn report(time: Duration, soak: &Soak, agents: &[Agent]) -> ExitCode {
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    let tally = &soak.tally;
+    let mismatches = tally.mismatches.lock().unwrap().len();
+    let mut rows = vec![
+        ("time", format!("{} s", time.as_secs())),
+        ("tunnels", soak.tunnels.len().to_string()),
+        ("bytes to the device", count(&tally.to_device).to_string()),
+        ("bytes from the device", count(&tally.from_device).to_string()),
+        ("sessions opened", count(&tally.opened).to_string()),
+        ("sessions complete", count(&tally.complete).to_string()),
+        ("sessions reported as refused or lost", count(&tally.reported).to_string()),
+        ("connects", count(&tally.connects).to_string()),
+        ("disconnects", count(&tally.disconnects).to_string()),
+        ("updates", count(&tally.updates).to_string()),
+        ("expiries", count(&tally.expiries).to_string()),
+    ];
+    for (kind, number) in KINDS.iter().zip(soak.proxy.counts()) {
+        rows.push((kind, number.to_string()));
+    }
+    rows.push(("mismatches", mismatches.to_string()));
+    println!("\n| what | count |\n| --- | ---: |");
+    for (what, number) in rows {
+        println!("| {what} | {number} |");
+    }
+    println!("\n| device process | reading | RSS KiB | descriptors | threads |");
+    println!("| --- | --- | ---: | ---: | ---: |");
+    let mut wrong = Vec::new();
+    for agent in agents {
+        let [start, rest @ ..] = &agent.readings[..] else { continue };
+        let end = rest.last().unwrap_or(start);
+        // Too short a run has no other reading.
+        let minute = if rest.len() > 1 { rest[0] } else { *end };
+        for (what, reading) in [
+            ("start", start),
+            ("after the first minute", &minute),
+            ("peak", &agent.peak),
+            ("end", end),
+        ] {
+            let Reading { rss, descriptors, threads } = reading;
+            println!("| {} | {what} | {rss} | {descriptors} | {threads} |", agent.name);
+        }
+        if (end.descriptors, end.threads) != (start.descriptors, start.threads) {
+            wrong.push(format!("{}: descriptors or threads not as at the start", agent.name));
+        }
+        if end.rss * 100 > minute.rss * MOST_RSS {
+            let name = agent.name;
+            wrong.push(format!("{name}: RSS is more than 5% above that after the first minute"));
+        }
+    }
+    if mismatches > 0 {
+        wrong.push(format!("{mismatches} mismatches"));
+    }
+    println!("\n{}", if wrong.is_empty() { "passed".into() } else { wrong.join("; ") });
+    if wrong.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,483 @@
+//! Gateway and device over networks that fail, by seeded schedules: whatever happens, a session
+//! is either complete or reported, and what it delivers is always a prefix of what was sent.
+//!
+//! `FAULT_SEEDS=2000` runs more seeds than the default, `FAULT_SEED=n` one and prints what
+//! happens to its connections.
+#![cfg(feature = "gateway")]
+
+#[path = "common/faults.rs"]
+mod faults;
+#[path = "common/traffic.rs"]
+mod traffic;
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aiot_tunnel::gateway::{Gateway, TunnelConfig};
+use aiot_tunnel::*;
+use faults::{Fault, Leg, LinkReport, Proxy, Rng, KINDS};
+use traffic::{judge, served, Access, Causes, Certificates, Log, Mode, Outcome, Plan, Served};
+
+const SEEDS: u64 = 120;
+/// Seeds under way at a time. They mostly wait.
+const AT_ONCE: usize = 10;
+/// No seed takes so long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A lost connection may be reported a little later than its sessions end.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// Tests that count descriptors, or open some.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const DEVICE_TOKEN: &str = "hush-device-token";
+const ACCESS_TOKEN: &str = "hush-access-token";
+
+/// How the sessions of a run ended.
+#[derive(Default)]
+struct Tally {
+    complete: AtomicU64,
+    explained: AtomicU64,
+    disconnects: AtomicU64,
+    faults: [AtomicU64; KINDS.len()],
+}
+
+#[test]
+fn under_faults_every_session_is_complete_or_reported() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let certificates = Certificates::new();
+    let tally = Tally::default();
+    // What OpenSSL and std set up once is no growth. The first seed has TLS.
+    run_seed(0, &certificates, false, &Tally::default());
+    let before = (descriptors(), threads());
+
+    let only = number("FAULT_SEED");
+    let failures = match only {
+        Some(seed) => {
+            let _ = env_logger::try_init();
+            run_seed(seed, &certificates, true, &tally);
+            Vec::new()
+        }
+        None => run_seeds(number("FAULT_SEEDS").unwrap_or(SEEDS), certificates, &tally),
+    };
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    let (complete, explained) = (count(&tally.complete), count(&tally.explained));
+    println!("sessions: {complete} complete, {explained} reported as lost");
+    println!("disconnects: {}", count(&tally.disconnects));
+    for (kind, number) in KINDS.iter().zip(&tally.faults) {
+        println!("{kind}: {}", count(number));
+    }
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(only.is_some() || complete > explained / 2, "faults so dense that they prove little");
+    wait_until("descriptors and threads as before", Duration::from_secs(20), || {
+        (descriptors(), threads()) == before
+    });
+}
+
+/// Runs the seeds below `count`; what went wrong, a line for each.
+fn run_seeds(count: u64, certificates: Certificates, tally: &Tally) -> Vec<String> {
+    let next = AtomicU64::new(0);
+    let failures = Mutex::new(Vec::new());
+    let running: [Mutex<Option<(u64, Instant)>>; AT_ONCE] = Default::default();
+    let done = AtomicUsize::new(0);
+    let (next, failures, certificates, done) = (&next, &failures, &certificates, &done);
+    thread::scope(|scope| {
+        for slot in &running {
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= count {
+                        break;
+                    }
+                    *slot.lock().unwrap() = Some((seed, Instant::now()));
+                    let run = AssertUnwindSafe(|| run_seed(seed, certificates, false, tally));
+                    if let Err(panic) = catch_unwind(run) {
+                        let text = panic.downcast_ref::<String>().cloned();
+                        failures.lock().unwrap().push(text.unwrap_or_else(|| of_seed(seed, "?")));
+                    }
+                    *slot.lock().unwrap() = None;
+                }
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        while done.load(Ordering::SeqCst) < AT_ONCE {
+            for slot in &running {
+                let overdue = slot.lock().unwrap().filter(|(_, began)| began.elapsed() > PATIENCE);
+                if let Some((seed, _)) = overdue {
+                    eprintln!("{}", of_seed(seed, "it hangs"));
+                    std::process::exit(1);
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let failures = std::mem::take(&mut *failures.lock().unwrap());
+    failures
+}
+
+fn of_seed(seed: u64, what: &str) -> String {
+    format!(
+        "seed {seed}: {what}; again: FAULT_SEED={seed} cargo test --features cli --test faults \
+         -- --nocapture"
+    )
+}
+
+fn run_seed(seed: u64, certificates: &Certificates, trace: bool, tally: &Tally) {
+    let result = catch_unwind(AssertUnwindSafe(|| try_seed(seed, certificates, trace, tally)));
+    let wrong = match result {
+        Ok(Ok(())) => return,
+        Ok(Err(wrong)) => wrong,
+        Err(panic) => match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+            (Some(text), _) => text.clone(),
+            (None, text) => text.unwrap_or(&"panic").to_string(),
+        },
+    };
+    panic!("{}", of_seed(seed, &wrong));
+}
+
+/// The times at which the device reported DISCONNECT, and whether it is connected.
+#[derive(Default)]
+struct Reports {
+    lost: Vec<Instant>,
+    connected: bool,
+    first: bool,
+}
+
+fn try_seed(
+    seed: u64,
+    certificates: &Certificates,
+    trace: bool,
+    tally: &Tally,
+) -> Result<(), String> {
+    let mut rng = Rng::part(seed, 0);
+    let tls = seed.is_multiple_of(2);
+    // Half of the seeds lose no connection to the gateway: there, no session may be lost either,
+    // unless its own local connection is.
+    let (cloud_fails, local_fails) = (rng.permille(500), rng.permille(400));
+    // In some, services stall for longer than the device has patience.
+    let impatient = rng.permille(100);
+    let cloud_leg = Leg {
+        name: "cloud",
+        gap: [2_000, 50_000, 200_000][rng.below(3) as usize],
+        stall: 150,
+        fatal: if cloud_fails { 100 } else { 0 },
+        fatal_links: 3,
+        corrupt: tls,
+    };
+    let local_leg = Leg {
+        name: "local",
+        gap: [5_000, 100_000][rng.below(2) as usize],
+        stall: if impatient { 1_000 } else { 150 },
+        fatal: if local_fails { 150 } else { 0 },
+        fatal_links: 1,
+        corrupt: false,
+    };
+
+    let id = TunnelId::new("t").unwrap();
+    let mut builder = Gateway::builder().tunnel(TunnelConfig {
+        id: id.clone(),
+        device_token: Token::new(DEVICE_TOKEN).unwrap(),
+        access_token: Token::new(ACCESS_TOKEN).unwrap(),
+        expires: None,
+    });
+    if tls {
+        builder = builder.tls_pem(&certificates.chain, &certificates.key).unwrap();
+    }
+    let gateway = builder.start("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gateway_address = gateway.local_addr();
+    let ca = tls.then_some(&certificates.ca[..]);
+
+    let proxy = Proxy::start(seed, trace);
+    let cloud = proxy.route(cloud_leg, move |_| TcpStream::connect(gateway_address));
+    let log = Arc::new(Log::default());
+    let service = |name: &str, leg| {
+        let log = log.clone();
+        let address = proxy.route(leg, move |link| served(link, &log));
+        Service::new(name, "127.0.0.1", Port::new(address.port()).unwrap()).unwrap()
+    };
+    let sound = Leg { name: "sound", fatal: 0, ..local_leg };
+    let security = match ca {
+        Some(pem) => Security::Tls(TlsConfig::new().with_ca_pem(pem).unwrap()),
+        None => Security::Plain,
+    };
+    // A keep-alive so quick that a connection whose bytes are garbled shows it soon.
+    let limits = Limits {
+        ping_interval: Duration::from_millis(250),
+        pong_timeout: Duration::from_secs(8),
+        session_buffer: [64, 256][rng.below(2) as usize] * 1024,
+        send_buffer: [8, 64][rng.below(2) as usize] * 1024,
+        stall_timeout: Duration::from_millis(if impatient { 250 } else { 10_000 }),
+        ..Limits::default()
+    };
+    let reports = Arc::new(Mutex::new(Reports::default()));
+    let manager = Manager::builder()
+        .security(security)
+        .limits(limits)
+        .service(service("failing", local_leg))
+        .service(service("sound", sound))
+        .on_event({
+            let reports = reports.clone();
+            move |_, event| {
+                let mut reports = reports.lock().unwrap();
+                reports.connected = event.kind == EventKind::Connect;
+                reports.first |= reports.connected;
+                match event.kind {
+                    EventKind::Connect => {}
+                    EventKind::Disconnect => reports.lost.push(Instant::now()),
+                    EventKind::Expired => panic!("the tunnel expired"),
+                }
+            }
+        })
+        .build()
+        .unwrap();
+    let handle = manager.handle();
+    let device = thread::spawn(move || manager.run().unwrap());
+    let port = Port::new(cloud.port()).unwrap();
+    let token = Token::new(DEVICE_TOKEN).unwrap();
+    let params = ConnectParams::new("127.0.0.1", port, "/tunnel/t/dest", token).unwrap();
+    handle.add(&id, params).unwrap();
+
+    let connect = |part| {
+        let rng = Rng::part(seed, part);
+        Access::connect(gateway_address, "t", ACCESS_TOKEN, ca, rng)
+    };
+    let sessions = || -> Result<(), String> {
+        wait_until("connected", PATIENCE / 4, || reports.lock().unwrap().first);
+        let mut access: Vec<Access> = Vec::new();
+        for part in 0..rng.between(1, 2) {
+            access.push(connect(100 + part)?);
+        }
+        let plan = |rng: &mut Rng| {
+            let service = if rng.permille(700) { "failing" } else { "sound" };
+            let most = if rng.permille(100) { 1_000_000 } else { 60_000 };
+            (Duration::from_millis(rng.magnitude(400)), Plan::random(rng, service, most))
+        };
+        let count = rng.between(3, 8);
+        let mut plans: VecDeque<_> = (0..count).map(|_| plan(&mut rng)).collect();
+        plans.make_contiguous().sort_by_key(|(time, _)| *time);
+        let began = Instant::now();
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        while outcomes.len() < count as usize {
+            while plans.front().is_some_and(|(time, _)| began.elapsed() >= *time) {
+                let (_, plan) = plans.pop_front().unwrap();
+                let index = plan.seed as usize % access.len();
+                access[index].open(plan);
+            }
+            for access in &mut access {
+                outcomes.extend(access.step(Duration::from_millis(3)));
+            }
+            if began.elapsed() > PATIENCE / 2 {
+                for access in &mut access {
+                    outcomes.extend(access.give_up("no end in sight"));
+                }
+            }
+        }
+        wait_until("every service has ended", PATIENCE / 4, || {
+            log.active.load(Ordering::SeqCst) == 0
+        });
+
+        proxy.calm(true);
+        recovers(&mut access[0], PATIENCE / 4)?;
+        drop(access);
+        wait_until("changed bytes end the connection", PATIENCE / 4, || {
+            proxy.open_and_corrupted() == 0
+        });
+
+        let counts = proxy.counts();
+        for (sum, count) in tally.faults.iter().zip(counts) {
+            sum.fetch_add(count, Ordering::SeqCst);
+        }
+        let reports = reports.lock().unwrap();
+        tally.disconnects.fetch_add(reports.lost.len() as u64, Ordering::SeqCst);
+        if !cloud_fails && !reports.lost.is_empty() {
+            return Err("the tunnel was lost without a reason".into());
+        }
+        let served = log.served.lock().unwrap();
+        for outcome in &outcomes {
+            let seed = Some(outcome.plan.seed);
+            let served = served.iter().find(|served| served.seed == seed);
+            let ended = served.map_or(outcome.ended, |served| served.ended.max(outcome.ended));
+            let meanwhile = |lost: &Instant| (outcome.began - SLACK..ended + SLACK).contains(lost);
+            let causes = Causes {
+                // Where only one direction is closed, the gateway learns of it first, and says so.
+                tunnel: reports.lost.iter().any(meanwhile)
+                    || cloud_fails && matches!(outcome.released, Some((3, _))),
+                local: impatient
+                    || match served {
+                        Some(served) => served.link.is_cut(0) || served.link.is_cut(1),
+                        None => local_fails && outcome.plan.service == "failing",
+                    },
+                access: false,
+            };
+            if trace {
+                println!("{outcome:?}\n    {causes:?}, served: {:?}", served.map(describe));
+            }
+            match judge(outcome, served, causes) {
+                Ok(true) => tally.complete.fetch_add(1, Ordering::SeqCst),
+                Ok(false) => tally.explained.fetch_add(1, Ordering::SeqCst),
+                Err(wrong) => {
+                    let served = served.map(describe);
+                    return Err(format!("{wrong}: {outcome:?}, {causes:?}, served: {served:?}"));
+                }
+            };
+        }
+        Ok(())
+    };
+    let result = catch_unwind(AssertUnwindSafe(sessions));
+    // Whatever happened, nothing of this seed goes on beside the next.
+    proxy.calm(true);
+    handle.stop();
+    device.join().unwrap();
+    gateway.shutdown();
+    drop(proxy);
+    match result {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn describe(served: &Served) -> String {
+    let Served { received, complete, end, .. } = served;
+    format!("{received} bytes, complete: {complete}, end: {end}")
+}
+
+/// A fresh session is complete, after a while.
+fn recovers(access: &mut Access, patience: Duration) -> Result<(), String> {
+    let began = Instant::now();
+    let plan = Plan {
+        seed: 1,
+        service: "sound".into(),
+        mode: Mode::ServiceLast,
+        up: 100_000,
+        down: 100_000,
+    };
+    let mut number = 0;
+    loop {
+        number += 1;
+        access.open(Plan { seed: number, ..plan.clone() });
+        let outcome = loop {
+            if let Some(outcome) = access.step(Duration::from_millis(20)).pop() {
+                break outcome;
+            }
+            if began.elapsed() > patience {
+                return Err("no recovery: a session without an end".into());
+            }
+        };
+        if outcome.complete {
+            return Ok(());
+        }
+        if began.elapsed() > patience {
+            return Err(format!("no recovery: {outcome:?}"));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a fault does to 10,000 bytes that are echoed: how many came back unharmed, and the end.
+fn suffered(fault: Fault) -> (usize, std::io::Result<usize>) {
+    let proxy = Proxy::start(1, false);
+    let log = Arc::new(Log::default());
+    let leg = Leg { name: "one", gap: 1, stall: 1, fatal: 0, fatal_links: 0, corrupt: false };
+    let address = proxy.route_with(leg, Some((5_000, fault)), move |link| served(link, &log));
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let plan =
+        Plan { seed: 5, service: String::new(), mode: Mode::ServiceFirst, up: 9, down: 9_000 };
+    stream.write_all(&plan.up_stream()).unwrap();
+    let (expected, mut received, mut buffer) = (plan.down_stream(), Vec::new(), [0; 1000]);
+    let end = loop {
+        match stream.read(&mut buffer) {
+            Ok(length) if length > 0 => received.extend_from_slice(&buffer[..length]),
+            end => break end,
+        }
+    };
+    (expected.iter().zip(&received).take_while(|(a, b)| a == b).count(), end)
+}
+
+#[test]
+fn the_proxy_does_what_its_faults_say() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for harmless in [
+        Fault::Delay(5),
+        Fault::Split(100),
+        Fault::Coalesce(100_000),
+        Fault::Stall(5),
+        Fault::ZeroWindow(5),
+    ] {
+        let (unharmed, end) = suffered(harmless);
+        assert_eq!((unharmed, end.unwrap()), (9_024, 0), "{harmless:?}");
+    }
+    let (unharmed, end) = suffered(Fault::Corrupt);
+    assert_eq!((unharmed, end.unwrap()), (5_000, 0));
+    let (unharmed, end) = suffered(Fault::HalfClose);
+    assert_eq!((unharmed, end.unwrap()), (5_000, 0));
+    let (unharmed, end) = suffered(Fault::Reset);
+    assert!(unharmed <= 5_000);
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn the_judge_lets_no_loss_pass() {
+    let now = Instant::now();
+    let plan = Plan { seed: 1, service: String::new(), mode: Mode::ServiceLast, up: 5, down: 5 };
+    let whole = Outcome {
+        plan,
+        began: now,
+        ended: now,
+        refused: None,
+        released: Some((1, "service s closed the connection".into())),
+        lost: None,
+        sent: 0,
+        received: 0,
+        complete: true,
+        wrong: None,
+    };
+    let link = Arc::new(LinkReport::default());
+    let all = Served {
+        seed: Some(1),
+        link,
+        received: 0,
+        complete: true,
+        wrong: None,
+        end: String::new(),
+        ended: now,
+    };
+    let none = Causes { tunnel: false, local: false, access: false };
+    let lost = Causes { tunnel: true, ..none };
+    assert_eq!(judge(&whole, Some(&all), none), Ok(true));
+    let short = Outcome { complete: false, ..whole.clone() };
+    assert!(judge(&short, Some(&all), none).is_err());
+    assert!(judge(&short, Some(&all), lost).is_err(), "looks like an orderly end");
+    let reported = Outcome { released: Some((3, "lost".into())), ..short.clone() };
+    assert_eq!(judge(&reported, Some(&all), lost), Ok(false));
+    assert!(judge(&reported, Some(&all), none).is_err());
+    assert!(judge(&Outcome { released: None, ..short }, Some(&all), lost).is_err());
+    let deaf = Served { complete: false, ..all.clone() };
+    assert!(judge(&whole, Some(&deaf), none).is_err());
+    assert!(judge(&whole, None, none).is_err());
+    assert_eq!(judge(&whole, None, lost), Ok(false));
+    let garbled = Served { wrong: Some("x".into()), ..all };
+    assert!(judge(&whole, Some(&garbled), lost).is_err());
+}

@@ -90,6 +90,18 @@ pub(crate) fn send_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::R
     }
 }
 
+/// Makes the socket's close a reset, which the peer cannot take for an orderly end.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let length = mem::size_of_val(&linger) as libc::socklen_t;
+    let value = std::ptr::from_ref(&linger).cast();
+    // SAFETY: SO_LINGER reads one `linger`, and `value` is one of this length. It fails for
+    // no open socket, and then nothing is changed.
+    unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, length)
+    };
+}
+
 /// Bytes that were written but that the peer's kernel has not acknowledged (`SIOCOUTQ`).
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     let mut count: libc::c_int = 0;

@@ -176,6 +176,8 @@ impl LocalStream for Stream {
 
     fn end(&mut self) {}
 
+    fn abort(&mut self) {}
+
     fn unsent(&self) -> usize {
         0
     }

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::session::{Closing, Local, Outlet, Session, State};
+use super::session::{Closing, Local, LocalStream, Outlet, Session, State};
 use crate::cloud::frame::{
     self, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
@@ -57,8 +57,8 @@ pub(crate) struct Relay<T: Read + Write, L: Local> {
     pub(crate) readable: bool,
     /// Whole messages wait in the receive buffer for room for their answers.
     undealt: bool,
-    /// Bytes that wait for the cloud were taken since the WebSocket was last read.
-    sent: bool,
+    /// The last flush left bytes behind.
+    backlog: bool,
     last_heard: Instant,
     next_ping: Instant,
 }
@@ -108,7 +108,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
             blocked: false,
             readable: true,
             undealt: false,
-            sent: false,
+            backlog: false,
             last_heard: now,
             next_ping,
         }
@@ -153,7 +153,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     pub(crate) fn turn(&mut self, now: Instant, ready: &[Ready]) -> Result<(), End> {
         self.locals(now, ready);
         let received = self.receive(now);
-        let sent = self.send();
+        let sent = self.send(now);
         self.tick(now)?;
         received.and(sent)
     }
@@ -177,9 +177,8 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
             }
         }
         self.deal(now)?;
-        // Only silence while we read counts. A cloud that takes nothing of what we send is
-        // silent, too: nothing else would ever tell that it is gone.
-        if self.blocked || (!self.wants_cloud() && std::mem::take(&mut self.sent)) {
+        if self.blocked {
+            // Only silence while we read counts.
             self.last_heard = now;
         }
         Ok(())
@@ -335,10 +334,15 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     }
 
     /// Sends what waits for the cloud.
-    fn send(&mut self) -> Result<(), End> {
+    fn send(&mut self, now: Instant) -> Result<(), End> {
         let before = self.link.sender.len();
         let result = self.link.sender.flush(&mut self.link.transport);
-        self.sent |= self.link.sender.len() < before;
+        // The kernel's buffer was full and has room again: the cloud takes bytes, so it lives,
+        // though its pong may stand far behind what it sends, or our ping behind what we send.
+        let left = self.link.sender.len();
+        if std::mem::replace(&mut self.backlog, left > 0) && left < before {
+            self.last_heard = now;
+        }
         result.map(drop).map_err(|e| End::Lost(format!("send to the cloud: {e}")))
     }
 
@@ -378,7 +382,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
 
     /// Ends the connection and gives back the sessions that still have bytes for their service.
     pub(crate) fn into_closing(mut self, now: Instant) -> (T, Vec<Closing<L::Stream>>) {
-        let _ = self.send();
+        let _ = self.send(now);
         for index in (0..self.table.sessions.len()).rev() {
             self.table.close(index, now);
         }
@@ -587,7 +591,10 @@ impl<L: Local> Table<L> {
                     }
                     let since = session.blocked_since;
                     if since.is_some_and(|since| now >= since + self.limits.stall_timeout) {
-                        let session = self.sessions.remove(index);
+                        let mut session = self.sessions.remove(index);
+                        if let State::Open(outlet) = &mut session.state {
+                            outlet.stream.abort();
+                        }
                         let why = "the local service takes nothing";
                         self.say_released(&session.id, why, sender);
                     }

@@ -35,6 +35,8 @@ pub(crate) trait LocalStream {
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Ends our direction.
     fn end(&mut self);
+    /// Makes the close that follows a reset: the service must not take what it got for all.
+    fn abort(&mut self);
     /// Bytes that were written but that the service's kernel has not taken.
     fn unsent(&self) -> usize;
 }
@@ -48,6 +50,9 @@ impl LocalStream for TcpStream {
     }
     fn end(&mut self) {
         let _ = self.shutdown(Shutdown::Write);
+    }
+    fn abort(&mut self) {
+        sys::reset_on_close(self);
     }
     fn unsent(&self) -> usize {
         sys::unsent(self)
@@ -170,13 +175,16 @@ pub(crate) struct Outlet<S> {
     pub(crate) stream: S,
     /// The service takes nothing more; what comes for it is dropped, what it sent is still read.
     deaf: bool,
+    /// A write was told that the service has reset the connection. The kernel says so only once:
+    /// the next read would look like an orderly end.
+    reset: bool,
     /// Why a write failed while the service may still be there.
     failure: Option<io::Error>,
 }
 
 impl<S: LocalStream> Outlet<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Outlet { stream, deaf: false, failure: None }
+        Outlet { stream, deaf: false, reset: false, failure: None }
     }
 
     /// Bytes that were taken; `None` when the service takes none now.
@@ -193,8 +201,11 @@ impl<S: LocalStream> Outlet<S> {
                 Err(e) => {
                     self.deaf = true;
                     // A service that is gone ends the session when all that it sent is read.
-                    let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
-                    self.failure = (!gone.contains(&e.kind())).then_some(e);
+                    match e.kind() {
+                        io::ErrorKind::BrokenPipe => {}
+                        io::ErrorKind::ConnectionReset => self.reset = true,
+                        _ => self.failure = Some(e),
+                    }
                     return Some(all());
                 }
             }
@@ -205,6 +216,7 @@ impl<S: LocalStream> Outlet<S> {
         loop {
             match self.stream.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) if self.reset => return Err(io::ErrorKind::ConnectionReset.into()),
                 result => return result,
             }
         }
@@ -263,6 +275,56 @@ impl<S: LocalStream> Closing<S> {
         }
         self.unsent = unsent;
         let all_taken = self.ended && (peer_ended || unsent == 0);
-        all_taken || self.outlet.deaf || now.duration_since(self.progress) >= self.stall
+        let given_up = now.duration_since(self.progress) >= self.stall;
+        if given_up && !all_taken {
+            self.outlet.stream.abort();
+        }
+        all_taken || self.outlet.deaf || given_up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_that_a_write_was_told_of_is_no_orderly_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (service, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut outlet = Outlet::new(stream);
+        // Unread bytes make its close a reset.
+        assert_eq!(outlet.write(&[IoSlice::new(b"unread")]), Some(6));
+        service.peek(&mut [0; 6]).unwrap();
+        drop(service);
+        let until = Instant::now() + Duration::from_secs(20);
+        let fd = outlet.stream.as_fd();
+        sys::poll(&mut [sys::PollFd::new(fd, true, false)], Some(until)).unwrap();
+        assert_eq!(outlet.write(&[IoSlice::new(b"late")]), Some(4));
+        assert_eq!(outlet.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_closing_session_that_is_given_up_resets_its_service() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut service, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut parked = Parked::default();
+        parked.push(&vec![7; 64 * 1024 * 1024]);
+        let now = Instant::now();
+        let stall = Duration::from_secs(10);
+        let mut closing = Closing::new(Outlet::new(stream), parked, stall, now);
+        while closing.parked.write(&mut closing.outlet) {}
+        assert!(!closing.step(now, &mut [0; 16]));
+        assert!(!closing.step(now, &mut [0; 16]));
+        assert!(closing.step(now + stall, &mut [0; 16]));
+        drop(closing);
+        let error = service.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -89,6 +89,9 @@ class Demo:
         self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE)
         self.output = b""
         self.position = 0
+        # For scripts/scan-logs.
+        directory = os.environ.get("AIOT_TUNNEL_TEST_LOGS") or None
+        self.log = directory and open(f"{directory}/demo-{self.process.pid}.log", "wb", 0)
 
     def expect(self, pattern):
         """Returns when a line behind the last one found matches."""
@@ -103,6 +106,8 @@ class Demo:
             if not data:
                 sys.exit(f"no line {pattern!r} in:\n{self.output[self.position:].decode()}")
             self.output += data
+            if self.log:
+                self.log.write(data)
 
     def expect_in_any_order(self, *patterns):
         began, ends = self.position, []

@@ -282,7 +282,7 @@ mod tests {
             "h.example",
             Port::new(443).unwrap(),
             "/p",
-            Token::new("tok").unwrap(),
+            Token::new("hush-token").unwrap(),
         );
         Command::Add(TunnelId::new("t1").unwrap(), params.unwrap())
     }
@@ -317,7 +317,7 @@ mod tests {
             &"h".repeat(128),
             Port::new(1).unwrap(),
             "/",
-            Token::new("t").unwrap(),
+            Token::new("hush-t").unwrap(),
         );
         let long = Command::Add(TunnelId::new("t").unwrap(), params.unwrap());
         assert!(long.to_bytes().is_err());

@@ -1,6 +1,8 @@
 //! A cloud for one test: an unmodified tungstenite server with the test's hands on every frame.
 #![allow(dead_code)]
 
+pub mod logs;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -15,6 +17,11 @@ use tungstenite::{Message, WebSocket};
 /// Nothing in these tests takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Every token in a test begins with `hush-`: that is what `scripts/scan-logs` looks for.
+pub const DEVICE_TOKEN: &str = "hush-device-token";
+/// The other end's.
+pub const ACCESS_TOKEN: &str = "hush-access-token";
+
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
@@ -26,6 +33,7 @@ pub struct Cloud {
 
 impl Cloud {
     pub fn plain() -> Self {
+        logs::keep();
         Cloud { listener: TcpListener::bind("127.0.0.1:0").unwrap(), acceptor: None }
     }
 
@@ -61,7 +69,7 @@ impl Cloud {
         let mut path = String::new();
         let answer = |request: &Request, mut response: Response| {
             assert_eq!(request.headers()["sec-websocket-protocol"], "aliyun.iot.securetunnel-v1.1");
-            assert_eq!(request.headers()["tunnel-access-token"], "device-token");
+            assert_eq!(request.headers()["tunnel-access-token"], DEVICE_TOKEN);
             path = request.uri().to_string();
             if let Some(status) = refuse(request) {
                 let mut refusal = ErrorResponse::new(None);
@@ -149,7 +157,7 @@ pub fn frame(header: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 pub fn params(host: &str, port: u16) -> ConnectParams {
-    let token = Token::new("device-token").unwrap();
+    let token = Token::new(DEVICE_TOKEN).unwrap();
     ConnectParams::new(host, Port::new(port).unwrap(), "/tunnel/t/dest?x=1", token).unwrap()
 }
 
@@ -166,6 +174,7 @@ pub struct Running {
 
 impl Running {
     pub fn start(builder: Builder) -> Self {
+        logs::keep();
         let (sender, events) = mpsc::channel();
         let sender = std::sync::Mutex::new(sender);
         let manager = builder
@@ -275,7 +284,9 @@ impl Authority {
 fn new_key() -> openssl::pkey::PKey<openssl::pkey::Private> {
     use openssl::ec::{EcGroup, EcKey};
     let group = EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
-    openssl::pkey::PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+    let key = openssl::pkey::PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+    logs::note_secret(&key.private_key_to_pem_pkcs8().unwrap());
+    key
 }
 
 fn certify(

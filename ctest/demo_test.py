@@ -44,7 +44,7 @@ ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT <id>
 STOPS_WITHIN = 0.5  # the listen and the tunnel thread have 200 ms each
 TLS = os.environ["PEER_TLS"] == "1"
 ID = "4a2f0000-0000-0000-b41c-4c601630e51a"
-IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_STAT, IPC_NOWAIT = 0o1000, 0o2000, 0, 2, 0o4000
+IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_SET, IPC_STAT, IPC_NOWAIT = 0o1000, 0o2000, 0, 1, 2, 0o4000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,12 +68,25 @@ def form(escaped):
 
 
 class Queue:
-    def __init__(self, key, create=False):
-        flags = IPC_CREAT | IPC_EXCL | 0o600 if create else 0
+    def __init__(self, key, create=False, mode=0o600):
+        flags = IPC_CREAT | IPC_EXCL | mode if create else 0
         self.id = libc.msgget(key, flags)
 
     def exists(self):
         return self.id >= 0
+
+    def mode(self):
+        status = ctypes.create_string_buffer(1024)
+        assert libc.msgctl(self.id, IPC_STAT, status) == 0
+        # key, uid, gid, cuid, cgid: 4 bytes each; then the mode.
+        return int.from_bytes(status[20:22], sys.byteorder) & 0o777
+
+    def give_to(self, uid):
+        """False where we may not."""
+        status = ctypes.create_string_buffer(1024)
+        assert libc.msgctl(self.id, IPC_STAT, status) == 0
+        status[4:8] = uid.to_bytes(4, sys.byteorder)
+        return libc.msgctl(self.id, IPC_SET, status) == 0
 
     def send(self, body):
         buffer = (1).to_bytes(ctypes.sizeof(ctypes.c_long), sys.byteorder) + body
@@ -192,6 +205,24 @@ def check_a_queue_that_exists_is_used_and_left(program, key):
         queue.remove()
 
 
+def check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key):
+    queue = Queue(key, create=True, mode=0o666)
+    assert queue.exists()
+    try:
+        demo = Demo(program, *common_arguments(key))
+        demo.expect("warning: message queue of mode 0666, now 0600")
+        demo.expect("demo_tunnel_listen_task Listen ")
+        assert queue.mode() == 0o600, oct(queue.mode())
+        demo.stop(signal.SIGTERM)
+        if queue.give_to(54321):
+            done = subprocess.run([program, *common_arguments(key)], capture_output=True,
+                                  timeout=PATIENCE)
+            assert done.returncode == 1, done
+            assert b"the message queue belongs to uid 54321" in done.stdout, done
+    finally:
+        queue.remove()
+
+
 def check_stops_at_once(program, key):
     for _ in range(3):
         demo = Demo(program, *common_arguments(key))
@@ -216,6 +247,7 @@ def main():
     check_arguments(program)
     check_the_listings(program, key)
     check_a_queue_that_exists_is_used_and_left(program, key)
+    check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key)
     check_stops_at_once(program, key)
 
 

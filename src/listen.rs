@@ -3,7 +3,8 @@
 //!
 //! The transport is the System V message queue of the Link SDK's demo: message type 1, a body of
 //! exactly 644 bytes ([`Command::to_bytes`]). Whoever may write to the queue may open a tunnel to
-//! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666).
+//! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666), and
+//! one that is there already must be as safe ([`Listener::start`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use crate::config::{ConnectParams, Port, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::logging::{info, warn, Code};
 use crate::manager::Handle;
-use crate::sys::{MessageQueue, Received};
+use crate::sys::{self, Access, MessageQueue, Received};
 
 /// The queue's key in the Link SDK's demo.
 pub const DEFAULT_KEY: i32 = 1234;
@@ -118,13 +119,17 @@ pub fn send(key: i32, command: &Command) -> Result<()> {
 pub struct Options {
     /// The queue's key. Default 1234.
     pub key: i32,
-    /// Permission bits of a queue that is created. Default 0600.
+    /// The most permission bits that the queue may have. Default 0600. One that is created gets
+    /// them; the bits beyond them are taken from one that is there.
     pub mode: u32,
+    /// A user (uid) who may own the queue besides root and the user that this process runs as.
+    /// Default: nobody. Whoever owns the queue may open tunnels.
+    pub owner: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { key: DEFAULT_KEY, mode: 0o600 }
+        Options { key: DEFAULT_KEY, mode: 0o600, owner: None }
     }
 }
 
@@ -138,20 +143,20 @@ pub struct Listener {
 impl Listener {
     /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps.
     ///
+    /// A queue that is there already is used only when root, the user that this process runs as,
+    /// or [`Options::owner`] has made and owns it: the owner may always send, and give others
+    /// the right to. Permissions beyond [`Options::mode`] are taken away, with a warning.
+    ///
     /// # Errors
-    /// [`Error::Io`] when the queue or the thread cannot be made.
+    /// [`Error::Io`] when the queue or the thread cannot be made, or when the queue belongs to
+    /// somebody else or cannot be narrowed; the text says what to do.
     pub fn start(handle: Handle, options: Options) -> Result<Self> {
         let key = options.key;
         let queue = MessageQueue::open_or_create(key, options.mode)
             .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
-        if let Ok((owner, mode)) = queue.owner_and_mode() {
-            if mode & 0o022 != 0 {
-                warn!(
-                    Code::Tunnel,
-                    "message queue {key:#x} (owner {owner}, mode {mode:04o}) can be written by \
-                     other users: they can open tunnels"
-                );
-            }
+        if !queue.created() {
+            secure(&queue, &options)
+                .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
         }
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = stopping.clone();
@@ -159,7 +164,12 @@ impl Listener {
             .name("aiot-listen".into())
             .stack_size(128 * 1024)
             .spawn(move || listen(&queue, &handle, &flag))
-            .map_err(|e| Error::io("create the listen thread", e))?;
+            .map_err(|e| {
+                if queue.created() {
+                    let _ = queue.remove();
+                }
+                Error::io("create the listen thread", e)
+            })?;
         Ok(Listener { queue, stopping, thread: Some(thread) })
     }
 
@@ -188,6 +198,43 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Sees to it that nobody but those whom the options name may send, or refuses.
+fn secure(queue: &MessageQueue, options: &Options) -> io::Result<()> {
+    let key = options.key;
+    let refused = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    let access = queue.access()?;
+    if let Some(stranger) = stranger(access, sys::effective_uid(), options.owner) {
+        return refused(format!(
+            "it belongs to uid {stranger}, who could open tunnels; remove it (ipcrm -Q {key:#x}), \
+             or name that user as the owner in the options"
+        ));
+    }
+    let (found, most) = (access.mode, options.mode & 0o777);
+    if found & !most == 0 {
+        return Ok(());
+    }
+    if let Err(e) = queue.set_mode(found & most) {
+        return refused(format!(
+            "its mode is {found:04o}, wider than {most:04o}, and cannot be narrowed ({e}); remove \
+             it (ipcrm -Q {key:#x}), or allow that mode in the options"
+        ));
+    }
+    warn!(
+        Code::Tunnel,
+        "message queue {key:#x} had mode {found:04o}, which lets other users open tunnels; now it \
+         has {:04o}",
+        found & most
+    );
+    Ok(())
+}
+
+/// Whoever may send whatever the mode is, and is not trusted. The creator may set the mode as the
+/// owner may.
+fn stranger(access: Access, own: u32, trusted: Option<u32>) -> Option<u32> {
+    let known = |uid: u32| uid == 0 || uid == own || Some(uid) == trusted;
+    [access.owner, access.creator].into_iter().find(|uid| !known(*uid))
 }
 
 fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
@@ -309,6 +356,18 @@ mod tests {
             assert!(with(4 + field * FIELD, b"\xff\0").is_err(), "field {field} is not UTF-8");
         }
         assert!(with(4 + 2 * FIELD, b"0\0").is_err());
+    }
+
+    #[test]
+    fn a_queue_is_trusted_only_when_root_we_or_the_configured_user_own_and_made_it() {
+        let access = |owner, creator| Access { owner, creator, mode: 0o600 };
+        assert_eq!(stranger(access(0, 0), 1000, None), None);
+        assert_eq!(stranger(access(1000, 1000), 1000, None), None);
+        assert_eq!(stranger(access(1001, 1001), 1000, Some(1001)), None);
+        assert_eq!(stranger(access(1001, 0), 1000, None), Some(1001));
+        assert_eq!(stranger(access(0, 1001), 1000, None), Some(1001));
+        assert_eq!(stranger(access(1001, 1001), 0, None), Some(1001));
+        assert_eq!(stranger(access(1001, 1002), 1000, Some(1001)), Some(1002));
     }
 
     #[test]

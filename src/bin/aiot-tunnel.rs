@@ -120,9 +120,12 @@ struct AgentArgs {
     /// Key of the message queue that commands come from.
     #[arg(long, default_value_t = listen::DEFAULT_KEY)]
     queue_key: i32,
-    /// Permissions of the queue if it is created, in octal.
+    /// The most permissions that the queue may have, in octal; one that is there is narrowed.
     #[arg(long, default_value = "0600", value_parser = octal)]
     queue_mode: u32,
+    /// Uid that may own the queue, besides root and this process's user.
+    #[arg(long, value_name = "UID")]
+    queue_owner: Option<u32>,
 }
 
 #[derive(Args)]
@@ -295,7 +298,8 @@ fn agent(args: &AgentArgs) -> Result<()> {
         .build()?;
     let handle = manager.handle();
     on_signal(move || handle.stop())?;
-    let options = listen::Options { key: args.queue_key, mode: args.queue_mode };
+    let options =
+        listen::Options { key: args.queue_key, mode: args.queue_mode, owner: args.queue_owner };
     let listener = Listener::start(manager.handle(), options)?;
     let result = manager.run();
     listener.stop();

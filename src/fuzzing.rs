@@ -1,6 +1,5 @@
 //! Entrances for the fuzz targets (`fuzz/`): each reads bytes as a hostile peer or caller may
-//! send them and panics where a promise is broken. Compiled with `--cfg fuzzing` only; the same
-//! properties run as tests of the crate.
+//! send them and panics where a promise is broken. Compiled for tests and with `--cfg fuzzing` only.
 
 /// Bytes as one tunnel frame.
 pub fn frame(data: &[u8]) {
@@ -30,4 +29,37 @@ pub fn ipc_message(data: &[u8]) {
 /// Bytes as what a C caller passes.
 pub fn c_options(data: &[u8]) {
     crate::capi::property::options(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn every_seed_of_the_fuzz_targets_holds() {
+        type Property = fn(&[u8]);
+        let targets: [(&str, Property); 6] = [
+            ("frame", super::frame),
+            ("websocket", super::websocket),
+            ("answer", super::answer),
+            ("relay", super::relay),
+            ("ipc_message", super::ipc_message),
+            ("c_options", super::c_options),
+        ];
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+        assert_eq!(
+            fs::read_dir(&seeds).unwrap().count(),
+            targets.len(),
+            "a target for each folder"
+        );
+        for (name, property) in targets {
+            let files: Vec<_> = fs::read_dir(seeds.join(name)).unwrap().flatten().collect();
+            assert!(!files.is_empty(), "{name} has no seeds");
+            for file in files {
+                println!("{}", file.path().display());
+                property(&fs::read(file.path()).unwrap());
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ mod cloud;
 mod config;
 mod error;
 mod event;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;

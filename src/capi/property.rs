@@ -4,6 +4,7 @@
 use std::ffi::{c_char, c_void};
 use std::mem::{self, MaybeUninit};
 use std::ptr;
+use std::sync::OnceLock;
 
 use super::state::*;
 use super::sysdep::aiot_sysdep_network_cred_t;
@@ -65,6 +66,23 @@ fn service(handle: *mut c_void, data: &[u8]) {
     }
 }
 
+/// A certificate and its key, which no mutation of bytes would find.
+fn pair() -> &'static (Vec<u8>, Vec<u8>) {
+    use openssl::{asn1, ec, hash, nid, pkey, x509};
+    static PAIR: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+    let make = || -> Result<_, openssl::error::ErrorStack> {
+        let group = ec::EcGroup::from_curve_name(nid::Nid::X9_62_PRIME256V1)?;
+        let key = pkey::PKey::from_ec_key(ec::EcKey::generate(&group)?)?;
+        let mut certificate = x509::X509::builder()?;
+        certificate.set_pubkey(&key)?;
+        certificate.set_not_before(&*asn1::Asn1Time::days_from_now(0)?)?;
+        certificate.set_not_after(&*asn1::Asn1Time::days_from_now(1)?)?;
+        certificate.sign(&key, hash::MessageDigest::sha256())?;
+        Ok((certificate.build().to_pem()?, key.private_key_to_pem_pkcs8()?))
+    };
+    PAIR.get_or_init(|| make().expect("OpenSSL makes a certificate"))
+}
+
 /// Three texts, their lengths before them, and the option.
 fn credential(handle: *mut c_void, data: &[u8]) {
     let (head, mut rest) = data.split_at(data.len().min(8));
@@ -73,7 +91,11 @@ fn credential(handle: *mut c_void, data: &[u8]) {
         let length = usize::from(u16::from_le_bytes([byte(at), byte(at + 1)])).min(rest.len());
         let (text, after) = rest.split_at(length);
         rest = after;
-        text.to_vec()
+        match text {
+            b"CERT" => pair().0.clone(),
+            b"KEY" => pair().1.clone(),
+            other => other.to_vec(),
+        }
     };
     let (ca, cert, key) = (text(2), text(4), text(6));
     let pointer = |text: &Vec<u8>| {
@@ -98,6 +120,8 @@ fn credential(handle: *mut c_void, data: &[u8]) {
     let code = setopt(handle, 2, ptr::from_mut(&mut cred).cast());
     assert!(SETOPT.contains(&code), "{code}");
     assert!(code != STATE_SUCCESS || option < 2, "a credential option that there is not");
+    let both = [&cert, &key] == [&pair().0, &pair().1] && ca == pair().0;
+    assert!(!both || option != 1 || code == STATE_SUCCESS, "a good pair is refused: {code}");
 }
 
 fn numbers(handle: *mut c_void, data: &[u8]) {

@@ -460,35 +460,39 @@ impl<L: Local> Table<L> {
         self.complaints = 0;
     }
 
-    fn create(&mut self, frame: &Frame<'_>, sender: &mut Sender, now: Instant) {
-        let (id, service_type) = (&*frame.session_id, &*frame.service_type);
-        let Some(frame_id) = frame.frame_id.filter(|_| !id.is_empty()) else {
-            warn!(Code::TunnelFailed, "a session_create without frame_id or session_id is dropped");
-            return;
-        };
-        info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
-        let mut refuse = |code, why: &str| {
-            warn!(Code::TunnelFailed, "session {id} is refused: {why}");
-            respond(sender, id, service_type, frame_id, code, why);
-        };
+    /// Begins to connect to a service, or says with which code and why not.
+    fn admit(&self, id: &str, service_type: &str) -> Result<L::Dial, (u8, String)> {
         if self.find(id).is_some() {
-            return refuse(response::REFUSED, "the session id is in use");
+            return Err((response::REFUSED, "the session id is in use".into()));
         }
         let most = self.limits.max_sessions;
         if self.sessions.len() >= most || self.closing.len() >= most {
-            return refuse(response::SESSION_LIMIT, &format!("the limit of {most} sessions"));
+            return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
         }
         let Some(service) = self.services.get(service_type) else {
-            return refuse(response::REFUSED, &format!("no service {service_type} here"));
+            return Err((response::REFUSED, format!("no service {service_type} here")));
         };
         let (host, port) = (service.host(), service.port().get());
-        let dial = match self.local.dial(host, port) {
+        self.local.dial(host, port).map_err(|e| {
+            let why = format!("connect to {host}:{port} (service {service_type}): {e}");
+            (response::REFUSED, why)
+        })
+    }
+
+    fn create(&mut self, frame: &Frame<'_>, sender: &mut Sender, now: Instant) {
+        let (id, service_type) = (&*frame.session_id, &*frame.service_type);
+        let Some(frame_id) = frame.frame_id.filter(|_| !id.is_empty()) else {
+            let what = "a session_create without frame_id or session_id is dropped";
+            return self.complain(format_args!("{what}"));
+        };
+        if self.complaints < MAX_COMPLAINTS {
+            info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
+        }
+        let dial = match self.admit(id, service_type) {
             Ok(dial) => dial,
-            Err(e) => {
-                return refuse(
-                    response::REFUSED,
-                    &format!("connect to {host}:{port} (service {service_type}): {e}"),
-                )
+            Err((code, why)) => {
+                self.complain(format_args!("session {id} is refused: {why}"));
+                return respond(sender, id, service_type, frame_id, code, &why);
             }
         };
         self.gone.retain(|gone| gone != id);
@@ -538,7 +542,7 @@ impl<L: Local> Table<L> {
         let at = self.services.get(service_type);
         let at = at.map(|service| format!("{}:{}", service.host(), service.port()));
         let text = format!("connect to {} (service {service_type}): {why}", at.unwrap_or_default());
-        warn!(Code::TunnelFailed, "session {id} is refused: {text}");
+        self.complain(format_args!("session {id} is refused: {text}"));
         respond(sender, id, service_type, create_id, response::REFUSED, &text);
     }
 
@@ -577,7 +581,7 @@ impl<L: Local> Table<L> {
     fn release(&mut self, index: usize, why: &str, sender: &mut Sender, now: Instant) {
         if let State::Dialing { create_id, .. } = self.sessions[index].state {
             let session = self.sessions.remove(index);
-            warn!(Code::TunnelFailed, "session {} is refused: {why}", session.id);
+            self.complain(format_args!("session {} is refused: {why}", session.id));
             let (id, service) = (&session.id, &session.service_type);
             return respond(sender, id, service, create_id, response::REFUSED, why);
         }

@@ -26,6 +26,7 @@ A device chooses what happens by the query of its path, /tunnel/ID/dest?do=...
     close&code=N                      close at once
     drop[&times=N]                    the first N connections are lost after the handshake; idle
     vanish[&times=N]                  the first N are reset amid a session's data; idle
+    lossy[&times=N]                   the first N connections may vanish; then echo
     hang                              never answer the handshake
     client                            (TLS) the device must show its certificate; close 4001
 """
@@ -407,7 +408,7 @@ class Peer:
 
     def perform(self, connection, target):
         url = urllib.parse.urlsplit(target)
-        query = dict(urllib.parse.parse_qsl(url.query))
+        query = dict(urllib.parse.parse_qsl(url.query), target=target)
         with self.lock:
             self.visits[target] += 1
             visit = self.visits[target]
@@ -495,6 +496,15 @@ class Peer:
         while connection.outgoing and not connection.ended and time.monotonic() < deadline:
             connection._flush()
         connection.reset()
+
+    def do_lossy(self, connection, query):
+        # `perform` has counted this visit.
+        first_ones = self.visits[query["target"]] <= int(query.get("times", 1))
+        try:
+            self.do_echo(connection, query)
+        except (Gone, Violation):
+            if not first_ones:
+                raise
 
     def do_client(self, connection, _query):
         require(connection.sock.getpeercert(), "the device showed no certificate")

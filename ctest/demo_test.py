@@ -99,7 +99,9 @@ class Queue:
 
 class Demo:
     def __init__(self, program, *arguments):
-        self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE)
+        environment = {k: v for k, v in os.environ.items() if k != "PEER_TOKEN"}
+        self.process = subprocess.Popen(
+            [program, *arguments], stdout=subprocess.PIPE, env=environment)
         self.output = b""
         self.position = 0
         # For scripts/scan-logs.
@@ -121,6 +123,23 @@ class Demo:
             self.output += data
             if self.log:
                 self.log.write(data)
+
+    def count_in_memory(self, secret):
+        """How often the process holds it, in all that it may read."""
+        count = 0
+        pid = self.process.pid
+        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            for line in maps:
+                span, rights, *_ = line.split()
+                if not rights.startswith("r") or line.rstrip().endswith(("[vvar]", "[vsyscall]")):
+                    continue
+                begin, end = (int(number, 16) for number in span.split("-"))
+                memory.seek(begin)
+                try:
+                    count += memory.read(end - begin).count(secret)
+                except OSError:
+                    pass  # e.g. a mapping behind the end of its file
+        return count
 
     def expect_in_any_order(self, *patterns):
         began, ends = self.position, []
@@ -182,11 +201,24 @@ def check_the_listings(program, key):
     demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_EXPIRED {ID}")
     queue.send(message(1))
     demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_CONNECT {ID}")
-    queue.send(message(0))
-    demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}")
+    check_the_token_is_wiped(demo, queue)
     demo.stop(signal.SIGTERM)
     assert not Queue(key).exists(), "the demo's queue is left behind"
     assert os.environ["PEER_TOKEN"].encode() not in demo.output, "the token was printed"
+
+
+def check_the_token_is_wiped(demo, queue):
+    token = os.environ["PEER_TOKEN"].encode()
+    try:
+        assert demo.count_in_memory(token) > 0, "while a tunnel is there, so is its token"
+    except PermissionError:
+        token = None  # nobody may look
+    queue.send(message(0))
+    demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}")
+    deadline = time.monotonic() + PATIENCE
+    while token and (left := demo.count_in_memory(token)) > 0:
+        assert time.monotonic() < deadline, f"the token of a deleted tunnel is there {left} times"
+        time.sleep(0.05)
 
 
 def check_a_queue_that_exists_is_used_and_left(program, key):

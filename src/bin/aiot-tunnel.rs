@@ -18,6 +18,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zeroize::Zeroizing;
 
+#[path = "../sys/environment.rs"]
+mod environment;
+
 const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
 const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
 
@@ -324,16 +327,17 @@ fn send(args: &SendArgs) -> Result<()> {
     Ok(listen::send(args.queue_key, &command)?)
 }
 
-/// A token from its file or, without one, from the environment; never empty.
+/// A token from its file or, without one, from the environment, where it is wiped; never empty.
 fn secret(file: Option<&Path>, variable: &str, side: &str) -> Result<Zeroizing<String>> {
     let text = match file {
         Some(path) => {
-            let bytes = String::from_utf8(read(path)?);
-            Zeroizing::new(bytes.map_err(|_| format!("{}: not text", path.display()))?)
+            let bytes = Zeroizing::new(read(path)?);
+            let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+            Zeroizing::new(text.to_owned())
         }
-        None => Zeroizing::new(std::env::var(variable).map_err(|_| {
+        None => environment::take_variable(variable).ok_or_else(|| {
             format!("no {side} token: name its file in an option (see --help), or set {variable}")
-        })?),
+        })?,
     };
     match text.trim() {
         "" => Err(format!("the {side} token is empty").into()),

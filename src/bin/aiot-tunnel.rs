@@ -332,7 +332,8 @@ fn secret(file: Option<&Path>, variable: &str, side: &str) -> Result<Zeroizing<S
     let text = match file {
         Some(path) => {
             let bytes = Zeroizing::new(read(path)?);
-            let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+            let text =
+                std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
             Zeroizing::new(text.to_owned())
         }
         None => environment::take_variable(variable).ok_or_else(|| {

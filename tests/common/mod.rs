@@ -56,8 +56,17 @@ impl Cloud {
     }
 
     /// The next device, refused with a status if `refuse` says so.
-    #[allow(clippy::result_large_err)]
     pub fn accept_if(&self, refuse: impl Fn(&Request) -> Option<u16>) -> Option<Device> {
+        self.admit(DEVICE_TOKEN, refuse)
+    }
+
+    /// The next device, which has a token of its own.
+    pub fn accept_with_token(&self, token: &str) -> Device {
+        self.admit(token, |_| None).unwrap()
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn admit(&self, token: &str, refuse: impl Fn(&Request) -> Option<u16>) -> Option<Device> {
         let (tcp, _) = self.listener.accept().unwrap();
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         tcp.set_nodelay(true).unwrap();
@@ -69,7 +78,7 @@ impl Cloud {
         let mut path = String::new();
         let answer = |request: &Request, mut response: Response| {
             assert_eq!(request.headers()["sec-websocket-protocol"], "aliyun.iot.securetunnel-v1.1");
-            assert_eq!(request.headers()["tunnel-access-token"], DEVICE_TOKEN);
+            assert_eq!(request.headers()["tunnel-access-token"], token);
             path = request.uri().to_string();
             if let Some(status) = refuse(request) {
                 let mut refusal = ErrorResponse::new(None);
@@ -270,6 +279,15 @@ impl Authority {
 
     pub fn pem(&self) -> Vec<u8> {
         self.certificate.to_pem().unwrap()
+    }
+
+    /// A certificate for `name` and its key.
+    pub fn certificate_and_key(
+        &self,
+        name: &str,
+    ) -> (openssl::x509::X509, openssl::pkey::PKey<openssl::pkey::Private>) {
+        let key = new_key();
+        (certify(&key, name, Some(self), Some(name), 1), key)
     }
 
     /// A server's identity; `days` may be negative for one that has expired.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::config::{ConnectParams, Port, Token, TunnelId};
@@ -29,6 +30,10 @@ pub const MESSAGE_SIZE: usize = 644;
 const FIELD: usize = 128;
 /// How often a stop repeats its wake-up, should somebody else have received it.
 const WAKE_AGAIN: Duration = Duration::from_millis(10);
+/// Time between a queue's loss and the attempt to open it anew, and between two of these.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// Stack of the thread. It needs 12 KiB, measured in a release build.
+const STACK: usize = 128 * 1024;
 
 /// One command as it travels on the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,13 +140,21 @@ impl Default for Options {
 
 /// A running listen thread.
 pub struct Listener {
-    queue: MessageQueue,
-    stopping: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the listen thread and its [`Listener`] both need.
+struct Shared {
+    options: Options,
+    /// The queue that is listened on now.
+    queue: Mutex<MessageQueue>,
+    stopping: AtomicBool,
+}
+
 impl Listener {
-    /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps.
+    /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps. Should
+    /// somebody remove the queue, it is made anew.
     ///
     /// A queue that is there already is used only when root, the user that this process runs as,
     /// or [`Options::owner`] has made and owns it: the owner may always send, and give others
@@ -151,26 +164,19 @@ impl Listener {
     /// [`Error::Io`] when the queue or the thread cannot be made, or when the queue belongs to
     /// somebody else or cannot be narrowed; the text says what to do.
     pub fn start(handle: Handle, options: Options) -> Result<Self> {
-        let key = options.key;
-        let queue = MessageQueue::open_or_create(key, options.mode)
-            .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
-        if !queue.created() {
-            secure(&queue, &options)
-                .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
-        }
-        let stopping = Arc::new(AtomicBool::new(false));
-        let flag = stopping.clone();
+        let queue = open(&options)?;
+        let stopping = AtomicBool::new(false);
+        let shared = Arc::new(Shared { options, queue: Mutex::new(queue), stopping });
+        let for_thread = shared.clone();
         let thread = thread::Builder::new()
             .name("aiot-listen".into())
-            .stack_size(128 * 1024)
-            .spawn(move || listen(&queue, &handle, &flag))
+            .stack_size(STACK)
+            .spawn(move || listen(&for_thread, &handle))
             .map_err(|e| {
-                if queue.created() {
-                    let _ = queue.remove();
-                }
+                remove_if_ours(queue);
                 Error::io("create the listen thread", e)
             })?;
-        Ok(Listener { queue, stopping, thread: Some(thread) })
+        Ok(Listener { shared, thread: Some(thread) })
     }
 
     /// Stops the thread and waits for it, well within 200 ms. A queue that it has created is
@@ -181,17 +187,32 @@ impl Listener {
 
     fn end(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.stopping.store(true, Ordering::Release);
+        self.shared.stopping.store(true, Ordering::Release);
         while !thread.is_finished() {
-            // An empty message wakes the thread out of its receive.
-            let _ = self.queue.send(&[]);
+            // Out of its wait for a queue, or, by an empty message, out of its receive.
+            thread.thread().unpark();
+            let _ = self.shared.queue.lock().send(&[]);
             thread::park_timeout(WAKE_AGAIN);
         }
         let _ = thread.join();
-        if self.queue.created() {
-            let _ = self.queue.remove();
-        }
+        remove_if_ours(*self.shared.queue.lock());
     }
+}
+
+fn remove_if_ours(queue: MessageQueue) {
+    if queue.created() {
+        let _ = queue.remove();
+    }
+}
+
+fn open(options: &Options) -> Result<MessageQueue> {
+    let what = || format!("message queue {:#x}", options.key);
+    let queue = MessageQueue::open_or_create(options.key, options.mode)
+        .map_err(|e| Error::io(what(), e))?;
+    if !queue.created() {
+        secure(&queue, options).map_err(|e| Error::io(what(), e))?;
+    }
+    Ok(queue)
 }
 
 impl Drop for Listener {
@@ -237,9 +258,10 @@ fn stranger(access: Access, own: u32, trusted: Option<u32>) -> Option<u32> {
     [access.owner, access.creator].into_iter().find(|uid| !known(*uid))
 }
 
-fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
+fn listen(shared: &Shared, handle: &Handle) {
     let mut body = Zeroizing::new([0; MESSAGE_SIZE]);
-    while !stopping.load(Ordering::Acquire) {
+    while !shared.stopping.load(Ordering::Acquire) {
+        let queue = *shared.queue.lock();
         match queue.receive(&mut body) {
             Ok(Received::Message(0)) => {}
             Ok(Received::Message(MESSAGE_SIZE)) => {
@@ -259,9 +281,32 @@ fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
-                warn!(Code::TunnelFailed, "receive from the message queue: {e}; listening no more");
-                return;
+                warn!(Code::TunnelFailed, "receive from the message queue: {e}; opening it anew");
+                reopen(shared);
             }
+        }
+    }
+}
+
+/// Without a queue nobody could reach this process any more, so it tries until there is one.
+fn reopen(shared: &Shared) {
+    let mut said = false;
+    loop {
+        // Before the first try as well: a queue that is there and cannot be read must not spin.
+        thread::park_timeout(REOPEN_AFTER);
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        match open(&shared.options) {
+            Ok(queue) => {
+                *shared.queue.lock() = queue;
+                return info!(Code::Tunnel, "listening on the message queue again");
+            }
+            Err(e) if !said => {
+                warn!(Code::TunnelFailed, "{e}; trying again");
+                said = true;
+            }
+            Err(_) => {}
         }
     }
 }

@@ -87,6 +87,24 @@ impl Drop for Queue {
 }
 
 #[test]
+fn a_queue_that_somebody_removes_is_made_anew() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain());
+    let key = free_key();
+    let queue = Queue::new(key, 0o600);
+    let options = Options { key, ..Options::default() };
+    let listener = Listener::start(running.handle.clone(), options).unwrap();
+    drop(queue);
+    wait_until("a queue again", || {
+        listen::send(key, &Command::Add(id("t"), cloud.params())).is_ok()
+    });
+    let _device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    listener.stop();
+    assert!(listen::send(key, &Command::Delete(id("t"))).is_err(), "it removes what it has made");
+}
+
+#[test]
 fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
     let manager = plain().build().unwrap();
     for (found, most, left) in [(0o666, 0o600, 0o600), (0o622, 0o620, 0o620), (0o600, 0o660, 0o600)]

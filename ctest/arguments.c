@@ -16,7 +16,7 @@ static int32_t start_code(void *handle)
 
 static aiot_tunnel_connect_param_t good_params(void)
 {
-    static char host[] = "127.0.0.1", port[] = "1", path[] = "/tunnel/t/dest", token[] = "t";
+    static char host[] = "127.0.0.1", port[] = "1", path[] = "/tunnel/t/dest", token[] = "hush-t";
     aiot_tunnel_connect_param_t params = {host, port, path, token};
 
     return params;

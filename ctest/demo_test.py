@@ -44,7 +44,7 @@ ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT <id>
 STOPS_WITHIN = 0.5  # the listen and the tunnel thread have 200 ms each
 TLS = os.environ["PEER_TLS"] == "1"
 ID = "4a2f0000-0000-0000-b41c-4c601630e51a"
-IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_STAT, IPC_NOWAIT = 0o1000, 0o2000, 0, 2, 0o4000
+IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_SET, IPC_STAT, IPC_NOWAIT = 0o1000, 0o2000, 0, 1, 2, 0o4000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,12 +68,25 @@ def form(escaped):
 
 
 class Queue:
-    def __init__(self, key, create=False):
-        flags = IPC_CREAT | IPC_EXCL | 0o600 if create else 0
+    def __init__(self, key, create=False, mode=0o600):
+        flags = IPC_CREAT | IPC_EXCL | mode if create else 0
         self.id = libc.msgget(key, flags)
 
     def exists(self):
         return self.id >= 0
+
+    def mode(self):
+        status = ctypes.create_string_buffer(1024)
+        assert libc.msgctl(self.id, IPC_STAT, status) == 0
+        # key, uid, gid, cuid, cgid: 4 bytes each; then the mode.
+        return int.from_bytes(status[20:22], sys.byteorder) & 0o777
+
+    def give_to(self, uid):
+        """False where we may not."""
+        status = ctypes.create_string_buffer(1024)
+        assert libc.msgctl(self.id, IPC_STAT, status) == 0
+        status[4:8] = uid.to_bytes(4, sys.byteorder)
+        return libc.msgctl(self.id, IPC_SET, status) == 0
 
     def send(self, body):
         buffer = (1).to_bytes(ctypes.sizeof(ctypes.c_long), sys.byteorder) + body
@@ -86,9 +99,14 @@ class Queue:
 
 class Demo:
     def __init__(self, program, *arguments):
-        self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE)
+        environment = {k: v for k, v in os.environ.items() if k != "PEER_TOKEN"}
+        self.process = subprocess.Popen(
+            [program, *arguments], stdout=subprocess.PIPE, env=environment)
         self.output = b""
         self.position = 0
+        # For scripts/scan-logs.
+        directory = os.environ.get("AIOT_TUNNEL_TEST_LOGS") or None
+        self.log = directory and open(f"{directory}/demo-{self.process.pid}.log", "wb", 0)
 
     def expect(self, pattern):
         """Returns when a line behind the last one found matches."""
@@ -103,6 +121,25 @@ class Demo:
             if not data:
                 sys.exit(f"no line {pattern!r} in:\n{self.output[self.position:].decode()}")
             self.output += data
+            if self.log:
+                self.log.write(data)
+
+    def count_in_memory(self, secret):
+        """How often the process holds it, in all that it may read."""
+        count = 0
+        pid = self.process.pid
+        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            for line in maps:
+                span, rights, *_ = line.split()
+                if not rights.startswith("r") or line.rstrip().endswith(("[vvar]", "[vsyscall]")):
+                    continue
+                begin, end = (int(number, 16) for number in span.split("-"))
+                memory.seek(begin)
+                try:
+                    count += memory.read(end - begin).count(secret)
+                except OSError:
+                    pass  # e.g. a mapping behind the end of its file
+        return count
 
     def expect_in_any_order(self, *patterns):
         began, ends = self.position, []
@@ -164,11 +201,24 @@ def check_the_listings(program, key):
     demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_EXPIRED {ID}")
     queue.send(message(1))
     demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_CONNECT {ID}")
-    queue.send(message(0))
-    demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}")
+    check_the_token_is_wiped(demo, queue)
     demo.stop(signal.SIGTERM)
     assert not Queue(key).exists(), "the demo's queue is left behind"
     assert os.environ["PEER_TOKEN"].encode() not in demo.output, "the token was printed"
+
+
+def check_the_token_is_wiped(demo, queue):
+    token = os.environ["PEER_TOKEN"].encode()
+    try:
+        assert demo.count_in_memory(token) > 0, "while a tunnel is there, so is its token"
+    except PermissionError:
+        token = None  # nobody may look
+    queue.send(message(0))
+    demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}")
+    deadline = time.monotonic() + PATIENCE
+    while token and (left := demo.count_in_memory(token)) > 0:
+        assert time.monotonic() < deadline, f"the token of a deleted tunnel is there {left} times"
+        time.sleep(0.05)
 
 
 def check_a_queue_that_exists_is_used_and_left(program, key):
@@ -183,6 +233,24 @@ def check_a_queue_that_exists_is_used_and_left(program, key):
         demo.expect(f"close tunnel_id {ID} not found!")
         demo.stop(signal.SIGINT)
         assert Queue(key).exists(), "the demo removed a queue that it had not made"
+    finally:
+        queue.remove()
+
+
+def check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key):
+    queue = Queue(key, create=True, mode=0o666)
+    assert queue.exists()
+    try:
+        demo = Demo(program, *common_arguments(key))
+        demo.expect("warning: message queue of mode 0666, now 0600")
+        demo.expect("demo_tunnel_listen_task Listen ")
+        assert queue.mode() == 0o600, oct(queue.mode())
+        demo.stop(signal.SIGTERM)
+        if queue.give_to(54321):
+            done = subprocess.run([program, *common_arguments(key)], capture_output=True,
+                                  timeout=PATIENCE)
+            assert done.returncode == 1, done
+            assert b"the message queue belongs to uid 54321" in done.stdout, done
     finally:
         queue.remove()
 
@@ -211,6 +279,7 @@ def main():
     check_arguments(program)
     check_the_listings(program, key)
     check_a_queue_that_exists_is_used_and_left(program, key)
+    check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key)
     check_stops_at_once(program, key)
 
 

@@ -87,7 +87,7 @@ static void a_refused_token_expires_and_a_fresh_one_brings_the_tunnel_back(void)
 {
     const char *token = getenv("PEER_TOKEN");
 
-    check_expires("idle", "another-token", 0);
+    check_expires("idle", "hush-another-token", 0);
     check_expires("status&code=401", token, 0);
     check_expires("close&code=4001", token, 1);
     check_expires("close&code=401", token, 1);

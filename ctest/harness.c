@@ -1,11 +1,39 @@
 #include "harness.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <time.h>
 #include <unistd.h>
 
 /* How many times slower a checked program may be. */
 #define CHECKER_FACTOR 50
+
+/* The library's log of this process, for scripts/scan-logs. A test that sets a callback of its own
+ * takes the lines from it. */
+static FILE *kept;
+
+static int32_t keep_line(int32_t code, char *message)
+{
+    (void)code;
+    fputs(message, kept);
+    return 0;
+}
+
+__attribute__((constructor)) static void keep_log(void)
+{
+    const char *directory = getenv("AIOT_TUNNEL_TEST_LOGS");
+    char path[4096];
+
+    if (directory == NULL || *directory == '\0') {
+        return;
+    }
+    snprintf(path, sizeof(path), "%s/%s-%d.log", directory, program_invocation_short_name,
+             (int)getpid());
+    kept = fopen(path, "ae");
+    CHECK(kept != NULL);
+    setvbuf(kept, NULL, _IOLBF, 0);
+    CHECK_CODE(aiot_tunnel_set_logcb(keep_line), STATE_SUCCESS);
+}
 
 void fail(const char *file, int line, const char *what)
 {

@@ -39,7 +39,7 @@ static int use(void *library)
     int32_t (*add)(void *, char *, void *) =
         (int32_t(*)(void *, char *, void *))symbol(library, "aiot_tunnel_add");
     int32_t (*set_logcb)(logcb_t) = (int32_t(*)(logcb_t))symbol(library, "aiot_tunnel_set_logcb");
-    char id[] = "t1", host[] = "127.0.0.1", port[] = "1", path[] = "/", token[] = "t";
+    char id[] = "t1", host[] = "127.0.0.1", port[] = "1", path[] = "/", token[] = "hush-t";
     char *params[] = {host, port, path, token};
     pthread_t thread;
     void *handle;

@@ -22,6 +22,7 @@
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "aiot_state_api.h"
 #include "aiot_sysdep_api.h"
@@ -209,7 +210,38 @@ static void demo_listener_stop(demo_listener_t *listener)
     pthread_mutex_unlock(&listener->lock);
 }
 
-/* Readable by this user only: who may write to the queue may open a tunnel to any host. */
+/* Whether a queue that was there already is safe. Who may write to it may open a tunnel to any
+ * host: its owner always may, the others as the mode says, which is narrowed. */
+static int demo_queue_is_safe(int queue)
+{
+    struct msqid_ds status;
+    uid_t self = geteuid();
+
+    if (msgctl(queue, IPC_STAT, &status) != 0) {
+        perror("msgctl");
+        return 0;
+    }
+    if ((status.msg_perm.uid != 0 && status.msg_perm.uid != self) ||
+        (status.msg_perm.cuid != 0 && status.msg_perm.cuid != self)) {
+        printf("the message queue belongs to uid %u: remove it with ipcrm\n",
+               (unsigned int)(status.msg_perm.uid != self ? status.msg_perm.uid
+                                                          : status.msg_perm.cuid));
+        return 0;
+    }
+    if ((status.msg_perm.mode & 0177) == 0) {
+        return 1;
+    }
+    printf("warning: message queue of mode %04o, now 0600\n",
+           (unsigned int)status.msg_perm.mode & 0777);
+    status.msg_perm.mode &= 0600;
+    if (msgctl(queue, IPC_SET, &status) != 0) {
+        perror("msgctl");
+        return 0;
+    }
+    return 1;
+}
+
+/* Open to this user only. */
 static int demo_queue_open(key_t key, int *created)
 {
     int queue = msgget(key, IPC_CREAT | IPC_EXCL | 0600);
@@ -217,6 +249,10 @@ static int demo_queue_open(key_t key, int *created)
     *created = queue >= 0;
     if (queue < 0 && errno == EEXIST) {
         queue = msgget(key, 0);
+        if (queue >= 0 && !demo_queue_is_safe(queue)) {
+            errno = EPERM;
+            queue = -1;
+        }
     }
     return queue;
 }

@@ -3,7 +3,8 @@
 //!
 //! The transport is the System V message queue of the Link SDK's demo: message type 1, a body of
 //! exactly 644 bytes ([`Command::to_bytes`]). Whoever may write to the queue may open a tunnel to
-//! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666).
+//! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666), and
+//! one that is there already must be as safe ([`Listener::start`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +12,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::config::{ConnectParams, Port, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::logging::{info, warn, Code};
 use crate::manager::Handle;
-use crate::sys::{MessageQueue, Received};
+use crate::sys::{self, Access, MessageQueue, Received};
 
 /// The queue's key in the Link SDK's demo.
 pub const DEFAULT_KEY: i32 = 1234;
@@ -28,6 +30,10 @@ pub const MESSAGE_SIZE: usize = 644;
 const FIELD: usize = 128;
 /// How often a stop repeats its wake-up, should somebody else have received it.
 const WAKE_AGAIN: Duration = Duration::from_millis(10);
+/// Time between a queue's loss and the attempt to open it anew, and between two of these.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+/// Stack of the thread. It needs 12 KiB, measured in a release build.
+const STACK: usize = 128 * 1024;
 
 /// One command as it travels on the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,49 +124,59 @@ pub fn send(key: i32, command: &Command) -> Result<()> {
 pub struct Options {
     /// The queue's key. Default 1234.
     pub key: i32,
-    /// Permission bits of a queue that is created. Default 0600.
+    /// The most permission bits that the queue may have. Default 0600. One that is created gets
+    /// them; the bits beyond them are taken from one that is there.
     pub mode: u32,
+    /// A user (uid) who may own the queue besides root and the user that this process runs as.
+    /// Default: nobody. Whoever owns the queue may open tunnels.
+    pub owner: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { key: DEFAULT_KEY, mode: 0o600 }
+        Options { key: DEFAULT_KEY, mode: 0o600, owner: None }
     }
 }
 
 /// A running listen thread.
 pub struct Listener {
-    queue: MessageQueue,
-    stopping: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the listen thread and its [`Listener`] both need.
+struct Shared {
+    options: Options,
+    /// The queue that is listened on now.
+    queue: Mutex<MessageQueue>,
+    stopping: AtomicBool,
+}
+
 impl Listener {
-    /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps.
+    /// Opens the queue, creating it if need be, and starts the thread. Idle, it sleeps. Should
+    /// somebody remove the queue, it is made anew.
+    ///
+    /// A queue that is there already is used only when root, the user that this process runs as,
+    /// or [`Options::owner`] has made and owns it: the owner may always send, and give others
+    /// the right to. Permissions beyond [`Options::mode`] are taken away, with a warning.
     ///
     /// # Errors
-    /// [`Error::Io`] when the queue or the thread cannot be made.
+    /// [`Error::Io`] when the queue or the thread cannot be made, or when the queue belongs to
+    /// somebody else or cannot be narrowed; the text says what to do.
     pub fn start(handle: Handle, options: Options) -> Result<Self> {
-        let key = options.key;
-        let queue = MessageQueue::open_or_create(key, options.mode)
-            .map_err(|e| Error::io(format!("message queue {key:#x}"), e))?;
-        if let Ok((owner, mode)) = queue.owner_and_mode() {
-            if mode & 0o022 != 0 {
-                warn!(
-                    Code::Tunnel,
-                    "message queue {key:#x} (owner {owner}, mode {mode:04o}) can be written by \
-                     other users: they can open tunnels"
-                );
-            }
-        }
-        let stopping = Arc::new(AtomicBool::new(false));
-        let flag = stopping.clone();
+        let queue = open(&options)?;
+        let stopping = AtomicBool::new(false);
+        let shared = Arc::new(Shared { options, queue: Mutex::new(queue), stopping });
+        let for_thread = shared.clone();
         let thread = thread::Builder::new()
             .name("aiot-listen".into())
-            .stack_size(128 * 1024)
-            .spawn(move || listen(&queue, &handle, &flag))
-            .map_err(|e| Error::io("create the listen thread", e))?;
-        Ok(Listener { queue, stopping, thread: Some(thread) })
+            .stack_size(STACK)
+            .spawn(move || listen(&for_thread, &handle))
+            .map_err(|e| {
+                remove_if_ours(queue);
+                Error::io("create the listen thread", e)
+            })?;
+        Ok(Listener { shared, thread: Some(thread) })
     }
 
     /// Stops the thread and waits for it, well within 200 ms. A queue that it has created is
@@ -171,17 +187,32 @@ impl Listener {
 
     fn end(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.stopping.store(true, Ordering::Release);
+        self.shared.stopping.store(true, Ordering::Release);
         while !thread.is_finished() {
-            // An empty message wakes the thread out of its receive.
-            let _ = self.queue.send(&[]);
+            // Out of its wait for a queue, or, by an empty message, out of its receive.
+            thread.thread().unpark();
+            let _ = self.shared.queue.lock().send(&[]);
             thread::park_timeout(WAKE_AGAIN);
         }
         let _ = thread.join();
-        if self.queue.created() {
-            let _ = self.queue.remove();
-        }
+        remove_if_ours(*self.shared.queue.lock());
     }
+}
+
+fn remove_if_ours(queue: MessageQueue) {
+    if queue.created() {
+        let _ = queue.remove();
+    }
+}
+
+fn open(options: &Options) -> Result<MessageQueue> {
+    let what = || format!("message queue {:#x}", options.key);
+    let queue = MessageQueue::open_or_create(options.key, options.mode)
+        .map_err(|e| Error::io(what(), e))?;
+    if !queue.created() {
+        secure(&queue, options).map_err(|e| Error::io(what(), e))?;
+    }
+    Ok(queue)
 }
 
 impl Drop for Listener {
@@ -190,9 +221,47 @@ impl Drop for Listener {
     }
 }
 
-fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
+/// Sees to it that nobody but those whom the options name may send, or refuses.
+fn secure(queue: &MessageQueue, options: &Options) -> io::Result<()> {
+    let key = options.key;
+    let refused = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    let access = queue.access()?;
+    if let Some(stranger) = stranger(access, sys::effective_uid(), options.owner) {
+        return refused(format!(
+            "it belongs to uid {stranger}, who could open tunnels; remove it (ipcrm -Q {key:#x}), \
+             or name that user as the owner in the options"
+        ));
+    }
+    let (found, most) = (access.mode, options.mode & 0o777);
+    if found & !most == 0 {
+        return Ok(());
+    }
+    if let Err(e) = queue.set_mode(found & most) {
+        return refused(format!(
+            "its mode is {found:04o}, wider than {most:04o}, and cannot be narrowed ({e}); remove \
+             it (ipcrm -Q {key:#x}), or allow that mode in the options"
+        ));
+    }
+    warn!(
+        Code::Tunnel,
+        "message queue {key:#x} had mode {found:04o}, which lets other users open tunnels; now it \
+         has {:04o}",
+        found & most
+    );
+    Ok(())
+}
+
+/// Whoever may send whatever the mode is, and is not trusted. The creator may set the mode as the
+/// owner may.
+fn stranger(access: Access, own: u32, trusted: Option<u32>) -> Option<u32> {
+    let known = |uid: u32| uid == 0 || uid == own || Some(uid) == trusted;
+    [access.owner, access.creator].into_iter().find(|uid| !known(*uid))
+}
+
+fn listen(shared: &Shared, handle: &Handle) {
     let mut body = Zeroizing::new([0; MESSAGE_SIZE]);
-    while !stopping.load(Ordering::Acquire) {
+    while !shared.stopping.load(Ordering::Acquire) {
+        let queue = *shared.queue.lock();
         match queue.receive(&mut body) {
             Ok(Received::Message(0)) => {}
             Ok(Received::Message(MESSAGE_SIZE)) => {
@@ -212,9 +281,32 @@ fn listen(queue: &MessageQueue, handle: &Handle, stopping: &AtomicBool) {
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
-                warn!(Code::TunnelFailed, "receive from the message queue: {e}; listening no more");
-                return;
+                warn!(Code::TunnelFailed, "receive from the message queue: {e}; opening it anew");
+                reopen(shared);
             }
+        }
+    }
+}
+
+/// Without a queue nobody could reach this process any more, so it tries until there is one.
+fn reopen(shared: &Shared) {
+    let mut said = false;
+    loop {
+        // Before the first try as well: a queue that is there and cannot be read must not spin.
+        thread::park_timeout(REOPEN_AFTER);
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        match open(&shared.options) {
+            Ok(queue) => {
+                *shared.queue.lock() = queue;
+                return info!(Code::Tunnel, "listening on the message queue again");
+            }
+            Err(e) if !said => {
+                warn!(Code::TunnelFailed, "{e}; trying again");
+                said = true;
+            }
+            Err(_) => {}
         }
     }
 }
@@ -282,7 +374,7 @@ mod tests {
             "h.example",
             Port::new(443).unwrap(),
             "/p",
-            Token::new("tok").unwrap(),
+            Token::new("hush-token").unwrap(),
         );
         Command::Add(TunnelId::new("t1").unwrap(), params.unwrap())
     }
@@ -312,12 +404,24 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_is_trusted_only_when_root_we_or_the_configured_user_own_and_made_it() {
+        let access = |owner, creator| Access { owner, creator, mode: 0o600 };
+        assert_eq!(stranger(access(0, 0), 1000, None), None);
+        assert_eq!(stranger(access(1000, 1000), 1000, None), None);
+        assert_eq!(stranger(access(1001, 1001), 1000, Some(1001)), None);
+        assert_eq!(stranger(access(1001, 0), 1000, None), Some(1001));
+        assert_eq!(stranger(access(0, 1001), 1000, None), Some(1001));
+        assert_eq!(stranger(access(1001, 1001), 0, None), Some(1001));
+        assert_eq!(stranger(access(1001, 1002), 1000, Some(1001)), Some(1002));
+    }
+
+    #[test]
     fn a_field_of_128_bytes_does_not_fit() {
         let params = ConnectParams::new(
             &"h".repeat(128),
             Port::new(1).unwrap(),
             "/",
-            Token::new("t").unwrap(),
+            Token::new("hush-t").unwrap(),
         );
         let long = Command::Add(TunnelId::new("t").unwrap(), params.unwrap());
         assert!(long.to_bytes().is_err());

@@ -10,6 +10,9 @@ use serde_json::{json, Value};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Error, Message, WebSocket};
 
+mod common;
+use common::{ACCESS_TOKEN, DEVICE_TOKEN};
+
 const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
 
 struct Client(WebSocket<TcpStream>);
@@ -61,13 +64,14 @@ impl Client {
 }
 
 fn gateway() -> (Gateway, TunnelId) {
+    common::logs::keep();
     let id = TunnelId::new("t1").unwrap();
     let gateway = Gateway::builder()
         .session_limit(2)
         .tunnel(TunnelConfig {
             id: id.clone(),
-            device_token: Token::new("device-token").unwrap(),
-            access_token: Token::new("access-token").unwrap(),
+            device_token: Token::new(DEVICE_TOKEN).unwrap(),
+            access_token: Token::new(ACCESS_TOKEN).unwrap(),
             expires: None,
         })
         .start("127.0.0.1:0".parse().unwrap())
@@ -77,8 +81,8 @@ fn gateway() -> (Gateway, TunnelId) {
 
 fn pair(gateway: &Gateway) -> (Client, Client) {
     let address = gateway.local_addr();
-    let device = connect(address, "/tunnel/t1/dest", Some("device-token"));
-    let access = connect(address, "/tunnel/t1/source", Some("access-token"));
+    let device = connect(address, "/tunnel/t1/dest", Some(DEVICE_TOKEN));
+    let access = connect(address, "/tunnel/t1/source", Some(ACCESS_TOKEN));
     (device.unwrap_or_else(|e| panic!("{e}")), access.unwrap_or_else(|e| panic!("{e}")))
 }
 
@@ -108,11 +112,11 @@ fn only_the_right_token_opens_an_end() {
     let (gateway, _) = gateway();
     let status = |path, token| connect(gateway.local_addr(), path, token).err();
     assert_eq!(status("/tunnel/t1/dest", None), Some(401));
-    assert_eq!(status("/tunnel/t1/dest", Some("access-token")), Some(401));
-    assert_eq!(status("/tunnel/t1/source", Some("device-token")), Some(401));
-    assert_eq!(status("/tunnel/t2/dest", Some("device-token")), Some(401));
-    assert_eq!(status("/tunnel/t1/other", Some("device-token")), Some(404));
-    assert_eq!(status("/tunnel/t1/dest?x=y", Some("device-token")), None);
+    assert_eq!(status("/tunnel/t1/dest", Some(ACCESS_TOKEN)), Some(401));
+    assert_eq!(status("/tunnel/t1/source", Some(DEVICE_TOKEN)), Some(401));
+    assert_eq!(status("/tunnel/t2/dest", Some(DEVICE_TOKEN)), Some(401));
+    assert_eq!(status("/tunnel/t1/other", Some(DEVICE_TOKEN)), Some(404));
+    assert_eq!(status("/tunnel/t1/dest?x=y", Some(DEVICE_TOKEN)), None);
 }
 
 #[test]
@@ -159,7 +163,7 @@ fn refusals_and_losses_have_their_codes() {
     access.send(json!({"frame_type": 2, "frame_id": 4, "service_type": "_SSH"}), b"");
     assert_eq!(code(&access.receive().1), 2);
 
-    let device = connect(gateway.local_addr(), "/tunnel/t1/dest", Some("device-token"));
+    let device = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
     let mut device = device.unwrap_or_else(|e| panic!("{e}"));
     // The 101 may be there before the tunnel knows of the device; a pong says that it does.
     device.0.send(Message::Ping(b"here?"[..].into())).unwrap();
@@ -178,7 +182,7 @@ fn expiry_closes_both_ends_and_refuses_the_tokens() {
     assert!(gateway.expire(&id));
     assert_eq!(device.close_code(), Some(4001));
     assert_eq!(access.close_code(), Some(4001));
-    let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some("device-token"));
+    let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
     assert_eq!(again.err(), Some(401));
 }
 

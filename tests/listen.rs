@@ -46,3 +46,94 @@ fn a_listener_stops_while_its_queue_is_idle() {
     });
     stopped.recv_timeout(Duration::from_secs(10)).expect("stops in time");
 }
+
+/// A queue that somebody has made before; removed when dropped.
+struct Queue(i32);
+
+impl Queue {
+    fn new(key: i32, mode: i32) -> Self {
+        // SAFETY: no pointers.
+        let id = unsafe { libc::msgget(key, libc::IPC_CREAT | libc::IPC_EXCL | mode) };
+        assert!(id >= 0, "{}", std::io::Error::last_os_error());
+        Queue(id)
+    }
+
+    fn status(&self) -> libc::msqid_ds {
+        // SAFETY: a plain structure, for which all zeros are a value.
+        let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
+        // SAFETY: IPC_STAT writes one such structure.
+        assert_eq!(unsafe { libc::msgctl(self.0, libc::IPC_STAT, &mut status) }, 0);
+        status
+    }
+
+    fn mode(&self) -> u32 {
+        u32::from(self.status().msg_perm.mode) & 0o777
+    }
+
+    /// False where we may not give a queue away.
+    fn give_to(&self, uid: u32) -> bool {
+        let mut status = self.status();
+        status.msg_perm.uid = uid;
+        // SAFETY: IPC_SET reads one such structure.
+        unsafe { libc::msgctl(self.0, libc::IPC_SET, &mut status) == 0 }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: IPC_RMID takes no buffer.
+        unsafe { libc::msgctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+#[test]
+fn a_queue_that_somebody_removes_is_made_anew() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain());
+    let key = free_key();
+    let queue = Queue::new(key, 0o600);
+    let options = Options { key, ..Options::default() };
+    let listener = Listener::start(running.handle.clone(), options).unwrap();
+    drop(queue);
+    wait_until("a queue again", || {
+        listen::send(key, &Command::Add(id("t"), cloud.params())).is_ok()
+    });
+    let _device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    listener.stop();
+    assert!(listen::send(key, &Command::Delete(id("t"))).is_err(), "it removes what it has made");
+}
+
+#[test]
+fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
+    let manager = plain().build().unwrap();
+    for (found, most, left) in [(0o666, 0o600, 0o600), (0o622, 0o620, 0o620), (0o600, 0o660, 0o600)]
+    {
+        let key = free_key();
+        let queue = Queue::new(key, found);
+        let options = Options { key, mode: most, owner: None };
+        let listener = Listener::start(manager.handle(), options).unwrap();
+        assert_eq!(queue.mode(), left);
+        listener.stop();
+        // It was there before, so it stays.
+        assert_eq!(queue.mode(), left);
+    }
+}
+
+#[test]
+fn a_queue_of_a_stranger_is_refused_unless_the_options_trust_its_owner() {
+    const STRANGER: u32 = 54_321;
+    let manager = plain().build().unwrap();
+    let key = free_key();
+    let queue = Queue::new(key, 0o600);
+    if !queue.give_to(STRANGER) {
+        eprintln!("skipped: giving a queue away needs root");
+        return;
+    }
+    let start = |owner| Listener::start(manager.handle(), Options { key, mode: 0o600, owner });
+    for owner in [None, Some(STRANGER + 1)] {
+        let error = start(owner).err().expect("a stranger's queue").to_string();
+        assert!(error.contains("uid 54321") && error.contains("ipcrm"), "{error}");
+    }
+    start(Some(STRANGER)).unwrap().stop();
+}

@@ -26,6 +26,7 @@ A device chooses what happens by the query of its path, /tunnel/ID/dest?do=...
     close&code=N                      close at once
     drop[&times=N]                    the first N connections are lost after the handshake; idle
     vanish[&times=N]                  the first N are reset amid a session's data; idle
+    lossy[&times=N]                   the first N connections may vanish; then echo
     hang                              never answer the handshake
     client                            (TLS) the device must show its certificate; close 4001
 """
@@ -50,7 +51,7 @@ import time
 import urllib.parse
 
 PATIENCE = 60.0  # nothing takes this long, under valgrind neither, unless it hangs
-TOKEN = "device-token"
+TOKEN = "hush-device-token"  # as every token in a test begins, for scripts/scan-logs
 SUBPROTOCOL = "aliyun.iot.securetunnel-v1.1"
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -407,7 +408,7 @@ class Peer:
 
     def perform(self, connection, target):
         url = urllib.parse.urlsplit(target)
-        query = dict(urllib.parse.parse_qsl(url.query))
+        query = dict(urllib.parse.parse_qsl(url.query), target=target)
         with self.lock:
             self.visits[target] += 1
             visit = self.visits[target]
@@ -496,6 +497,15 @@ class Peer:
             connection._flush()
         connection.reset()
 
+    def do_lossy(self, connection, query):
+        # `perform` has counted this visit.
+        first_ones = self.visits[query["target"]] <= int(query.get("times", 1))
+        try:
+            self.do_echo(connection, query)
+        except (Gone, Violation):
+            if not first_ones:
+                raise
+
     def do_client(self, connection, _query):
         require(connection.sock.getpeercert(), "the device showed no certificate")
         connection.close(EXPIRED)
@@ -556,6 +566,20 @@ def make_certificates(folder):
                 "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")
 
 
+def note_secrets(folder):
+    """Leaves what must be in no log where scripts/scan-logs finds it, if the logs are kept."""
+    directory = os.environ.get("AIOT_TUNNEL_TEST_LOGS")
+    if not directory:
+        return
+    os.makedirs(os.path.join(directory, "secrets"), exist_ok=True)
+    name = os.path.join(directory, "secrets", f"peer-{os.getpid()}")
+    with open(name, "w", encoding="ascii") as file:
+        file.write(TOKEN + "\n")
+        for key in ("ca.key", "server.key", "client.key"):
+            with open(os.path.join(folder, key), encoding="ascii") as pem:
+                file.write(pem.read())
+
+
 def tls_context(folder):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(os.path.join(folder, "server.pem"), os.path.join(folder, "server.key"))
@@ -606,6 +630,7 @@ def main():
 
     with tempfile.TemporaryDirectory(prefix="aiot-peer-") as folder:
         make_certificates(folder)
+        note_secrets(folder)
         peer = Peer(options.port, tls_context(folder) if options.tls else None)
         threading.Thread(target=peer.serve, daemon=True).start()
         if options.command:

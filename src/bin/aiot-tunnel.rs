@@ -18,6 +18,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zeroize::Zeroizing;
 
+#[path = "../sys/environment.rs"]
+mod environment;
+
 const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
 const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
 
@@ -120,9 +123,12 @@ struct AgentArgs {
     /// Key of the message queue that commands come from.
     #[arg(long, default_value_t = listen::DEFAULT_KEY)]
     queue_key: i32,
-    /// Permissions of the queue if it is created, in octal.
+    /// The most permissions that the queue may have, in octal; one that is there is narrowed.
     #[arg(long, default_value = "0600", value_parser = octal)]
     queue_mode: u32,
+    /// Uid that may own the queue, besides root and this process's user.
+    #[arg(long, value_name = "UID")]
+    queue_owner: Option<u32>,
 }
 
 #[derive(Args)]
@@ -295,7 +301,8 @@ fn agent(args: &AgentArgs) -> Result<()> {
         .build()?;
     let handle = manager.handle();
     on_signal(move || handle.stop())?;
-    let options = listen::Options { key: args.queue_key, mode: args.queue_mode };
+    let options =
+        listen::Options { key: args.queue_key, mode: args.queue_mode, owner: args.queue_owner };
     let listener = Listener::start(manager.handle(), options)?;
     let result = manager.run();
     listener.stop();
@@ -320,16 +327,18 @@ fn send(args: &SendArgs) -> Result<()> {
     Ok(listen::send(args.queue_key, &command)?)
 }
 
-/// A token from its file or, without one, from the environment; never empty.
+/// A token from its file or, without one, from the environment, where it is wiped; never empty.
 fn secret(file: Option<&Path>, variable: &str, side: &str) -> Result<Zeroizing<String>> {
     let text = match file {
         Some(path) => {
-            let bytes = String::from_utf8(read(path)?);
-            Zeroizing::new(bytes.map_err(|_| format!("{}: not text", path.display()))?)
+            let bytes = Zeroizing::new(read(path)?);
+            let text =
+                std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+            Zeroizing::new(text.to_owned())
         }
-        None => Zeroizing::new(std::env::var(variable).map_err(|_| {
+        None => environment::take_variable(variable).ok_or_else(|| {
             format!("no {side} token: name its file in an option (see --help), or set {variable}")
-        })?),
+        })?,
     };
     match text.trim() {
         "" => Err(format!("the {side} token is empty").into()),

@@ -20,6 +20,22 @@ pub(crate) struct MessageQueue {
     created: bool,
 }
 
+/// Who may do what with a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Owner and creator (uids): both may change and remove it, whatever its mode.
+    pub(crate) owner: u32,
+    pub(crate) creator: u32,
+    /// Permission bits: read is to receive, write is to send.
+    pub(crate) mode: u32,
+}
+
+/// The effective user id of this process.
+pub(crate) fn effective_uid() -> u32 {
+    // SAFETY: without preconditions.
+    unsafe { libc::geteuid() }
+}
+
 /// A message of type 1.
 pub(crate) enum Received {
     /// It fitted: so many bytes of the buffer are its body.
@@ -56,14 +72,28 @@ impl MessageQueue {
         self.created
     }
 
-    /// The queue's owner (uid) and permission bits.
-    pub(crate) fn owner_and_mode(&self) -> io::Result<(u32, u32)> {
+    /// Who may do what with the queue.
+    pub(crate) fn access(&self) -> io::Result<Access> {
+        let status = self.status()?;
+        let (owner, creator) = (status.msg_perm.uid, status.msg_perm.cuid);
+        Ok(Access { owner, creator, mode: u32::from(status.msg_perm.mode) & 0o777 })
+    }
+
+    /// Sets the permission bits; only the owner, the creator and root may.
+    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let mut status = self.status()?;
+        status.msg_perm.mode = (mode & 0o777) as _;
+        // SAFETY: IPC_SET reads one `msqid_ds`, and `status` is one.
+        let result = unsafe { libc::msgctl(self.id, libc::IPC_SET, &mut status) };
+        check(result as isize).map(drop)
+    }
+
+    fn status(&self) -> io::Result<libc::msqid_ds> {
         // SAFETY: an all-zero `msqid_ds` is a valid value of that plain structure.
         let mut status: libc::msqid_ds = unsafe { mem::zeroed() };
         // SAFETY: IPC_STAT writes one `msqid_ds`, and `status` is one.
         let result = unsafe { libc::msgctl(self.id, libc::IPC_STAT, &mut status) };
-        check(result as isize)?;
-        Ok((status.msg_perm.uid, u32::from(status.msg_perm.mode) & 0o777))
+        check(result as isize).map(|_| status)
     }
 
     /// Waits for the next message and copies its body to `body`. Interrupted by signals.

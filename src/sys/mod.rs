@@ -5,7 +5,7 @@ mod poll;
 mod socket;
 mod waker;
 
-pub(crate) use message_queue::{MessageQueue, Received};
+pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, Ready};
 pub(crate) use socket::{connect, reset_on_close, send_vectored, unsent, Connecting};
 pub(crate) use waker::Waker;

@@ -1,6 +1,8 @@
 //! A cloud for one test: an unmodified tungstenite server with the test's hands on every frame.
 #![allow(dead_code)]
 
+pub mod logs;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -15,6 +17,11 @@ use tungstenite::{Message, WebSocket};
 /// Nothing in these tests takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Every token in a test begins with `hush-`: that is what `scripts/scan-logs` looks for.
+pub const DEVICE_TOKEN: &str = "hush-device-token";
+/// The other end's.
+pub const ACCESS_TOKEN: &str = "hush-access-token";
+
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
@@ -26,6 +33,7 @@ pub struct Cloud {
 
 impl Cloud {
     pub fn plain() -> Self {
+        logs::keep();
         Cloud { listener: TcpListener::bind("127.0.0.1:0").unwrap(), acceptor: None }
     }
 
@@ -48,8 +56,17 @@ impl Cloud {
     }
 
     /// The next device, refused with a status if `refuse` says so.
-    #[allow(clippy::result_large_err)]
     pub fn accept_if(&self, refuse: impl Fn(&Request) -> Option<u16>) -> Option<Device> {
+        self.admit(DEVICE_TOKEN, refuse)
+    }
+
+    /// The next device, which has a token of its own.
+    pub fn accept_with_token(&self, token: &str) -> Device {
+        self.admit(token, |_| None).unwrap()
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn admit(&self, token: &str, refuse: impl Fn(&Request) -> Option<u16>) -> Option<Device> {
         let (tcp, _) = self.listener.accept().unwrap();
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         tcp.set_nodelay(true).unwrap();
@@ -61,7 +78,7 @@ impl Cloud {
         let mut path = String::new();
         let answer = |request: &Request, mut response: Response| {
             assert_eq!(request.headers()["sec-websocket-protocol"], "aliyun.iot.securetunnel-v1.1");
-            assert_eq!(request.headers()["tunnel-access-token"], "device-token");
+            assert_eq!(request.headers()["tunnel-access-token"], token);
             path = request.uri().to_string();
             if let Some(status) = refuse(request) {
                 let mut refusal = ErrorResponse::new(None);
@@ -149,7 +166,7 @@ pub fn frame(header: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 pub fn params(host: &str, port: u16) -> ConnectParams {
-    let token = Token::new("device-token").unwrap();
+    let token = Token::new(DEVICE_TOKEN).unwrap();
     ConnectParams::new(host, Port::new(port).unwrap(), "/tunnel/t/dest?x=1", token).unwrap()
 }
 
@@ -166,6 +183,7 @@ pub struct Running {
 
 impl Running {
     pub fn start(builder: Builder) -> Self {
+        logs::keep();
         let (sender, events) = mpsc::channel();
         let sender = std::sync::Mutex::new(sender);
         let manager = builder
@@ -263,6 +281,15 @@ impl Authority {
         self.certificate.to_pem().unwrap()
     }
 
+    /// A certificate for `name` and its key.
+    pub fn certificate_and_key(
+        &self,
+        name: &str,
+    ) -> (openssl::x509::X509, openssl::pkey::PKey<openssl::pkey::Private>) {
+        let key = new_key();
+        (certify(&key, name, Some(self), Some(name), 1), key)
+    }
+
     /// A server's identity; `days` may be negative for one that has expired.
     pub fn identity(&self, name: &str, days: i64) -> native_tls::Identity {
         let key = new_key();
@@ -275,7 +302,9 @@ impl Authority {
 fn new_key() -> openssl::pkey::PKey<openssl::pkey::Private> {
     use openssl::ec::{EcGroup, EcKey};
     let group = EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
-    openssl::pkey::PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+    let key = openssl::pkey::PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+    logs::note_secret(&key.private_key_to_pem_pkcs8().unwrap());
+    key
 }
 
 fn certify(

@@ -1,0 +1,87 @@
+//! What the tests log, kept for `scripts/scan-logs`: when `AIOT_TUNNEL_TEST_LOGS` names a
+//! directory, every line of every crate, at trace level, goes to a file of this process there.
+//! The secrets that were used go to `secrets/`, so that the scan looks for what was really there.
+//!
+//! Only what the tests' own WebSockets log is left out: tungstenite's whole client and server,
+//! which no product thread runs, write the request with its token and each frame's bytes.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Once;
+
+use super::{ACCESS_TOKEN, DEVICE_TOKEN};
+
+fn directory() -> Option<PathBuf> {
+    std::env::var_os("AIOT_TUNNEL_TEST_LOGS").filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
+/// The test program's name and this process's number.
+fn file_name() -> String {
+    let program = std::env::current_exe().unwrap();
+    let program = program.file_name().unwrap().to_string_lossy().into_owned();
+    format!("{program}-{}", std::process::id())
+}
+
+/// From now on this process's log is kept, if it is wanted.
+pub fn keep() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let Some(directory) = directory() else { return };
+        fs::create_dir_all(&directory).unwrap();
+        let file = File::create(directory.join(format!("{}.log", file_name()))).unwrap();
+        // Fails where a test has a logger of its own.
+        let logger = env_logger::Builder::new()
+            .filter_level(log::LevelFilter::Trace)
+            .target(env_logger::Target::Pipe(Box::new(file)))
+            .build();
+        if log::set_boxed_logger(Box::new(Product(logger))).is_ok() {
+            log::set_max_level(log::LevelFilter::Trace);
+        }
+        note_secret(DEVICE_TOKEN.as_bytes());
+        note_secret(ACCESS_TOKEN.as_bytes());
+    });
+}
+
+struct Product(env_logger::Logger);
+
+impl log::Log for Product {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let thread = std::thread::current();
+        let ours =
+            |name: &str| ["aiot-", "gateway-", "access-"].iter().any(|p| name.starts_with(p));
+        !metadata.target().starts_with("tungstenite") || thread.name().is_some_and(ours)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+/// A token or a private key (PEM) that this process uses.
+pub fn note_secret(secret: &[u8]) {
+    let Some(directory) = directory() else { return };
+    let secrets = directory.join("secrets");
+    fs::create_dir_all(&secrets).unwrap();
+    let path = secrets.join(file_name());
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    // In one write, so that threads do not mix their secrets.
+    file.write_all(&[secret, b"\n"].concat()).unwrap();
+}
+
+/// Makes a program of ours log everything to a file that is scanned, if it is wanted. Without,
+/// its log goes where the test's own goes.
+pub fn keep_of(command: &mut Command) -> &mut Command {
+    let Some(directory) = directory() else { return command };
+    fs::create_dir_all(&directory).unwrap();
+    let name = format!("{}-child-{:08x}.log", file_name(), rand::random::<u32>());
+    let file = File::create(directory.join(name)).unwrap();
+    command.env("RUST_LOG", "trace").stderr(file)
+}

@@ -1,0 +1,206 @@
+//! What happens when the process has no more of something, or a worker panics: a line that says
+//! so, another try, and everything as before as soon as there is enough again.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+
+use aiot_tunnel::*;
+use common::*;
+
+/// Names the scene that this test program, run anew as a child of its own, shall play.
+const SCENE: &str = "AIOT_TUNNEL_TEST_SCENE";
+
+/// Runs a scene in a process of its own: what it does would disturb the other tests.
+fn in_a_child(test: &str, scene: fn()) {
+    if std::env::var_os(SCENE).is_some_and(|name| name == *test) {
+        return scene();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(SCENE, test)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}:\n{text}", output.status);
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+/// Keeps lines, and panics when one is written that the scene has chosen.
+struct Lines {
+    seen: Mutex<Vec<String>>,
+    panics_left: AtomicUsize,
+    panic_at: Mutex<Option<&'static str>>,
+}
+
+static LINES: Lines = Lines {
+    seen: Mutex::new(Vec::new()),
+    panics_left: AtomicUsize::new(0),
+    panic_at: Mutex::new(None),
+};
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if record.target() != "aiot_tunnel" {
+            return;
+        }
+        let line = record.args().to_string();
+        let chosen = self.panic_at.lock().unwrap().is_some_and(|text| line.contains(text));
+        self.seen.lock().unwrap().push(line);
+        let take = |left: usize| left.checked_sub(1);
+        if chosen && self.panics_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
+        {
+            panic!("on purpose");
+        }
+    }
+    fn flush(&self) {}
+}
+
+impl Lines {
+    fn keep(&'static self) {
+        log::set_logger(self).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+    }
+    fn panic_at(&self, text: &'static str, times: usize) {
+        *self.panic_at.lock().unwrap() = Some(text);
+        self.panics_left.store(times, Ordering::SeqCst);
+    }
+    fn count(&self, text: &str) -> usize {
+        self.seen.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+fn entries(directory: &str) -> usize {
+    fs::read_dir(format!("/proc/self/{directory}")).unwrap().count()
+}
+
+/// A session of `_e` that echoes.
+fn echoes(device: &mut Device, session: &str) {
+    assert_eq!(device.create(session, "_e"), 0);
+    device.data(session, b"still here");
+    assert_eq!(device.receive_data(session, 10), b"still here");
+}
+
+#[test]
+fn without_descriptors_a_tunnel_tries_again_until_there_are_some() {
+    in_a_child("without_descriptors_a_tunnel_tries_again_until_there_are_some", || {
+        LINES.keep();
+        let cloud = Cloud::plain();
+        let running = Running::start(plain().service(echo("_e")));
+        let mut hoard = Vec::new();
+        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 1024 };
+        // SAFETY: setrlimit reads one such structure.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+        while let Ok(file) = fs::File::open("/dev/null") {
+            hoard.push(file);
+        }
+        // Three lines at least: a second apart, not as fast as it can.
+        running.handle.add(&id("t"), cloud.params()).unwrap();
+        wait_until("a line about descriptors", || LINES.count("os error 24") >= 3);
+        assert!(LINES.count("") < 100, "{} lines", LINES.count(""));
+        drop(hoard);
+        let mut device = cloud.accept();
+        running.expect(EventKind::Connect, "t");
+        echoes(&mut device, "s");
+    });
+}
+
+#[test]
+fn without_descriptors_a_session_is_refused_and_its_siblings_go_on() {
+    in_a_child("without_descriptors_a_session_is_refused_and_its_siblings_go_on", || {
+        LINES.keep();
+        let cloud = Cloud::plain();
+        let running = Running::start(plain().service(echo("_e")));
+        running.handle.add(&id("t"), cloud.params()).unwrap();
+        let mut device = cloud.accept();
+        running.expect(EventKind::Connect, "t");
+        echoes(&mut device, "first");
+        let before = entries("fd");
+        let mut hoard = Vec::new();
+        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 1024 };
+        // SAFETY: setrlimit reads one such structure.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+        while let Ok(file) = fs::File::open("/dev/null") {
+            hoard.push(file);
+        }
+        for n in 0..5 {
+            assert_eq!(device.create(&format!("refused-{n}"), "_e"), 2);
+        }
+        assert_eq!(LINES.count("os error 24"), 5);
+        device.data("first", b"as before");
+        assert_eq!(device.receive_data("first", 9), b"as before");
+        drop(hoard);
+        assert_eq!(entries("fd"), before, "descriptors are left behind");
+        echoes(&mut device, "second");
+    });
+}
+
+#[test]
+fn a_panicking_worker_becomes_a_disconnect_and_a_retry() {
+    in_a_child("a_panicking_worker_becomes_a_disconnect_and_a_retry", || {
+        LINES.keep();
+        let cloud = Cloud::plain();
+        let running = Running::start(plain().service(echo("_e")));
+        running.handle.add(&id("sibling"), cloud.params()).unwrap();
+        let mut sibling = cloud.accept();
+        running.expect(EventKind::Connect, "sibling");
+        running.handle.add(&id("t"), cloud.params()).unwrap();
+        let mut device = cloud.accept();
+        running.expect(EventKind::Connect, "t");
+        echoes(&mut device, "s");
+        wait_until("the threads", || entries("task") >= 4);
+        let (fds, threads) = (entries("fd"), entries("task"));
+        for round in 0..3 {
+            // The relay writes this line amid its work.
+            LINES.panic_at("new session session_id:boom", 1);
+            let header = serde_json::json!(
+                {"frame_type": 2, "session_id": "boom", "frame_id": 5, "service_type": "_e"});
+            device.send(header, b"");
+            running.expect(EventKind::Disconnect, "t");
+            device = cloud.accept();
+            running.expect(EventKind::Connect, "t");
+            assert_eq!(LINES.count("its worker panicked"), round + 1);
+            echoes(&mut device, "s");
+            echoes(&mut sibling, &format!("s{round}"));
+        }
+        // And while it connects, where there is nothing to disconnect.
+        LINES.panic_at("success to establish tcp", 2);
+        running.handle.update(&id("t"), cloud.params()).unwrap();
+        running.expect(EventKind::Disconnect, "t");
+        let mut lost = 0;
+        device = loop {
+            match cloud.accept_if(|_| None) {
+                Some(device) => break device,
+                None => lost += 1,
+            }
+        };
+        assert_eq!(lost, 2);
+        running.expect(EventKind::Connect, "t");
+        echoes(&mut device, "s");
+        wait_until("nothing left behind", || {
+            // The sibling has three sessions more by now, each with both of its ends here.
+            entries("fd") <= fds + 6 + 2 && entries("task") <= threads + 6 + 2
+        });
+    });
+}
+
+#[test]
+fn a_panicking_event_handler_stops_nothing() {
+    let cloud = Cloud::plain();
+    let manager = plain().on_event(|_, _| panic!("on purpose")).build().unwrap();
+    let handle = manager.handle();
+    let thread = std::thread::spawn(move || manager.run());
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let _device = cloud.accept();
+    handle.update(&id("t"), cloud.params()).unwrap();
+    let _device = cloud.accept();
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}

@@ -1,0 +1,562 @@
+//! What an attacker may try from the network, the cloud, or beside the process.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use aiot_tunnel::*;
+use common::*;
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{
+    SslAcceptor, SslAcceptorBuilder, SslConnector, SslMethod, SslOptions, SslVerifyMode, SslVersion,
+};
+use openssl::x509::X509;
+use serde_json::json;
+
+/// Names the scene that this test program, run anew as a child of its own, shall play.
+const SCENE: &str = "AIOT_TUNNEL_TEST_SCENE";
+
+fn trusting(authority: &Authority) -> TlsConfig {
+    TlsConfig::new().with_ca_pem(&authority.pem()).unwrap()
+}
+
+fn secured(config: TlsConfig) -> Builder {
+    Manager::builder().security(Security::Tls(config))
+}
+
+fn acceptor(authority: &Authority, name: &str) -> SslAcceptorBuilder {
+    let (certificate, key): (X509, PKey<Private>) = authority.certificate_and_key(name);
+    let mut builder = SslAcceptor::mozilla_intermediate(SslMethod::tls()).unwrap();
+    builder.set_certificate(&certificate).unwrap();
+    builder.set_private_key(&key).unwrap();
+    builder
+}
+
+/// Reads what a device says until it stops, for a server that says nothing.
+fn first_bytes(mut stream: &TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = vec![0; 4096];
+    let length = stream.read(&mut bytes).unwrap_or(0);
+    bytes.truncate(length);
+    bytes
+}
+
+/// What one handshake with a device came to.
+fn handshake(acceptor: &SslAcceptor, listener: &TcpListener) -> Result<String, String> {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = acceptor.accept(stream).map_err(|e| e.to_string())?;
+    let version = stream.ssl().version_str().to_owned();
+    // A device that trusts us sends its request; one that does not has closed.
+    match stream.read(&mut [0; 1]) {
+        Ok(1) => Ok(version),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+#[test]
+fn tls_below_1_2_is_refused_whatever_the_server_allows() {
+    let authority = Authority::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let with = |version: SslVersion| {
+        let mut builder = acceptor(&authority, "127.0.0.1");
+        builder.clear_options(SslOptions::NO_TLSV1_1 | SslOptions::NO_TLSV1_3);
+        builder.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+        builder.set_min_proto_version(Some(SslVersion::TLS1)).unwrap();
+        builder.set_max_proto_version(Some(version)).unwrap();
+        builder.build()
+    };
+
+    // The server does speak TLS 1.1, to who asks for it.
+    let old = with(SslVersion::TLS1_1);
+    let client = thread::spawn(move || {
+        let mut builder = SslConnector::builder(SslMethod::tls()).unwrap();
+        builder.set_verify(SslVerifyMode::NONE);
+        builder.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+        builder.set_min_proto_version(Some(SslVersion::TLS1)).unwrap();
+        builder.set_max_proto_version(Some(SslVersion::TLS1_1)).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        builder.build().connect("127.0.0.1", stream).unwrap().write_all(b"x").unwrap();
+    });
+    assert_eq!(handshake(&old, &listener).unwrap(), "TLSv1.1");
+    client.join().unwrap();
+
+    let running = Running::start(secured(trusting(&authority)));
+    running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
+    for version in [SslVersion::TLS1_1, SslVersion::TLS1] {
+        handshake(&with(version), &listener).unwrap_err();
+    }
+    assert_eq!(handshake(&with(SslVersion::TLS1_2), &listener).unwrap(), "TLSv1.2");
+    assert_eq!(handshake(&with(SslVersion::TLS1_3), &listener).unwrap(), "TLSv1.3");
+    assert!(running.events.try_recv().is_err(), "no event of a tunnel that never opened");
+}
+
+#[test]
+fn names_and_addresses_are_verified_with_and_without_sni() {
+    let authority = Authority::new();
+    for (host, certified, good) in [
+        ("127.0.0.1", "127.0.0.1", true),
+        ("localhost", "localhost", true),
+        ("LOCALHOST", "localhost", true),
+        ("127.0.0.1", "127.0.0.2", false),
+        ("127.0.0.1", "localhost", false),
+        ("localhost", "127.0.0.1", false),
+        ("localhost", "localhost.example", false),
+        ("localhost", "*", false),
+    ] {
+        for sni in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let running = Running::start(secured(trusting(&authority).with_sni(sni)));
+            running.handle.add(&id("t"), params(host, port)).unwrap();
+            let result = handshake(&acceptor(&authority, certified).build(), &listener);
+            assert_eq!(result.is_ok(), good, "{host} by a certificate for {certified}: {result:?}");
+        }
+    }
+}
+
+/// Whether a ClientHello has the extension server_name, number 0.
+fn sni_of(record: &[u8]) -> bool {
+    let number = |at: usize| usize::from(u16::from_be_bytes([record[at], record[at + 1]]));
+    // Record and message headers, version, random; then session id, ciphers, compression.
+    let mut at = 5 + 4 + 2 + 32;
+    at += 1 + usize::from(record[at]);
+    at += 2 + number(at);
+    at += 1 + usize::from(record[at]);
+    let end = at + 2 + number(at);
+    at += 2;
+    while at < end {
+        if number(at) == 0 {
+            return true;
+        }
+        at += 4 + number(at + 2);
+    }
+    false
+}
+
+#[test]
+fn sni_names_hosts_and_never_addresses() {
+    let authority = Authority::new();
+    for (host, sni, sent) in [
+        ("localhost", true, true),
+        ("localhost", false, false),
+        ("127.0.0.1", true, false),
+        ("::1", true, false),
+    ] {
+        let Ok(listener) = TcpListener::bind(if host == "::1" { "[::1]:0" } else { "127.0.0.1:0" })
+        else {
+            continue; // a machine without IPv6
+        };
+        let port = listener.local_addr().unwrap().port();
+        let running = Running::start(secured(trusting(&authority).with_sni(sni)));
+        running.handle.add(&id("t"), params(host, port)).unwrap();
+        let hello = first_bytes(&listener.accept().unwrap().0);
+        assert_eq!(hello[0], 22, "a handshake record");
+        let holds = hello.windows(host.len()).any(|bytes| bytes == host.as_bytes());
+        assert_eq!(holds, sent, "{host} in the hello, SNI {sni}");
+        let server_name = sni_of(&hello);
+        assert_eq!(server_name, sent, "an SNI extension for {host}, SNI {sni}");
+    }
+}
+
+#[test]
+fn after_failures_of_tls_every_attempt_still_begins_with_tls() {
+    let running = Running::start(secured(TlsConfig::new()));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    running.handle.add(&id("t"), params("localhost", port)).unwrap();
+    let answers: [&[u8]; 4] = [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\n\r\n",
+        // handshake_failure, protocol_version: what a server without TLS 1.2 answers.
+        b"\x15\x03\x01\x00\x02\x02\x28\x15\x03\x01\x00\x02\x02\x46",
+        b"",
+    ];
+    for answer in answers {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = first_bytes(&stream);
+        assert_eq!(bytes[..2], [22, 3], "{}", String::from_utf8_lossy(&bytes));
+        let _ = stream.write_all(answer);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        // Whatever it still says, it is not the request.
+        let _ = stream.read_to_end(&mut bytes);
+        for secret in [&b"GET "[..], b"/tunnel/", DEVICE_TOKEN.as_bytes()] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+        }
+    }
+    assert!(running.events.try_recv().is_err());
+}
+
+#[test]
+fn redirects_are_never_followed() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = elsewhere.local_addr().unwrap();
+    let cloud = Cloud::plain();
+    let running = Running::start(plain());
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    for status in [301, 302, 307, 308] {
+        let (mut stream, _) = cloud.listener.accept().unwrap();
+        let request = first_bytes(&stream);
+        assert!(request.starts_with(b"GET /tunnel/t/dest?x=1 HTTP/1.1\r\n"));
+        let answer = format!(
+            "HTTP/1.1 {status} Moved\r\nLocation: ws://{there}/\r\nContent-Length: 0\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+    // It came here again each time, and is here once more now.
+    let _device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    elsewhere.set_nonblocking(true).unwrap();
+    assert_eq!(elsewhere.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn control_bytes_in_hosts_paths_tokens_and_names_are_refused() {
+    let port = Port::new(443).unwrap();
+    let token = || Token::new(DEVICE_TOKEN).unwrap();
+    for bad in
+        ["a\r\nX-Evil: 1", "a\nb", "a\0b", "a b", "a\tb", "a\x7fb", "a\x1bb", "ä", "a\u{85}b"]
+    {
+        assert!(Token::new(bad).is_err(), "{bad:?}");
+        assert!(ConnectParams::new(bad, port, "/", token()).is_err(), "{bad:?}");
+        assert!(ConnectParams::new("h", port, bad, token()).is_err(), "{bad:?}");
+        assert!(Service::new("_SSH", bad, port).is_err(), "{bad:?}");
+        if bad.contains(char::is_control) {
+            assert!(Service::new(bad, "127.0.0.1", port).is_err(), "{bad:?}");
+            assert!(TunnelId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+    for bad in ["h/p", "h?q", "u@h", "h#f", "[h", "h\\p", ""] {
+        assert!(ConnectParams::new(bad, port, "/", token()).is_err(), "{bad:?}");
+    }
+    let error = Token::new("hush-\r\n").unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("hush"), "the error quotes the token");
+}
+
+#[test]
+fn only_configured_services_are_reached_whatever_the_cloud_asks_for() {
+    let trap = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (cloud, port) = (Cloud::plain(), trap.local_addr().unwrap().port());
+    let running = Running::start(plain().service(echo("_SSH")));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    let asked = [
+        format!("127.0.0.1:{port}"),
+        format!("_SSH=127.0.0.1:{port}"),
+        format!("_SSH@127.0.0.1:{port}"),
+        format!("_SSH\r\nHost: 127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{port}/"),
+        "_ssh".into(),
+        "_SSH ".into(),
+        " _SSH".into(),
+        "_SSH\0".into(),
+        "_SSH\0x".into(),
+        "../_SSH".into(),
+        "_SSH/../_SSH".into(),
+        "_SS".into(),
+        "_SSHH".into(),
+        "*".into(),
+        "".into(),
+    ];
+    for (n, service) in asked.iter().enumerate() {
+        let session = format!("s{n}");
+        device.send(
+            json!({"frame_type": 2, "session_id": session, "frame_id": 7, "service_type": service,
+                "host": "127.0.0.1", "ip": "127.0.0.1", "port": port, "path": "/"}),
+            format!("127.0.0.1:{port}").as_bytes(),
+        );
+        let (header, payload) = device.receive();
+        assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(1), &json!(session)));
+        assert_eq!(code(&payload), 2, "{service:?}");
+        // And no line break of the cloud's comes back bare.
+        assert!(!payload.iter().any(|byte| byte.is_ascii_control()), "{payload:?}");
+    }
+    assert_eq!(device.create("good", "_SSH"), 0);
+    trap.set_nonblocking(true).unwrap();
+    assert_eq!(trap.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn no_debug_text_holds_a_token_or_a_key() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.certificate_and_key("client");
+    let pem = key.private_key_to_pem_pkcs8().unwrap();
+    let key_line = String::from_utf8(pem.clone()).unwrap().lines().nth(2).unwrap().to_owned();
+    let tls = trusting(&authority).with_client_pem(&certificate.to_pem().unwrap(), &pem).unwrap();
+    let token = Token::new(DEVICE_TOKEN).unwrap();
+    let port = Port::new(443).unwrap();
+    let connect = ConnectParams::new("h", port, "/p", token.clone()).unwrap();
+    let service = Service::new("_SSH", "127.0.0.1", port).unwrap();
+    let options = listen::Options::default();
+    let event = Event { kind: EventKind::Connect, tunnel_id: id("t") };
+    let error = Error::InvalidInput { field: "f", reason: "r".into() };
+    let add = listen::Command::Add(id("t"), connect.clone());
+    let update = listen::Command::Update(id("t"), connect.clone());
+    let (id, limits) = (id("t"), Limits::default());
+    let security = Security::Tls(tls.clone());
+    let tunnel = gateway::TunnelConfig {
+        id: id.clone(),
+        device_token: token.clone(),
+        access_token: Token::new(ACCESS_TOKEN).unwrap(),
+        expires: None,
+    };
+    let all: [&dyn std::fmt::Debug; 14] = [
+        &token, &connect, &tls, &security, &add, &update, &service, &options, &event, &error, &id,
+        &port, &limits, &tunnel,
+    ];
+    for value in all {
+        for text in [format!("{value:?}"), format!("{value:#?}")] {
+            let lower = text.to_lowercase();
+            assert!(!lower.contains("hush-") && !lower.contains("private"), "{text}");
+            assert!(!text.contains(&key_line), "{text}");
+        }
+    }
+}
+
+fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    // SAFETY: both slices with their own lengths.
+    let found = unsafe {
+        libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len())
+    };
+    (!found.is_null()).then(|| found.addr() - haystack.as_ptr().addr())
+}
+
+/// A process with a token: this test program again, or the one that is tested.
+struct Holder {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Holder {
+    fn new(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            stdout.lines().map_while(std::io::Result::ok).all(|line| sender.send(line).is_ok())
+        });
+        Holder { child, lines }
+    }
+
+    fn expect(&self, text: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {text}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn tell(&mut self, bytes: &[u8]) {
+        self.child.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Where its memory holds the secret. `None` where nobody may look.
+    fn holds(&self, secret: &[u8]) -> Option<Vec<String>> {
+        use std::os::unix::fs::FileExt;
+        let pid = self.child.id();
+        let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+        let mut found = Vec::new();
+        for line in fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines() {
+            let (span, rest) = line.split_once(' ').unwrap();
+            if !rest.starts_with('r') || rest.contains("[vvar") || rest.contains("[vsyscall") {
+                continue;
+            }
+            let (begin, end) = span.split_once('-').unwrap();
+            let [begin, end] = [begin, end].map(|n| u64::from_str_radix(n, 16).unwrap());
+            let mut bytes = vec![0; (end - begin) as usize];
+            let Ok(length) = memory.read_at(&mut bytes, begin) else { continue };
+            let bytes = &bytes[..length];
+            let mut from = 0;
+            while let Some(at) = position(&bytes[from..], secret).map(|at| from + at) {
+                let around = &bytes[at.saturating_sub(32)..(at + 80).min(length)];
+                let around = String::from_utf8_lossy(around).into_owned();
+                found.push(format!("{:#x} {rest}: {around:?}", begin + at as u64));
+                from = at + 1;
+            }
+        }
+        Some(found)
+    }
+
+    /// Waits until its memory holds the secret nowhere.
+    fn expect_wiped(&self, what: &str, secret: &[u8]) {
+        let deadline = std::time::Instant::now() + PATIENCE / 2;
+        while let Some(found) = self.holds(secret) {
+            if found.is_empty() {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what} is left: {found:#?}");
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The child's part: a device that is opened and closed on demand, in TLS when given a CA, its own
+/// certificate and its key.
+fn hold_a_token() {
+    fn line() -> zeroize::Zeroizing<Vec<u8>> {
+        let mut line = zeroize::Zeroizing::new(Vec::with_capacity(4096));
+        let mut byte = [0];
+        // Unbuffered, so that no buffer of std's keeps the token.
+        // SAFETY: reads one byte into one byte.
+        while unsafe { libc::read(0, byte.as_mut_ptr().cast(), 1) } == 1 && byte[0] != b'\n' {
+            line.push(byte[0]);
+        }
+        line
+    }
+    let text = |line: &[u8]| std::str::from_utf8(line).unwrap().to_owned();
+    let port: Port = text(&line()).parse().unwrap();
+    let folder = text(&line());
+    let security = if folder.is_empty() {
+        Security::Plain
+    } else {
+        let file = |name| zeroize::Zeroizing::new(fs::read(format!("{folder}/{name}")).unwrap());
+        let tls = TlsConfig::new().with_ca_pem(&file("ca")).unwrap();
+        Security::Tls(tls.with_client_pem(&file("cert"), &file("key")).unwrap())
+    };
+    let mut running = Running::start(Manager::builder().security(security));
+    {
+        let token = line();
+        let token = Token::new(std::str::from_utf8(&token).unwrap()).unwrap();
+        let params = ConnectParams::new("localhost", port, "/p", token).unwrap();
+        running.handle.add(&id("t"), params).unwrap();
+    }
+    running.expect(EventKind::Connect, "t");
+    println!("connected");
+    line();
+    running.handle.delete(&id("t")).unwrap();
+    running.expect(EventKind::Disconnect, "t");
+    println!("deleted");
+    line();
+    running.stop();
+    drop(running);
+    println!("dropped");
+    line();
+}
+
+fn check_wiped(test: &str, with_tls: bool) {
+    let authority = Authority::new();
+    let (certificate, key) = authority.certificate_and_key("client");
+    let token = format!("hush-{:032x}", rand::random::<u128>());
+    logs::note_secret(token.as_bytes());
+    let cloud =
+        if with_tls { Cloud::tls(authority.identity("localhost", 1)) } else { Cloud::plain() };
+    let folder = std::env::temp_dir().join(format!("aiot-wiped-{:016x}", rand::random::<u64>()));
+    fs::create_dir(&folder).unwrap();
+    let key_pem = key.private_key_to_pem_pkcs8().unwrap();
+    fs::write(folder.join("ca"), authority.pem()).unwrap();
+    fs::write(folder.join("cert"), certificate.to_pem().unwrap()).unwrap();
+    fs::write(folder.join("key"), &key_pem).unwrap();
+
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(SCENE, test);
+    let mut holder = Holder::new(&mut command);
+    let place = if with_tls { folder.to_str().unwrap() } else { "" };
+    holder.tell(format!("{}\n{place}\n{token}\n", cloud.address().port()).as_bytes());
+    let mut device = cloud.accept_with_token(&token);
+    let reader = thread::spawn(move || while device.socket.read().is_ok() {});
+    holder.expect("connected");
+    fs::remove_dir_all(&folder).unwrap();
+    let Some(found) = holder.holds(token.as_bytes()) else {
+        eprintln!("skipped: this user may not look into a child's memory");
+        return;
+    };
+    assert!(!found.is_empty(), "while the tunnel is there, so is its token");
+    holder.tell(b"\n");
+    holder.expect("deleted");
+    holder.expect_wiped("the token of a deleted tunnel", token.as_bytes());
+    holder.tell(b"\n");
+    holder.expect("dropped");
+    holder.expect_wiped("the token", token.as_bytes());
+    // The key as OpenSSL computes with it, a little-endian number. Not as it is encoded: each time
+    // OpenSSL parses a key, it leaves a copy of that in memory that it frees (docs/security.md).
+    let number = key.ec_key().unwrap().private_key().to_vec_padded(32).unwrap();
+    let reversed: Vec<u8> = number.iter().rev().copied().collect();
+    holder.expect_wiped("the key", &reversed);
+    for line in String::from_utf8(key_pem).unwrap().lines().filter(|line| line.len() > 40) {
+        holder.expect_wiped("a line of the key", line.as_bytes());
+    }
+    holder.tell(b"\n");
+    reader.join().unwrap();
+}
+
+#[test]
+fn tokens_are_wiped_from_memory_plain() {
+    if std::env::var_os(SCENE).is_some() {
+        return hold_a_token();
+    }
+    check_wiped("tokens_are_wiped_from_memory_plain", false);
+}
+
+#[test]
+fn tokens_and_keys_are_wiped_from_memory_tls() {
+    if std::env::var_os(SCENE).is_some() {
+        return hold_a_token();
+    }
+    check_wiped("tokens_and_keys_are_wiped_from_memory_tls", true);
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn no_process_shows_its_token_in_the_process_list_or_its_environment() {
+    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
+    let (device, access) = (format!("{DEVICE_TOKEN}-shown"), format!("{ACCESS_TOKEN}-shown"));
+    let unseen = |holder: &Holder| {
+        for file in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{}/{file}", holder.child.id())).unwrap();
+            assert!(!text.windows(5).any(|bytes| bytes == b"hush-"), "in {file}");
+        }
+    };
+    let mut command = Command::new(program);
+    command
+        .args(["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnel", "t"])
+        .env("AIOT_TUNNEL_DEVICE_TOKEN", &device)
+        .env("AIOT_TUNNEL_ACCESS_TOKEN", &access);
+    let gateway = Holder::new(logs::keep_of(&mut command));
+    let line = gateway.expect("listening on");
+    unseen(&gateway);
+    let address = line.rsplit(' ').next().unwrap();
+    let mut command = Command::new(program);
+    command
+        .args(["access", "--tunnel", "t", "--listen", "127.0.0.1:0"])
+        .args(["--url", &format!("ws://{address}")])
+        .env("AIOT_TUNNEL_ACCESS_TOKEN", &access);
+    let access = Holder::new(logs::keep_of(&mut command));
+    access.expect("listening on");
+    unseen(&access);
+
+    let key = (0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff)).to_string();
+    let mut command = Command::new(program);
+    command.args(["agent", "--plain", "--queue-key", &key]);
+    let mut agent = Holder::new(logs::keep_of(&mut command));
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let send = || {
+        let mut command = Command::new(program);
+        command
+            .args(["send", "add", "--tunnel", "t", "--queue-key", &key])
+            .args(["--host", host, "--port", port])
+            .env("AIOT_TUNNEL_DEVICE_TOKEN", &device)
+            .stderr(Stdio::null());
+        logs::keep_of(&mut command).stdout(Stdio::null()).status().unwrap().success()
+    };
+    // Until the agent has made its queue.
+    wait_until("the agent's queue", send);
+    agent.expect("Connect t");
+    unseen(&agent);
+    // SAFETY: a signal to a child that was not waited for yet. It removes its queue.
+    unsafe { libc::kill(agent.child.id() as i32, libc::SIGTERM) };
+    assert!(agent.child.wait().unwrap().success());
+}

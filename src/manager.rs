@@ -318,7 +318,6 @@ impl StartThread<'_> {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.leaving.retain_mut(|worker| !worker.join_if_finished());
         }
         self.stop();
     }
@@ -387,6 +386,11 @@ impl StartThread<'_> {
     }
 
     fn report(&mut self, report: Report) {
+        if matches!(report.kind, ReportKind::Ended) {
+            // It was told to stop, or it would not have ended.
+            let ended = self.leaving.extract_if(.., |worker| worker.serial() == report.worker);
+            return ended.for_each(Worker::join);
+        }
         let Some(tunnel) = self.tunnels.get_mut(&report.id) else { return };
         let current = tunnel.worker.as_ref().map(Worker::serial) == Some(report.worker)
             && tunnel.epoch == report.epoch;
@@ -413,7 +417,7 @@ impl StartThread<'_> {
                 drop(ledger);
                 self.emit(EventKind::Expired, &report.id);
             }
-            ReportKind::Connected | ReportKind::Lost => {}
+            ReportKind::Connected | ReportKind::Lost | ReportKind::Ended => {}
         }
     }
 

@@ -63,13 +63,15 @@ pub(crate) enum ReportKind {
     Connected,
     Lost,
     Expired,
+    /// Its thread has nothing left to do: it can be joined.
+    Ended,
 }
 
 /// A running worker, as the start thread holds it.
 pub(crate) struct Worker {
     serial: u64,
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl Worker {
@@ -81,25 +83,8 @@ impl Worker {
         self.control.direct(directive);
     }
 
-    /// Joins it if that does not block; whether it did.
-    pub(crate) fn join_if_finished(&mut self) -> bool {
-        match self.thread.take() {
-            Some(thread) if !thread.is_finished() => {
-                self.thread = Some(thread);
-                false
-            }
-            Some(thread) => {
-                let _ = thread.join();
-                true
-            }
-            None => true,
-        }
-    }
-
-    pub(crate) fn join(mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    pub(crate) fn join(self) {
+        let _ = self.thread.join();
     }
 }
 
@@ -130,7 +115,7 @@ pub(crate) fn spawn(
         .name("aiot-tunnel".into())
         .stack_size(STACK)
         .spawn(move || life().run())?;
-    Ok(Worker { serial, control, thread: Some(thread) })
+    Ok(Worker { serial, control, thread })
 }
 
 /// The worker's own side.
@@ -165,6 +150,12 @@ enum Outcome {
 
 impl Life {
     fn run(mut self) {
+        self.keep_alive();
+        self.tell(0, ReportKind::Ended);
+    }
+
+    /// Whatever panics, until a stop.
+    fn keep_alive(&mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
             // It may be the logger that panics.
             let _ = catch_unwind(|| {
@@ -181,7 +172,7 @@ impl Life {
         }
     }
 
-    /// Until a stop.
+    /// From connection to connection, until a stop.
     fn live(&mut self) {
         loop {
             match self.control.take() {

@@ -586,6 +586,7 @@ impl<L: Local> Table<L> {
                 State::Open(outlet) => {
                     if let Some(e) = outlet.take_failure() {
                         let why = format!("service {}: {e}", session.service_type);
+                        warn!(Code::TunnelFailed, "session {}: {why}", session.id);
                         self.release(index, &why, sender, now);
                         continue;
                     }
@@ -596,6 +597,7 @@ impl<L: Local> Table<L> {
                             outlet.stream.abort();
                         }
                         let why = "the local service takes nothing";
+                        warn!(Code::TunnelFailed, "session {}: {why}", session.id);
                         self.say_released(&session.id, why, sender);
                     }
                 }

@@ -14,6 +14,8 @@ mod cloud;
 mod config;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod listen;

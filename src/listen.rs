@@ -227,9 +227,55 @@ fn execute(handle: &Handle, body: &[u8; MESSAGE_SIZE]) -> Result<()> {
     }
 }
 
+/// Whatever a message holds: a command that is read is written as it was read, and holds nothing
+/// that a request line or a log line must not.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn property(data: &[u8]) {
+    let mut body = [0; MESSAGE_SIZE];
+    let length = data.len().min(MESSAGE_SIZE);
+    body[..length].copy_from_slice(&data[..length]);
+    let Ok(command) = Command::from_bytes(&body) else { return };
+    let (Command::Add(id, _) | Command::Update(id, _) | Command::Delete(id)) = &command;
+    assert!(!id.as_str().is_empty() && !id.as_str().contains(char::is_control));
+    if let Command::Add(_, params) | Command::Update(_, params) = &command {
+        for text in [params.host(), params.path(), params.token.expose()] {
+            assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
+        }
+        // A path without its slash gets one, for which there may be no room.
+        if params.path().len() >= FIELD {
+            return assert!(command.to_bytes().is_err());
+        }
+    }
+    let written = command.to_bytes().expect("what was read fits");
+    assert_eq!(Command::from_bytes(&written).unwrap(), command);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_message_is_read_or_refused(
+            operation in 0u8..4,
+            data in proptest::collection::vec(any::<u8>(), 640),
+            texts in proptest::collection::vec("[!-~]{0,127}", 5),
+        ) {
+            let mut body = vec![operation, 0, 0, 0];
+            body.extend(&data);
+            property(&body);
+            body.truncate(4);
+            for text in texts {
+                let mut field = text.into_bytes();
+                field.resize(FIELD, 0);
+                body.extend(field);
+            }
+            property(&body);
+            body[4 + 2 * FIELD..][..6].copy_from_slice(b"65535\0");
+            property(&body);
+        }
+    }
 
     fn add() -> Command {
         let params = ConnectParams::new(

@@ -267,8 +267,12 @@ impl Manager {
     pub fn run(&self) -> Result<()> {
         let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
         info!(Code::Tunnel, "remote proxy thread start!");
-        let mut start_thread =
-            StartThread { handle: &self.handle, tunnels: HashMap::new(), leaving: Vec::new() };
+        let mut start_thread = StartThread {
+            handle: &self.handle,
+            tunnels: HashMap::new(),
+            leaving: Vec::new(),
+            spawn_at: None,
+        };
         start_thread.run(&receiver);
         info!(Code::Tunnel, "remote proxy thread exit!");
         Ok(())
@@ -291,6 +295,8 @@ struct StartThread<'a> {
     tunnels: HashMap<TunnelId, Tunnel>,
     /// Workers that were told to stop, until they are joined.
     leaving: Vec<Worker>,
+    /// When to create the threads that could not be created.
+    spawn_at: Option<Instant>,
 }
 
 impl StartThread<'_> {
@@ -299,7 +305,10 @@ impl StartThread<'_> {
             if self.handle.0.ledger.lock().stopped {
                 break;
             }
-            let message = match self.next_spawn() {
+            if self.spawn_at.is_some_and(|time| Instant::now() >= time) {
+                self.spawn_missing();
+            }
+            let message = match self.spawn_at {
                 None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(time) => receiver.recv_deadline(time),
             };
@@ -307,7 +316,7 @@ impl StartThread<'_> {
                 Ok(Message::Command(id, command)) => self.execute(id, command),
                 Ok(Message::Worker(report)) => self.report(report),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => self.spawn_missing(),
+                Err(RecvTimeoutError::Timeout) => {}
             }
             self.leaving.retain_mut(|worker| !worker.join_if_finished());
         }
@@ -418,7 +427,7 @@ impl StartThread<'_> {
         }
     }
 
-    fn spawn(&self, id: &TunnelId, params: &ConnectParams, epoch: u64) -> Option<Worker> {
+    fn spawn(&mut self, id: &TunnelId, params: &ConnectParams, epoch: u64) -> Option<Worker> {
         let sender = self.handle.0.sender.clone();
         let report = move |report| drop(sender.send(Message::Worker(report)));
         let options = self.handle.0.options.clone();
@@ -427,17 +436,14 @@ impl StartThread<'_> {
             Ok(worker) => Some(worker),
             Err(e) => {
                 warn!(Code::TunnelFailed, "tunnel {id}: create its worker: {e}; trying again");
+                self.spawn_at = Some(Instant::now() + SPAWN_RETRY);
                 None
             }
         }
     }
 
-    fn next_spawn(&self) -> Option<Instant> {
-        let missing = self.tunnels.values().any(|tunnel| tunnel.worker.is_none());
-        missing.then(|| Instant::now() + SPAWN_RETRY)
-    }
-
     fn spawn_missing(&mut self) {
+        self.spawn_at = None;
         let missing: Vec<TunnelId> = self
             .tunnels
             .iter()
@@ -445,8 +451,9 @@ impl StartThread<'_> {
             .map(|(id, _)| id.clone())
             .collect();
         for id in missing {
-            let Some(tunnel) = self.tunnels.get(&id) else { continue };
-            let worker = self.spawn(&id, &tunnel.params, tunnel.epoch);
+            let Some(Tunnel { params, epoch, .. }) = self.tunnels.get(&id) else { continue };
+            let (params, epoch) = (params.clone(), *epoch);
+            let worker = self.spawn(&id, &params, epoch);
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.worker = worker;
             }

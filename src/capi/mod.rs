@@ -14,6 +14,8 @@
 
 mod handle;
 mod input;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod property;
 pub mod state;
 pub mod sysdep;
 pub mod tunnel;

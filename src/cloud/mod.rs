@@ -2,6 +2,8 @@
 
 pub(crate) mod frame;
 mod open;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod property;
 pub(crate) mod tls;
 mod transport;
 pub(crate) mod websocket;

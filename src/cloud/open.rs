@@ -217,7 +217,7 @@ fn request(params: &ConnectParams, default_port: u16, key: &str) -> Zeroizing<Ve
     request
 }
 
-fn check_response(head: &[u8], key: &str) -> Result<(), OpenError> {
+pub(super) fn check_response(head: &[u8], key: &str) -> Result<(), OpenError> {
     let response = match Response::try_parse(head) {
         Ok(Some((_, response))) => response,
         Ok(None) => return failed(Code::TunnelFailed, "the server's answer is no HTTP"),

@@ -175,6 +175,12 @@ impl Receiver {
         &self.buffer[at]
     }
 
+    /// Bytes that the buffer takes.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
     fn make_room(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);

@@ -2,33 +2,41 @@
 
 mod control;
 mod dial;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod property;
 mod relay;
 mod retry;
 mod session;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::cloud::{self, OpenError, Wait};
+use crate::cloud::{self, OpenError, Transport, Wait};
 use crate::config::{ConnectParams, TunnelId};
 use crate::logging::{info, warn, Code};
 use crate::manager::Options;
 use crate::sys::{self, PollFd};
 use control::Control;
-use dial::Lookup;
+use dial::{Resolver, Sockets};
 use relay::{End, Relay};
 use retry::Retry;
 use session::{Closing, State};
 
+type TunnelRelay = Relay<Transport, Sockets>;
+
 /// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
+
+/// When the system has no memory even for a `poll`: how long until the next one.
+const POLL_RETRY: Duration = Duration::from_millis(50);
 
 /// A connection that is lost within this time does not reset the retry schedule twice in a row:
 /// a cloud that accepts and closes would be called without a pause.
@@ -105,21 +113,23 @@ pub(crate) fn spawn(
     static SERIAL: AtomicU64 = AtomicU64::new(1);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let control = Arc::new(Control::new(first)?);
-    let life = Life {
+    let control_of_life = control.clone();
+    let life = move || Life {
         id,
         serial,
         options,
-        control: control.clone(),
+        resolver: Rc::new(Resolver::new(control_of_life.clone())),
+        control: control_of_life,
+        current: None,
         report: Box::new(report),
         retry: Retry::default(),
         early: Cell::default(),
         closing: RefCell::default(),
-        lookup: RefCell::default(),
     };
     let thread = thread::Builder::new()
         .name("aiot-tunnel".into())
         .stack_size(STACK)
-        .spawn(move || life.run())?;
+        .spawn(move || life().run())?;
     Ok(Worker { serial, control, thread: Some(thread) })
 }
 
@@ -129,14 +139,15 @@ struct Life {
     serial: u64,
     options: Arc<Options>,
     control: Arc<Control>,
+    /// What to connect to, and the epoch of that directive.
+    current: Option<(ConnectParams, u64)>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
     /// Whether the last connection was lost right after it was opened.
     early: Cell<bool>,
     /// Sessions of former connections whose last bytes still go to their services.
-    closing: RefCell<Vec<Closing>>,
-    /// The one lookup that may be under way, with its host and port.
-    lookup: RefCell<Option<(String, u16, Lookup)>>,
+    closing: RefCell<Vec<Closing<TcpStream>>>,
+    resolver: Rc<Resolver>,
 }
 
 /// How one connection ended.
@@ -154,31 +165,39 @@ enum Outcome {
 
 impl Life {
     fn run(mut self) {
-        let mut current: Option<(ConnectParams, u64)> = None;
+        while catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
+            // It may be the logger that panics.
+            let _ = catch_unwind(|| {
+                warn!(
+                    Code::TunnelFailed,
+                    "tunnel {}: its worker panicked; connecting anew", self.id
+                );
+            });
+            if let Some((_, epoch)) = self.current {
+                self.tell(epoch, ReportKind::Lost);
+            }
+            let gap = self.retry.after_failure(rand::random());
+            self.sleep(Some(Instant::now() + gap));
+        }
+    }
+
+    /// Until a stop.
+    fn live(&mut self) {
         loop {
             match self.control.take() {
                 Some(Directive::Stop) => return,
                 Some(Directive::Connect { params, epoch }) => {
                     self.retry.clear();
-                    current = Some((params, epoch));
+                    self.current = Some((params, epoch));
                 }
                 None => {}
             }
-            let Some((params, epoch)) = &current else {
+            let Some((params, epoch)) = &self.current else {
                 self.sleep(None);
                 continue;
             };
             let epoch = *epoch;
-            let connection = catch_unwind(AssertUnwindSafe(|| self.connection(params, epoch)));
-            let outcome = connection.unwrap_or_else(|_| {
-                warn!(
-                    Code::TunnelFailed,
-                    "tunnel {}: its worker panicked; connecting anew", self.id
-                );
-                self.tell(epoch, ReportKind::Lost);
-                Outcome::Failed
-            });
-            match outcome {
+            match self.connection(params, epoch) {
                 Outcome::Directed => {}
                 Outcome::Lost => self.retry.clear(),
                 // Opened and lost at once, again and again: no better than not opened.
@@ -190,7 +209,7 @@ impl Life {
                 Outcome::Expired => {
                     warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
                     self.tell(epoch, ReportKind::Expired);
-                    current = None;
+                    self.current = None;
                 }
             }
         }
@@ -229,13 +248,14 @@ impl Life {
             self.id.clone(),
             self.options.services(),
             limits.clone(),
-            self.control.clone(),
+            Sockets(self.resolver.clone()),
             self.closing.take(),
+            opened,
         );
         let end = self.relay(&mut relay);
         let outcome = match &end {
             None => {
-                relay.close();
+                relay.close(Instant::now());
                 info!(Code::Tunnel, "end the cloud channel.");
                 info!(Code::Tunnel, "close cloud channel!");
                 info!(Code::Tunnel, "websocket {} closed", self.id);
@@ -259,12 +279,14 @@ impl Life {
                 }
             }
         };
-        *self.closing.borrow_mut() = relay.into_closing();
+        let (mut transport, closing) = relay.into_closing(Instant::now());
+        transport.shutdown();
+        *self.closing.borrow_mut() = closing;
         outcome
     }
 
     /// Relays until the connection ends, or a directive waits (`None`).
-    fn relay(&self, relay: &mut Relay) -> Option<End> {
+    fn relay(&self, relay: &mut TunnelRelay) -> Option<End> {
         loop {
             if self.control.waits() {
                 return None;
@@ -276,11 +298,11 @@ impl Life {
     }
 
     /// One wait, and everything that it found ready.
-    fn turn(&self, relay: &mut Relay) -> Result<(), End> {
+    fn turn(&self, relay: &mut TunnelRelay) -> Result<(), End> {
         let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
         let backlog = !relay.link.sender.is_empty();
         let now = Instant::now();
-        let deadline = if relay.readable && wants_cloud { now } else { relay.deadline() };
+        let deadline = if relay.readable && wants_cloud { now } else { relay.deadline(now) };
 
         let table = &relay.table;
         let mut fds = Vec::with_capacity(2 + table.sessions.len() + table.closing.len());
@@ -289,7 +311,7 @@ impl Life {
         for session in &table.sessions {
             fds.push(match &session.state {
                 State::Open(outlet) => {
-                    PollFd::new(outlet.as_fd(), wants_local, !session.parked.is_empty())
+                    PollFd::new(outlet.stream.as_fd(), wants_local, !session.parked.is_empty())
                 }
                 State::Dialing { dial, .. } => match dial.fd() {
                     Some(fd) => PollFd::new(fd, false, true),
@@ -298,7 +320,7 @@ impl Life {
             });
         }
         for closing in &table.closing {
-            fds.push(PollFd::new(closing.as_fd(), true, closing.wants_write()));
+            fds.push(PollFd::new(closing.outlet.stream.as_fd(), true, closing.wants_write()));
         }
         if let Err(e) = sys::poll(&mut fds, Some(deadline)) {
             return Err(End::Lost(format!("poll: {e}")));
@@ -314,13 +336,7 @@ impl Life {
         }
 
         let count = relay.table.sessions.len();
-        let locals = &ready[2..2 + count];
-        relay.locals(locals);
-        let received = relay.receive();
-        let sent = relay.send();
-        relay.tick()?;
-        received.and(sent)?;
-        Ok(())
+        relay.turn(Instant::now(), &ready[2..2 + count])
     }
 
     /// Waits on `fds` and the waker, while the closing sessions go on.
@@ -329,9 +345,14 @@ impl Life {
         let mut polled = Vec::with_capacity(1 + fds.len() + closing.len());
         polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
         polled.extend(fds.iter().map(|(fd, write)| PollFd::new(*fd, !write, *write)));
-        polled.extend(closing.iter().map(|c| PollFd::new(c.as_fd(), true, c.wants_write())));
-        let nearest = closing.iter().map(Closing::deadline).chain(deadline).min();
-        if sys::poll(&mut polled, nearest).is_err() {
+        polled.extend(
+            closing.iter().map(|c| PollFd::new(c.outlet.stream.as_fd(), true, c.wants_write())),
+        );
+        let now = Instant::now();
+        let nearest = closing.iter().map(|closing| closing.deadline(now)).chain(deadline).min();
+        if let Err(e) = sys::poll(&mut polled, nearest) {
+            warn!(Code::TunnelFailed, "tunnel {}: poll: {e}; trying again", self.id);
+            thread::sleep(POLL_RETRY);
             return false;
         }
         if polled[0].ready().read {
@@ -340,8 +361,8 @@ impl Life {
         let ready = polled[1..1 + fds.len()].iter().any(|fd| fd.ready() != Default::default());
         drop(polled);
         if !closing.is_empty() {
-            let mut scratch = [0; 8192];
-            closing.retain_mut(|closing| !closing.step(&mut scratch));
+            let (now, mut scratch) = (Instant::now(), [0; 8192]);
+            closing.retain_mut(|closing| !closing.step(now, &mut scratch));
         }
         ready
     }
@@ -369,16 +390,9 @@ impl Wait for Life {
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, OpenError> {
         let failed = |e: io::Error| OpenError::Failed(Code::Dns, format!("look up {host}: {e}"));
-        // A lookup that outlived its attempt is waited for, not started again.
-        let same = |(h, p, _): &(String, u16, Lookup)| h == host && *p == port;
-        if !self.lookup.borrow().as_ref().is_some_and(same) {
-            let lookup = Lookup::start(host, port, &self.control).map_err(failed)?;
-            *self.lookup.borrow_mut() = Some((host.to_owned(), port, lookup));
-        }
+        let lookup = self.resolver.look_up(host, port).map_err(failed)?;
         loop {
-            let result = self.lookup.borrow_mut().as_mut().and_then(|(_, _, l)| l.poll());
-            if let Some(result) = result {
-                *self.lookup.borrow_mut() = None;
+            if let Some(result) = lookup.poll() {
                 return result.map_err(failed);
             }
             if self.control.waits() {

@@ -4,16 +4,13 @@
 //! send it off. Each step is bounded, so a busy session delays its siblings by one turn at most.
 
 use std::collections::VecDeque;
-use std::io;
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::control::Control;
-use super::dial::Dial;
-use super::session::{Closing, Outlet, Session, State};
+use super::session::{Closing, Local, Outlet, Session, State};
 use crate::cloud::frame::{
-    self, release, response, Frame, FrameType, HeaderTemplate, MAX_PAYLOAD_SENT,
+    self, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
 use crate::cloud::websocket::{Incoming, Sender};
 use crate::cloud::{means_expired, Link};
@@ -25,6 +22,8 @@ use crate::sys::Ready;
 const READ: usize = 64 * 1024;
 /// Session ids whose end the cloud knows of; data for them is late, not wrong.
 const REMEMBERED: usize = 256;
+/// Lines about a cloud that breaks the protocol, until the next ping: it must not fill the log.
+const MAX_COMPLAINTS: u32 = 20;
 
 /// Why a connection is over.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,10 +43,11 @@ enum Step {
     Released(usize),
 }
 
-/// One open connection and its sessions.
-pub(crate) struct Relay {
-    pub(crate) link: Link,
-    pub(crate) table: Table,
+/// One open connection and its sessions. It reads no clock and waits for nothing: the worker says
+/// what is ready and what time it is.
+pub(crate) struct Relay<T: Read + Write, L: Local> {
+    pub(crate) link: Link<T>,
+    pub(crate) table: Table<L>,
     scratch: Vec<u8>,
     /// Which session is read first; moves on each turn, so that all share evenly.
     first: usize,
@@ -60,28 +60,29 @@ pub(crate) struct Relay {
 }
 
 /// The sessions, and the answers that frames lead to.
-pub(crate) struct Table {
-    pub(crate) sessions: Vec<Session>,
-    pub(crate) closing: Vec<Closing>,
+pub(crate) struct Table<L: Local> {
+    pub(crate) sessions: Vec<Session<L>>,
+    pub(crate) closing: Vec<Closing<L::Stream>>,
     gone: VecDeque<String>,
     id: TunnelId,
     services: Arc<Services>,
     limits: Limits,
-    control: Arc<Control>,
+    local: L,
     frame_id: u64,
     header: Vec<u8>,
+    complaints: u32,
 }
 
-impl Relay {
+impl<T: Read + Write, L: Local> Relay<T, L> {
     pub(crate) fn new(
-        link: Link,
+        link: Link<T>,
         id: TunnelId,
         services: Arc<Services>,
         limits: Limits,
-        control: Arc<Control>,
-        closing: Vec<Closing>,
+        local: L,
+        closing: Vec<Closing<L::Stream>>,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
         let next_ping = now + limits.ping_interval;
         let table = Table {
             sessions: Vec::new(),
@@ -90,9 +91,10 @@ impl Relay {
             id,
             services,
             limits,
-            control,
+            local,
             frame_id: 0,
             header: Vec::new(),
+            complaints: 0,
         };
         Relay {
             link,
@@ -118,7 +120,7 @@ impl Relay {
     }
 
     /// The nearest time at which [`tick`](Self::tick) has something to do.
-    pub(crate) fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self, now: Instant) -> Instant {
         let limits = &self.table.limits;
         let mut nearest = self.next_ping.min(self.last_heard + limits.pong_timeout);
         for session in &self.table.sessions {
@@ -129,42 +131,55 @@ impl Relay {
                 nearest = nearest.min(since + limits.stall_timeout);
             }
         }
-        self.table.closing.iter().fold(nearest, |nearest, closing| nearest.min(closing.deadline()))
+        self.table
+            .closing
+            .iter()
+            .fold(nearest, |nearest, closing| nearest.min(closing.deadline(now)))
+    }
+
+    /// Deals with what `poll` found: the WebSocket when it is readable, and of the sessions those
+    /// that are ready, in the table's order.
+    pub(crate) fn turn(&mut self, now: Instant, ready: &[Ready]) -> Result<(), End> {
+        self.locals(now, ready);
+        let received = self.receive(now);
+        let sent = self.send();
+        self.tick(now)?;
+        received.and(sent)
     }
 
     /// Reads the WebSocket as far as it is readable and one buffer goes, and deals with it.
-    pub(crate) fn receive(&mut self) -> Result<(), End> {
-        self.deal()?;
+    fn receive(&mut self, now: Instant) -> Result<(), End> {
+        self.deal(now)?;
         let mut lost = None;
         while self.readable && self.wants_cloud() && !self.link.receiver.is_full() {
             match self.link.receiver.fill(&mut self.link.transport) {
                 Ok(0) => lost = Some("the cloud closed the connection".into()),
-                Ok(_) => self.last_heard = Instant::now(),
+                Ok(_) => self.last_heard = now,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => lost = Some(format!("receive from the cloud: {e}")),
             }
             if let Some(reason) = lost {
                 // What came before the end counts.
-                self.deal()?;
+                self.deal(now)?;
                 return Err(End::Lost(reason));
             }
         }
-        self.deal()?;
+        self.deal(now)?;
         if !self.wants_cloud() {
             // Only silence while we read counts.
-            self.last_heard = Instant::now();
+            self.last_heard = now;
         }
         Ok(())
     }
 
     /// Deals with the messages in the receive buffer, until it is empty or a session is full.
-    fn deal(&mut self) -> Result<(), End> {
+    fn deal(&mut self, now: Instant) -> Result<(), End> {
         self.blocked = false;
-        let result = self.deal_messages();
+        let result = self.deal_messages(now);
         for session in &mut self.table.sessions {
             if session.waiting() > 0 {
-                session.flush(&self.link.receiver);
+                session.flush(&self.link.receiver, now);
             }
             if !self.blocked {
                 session.blocked_since = None;
@@ -173,7 +188,7 @@ impl Relay {
         result
     }
 
-    fn deal_messages(&mut self) -> Result<(), End> {
+    fn deal_messages(&mut self, now: Instant) -> Result<(), End> {
         let Relay { link: Link { receiver, sender, .. }, table, blocked, .. } = self;
         let hard_limit = 2 * table.limits.send_buffer;
         while sender.len() < hard_limit {
@@ -189,34 +204,39 @@ impl Relay {
                 Incoming::Binary { message, at } => match Frame::parse(message) {
                     Ok(frame) => {
                         let at = at.map(|at| at + message.len() - frame.payload.len());
-                        match table.frame(frame, at, sender) {
+                        match table.frame(frame, at, sender, now) {
                             Step::Done => {}
                             Step::Released(index) => {
                                 let id = &table.sessions[index].id;
                                 info!(Code::Tunnel, "release the session: {id}");
-                                table.sessions[index].flush(receiver);
-                                table.close(index);
+                                table.sessions[index].flush(receiver, now);
+                                table.close(index, now);
                             }
                             Step::Flush(index) => {
                                 let session = &mut table.sessions[index];
                                 let before = (session.waiting(), session.batched);
-                                session.flush(receiver);
+                                session.flush(receiver, now);
                                 if (session.waiting(), session.batched) != before {
                                     continue;
                                 }
-                                session.blocked_since.get_or_insert_with(Instant::now);
+                                session.blocked_since.get_or_insert(now);
                                 *blocked = true;
                                 break;
                             }
                         }
                     }
-                    Err(e) => warn!(Code::TunnelFailed, "a malformed frame is dropped: {e}"),
+                    Err(e) => {
+                        table.complain(format_args!("a malformed frame is dropped: {e}"));
+                        if matches!(e, Malformed::Payload(_)) {
+                            table.lost_data(message, sender, now);
+                        }
+                    }
                 },
                 Incoming::TooLong { head, length } => {
-                    warn!(Code::TunnelFailed, "a message of {length} bytes is dropped");
-                    table.lost_data(head, sender);
+                    table.complain(format_args!("a message of {length} bytes is dropped"));
+                    table.lost_data(head, sender, now);
                 }
-                Incoming::Text => warn!(Code::TunnelFailed, "a text message is dropped"),
+                Incoming::Text => table.complain(format_args!("a text message is dropped")),
                 Incoming::Ping(payload) => sender.pong(payload),
                 Incoming::Pong => debug!(Code::Tunnel, "websocket {} pong", table.id),
                 Incoming::Close(code) => {
@@ -234,9 +254,9 @@ impl Relay {
     }
 
     /// Moves the sessions' local sides on, as `poll` found them ready.
-    pub(crate) fn locals(&mut self, ready: &[Ready]) {
+    fn locals(&mut self, now: Instant, ready: &[Ready]) {
         let readable: Vec<bool> = ready.iter().map(|ready| ready.read).collect();
-        self.read_locals(&readable);
+        self.read_locals(now, &readable);
         // A read may have ended a session; then the next turn sees to the others.
         if self.table.sessions.len() != ready.len() {
             return;
@@ -244,17 +264,17 @@ impl Relay {
         for index in (0..ready.len()).rev().filter(|index| ready[*index].write) {
             let session = &mut self.table.sessions[index];
             if let State::Dialing { dial, .. } = &mut session.state {
-                if let Some(result) = dial.step(true) {
-                    self.table.dialed(index, result, &mut self.link.sender);
+                if let Some(result) = self.table.local.step(dial, true) {
+                    self.table.dialed(index, result, &mut self.link.sender, now);
                 }
             } else {
-                session.write_parked();
+                session.write_parked(now);
             }
         }
     }
 
     /// Reads the local services that are ready, each its share of the room.
-    pub(crate) fn read_locals(&mut self, ready: &[bool]) {
+    fn read_locals(&mut self, now: Instant, ready: &[bool]) {
         let count = ready.iter().filter(|ready| **ready).count();
         if count == 0 {
             return;
@@ -294,19 +314,18 @@ impl Relay {
                 None => format!("service {} closed the connection", session.service_type),
                 Some(e) => format!("service {}: {e}", session.service_type),
             };
-            self.table.release(index, &message, &mut self.link.sender);
+            self.table.release(index, &message, &mut self.link.sender, now);
         }
     }
 
     /// Sends what waits for the cloud.
-    pub(crate) fn send(&mut self) -> Result<(), End> {
+    fn send(&mut self) -> Result<(), End> {
         let result = self.link.sender.flush(&mut self.link.transport);
         result.map(drop).map_err(|e| End::Lost(format!("send to the cloud: {e}")))
     }
 
     /// Does what the time asks for.
-    pub(crate) fn tick(&mut self) -> Result<(), End> {
-        let now = Instant::now();
+    fn tick(&mut self, now: Instant) -> Result<(), End> {
         let limits = &self.table.limits;
         if now >= self.last_heard + limits.pong_timeout {
             return Err(End::Lost(format!("nothing from the cloud for {:?}", limits.pong_timeout)));
@@ -320,45 +339,51 @@ impl Relay {
             self.link.receiver.shrink();
             self.link.sender.shrink();
             self.scratch = Vec::new();
+            self.table.forgive();
         }
         self.table.expire_sessions(now, &mut self.link.sender);
         if !self.table.closing.is_empty() {
             self.scratch.resize(READ, 0);
             let scratch = &mut self.scratch;
-            self.table.closing.retain_mut(|closing| !closing.step(scratch));
+            self.table.closing.retain_mut(|closing| !closing.step(now, scratch));
         }
         Ok(())
     }
 
     /// Says goodbye: every session is released, the WebSocket closed. Sends what goes at once.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&mut self, now: Instant) {
         for index in (0..self.table.sessions.len()).rev() {
-            self.table.release(index, "the tunnel is closed", &mut self.link.sender);
+            self.table.release(index, "the tunnel is closed", &mut self.link.sender, now);
         }
         self.link.sender.close(Some(1000));
     }
 
     /// Ends the connection and gives back the sessions that still have bytes for their service.
-    pub(crate) fn into_closing(mut self) -> Vec<Closing> {
+    pub(crate) fn into_closing(mut self, now: Instant) -> (T, Vec<Closing<L::Stream>>) {
         let _ = self.send();
-        self.link.transport.shutdown();
         for index in (0..self.table.sessions.len()).rev() {
-            self.table.close(index);
+            self.table.close(index, now);
         }
-        self.table.closing
+        (self.link.transport, self.table.closing)
     }
 }
 
-impl Table {
+impl<L: Local> Table<L> {
     fn find(&self, id: &str) -> Option<usize> {
         self.sessions.iter().position(|session| session.id == id)
     }
 
     /// Deals with one frame from the cloud; `at` is where its payload stands in the buffer.
-    fn frame(&mut self, frame: Frame<'_>, at: Option<usize>, sender: &mut Sender) -> Step {
+    fn frame(
+        &mut self,
+        frame: Frame<'_>,
+        at: Option<usize>,
+        sender: &mut Sender,
+        now: Instant,
+    ) -> Step {
         match frame.frame_type {
             FrameType::DataTransport => return self.data(&frame, at, sender),
-            FrameType::SessionCreate => self.create(&frame, sender),
+            FrameType::SessionCreate => self.create(&frame, sender, now),
             FrameType::SessionRelease => {
                 if let Some(frame_id) = frame.frame_id {
                     let id = &frame.session_id;
@@ -407,21 +432,35 @@ impl Table {
         if id.is_empty() || self.gone.iter().any(|gone| gone == id) {
             return;
         }
-        warn!(Code::TunnelFailed, "data for unknown session {id} is dropped");
+        self.complain(format_args!("data for unknown session {id} is dropped"));
         self.say_released(id, "no such session", sender);
     }
 
     /// A data frame was too long to keep: its session has lost bytes and cannot go on.
-    fn lost_data(&mut self, head: &[u8], sender: &mut Sender) {
+    fn lost_data(&mut self, head: &[u8], sender: &mut Sender, now: Instant) {
         let Ok(frame) = Frame::parse_header(head) else { return };
         if frame.frame_type == FrameType::DataTransport {
             if let Some(index) = self.find(&frame.session_id) {
-                self.release(index, "a data frame is longer than 64 KiB", sender);
+                self.release(index, "a data frame is longer than 64 KiB", sender, now);
             }
         }
     }
 
-    fn create(&mut self, frame: &Frame<'_>, sender: &mut Sender) {
+    fn complain(&mut self, what: std::fmt::Arguments<'_>) {
+        self.complaints += 1;
+        if self.complaints <= MAX_COMPLAINTS {
+            warn!(Code::TunnelFailed, "{what}");
+        }
+    }
+
+    fn forgive(&mut self) {
+        if let Some(more @ 1..) = self.complaints.checked_sub(MAX_COMPLAINTS) {
+            warn!(Code::TunnelFailed, "{more} more such messages were dropped");
+        }
+        self.complaints = 0;
+    }
+
+    fn create(&mut self, frame: &Frame<'_>, sender: &mut Sender, now: Instant) {
         let (id, service_type) = (&*frame.session_id, &*frame.service_type);
         let Some(frame_id) = frame.frame_id.filter(|_| !id.is_empty()) else {
             warn!(Code::TunnelFailed, "a session_create without frame_id or session_id is dropped");
@@ -443,7 +482,7 @@ impl Table {
             return refuse(response::REFUSED, &format!("no service {service_type} here"));
         };
         let (host, port) = (service.host(), service.port().get());
-        let dial = match Dial::start(host, port, &self.control) {
+        let dial = match self.local.dial(host, port) {
             Ok(dial) => dial,
             Err(e) => {
                 return refuse(
@@ -453,7 +492,7 @@ impl Table {
             }
         };
         self.gone.retain(|gone| gone != id);
-        let deadline = Instant::now() + self.limits.connect_timeout;
+        let deadline = now + self.limits.connect_timeout;
         self.sessions.push(Session {
             id: id.to_owned(),
             service_type: service_type.to_owned(),
@@ -466,14 +505,20 @@ impl Table {
         });
         let index = self.sessions.len() - 1;
         if let State::Dialing { dial, .. } = &mut self.sessions[index].state {
-            if let Some(result) = dial.step(false) {
-                self.dialed(index, result, sender);
+            if let Some(result) = self.local.step(dial, false) {
+                self.dialed(index, result, sender, now);
             }
         }
     }
 
     /// A local connect has ended: answers the `session_create`.
-    fn dialed(&mut self, index: usize, result: io::Result<TcpStream>, sender: &mut Sender) {
+    fn dialed(
+        &mut self,
+        index: usize,
+        result: io::Result<L::Stream>,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
         let session = &mut self.sessions[index];
         let State::Dialing { create_id, .. } = session.state else { return };
         match result {
@@ -481,7 +526,7 @@ impl Table {
                 session.state = State::Open(Outlet::new(stream));
                 let (id, service) = (&session.id, &session.service_type);
                 respond(sender, id, service, create_id, response::SUCCESS, "success");
-                session.write_parked();
+                session.write_parked(now);
             }
             Err(e) => self.undialed(index, create_id, &e.to_string(), sender),
         }
@@ -505,13 +550,18 @@ impl Table {
                 State::Dialing { dial, deadline, create_id } => {
                     let (expired, create_id) = (now >= *deadline, *create_id);
                     // A name may have been found in the meantime.
-                    match dial.step(false) {
-                        Some(result) => self.dialed(index, result, sender),
+                    match self.local.step(dial, false) {
+                        Some(result) => self.dialed(index, result, sender, now),
                         None if expired => self.undialed(index, create_id, "timed out", sender),
                         None => {}
                     }
                 }
-                State::Open(_) => {
+                State::Open(outlet) => {
+                    if let Some(e) = outlet.take_failure() {
+                        let why = format!("service {}: {e}", session.service_type);
+                        self.release(index, &why, sender, now);
+                        continue;
+                    }
                     let since = session.blocked_since;
                     if since.is_some_and(|since| now >= since + self.limits.stall_timeout) {
                         let session = self.sessions.remove(index);
@@ -523,10 +573,16 @@ impl Table {
         }
     }
 
-    /// Ends a session from our side.
-    fn release(&mut self, index: usize, why: &str, sender: &mut Sender) {
+    /// Ends a session from our side: by a release, or by the answer that its create awaits.
+    fn release(&mut self, index: usize, why: &str, sender: &mut Sender, now: Instant) {
+        if let State::Dialing { create_id, .. } = self.sessions[index].state {
+            let session = self.sessions.remove(index);
+            warn!(Code::TunnelFailed, "session {} is refused: {why}", session.id);
+            let (id, service) = (&session.id, &session.service_type);
+            return respond(sender, id, service, create_id, response::REFUSED, why);
+        }
         let id = self.sessions[index].id.clone();
-        self.close(index);
+        self.close(index, now);
         self.say_released(&id, why, sender);
     }
 
@@ -543,12 +599,12 @@ impl Table {
     }
 
     /// Takes a session out of the table; its last bytes still go to the local service.
-    fn close(&mut self, index: usize) {
+    fn close(&mut self, index: usize, now: Instant) {
         let session = self.sessions.remove(index);
         if let State::Open(outlet) = session.state {
             let stall = self.limits.stall_timeout;
-            let mut closing = Closing::new(outlet, session.parked, stall);
-            if !closing.step(&mut [0; 4096]) {
+            let mut closing = Closing::new(outlet, session.parked, stall, now);
+            if !closing.step(now, &mut [0; 4096]) {
                 self.closing.push(closing);
             }
         }

@@ -3,10 +3,8 @@
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::dial::Dial;
 use crate::cloud::frame::HeaderTemplate;
 use crate::cloud::websocket::Receiver;
 use crate::sys;
@@ -16,22 +14,59 @@ const MAX_SLICES: usize = 64;
 /// How often a closed session looks whether the local service's kernel has taken everything.
 const LINGER_CHECK: Duration = Duration::from_millis(200);
 
+/// How the relay reaches local services. The worker's way is sockets; tests have one of memory.
+pub(crate) trait Local {
+    /// A connect under way.
+    type Dial;
+    type Stream: LocalStream;
+
+    fn dial(&self, host: &str, port: u16) -> io::Result<Self::Dial>;
+
+    /// Moves a connect on. `writable` says that `poll` found its descriptor so.
+    fn step(&self, dial: &mut Self::Dial, writable: bool) -> Option<io::Result<Self::Stream>>;
+}
+
+/// A connected stream to a local service; nothing here blocks.
+pub(crate) trait LocalStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Ends our direction.
+    fn end(&mut self);
+    /// Bytes that were written but that the service's kernel has not taken.
+    fn unsent(&self) -> usize;
+}
+
+impl LocalStream for TcpStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(self, buffer)
+    }
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::send_vectored(self, slices)
+    }
+    fn end(&mut self) {
+        let _ = self.shutdown(Shutdown::Write);
+    }
+    fn unsent(&self) -> usize {
+        sys::unsent(self)
+    }
+}
+
 /// Where a session stands.
-pub(crate) enum State {
+pub(crate) enum State<L: Local> {
     /// The local connect is under way; the `session_create` is not answered yet.
     Dialing {
-        dial: Dial,
+        dial: L::Dial,
         deadline: Instant,
         create_id: u64,
     },
-    Open(Outlet),
+    Open(Outlet<L::Stream>),
 }
 
 /// A session as the cloud sees it: from `session_create` to a release by either side.
-pub(crate) struct Session {
+pub(crate) struct Session<L: Local> {
     pub(crate) id: String,
     pub(crate) service_type: String,
-    pub(crate) state: State,
+    pub(crate) state: State<L>,
     /// Header of its data frames.
     pub(crate) header: HeaderTemplate,
     /// Payloads of this turn, as positions in the receive buffer.
@@ -44,14 +79,14 @@ pub(crate) struct Session {
     pub(crate) blocked_since: Option<Instant>,
 }
 
-impl Session {
+impl<L: Local> Session<L> {
     /// Bytes from the cloud that the local service has not taken.
     pub(crate) fn waiting(&self) -> usize {
         self.parked.len() + self.batched
     }
 
     /// Hands this turn's payloads to the local service, and parks what it does not take.
-    pub(crate) fn flush(&mut self, receiver: &Receiver) {
+    pub(crate) fn flush(&mut self, receiver: &Receiver, now: Instant) {
         if let State::Open(outlet) = &mut self.state {
             if self.parked.is_empty() && !self.batch.is_empty() {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -78,14 +113,14 @@ impl Session {
             self.parked.push(receiver.bytes(range));
         }
         self.batched = 0;
-        self.write_parked();
+        self.write_parked(now);
     }
 
     /// Offers the parked bytes to the local service.
-    pub(crate) fn write_parked(&mut self) {
+    pub(crate) fn write_parked(&mut self, now: Instant) {
         if let State::Open(outlet) = &mut self.state {
             if self.parked.write(outlet) {
-                self.blocked_since = self.blocked_since.map(|_| Instant::now());
+                self.blocked_since = self.blocked_since.map(|_| now);
             }
         }
     }
@@ -116,7 +151,7 @@ impl Parked {
     }
 
     /// Writes what the service takes; whether it took anything.
-    fn write(&mut self, outlet: &mut Outlet) -> bool {
+    fn write(&mut self, outlet: &mut Outlet<impl LocalStream>) -> bool {
         let before = self.start;
         while !self.is_empty() {
             match outlet.write(&[IoSlice::new(&self.bytes[self.start..])]) {
@@ -130,15 +165,17 @@ impl Parked {
 }
 
 /// The connected local stream.
-pub(crate) struct Outlet {
-    stream: TcpStream,
+pub(crate) struct Outlet<S> {
+    pub(crate) stream: S,
     /// The service takes nothing more; what comes for it is dropped, what it sent is still read.
     deaf: bool,
+    /// Why a write failed while the service may still be there.
+    failure: Option<io::Error>,
 }
 
-impl Outlet {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Outlet { stream, deaf: false }
+impl<S: LocalStream> Outlet<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Outlet { stream, deaf: false, failure: None }
     }
 
     /// Bytes that were taken; `None` when the service takes none now.
@@ -148,12 +185,15 @@ impl Outlet {
             return Some(all());
         }
         loop {
-            match sys::send_vectored(&self.stream, slices) {
+            match self.stream.write(slices) {
                 Ok(written) => return Some(written),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(_) => {
+                Err(e) => {
                     self.deaf = true;
+                    // A service that is gone ends the session when all that it sent is read.
+                    let gone = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+                    self.failure = (!gone.contains(&e.kind())).then_some(e);
                     return Some(all());
                 }
             }
@@ -168,11 +208,11 @@ impl Outlet {
             }
         }
     }
-}
 
-impl AsFd for Outlet {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+    /// Why the session cannot go on, though its service may still be there: bytes for it are
+    /// lost.
+    pub(crate) fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
     }
 }
 
@@ -180,18 +220,17 @@ impl AsFd for Outlet {
 ///
 /// What the service still sends is read and dropped: closing a socket with unread bytes would
 /// reset the connection, and with it what the service has not read yet.
-pub(crate) struct Closing {
-    outlet: Outlet,
-    parked: Parked,
+pub(crate) struct Closing<S> {
+    pub(crate) outlet: Outlet<S>,
+    pub(crate) parked: Parked,
     ended: bool,
     progress: Instant,
     unsent: usize,
     stall: Duration,
 }
 
-impl Closing {
-    pub(crate) fn new(outlet: Outlet, parked: Parked, stall: Duration) -> Self {
-        let now = Instant::now();
+impl<S: LocalStream> Closing<S> {
+    pub(crate) fn new(outlet: Outlet<S>, parked: Parked, stall: Duration, now: Instant) -> Self {
         Closing { outlet, parked, ended: false, progress: now, unsent: usize::MAX, stall }
     }
 
@@ -199,18 +238,17 @@ impl Closing {
         !self.parked.is_empty()
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + LINGER_CHECK
+    pub(crate) fn deadline(&self, now: Instant) -> Instant {
+        now + LINGER_CHECK
     }
 
     /// Moves on; true when the stream can be closed.
-    pub(crate) fn step(&mut self, scratch: &mut [u8]) -> bool {
-        let now = Instant::now();
+    pub(crate) fn step(&mut self, now: Instant, scratch: &mut [u8]) -> bool {
         if !self.parked.is_empty() && self.parked.write(&mut self.outlet) {
             self.progress = now;
         }
         if self.parked.is_empty() && !self.ended {
-            let _ = self.outlet.stream.shutdown(Shutdown::Write);
+            self.outlet.stream.end();
             self.ended = true;
         }
         let peer_ended = match self.outlet.read(scratch) {
@@ -218,18 +256,12 @@ impl Closing {
             Ok(_) => false,
             Err(e) => e.kind() != io::ErrorKind::WouldBlock,
         };
-        let unsent = sys::unsent(&self.outlet.stream);
+        let unsent = self.outlet.stream.unsent();
         if unsent < self.unsent {
             self.progress = now;
         }
         self.unsent = unsent;
         let all_taken = self.ended && (peer_ended || unsent == 0);
         all_taken || self.outlet.deaf || now.duration_since(self.progress) >= self.stall
-    }
-}
-
-impl AsFd for Closing {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.outlet.as_fd()
     }
 }

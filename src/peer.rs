@@ -342,6 +342,17 @@ impl<W: Wire> Peer<W> {
         self
     }
 
+    #[cfg(all(feature = "gateway", any(test, fuzzing)))]
+    pub(crate) fn wire(&self) -> &W {
+        &self.wire
+    }
+
+    /// Whether what it sends is of interest still.
+    #[cfg(all(feature = "gateway", any(test, fuzzing)))]
+    pub(crate) fn wants_read(&self) -> bool {
+        self.reads()
+    }
+
     fn reads(&self) -> bool {
         matches!(self.life, Life::Open | Life::Closing(_))
     }

@@ -58,8 +58,7 @@ fn connect(params: &ConnectParams, deadline: Instant, stop: &Waker) -> io::Resul
         let _ = sender.send(connect_host(&host, port, deadline));
         wake.wake();
     })?;
-    let mut fds =
-        [PollFd::new(done.as_fd(), true, false), PollFd::new(stop.as_fd(), true, false)];
+    let mut fds = [PollFd::new(done.as_fd(), true, false), PollFd::new(stop.as_fd(), true, false)];
     loop {
         poll(&mut fds, Some(deadline))?;
         if fds[1].ready().read {

@@ -433,7 +433,8 @@ impl<'a> Relay<'a> {
             if give_up.is_some_and(|at| now >= at) {
                 return;
             }
-            let mut fds = vec![self.peer.poll_fd(true), PollFd::new(self.stop.as_fd(), !stopped, false)];
+            let mut fds =
+                vec![self.peer.poll_fd(true), PollFd::new(self.stop.as_fd(), !stopped, false)];
             fds.extend(self.sessions.values().map(|session| {
                 let lingers = matches!(session.state, State::Lingering { .. });
                 PollFd::new(session.local.as_fd(), lingers, session.waits() > 0)

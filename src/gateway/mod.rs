@@ -153,19 +153,7 @@ impl Builder {
         let listener = TcpListener::bind(address).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
-        let stop = Waker::new().map_err(|e| Error::io("create an eventfd", e))?;
-        let shared = Arc::new(Shared {
-            tls: self.tls,
-            digester: Digester::new(),
-            registry: Mutex::default(),
-            stop: Arc::new(stop),
-            handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
-            connections: Places::default(),
-            settings: self.settings,
-        });
-        for tunnel in &self.tunnels {
-            shared.add(tunnel)?;
-        }
+        let shared = Arc::new(self.shared()?);
         let accept = {
             let shared = shared.clone();
             thread::Builder::new()
@@ -174,6 +162,23 @@ impl Builder {
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
         Ok(Gateway { shared, local_addr, accept: Some(accept) })
+    }
+
+    fn shared(self) -> Result<Shared> {
+        let stop = Waker::new().map_err(|e| Error::io("create an eventfd", e))?;
+        let shared = Shared {
+            tls: self.tls,
+            settings: self.settings,
+            digester: Digester::new(),
+            registry: Mutex::default(),
+            stop: Arc::new(stop),
+            handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
+            connections: Places::default(),
+        };
+        for tunnel in &self.tunnels {
+            shared.add(tunnel)?;
+        }
+        Ok(shared)
     }
 }
 

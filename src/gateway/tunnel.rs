@@ -275,13 +275,7 @@ impl<W: Wire> Tunnel<W> {
         }
     }
 
-    fn take_from_access(
-        &mut self,
-        key: u64,
-        frame: &Frame<'_>,
-        access: &mut Sender,
-        now: Instant,
-    ) {
+    fn take_from_access(&mut self, key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
         if frame.frame_type == FrameType::SessionCreate {
             return self.create(key, frame, access, now);
         }
@@ -472,6 +466,22 @@ impl<W: Wire> Tunnel<W> {
             }
             self.end(&id);
         }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl<W: Wire> Tunnel<W> {
+    pub(super) fn check_bounds(&self) {
+        // A buffer's length of pongs may come on top.
+        let most = SWAMPED + FULL / 2 + 4096;
+        let members = self.device.iter().chain(self.accesses.values()).chain(&self.leaving);
+        members.for_each(|peer| assert!(peer.waiting() <= most, "{} wait", peer.waiting()));
+        assert!(self.sessions.len() <= self.limits.sessions);
+        assert!(self.ended.len() <= REMEMBERED);
+    }
+
+    pub(super) fn session_count(&self) -> usize {
+        self.sessions.len()
     }
 }
 

@@ -239,7 +239,9 @@ impl<W: Wire> Tunnel<W> {
             }
             return;
         };
-        let Some(access) = self.accesses.get_mut(&session.access).map(Peer::sender) else { return };
+        // Nothing follows a close frame.
+        let access = self.accesses.get_mut(&session.access);
+        let Some(access) = open_sender(access) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
                 let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
@@ -286,7 +288,7 @@ impl<W: Wire> Tunnel<W> {
             }
             return;
         };
-        let Some(device) = open_sender(&mut self.device) else { return };
+        let Some(device) = open_sender(self.device.as_mut()) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
                 let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
@@ -330,7 +332,7 @@ impl<W: Wire> Tunnel<W> {
             let msg = format!("the tunnel has {} sessions already", self.limits.sessions);
             return refuse(access, response::SESSION_LIMIT, &msg);
         }
-        let Some(device) = open_sender(&mut self.device) else {
+        let Some(device) = open_sender(self.device.as_mut()) else {
             return refuse(access, response::REFUSED, "the device is not connected");
         };
         HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type))
@@ -376,12 +378,12 @@ impl<W: Wire> Tunnel<W> {
             .collect();
         for id in late {
             let Some(session) = self.sessions.get(&id) else { continue };
-            if let Some(access) = self.accesses.get_mut(&session.access) {
+            if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
                 let msg = status(response::REFUSED, "timeout: the device did not answer");
-                respond(access.sender(), &id, session, &msg);
+                respond(access, &id, session, &msg);
             }
             self.end(&id);
-            if let Some(device) = open_sender(&mut self.device) {
+            if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::BY_ACCESS, "answered too late");
                 send_release(device, &id, next(&mut self.next_frame), &msg);
             }
@@ -447,20 +449,21 @@ impl<W: Wire> Tunnel<W> {
             .collect();
         for id in ids {
             let Some(session) = self.sessions.get(&id) else { continue };
-            if let Some(access) = self.accesses.get_mut(&session.access) {
+            if self.accesses.contains_key(&session.access) {
+                let access = open_sender(self.accesses.get_mut(&session.access));
                 let msg = "the device's connection is lost";
-                match session.deadline {
+                match (access, session.deadline) {
                     // It waits for a response, not for a release.
-                    Some(_) => {
-                        respond(access.sender(), &id, session, &status(response::REFUSED, msg));
+                    (Some(access), Some(_)) => {
+                        respond(access, &id, session, &status(response::REFUSED, msg));
                     }
-                    None if access.is_open() => {
+                    (Some(access), None) => {
                         let msg = status(release::DEVICE_LOST, msg);
-                        send_release(access.sender(), &id, next(&mut self.next_frame), &msg);
+                        send_release(access, &id, next(&mut self.next_frame), &msg);
                     }
-                    None => {}
+                    (None, _) => {}
                 }
-            } else if let Some(device) = open_sender(&mut self.device) {
+            } else if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
                 send_release(device, &id, next(&mut self.next_frame), &msg);
             }
@@ -485,8 +488,8 @@ impl<W: Wire> Tunnel<W> {
     }
 }
 
-fn open_sender<W: Wire>(peer: &mut Option<Peer<W>>) -> Option<&mut Sender> {
-    peer.as_mut().filter(|peer| peer.is_open()).map(Peer::sender)
+fn open_sender<W: Wire>(peer: Option<&mut Peer<W>>) -> Option<&mut Sender> {
+    peer.filter(|peer| peer.is_open()).map(Peer::sender)
 }
 
 fn is_swamped<W: Wire>(peer: &Peer<W>) -> bool {

@@ -131,7 +131,7 @@ impl Operator {
 const OK: &str = r#"{"code":0,"msg":"ok"}"#;
 
 /// The program; killed if the test ends before it does.
-struct Program(Option<Child>);
+struct Program(Option<Child>, Option<thread::JoinHandle<String>>);
 
 impl Program {
     fn access(url: &str, more: &[&str]) -> Self {
@@ -144,7 +144,15 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Program(Some(command.spawn().unwrap()))
+        let mut child = command.spawn().unwrap();
+        // Read all the while: a full pipe would stop it.
+        let mut stderr = child.stderr.take().unwrap();
+        let log = thread::spawn(move || {
+            let mut log = Vec::new();
+            let _ = stderr.read_to_end(&mut log);
+            String::from_utf8_lossy(&log).into_owned()
+        });
+        Program(Some(child), Some(log))
     }
 
     fn child(&mut self) -> &mut Child {
@@ -180,9 +188,10 @@ impl Program {
     /// Waits for its end; its log must not hold the token.
     fn finish(mut self) -> Output {
         let child = self.0.take().unwrap();
-        let output = child.wait_with_output().unwrap();
-        let log = String::from_utf8_lossy(&output.stderr);
+        let mut output = child.wait_with_output().unwrap();
+        let log = self.1.take().unwrap().join().unwrap();
         assert!(!log.contains("hush-"), "{log}");
+        output.stderr = log.into_bytes();
         output
     }
 

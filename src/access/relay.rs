@@ -423,6 +423,7 @@ impl<'a> Relay<'a> {
             self.peer.close_gently(NORMAL, "done", begun);
         }
         let (mut since, mut left) = (begun, usize::MAX);
+        self.settle();
         while !(self.peer.is_gone() && self.sessions.is_empty()) {
             let now = Instant::now();
             let waits = self.sessions.values().map(Session::waits).sum();

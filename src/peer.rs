@@ -107,6 +107,9 @@ impl Write for Socket {
     }
 }
 
+/// An HTTP head, and the bytes that came after it.
+pub(crate) type Head = (Zeroizing<Vec<u8>>, Vec<u8>);
+
 /// Plain or secured.
 pub(crate) enum Stream {
     Plain(Socket),
@@ -123,7 +126,7 @@ impl Stream {
 
     /// Reads up to the end of an HTTP head; gives it, which may hold a token, and what came
     /// after it, or nothing for a head that is too long.
-    pub(crate) fn read_head(&mut self) -> io::Result<Option<(Zeroizing<Vec<u8>>, Vec<u8>)>> {
+    pub(crate) fn read_head(&mut self) -> io::Result<Option<Head>> {
         // Never grows, for that would leave copies behind.
         let mut head = Zeroizing::new(vec![0; MAX_HEAD]);
         let mut length = 0;

@@ -38,7 +38,7 @@ fn gateway() -> &'static Shared {
 pub(crate) fn handshake(data: &[u8]) {
     let (kind, data) = data.split_first().unwrap_or((&0, b""));
     let mut head = Vec::new();
-    if kind % 4 == 0 {
+    if kind.is_multiple_of(4) {
         head.extend_from_slice(data);
     } else {
         let token: &[u8] = if kind & 16 == 0 { b"hush-access" } else { b"hush-device" };

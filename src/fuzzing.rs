@@ -31,7 +31,19 @@ pub fn c_options(data: &[u8]) {
     crate::capi::property::options(data);
 }
 
-#[cfg(test)]
+/// Bytes as an upgrade request at the gateway.
+#[cfg(feature = "gateway")]
+pub fn gateway_handshake(data: &[u8]) {
+    crate::gateway::property::handshake(data);
+}
+
+/// Bytes as the life of one of the gateway's tunnels.
+#[cfg(feature = "gateway")]
+pub fn gateway_frames(data: &[u8]) {
+    crate::gateway::property::frames(data);
+}
+
+#[cfg(all(test, feature = "gateway"))]
 mod tests {
     use std::fs;
     use std::path::Path;
@@ -39,13 +51,15 @@ mod tests {
     #[test]
     fn every_seed_of_the_fuzz_targets_holds() {
         type Property = fn(&[u8]);
-        let targets: [(&str, Property); 6] = [
+        let targets: [(&str, Property); 8] = [
             ("frame", super::frame),
             ("websocket", super::websocket),
             ("answer", super::answer),
             ("relay", super::relay),
             ("ipc_message", super::ipc_message),
             ("c_options", super::c_options),
+            ("gateway_handshake", super::gateway_handshake),
+            ("gateway_frames", super::gateway_frames),
         ];
         let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
         assert_eq!(

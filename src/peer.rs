@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use native_tls::TlsStream;
+use zeroize::Zeroizing;
 
 use crate::cloud::frame::Frame;
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 
 /// Bytes that may wait for a peer before what feeds it is read no more.
 pub(crate) const FULL: usize = 256 * 1024;
@@ -19,10 +20,22 @@ pub(crate) const FULL: usize = 256 * 1024;
 const FLOODED: usize = 4 * FULL;
 /// Longest request or response head of a handshake.
 const MAX_HEAD: usize = 16 * 1024;
+/// How long, and for how many bytes, a refused client is heard out.
+#[cfg(feature = "gateway")]
+const PARTING: Duration = Duration::from_secs(1);
+#[cfg(feature = "gateway")]
+const MAX_PARTING: usize = 256 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
 /// How long a closing peer may take to answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a close that is to lose nothing waits while none of its bytes gets through.
+#[cfg(feature = "access")]
+const LINGER: Duration = Duration::from_secs(10);
+/// A full peer must take this much within the stall time: one that lives on single bytes holds
+/// its siblings up as one that takes nothing does.
+#[cfg(feature = "gateway")]
+const LEAST_PROGRESS: u64 = 4096;
 
 /// A non-blocking socket that can be made to wait: the handshakes are written as if it blocked,
 /// yet end at one deadline however their bytes are split.
@@ -49,6 +62,10 @@ impl Socket {
         writes: bool,
         mut attempt: impl FnMut(&mut TcpStream) -> io::Result<T>,
     ) -> io::Result<T> {
+        // A peer that always has bytes for us would never be waited for.
+        if self.patience.as_ref().is_some_and(|patience| Instant::now() >= patience.deadline) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         loop {
             match (attempt(&mut self.tcp), &self.patience) {
                 (Err(e), Some(patience)) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -90,6 +107,9 @@ impl Write for Socket {
     }
 }
 
+/// An HTTP head, and the bytes that came after it.
+pub(crate) type Head = (Zeroizing<Vec<u8>>, Vec<u8>);
+
 /// Plain or secured.
 pub(crate) enum Stream {
     Plain(Socket),
@@ -104,8 +124,70 @@ impl Stream {
         }
     }
 
+    /// Reads up to the end of an HTTP head; gives it, which may hold a token, and what came
+    /// after it, or nothing for a head that is too long.
+    pub(crate) fn read_head(&mut self) -> io::Result<Option<Head>> {
+        // Never grows, for that would leave copies behind.
+        let mut head = Zeroizing::new(vec![0; MAX_HEAD]);
+        let mut length = 0;
+        while length < MAX_HEAD {
+            let read = match self.read(&mut head[length..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let from = length.saturating_sub(3);
+            length += read;
+            let end = head[from..length].windows(4).position(|bytes| bytes == b"\r\n\r\n");
+            if let Some(end) = end {
+                let end = from + end + 4;
+                let rest = head[end..length].to_vec();
+                head.truncate(end);
+                return Ok(Some((head, rest)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says a last word that the peer shall be able to read: closing a socket with unread bytes
+    /// would reset the connection, so some of what still comes is read and dropped.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn part(&mut self, word: &[u8]) -> io::Result<()> {
+        self.write_all(word)?;
+        self.shut_down();
+        let socket = match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_mut(),
+        };
+        if let Some(patience) = &mut socket.patience {
+            patience.deadline = patience.deadline.min(Instant::now() + PARTING);
+        }
+        let mut scratch = [0; 4096];
+        for _ in 0..MAX_PARTING / scratch.len() {
+            if socket.read(&mut scratch).is_ok_and(|length| length > 0) {
+                continue;
+            }
+            break;
+        }
+        Ok(())
+    }
+}
+
+/// What an open WebSocket needs of the stream beneath it.
+pub(crate) trait Wire: Read + Write {
     /// From now on, reads and writes do not wait.
-    pub(crate) fn end_patience(&mut self) {
+    fn end_patience(&mut self);
+    /// Whether there are bytes to read that `poll` does not know of.
+    fn holds_bytes(&self) -> bool;
+    /// Bytes that were written but not taken by the other end's kernel.
+    fn unsent(&self) -> usize;
+    /// Ends the connection, telling the peer.
+    fn shut_down(&mut self);
+}
+
+impl Wire for Stream {
+    fn end_patience(&mut self) {
         let socket = match self {
             Stream::Plain(socket) => socket,
             Stream::Tls(tls) => tls.get_mut(),
@@ -113,7 +195,7 @@ impl Stream {
         socket.patience = None;
     }
 
-    /// Bytes that were decrypted but not read: `poll` does not know of them.
+    /// What was decrypted but not read.
     fn holds_bytes(&self) -> bool {
         match self {
             Stream::Plain(_) => false,
@@ -121,32 +203,11 @@ impl Stream {
         }
     }
 
-    /// Reads up to the end of an HTTP head; returns it and what came after it.
-    pub(crate) fn read_head(&mut self) -> io::Result<(Vec<u8>, Vec<u8>)> {
-        let mut head = Vec::new();
-        let mut chunk = [0; 1024];
-        loop {
-            let length = match self.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => length,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            let from = head.len().saturating_sub(3);
-            head.extend_from_slice(&chunk[..length]);
-            let end = head[from..].windows(4).position(|bytes| bytes == b"\r\n\r\n");
-            if let Some(end) = end {
-                let rest = head.split_off(from + end + 4);
-                return Ok((head, rest));
-            }
-            if head.len() > MAX_HEAD {
-                return Err(io::Error::other("the HTTP head is longer than 16 KiB"));
-            }
-        }
+    fn unsent(&self) -> usize {
+        sys::unsent(&self.socket().tcp)
     }
 
-    /// Ends the connection, telling the peer.
-    pub(crate) fn shut_down(&mut self) {
+    fn shut_down(&mut self) {
         if let Stream::Tls(tls) = self {
             let _ = tls.shutdown();
         }
@@ -195,52 +256,118 @@ enum Life {
 }
 
 /// An open WebSocket.
-pub(crate) struct Peer {
-    stream: Stream,
+pub(crate) struct Peer<W: Wire = Stream> {
+    wire: W,
+    role: Role,
     receiver: Receiver,
+    /// What goes before every message: the answer to the opening handshake.
+    greeting: Vec<u8>,
     sender: Sender,
     life: Life,
     heard: Instant,
     pinged: Instant,
     /// Whether messages may wait in `receiver` that the last pump left there.
     held: bool,
+    /// Writing has failed. What the peer sent before is read to its end all the same.
+    mute: bool,
+    /// Bytes written so far.
+    written: u64,
+    #[cfg(feature = "gateway")]
+    stall: Option<Stall>,
+    #[cfg(feature = "access")]
+    linger: Option<Linger>,
     /// For the log: why it ended.
     reason: String,
     close_code: Option<u16>,
+    /// Dropped with the peer.
+    #[cfg(feature = "gateway")]
+    seat: Option<Box<dyn Send>>,
 }
 
-impl Peer {
+/// Since when a peer is full, and what it had taken then.
+#[cfg(feature = "gateway")]
+struct Stall {
+    since: Instant,
+    taken: u64,
+}
+
+/// A close that is to lose nothing: when it last got on, and what was left then.
+#[cfg(feature = "access")]
+struct Linger {
+    progress: Instant,
+    left: usize,
+}
+
+impl<W: Wire + AsFd> Peer<W> {
+    /// What `poll` is to wait for.
+    pub(crate) fn poll_fd(&self, read: bool) -> PollFd<'_> {
+        PollFd::new(self.wire.as_fd(), read && self.reads(), !self.is_sent() && !self.mute)
+    }
+}
+
+impl<W: Wire> Peer<W> {
     /// `rest`: bytes that came with the handshake.
-    pub(crate) fn new(mut stream: Stream, role: Role, rest: &[u8]) -> Self {
-        stream.end_patience();
+    pub(crate) fn new(mut wire: W, role: Role, rest: &[u8], now: Instant) -> Self {
+        wire.end_patience();
         let mut receiver = Receiver::new(role);
         if !rest.is_empty() {
             receiver.feed(rest);
         }
-        let now = Instant::now();
         Peer {
-            stream,
+            wire,
+            role,
             receiver,
+            greeting: Vec::new(),
             sender: Sender::new(role),
             life: Life::Open,
             heard: now,
             pinged: now,
             held: true,
+            mute: false,
+            written: 0,
+            #[cfg(feature = "gateway")]
+            stall: None,
+            #[cfg(feature = "access")]
+            linger: None,
             reason: String::new(),
             close_code: None,
+            #[cfg(feature = "gateway")]
+            seat: None,
         }
     }
 
-    /// What `poll` is to wait for.
-    pub(crate) fn poll_fd(&self, read: bool) -> PollFd<'_> {
-        let read = read && matches!(self.life, Life::Open | Life::Closing(_));
-        PollFd::new(self.stream.as_fd(), read, !self.sender.is_empty())
+    /// Sends `greeting` before anything else. Whatever the client does once it has read it finds
+    /// whoever owns the peer informed.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn greet(mut self, greeting: Vec<u8>, seat: Box<dyn Send>) -> Self {
+        self.greeting = greeting;
+        self.seat = Some(seat);
+        self
+    }
+
+    #[cfg(all(feature = "gateway", any(test, fuzzing)))]
+    pub(crate) fn wire(&self) -> &W {
+        &self.wire
+    }
+
+    /// Whether what it sends is of interest still.
+    #[cfg(all(feature = "gateway", any(test, fuzzing)))]
+    pub(crate) fn wants_read(&self) -> bool {
+        self.reads()
+    }
+
+    fn reads(&self) -> bool {
+        matches!(self.life, Life::Open | Life::Closing(_))
+    }
+
+    /// Whether nothing waits for the socket.
+    fn is_sent(&self) -> bool {
+        self.greeting.is_empty() && self.sender.is_empty()
     }
 
     /// Whether there is something to pump without waiting for the socket.
     pub(crate) fn is_held(&self) -> bool {
-        let reads = matches!(self.life, Life::Open | Life::Closing(_));
-        reads && (self.held || self.stream.holds_bytes())
+        self.reads() && (self.held || self.wire.holds_bytes())
     }
 
     #[cfg(feature = "gateway")]
@@ -249,7 +376,6 @@ impl Peer {
     }
 
     /// Bytes that wait for it.
-    #[cfg(feature = "access")]
     pub(crate) fn waiting(&self) -> usize {
         self.sender.len()
     }
@@ -274,14 +400,14 @@ impl Peer {
     }
 
     /// Reads what the socket has, up to a buffer's length; nothing while messages wait already.
-    pub(crate) fn receive(&mut self) {
-        if self.held {
+    pub(crate) fn receive(&mut self, now: Instant) {
+        if self.held || !self.reads() {
             return;
         }
-        match self.receiver.fill(&mut self.stream) {
+        match self.receiver.fill(&mut self.wire) {
             Ok(0) => self.lose("end of stream"),
             Ok(_) => {
-                self.heard = Instant::now();
+                self.heard = now;
                 self.held = true;
             }
             Err(e) if is_temporary(&e) => {}
@@ -289,17 +415,20 @@ impl Peer {
         }
     }
 
-    /// Hands the received frames to `on_frame`, with the message each came in, until none is
-    /// left or it returns false.
-    pub(crate) fn pump(&mut self, mut on_frame: impl FnMut(Frame<'_>, &[u8], &mut Sender) -> bool) {
+    /// Hands the received frames to `on_frame` until none is left or it returns false.
+    pub(crate) fn pump(
+        &mut self,
+        now: Instant,
+        mut on_frame: impl FnMut(Frame<'_>, &mut Sender) -> bool,
+    ) {
         self.held = false;
-        while matches!(self.life, Life::Open | Life::Closing(_)) {
+        while self.reads() {
             let mut go_on = true;
             match self.receiver.peek() {
                 Ok(None) => break,
                 Ok(Some(Incoming::Binary { message, .. })) if self.life == Life::Open => {
                     match Frame::parse(message) {
-                        Ok(frame) => go_on = on_frame(frame, message, &mut self.sender),
+                        Ok(frame) => go_on = on_frame(frame, &mut self.sender),
                         Err(e) => log::warn!(target: TARGET, "malformed frame dropped: {e}"),
                     }
                 }
@@ -312,7 +441,7 @@ impl Peer {
                         self.sender.close(code);
                         self.reason = format!("closed by the peer ({code:?})");
                     }
-                    self.life = Life::Closed(Instant::now() + CLOSE_TIMEOUT);
+                    self.life = Life::Closed(now + CLOSE_TIMEOUT);
                 }
                 Ok(Some(Incoming::Text)) => log::warn!(target: TARGET, "text message dropped"),
                 Ok(Some(Incoming::TooLong { length, .. })) => {
@@ -322,7 +451,7 @@ impl Peer {
                 Err(violation) => {
                     self.sender.close(Some(violation.close_code()));
                     self.reason = violation.to_string();
-                    self.life = Life::Closed(Instant::now() + CLOSE_TIMEOUT);
+                    self.life = Life::Closed(now + CLOSE_TIMEOUT);
                     break;
                 }
             }
@@ -338,30 +467,111 @@ impl Peer {
     }
 
     /// Writes what the socket takes.
-    pub(crate) fn flush(&mut self) {
-        if self.life == Life::Lost || self.sender.is_empty() {
-            return;
+    pub(crate) fn flush(&mut self, now: Instant) {
+        if self.life != Life::Lost && !self.is_sent() {
+            let before = self.greeting.len() + self.sender.len();
+            let result = if self.mute { Ok(()) } else { self.write() };
+            self.written += (before - self.greeting.len() - self.sender.len()) as u64;
+            if let Err(e) = result {
+                self.fall_mute(&e.to_string());
+            }
+            if self.mute {
+                self.greeting = Vec::new();
+                self.sender = Sender::new(self.role);
+            }
+            if self.sender.len() > FLOODED {
+                self.lose("it does not read its answers");
+            }
         }
-        match self.sender.flush(&mut self.stream) {
-            Ok(true) => self.sender.shrink(),
-            Ok(false) if self.sender.len() > FLOODED => self.lose("it does not read its answers"),
-            Ok(false) => {}
-            Err(e) => self.lose(&e.to_string()),
+        self.watch(now);
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        while !self.greeting.is_empty() {
+            match self.wire.write(&self.greeting) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => drop(self.greeting.drain(..length)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        if self.sender.flush(&mut self.wire)? {
+            self.sender.shrink();
+        }
+        Ok(())
+    }
+
+    /// What it sent before its end may still wait for us: only reading tells that it is over.
+    fn fall_mute(&mut self, reason: &str) {
+        if !self.reads() {
+            return self.lose(reason);
+        }
+        log::debug!(target: TARGET, "a connection takes nothing more: {reason}");
+        self.mute = true;
+    }
+
+    #[cfg(not(feature = "gateway"))]
+    fn watch(&mut self, _: Instant) {}
+
+    /// Keeps the time for which it has been full.
+    #[cfg(feature = "gateway")]
+    fn watch(&mut self, now: Instant) {
+        if !self.is_full() {
+            self.stall = None;
+        } else if self.stall.is_none() {
+            self.stall = Some(Stall { since: now, taken: self.taken() });
         }
     }
 
+    /// Bytes that the other end's kernel has acknowledged. What ours takes is no measure: it
+    /// takes megabytes at once and then, of a slow connection, nothing for long.
+    #[cfg(feature = "gateway")]
+    fn taken(&self) -> u64 {
+        self.written.saturating_sub(self.wire.unsent() as u64)
+    }
+
+    /// Whether it has been full for so long and has taken next to nothing.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn is_stalled(&mut self, now: Instant, limit: Duration) -> bool {
+        let taken = match &self.stall {
+            Some(stall) if self.is_open() && now >= stall.since + limit => self.taken(),
+            _ => return false,
+        };
+        let stalled = self.stall.as_ref().is_some_and(|stall| taken < stall.taken + LEAST_PROGRESS);
+        if !stalled {
+            self.stall = Some(Stall { since: now, taken });
+        }
+        stalled
+    }
+
+    /// When [`is_stalled`](Self::is_stalled) is to be asked.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn stalls_at(&self, limit: Duration) -> Option<Instant> {
+        self.stall.as_ref().filter(|_| self.is_open()).map(|stall| stall.since + limit)
+    }
+
     /// Begins the closing handshake.
-    pub(crate) fn close(&mut self, code: u16, reason: &str) {
+    pub(crate) fn close(&mut self, code: u16, reason: &str, now: Instant) {
         if self.life == Life::Open {
             self.sender.close(Some(code));
-            self.life = Life::Closing(Instant::now() + CLOSE_TIMEOUT);
+            self.life = Life::Closing(now + CLOSE_TIMEOUT);
             self.reason = reason.to_owned();
         }
     }
 
+    /// As [`close`](Self::close), but as long as what we sent gets through, however slowly, the
+    /// answer is waited for.
+    #[cfg(feature = "access")]
+    pub(crate) fn close_gently(&mut self, code: u16, reason: &str, now: Instant) {
+        self.linger = Some(Linger { progress: now, left: usize::MAX });
+        self.close(code, reason, now);
+    }
+
     /// Pings and deadlines. `reads`: whether we read it at all; only then its silence counts.
     pub(crate) fn tick(&mut self, now: Instant, reads: bool) {
-        match self.life {
+        let life = self.life;
+        match life {
             Life::Open => {
                 if !reads {
                     self.heard = now;
@@ -373,6 +583,9 @@ impl Peer {
                     self.pinged = now;
                 }
             }
+            Life::Closing(deadline) if now >= deadline && self.lingers(now) => {
+                self.life = Life::Closing(now + CLOSE_TIMEOUT);
+            }
             Life::Closing(deadline) | Life::Closed(deadline) if now >= deadline => {
                 self.life = Life::Lost;
             }
@@ -380,16 +593,31 @@ impl Peer {
         }
     }
 
+    #[cfg(not(feature = "access"))]
+    fn lingers(&mut self, _: Instant) -> bool {
+        false
+    }
+
+    #[cfg(feature = "access")]
+    fn lingers(&mut self, now: Instant) -> bool {
+        let left = self.sender.len() + self.wire.unsent();
+        let Some(linger) = &mut self.linger else { return false };
+        if left < linger.left {
+            *linger = Linger { progress: now, left };
+        }
+        left > 0 && !self.mute && now < linger.progress + LINGER
+    }
+
     fn next_ping(&self) -> Instant {
         self.heard.max(self.pinged) + PING_AFTER
     }
 
-    /// When [`tick`](Self::tick) has something to do.
-    pub(crate) fn deadline(&self) -> Instant {
+    /// When [`tick`](Self::tick) has something to do; `None` for at once.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.life {
-            Life::Open => self.next_ping().min(self.heard + DEAD_AFTER),
-            Life::Closing(deadline) | Life::Closed(deadline) => deadline,
-            Life::Lost => Instant::now(),
+            Life::Open => Some(self.next_ping().min(self.heard + DEAD_AFTER)),
+            Life::Closing(deadline) | Life::Closed(deadline) => Some(deadline),
+            Life::Lost => None,
         }
     }
 
@@ -397,7 +625,7 @@ impl Peer {
     pub(crate) fn is_gone(&self) -> bool {
         match self.life {
             Life::Lost => true,
-            Life::Closed(_) => self.sender.is_empty(),
+            Life::Closed(_) => self.is_sent(),
             _ => false,
         }
     }
@@ -410,9 +638,9 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl<W: Wire> Drop for Peer<W> {
     fn drop(&mut self) {
-        self.stream.shut_down();
+        self.wire.shut_down();
     }
 }
 

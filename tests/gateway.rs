@@ -1,10 +1,12 @@
 //! The gateway between two plain WebSocket clients.
 #![cfg(feature = "gateway")]
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use aiot_tunnel::gateway::{Gateway, TunnelConfig};
+use aiot_tunnel::gateway::{Builder, Gateway, TunnelConfig};
 use aiot_tunnel::{Token, TunnelId};
 use serde_json::{json, Value};
 use tungstenite::client::IntoClientRequest;
@@ -63,20 +65,22 @@ impl Client {
     }
 }
 
-fn gateway() -> (Gateway, TunnelId) {
+fn tunnel(id: &str) -> TunnelConfig {
+    TunnelConfig {
+        id: TunnelId::new(id).unwrap(),
+        device_token: Token::new(DEVICE_TOKEN).unwrap(),
+        access_token: Token::new(ACCESS_TOKEN).unwrap(),
+        expires: None,
+    }
+}
+
+fn start(builder: Builder) -> Gateway {
     common::logs::keep();
-    let id = TunnelId::new("t1").unwrap();
-    let gateway = Gateway::builder()
-        .session_limit(2)
-        .tunnel(TunnelConfig {
-            id: id.clone(),
-            device_token: Token::new(DEVICE_TOKEN).unwrap(),
-            access_token: Token::new(ACCESS_TOKEN).unwrap(),
-            expires: None,
-        })
-        .start("127.0.0.1:0".parse().unwrap())
-        .unwrap();
-    (gateway, id)
+    builder.tunnel(tunnel("t1")).start("127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+fn gateway() -> (Gateway, TunnelId) {
+    (start(Gateway::builder().session_limit(2)), TunnelId::new("t1").unwrap())
 }
 
 fn pair(gateway: &Gateway) -> (Client, Client) {
@@ -165,9 +169,6 @@ fn refusals_and_losses_have_their_codes() {
 
     let device = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
     let mut device = device.unwrap_or_else(|e| panic!("{e}"));
-    // The 101 may be there before the tunnel knows of the device; a pong says that it does.
-    device.0.send(Message::Ping(b"here?"[..].into())).unwrap();
-    assert!(device.0.read().unwrap().is_pong());
     let second = open(&mut device, &mut access, 5);
     assert_ne!(first, second);
     drop(access);
@@ -203,4 +204,294 @@ fn much_data_passes_a_slow_reader_unharmed() {
         assert_eq!(access.receive().1, [n as u8; 4096]);
     }
     writer.join().unwrap();
+}
+
+#[test]
+fn a_session_asked_for_right_after_the_devices_101_reaches_the_device() {
+    let (gateway, _) = gateway();
+    let access = connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN));
+    let mut access = access.unwrap_or_else(|e| panic!("{e}"));
+    let mut before = None;
+    for n in 1..=300 {
+        let device = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
+        let mut device = device.unwrap_or_else(|e| panic!("{e}"));
+        access.send(json!({"frame_type": 2, "frame_id": n, "service_type": "_SSH"}), b"");
+        if before.replace(n).is_some() {
+            // Of the device that this one has replaced.
+            let (header, payload) = access.receive();
+            assert_eq!((&header["frame_id"], code(&payload)), (&json!(n - 1), 2));
+        }
+        let (header, _) = device.receive();
+        assert_eq!(header["frame_type"], 2, "the {n}th");
+    }
+}
+
+#[test]
+fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
+    let gateway = start(Gateway::builder().stall_timeout(Duration::from_millis(300)));
+    let (mut device, mut deaf) = pair(&gateway);
+    let access = connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN));
+    let mut sibling = access.unwrap_or_else(|e| panic!("{e}"));
+    let stuck = open(&mut device, &mut deaf, 1);
+    let moving = open(&mut device, &mut sibling, 1);
+    // More than all kernels on the way take.
+    for n in 0..400 {
+        device.send(json!({"frame_type": 4, "session_id": stuck, "frame_id": n}), &[7; 65_536]);
+    }
+    device.send(json!({"frame_type": 4, "session_id": moving, "frame_id": 9}), b"go on");
+    assert_eq!(sibling.receive().1, b"go on");
+    let (header, payload) = device.receive();
+    assert_eq!(
+        (&header["frame_type"], &header["session_id"], code(&payload)),
+        (&json!(3), &json!(stuck), 2)
+    );
+    sibling.send(json!({"frame_type": 4, "session_id": moving, "frame_id": 9}), b"and back");
+    assert_eq!(device.receive().1, b"and back");
+}
+
+/// What the gateway answers to these bytes, as far as it goes.
+fn answer(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // It need not hear all of it.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let mut chunk = [0; 1024];
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut chunk) {
+            Ok(length) if length > 0 => answer.extend_from_slice(&chunk[..length]),
+            _ => break,
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+#[test]
+fn no_trick_makes_an_access_token_a_device_token() {
+    let (gateway, _) = gateway();
+    let status = |target: &str, tokens: &[&str]| {
+        let tokens: String =
+            tokens.iter().map(|token| format!("tunnel-access-token: {token}\r\n")).collect();
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n{UPGRADE}{tokens}\r\n");
+        answer(gateway.local_addr(), request.as_bytes())[9..12].to_owned()
+    };
+    assert_eq!(status("/tunnel/t1/dest", &[DEVICE_TOKEN]), "101");
+    assert_eq!(status("/tunnel/t1/source", &[ACCESS_TOKEN]), "101");
+    for (target, expected) in [
+        ("/tunnel/t1/dest", "401"),
+        ("/tunnel/t1/dest?/tunnel/t1/source", "401"),
+        ("/tunnel/t1/dest/../source", "404"),
+        ("/tunnel/t1/source/../dest", "404"),
+        ("/tunnel/t1/source/", "404"),
+        ("/tunnel/t1/./dest", "404"),
+        ("/tunnel/t1//dest", "404"),
+        ("//tunnel/t1/dest", "404"),
+        ("/tunnel//dest", "404"),
+        ("/tunnel/%74%31/dest", "401"),
+        ("/tunnel/t1/%64est", "404"),
+        ("/tunnel/t1%2Fdest", "404"),
+        ("/tunnel/t1/dest%00", "404"),
+        ("/tunnel/t1/dest#/source", "404"),
+        ("/tunnel/t1/DEST", "404"),
+        ("http://gateway/tunnel/t1/dest", "404"),
+        ("http://gateway/tunnel/t1/source", "404"),
+    ] {
+        assert_eq!(status(target, &[ACCESS_TOKEN]), expected, "{target}");
+    }
+    for target in ["/tunnel/t1/dest", "/tunnel/t1/source"] {
+        for tokens in [
+            [ACCESS_TOKEN, DEVICE_TOKEN],
+            [DEVICE_TOKEN, ACCESS_TOKEN],
+            [DEVICE_TOKEN, DEVICE_TOKEN],
+            [ACCESS_TOKEN, ""],
+        ] {
+            assert_eq!(status(target, &tokens), "400", "{target} {tokens:?}");
+        }
+        let both = format!("{ACCESS_TOKEN}, {DEVICE_TOKEN}");
+        for token in [
+            &both,
+            "",
+            &ACCESS_TOKEN[..9],
+            &format!("{ACCESS_TOKEN}x"),
+            &format!("{DEVICE_TOKEN}x"),
+        ] {
+            assert_eq!(status(target, &[token]), "401", "{target} {token}");
+        }
+    }
+}
+
+#[test]
+fn garbage_and_endless_heads_are_answered_and_forgotten() {
+    let (gateway, _) = gateway();
+    let address = gateway.local_addr();
+    let long = format!("GET /tunnel/t1/dest HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(17_000));
+    assert!(answer(address, long.as_bytes()).starts_with("HTTP/1.1 431 "));
+    let endless = "GET /tunnel/t1/dest HTTP/1.1\r\n".to_owned() + &"x: y\r\n".repeat(30_000);
+    assert!(answer(address, endless.as_bytes()).starts_with("HTTP/1.1 431 "));
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"\0\0\0\0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+    ] {
+        assert!(answer(address, garbage).starts_with("HTTP/1.1 400 "), "{garbage:?}");
+    }
+    // A refusal is read in spite of what follows the request.
+    let request = format!("GET /tunnel/t1/dest HTTP/1.1\r\n{UPGRADE}\r\n{}", "z".repeat(100_000));
+    assert!(answer(address, request.as_bytes()).starts_with("HTTP/1.1 401 "));
+    pair(&gateway);
+}
+
+#[test]
+fn who_holds_handshakes_open_loses_them_to_newcomers_and_to_time() {
+    let slow = Duration::from_secs(600);
+    let gateway = start(Gateway::builder().handshake_limit(4).handshake_timeout(slow));
+    let mut idle: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(gateway.local_addr()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let _ = stream.write_all(b"GET /tunnel/t1/dest HTTP/1.1\r\nx: ");
+            stream
+        })
+        .collect();
+    // Twenty at once may all be refused a thread for a moment; a client tries again.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let in_time = || assert!(Instant::now() < deadline, "nobody gets in");
+    loop {
+        let request = format!(
+            "GET /tunnel/t1/dest HTTP/1.1\r\n{UPGRADE}tunnel-access-token: {DEVICE_TOKEN}\r\n\r\n"
+        );
+        if answer(gateway.local_addr(), request.as_bytes()).starts_with("HTTP/1.1 101 ") {
+            break;
+        }
+        in_time();
+    }
+    pair(&gateway);
+    // The first of them were cut off.
+    assert!(matches!(idle[0].read(&mut [0; 10]), Ok(0) | Err(_)));
+    drop(gateway);
+
+    let short = Duration::from_millis(200);
+    let gateway = start(Gateway::builder().handshake_timeout(short));
+    let mut dripping = TcpStream::connect(gateway.local_addr()).unwrap();
+    dripping.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // A byte now and then buys no time.
+    loop {
+        let written = dripping.write_all(b"x");
+        match dripping.read(&mut [0; 10]) {
+            Ok(0) => break,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && written.is_ok() => {}
+            Err(_) => break,
+            Ok(_) => panic!("an answer to nothing"),
+        }
+        assert!(Instant::now() < deadline, "it is still heard");
+    }
+}
+
+#[test]
+fn more_connections_than_allowed_are_told_so_until_one_goes() {
+    let gateway = start(Gateway::builder().access_limit(2).connection_limit(4));
+    gateway.add_tunnel(tunnel("t2")).unwrap();
+    let address = gateway.local_addr();
+    let join = |path: &str, token| connect(address, path, Some(token));
+    let first = join("/tunnel/t1/source", ACCESS_TOKEN).ok().unwrap();
+    let _second = join("/tunnel/t1/source", ACCESS_TOKEN).ok().unwrap();
+    assert_eq!(join("/tunnel/t1/source", ACCESS_TOKEN).err(), Some(503));
+    // A tunnel full of access connections keeps neither its device nor another tunnel out.
+    let _device = join("/tunnel/t1/dest", DEVICE_TOKEN).ok().unwrap();
+    let _other = join("/tunnel/t2/source", ACCESS_TOKEN).ok().unwrap();
+    assert_eq!(join("/tunnel/t2/dest", DEVICE_TOKEN).err(), Some(503));
+    assert_eq!(join("/tunnel/t2/dest", ACCESS_TOKEN).err(), Some(401));
+    drop(first);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(status) = join("/tunnel/t1/source", ACCESS_TOKEN) {
+        assert_eq!(status, 503);
+        assert!(Instant::now() < deadline, "the place is not given back");
+    }
+}
+
+#[test]
+fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
+    let (gateway, _) = gateway();
+    gateway.add_tunnel(tunnel("t2")).unwrap();
+    let address = gateway.local_addr();
+    let (mut device, mut access) = pair(&gateway);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // t2: garbage, session creates and data of no session, and answers that nobody reads.
+        scope.spawn(move || {
+            let end = |client: Result<Client, u16>| client.unwrap_or_else(|e| panic!("{e}"));
+            let mut client = end(connect(address, "/tunnel/t2/source", Some(ACCESS_TOKEN)));
+            let _device = end(connect(address, "/tunnel/t2/dest", Some(DEVICE_TOKEN)));
+            let create = json!({"frame_type": 2, "frame_id": 1, "service_type": "x"}).to_string();
+            let mut frame = (create.len() as u16).to_be_bytes().to_vec();
+            frame.extend_from_slice(create.as_bytes());
+            for n in 0..5000u32 {
+                let messages = [frame.clone(), n.to_be_bytes().to_vec(), vec![0; 60_000]];
+                for message in messages {
+                    // The gateway may have had enough of it.
+                    if client.0.send(Message::binary(message)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if let Ok(mut stream) = TcpStream::connect(address) {
+                    let _ = stream.write_all(b"\x16\x03nonsense\r\n\r\n");
+                }
+            }
+        });
+        let session = open(&mut device, &mut access, 1);
+        for n in 0..300 {
+            let data = json!({"frame_type": 4, "session_id": session, "frame_id": n});
+            access.send(data.clone(), &[n as u8; 500]);
+            assert_eq!(device.receive().1, [n as u8; 500]);
+            device.send(data, &[n as u8; 500]);
+            assert_eq!(access.receive().1, [n as u8; 500]);
+        }
+        over.store(true, Ordering::Relaxed);
+        // Ends the other tunnel's flood, if it is not over.
+        gateway.expire(&TunnelId::new("t2").unwrap());
+    });
+}
+
+#[test]
+fn headers_are_the_gateways_own() {
+    let (gateway, _) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    let session = open(&mut device, &mut access, 1);
+    // A parser that does not mind case would see another session here.
+    let header = json!({
+        "Session_Id": "another", "session_id": session, "frame_type": 4, "frame_id": 7, "x": {}
+    });
+    access.send(header, b"data");
+    let (header, payload) = device.receive();
+    assert_eq!(header, json!({"frame_type": 4, "session_id": session, "frame_id": 7}));
+    assert_eq!(payload, b"data");
+    // A service type that no device could have, and whose header would be too long for it.
+    let create = json!({"frame_type": 2, "frame_id": 2, "service_type": "s".repeat(1990)});
+    access.send(create, b"");
+    let (header, payload) = access.receive();
+    assert_eq!((&header["frame_id"], code(&payload)), (&json!(2), 2));
+}
+
+#[test]
+fn a_release_instead_of_an_answer_is_a_refusal() {
+    let (gateway, _) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    access.send(json!({"frame_type": 2, "frame_id": 5, "service_type": "_SSH"}), b"");
+    let session = device.receive().0["session_id"].clone();
+    let release = json!({"frame_type": 3, "session_id": session, "frame_id": 1});
+    device.send(release, br#"{"code":1,"msg":"no"}"#);
+    let (header, payload) = access.receive();
+    assert_eq!(
+        (&header["frame_type"], &header["frame_id"], code(&payload)),
+        (&json!(1), &json!(5), 2)
+    );
 }

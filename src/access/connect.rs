@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tungstenite::handshake::client::{generate_key, Response};
@@ -16,7 +18,7 @@ use crate::cloud::tls::TlsContext;
 use crate::cloud::websocket::Role;
 use crate::config::ConnectParams;
 use crate::peer::{Peer, Socket, Stream};
-use crate::sys::Waker;
+use crate::sys::{poll, PollFd, Waker};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -24,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) fn open(params: &ConnectParams, tls: &TlsContext, stop: &Arc<Waker>) -> Result<Peer> {
     let deadline = Instant::now() + TIMEOUT;
     let lost = |e: io::Error| Error::Connection(e.to_string());
-    let tcp = connect(params, deadline).map_err(lost)?;
+    let tcp = connect(params, deadline, stop).map_err(lost)?;
     let socket = Socket::patient(tcp, deadline, stop.clone())?;
     let connector = tls.connector().map_err(|e| Error::Tls(e.to_string()))?;
     let mut stream = match &connector {
@@ -38,19 +40,49 @@ pub(super) fn open(params: &ConnectParams, tls: &TlsContext, stop: &Arc<Waker>) 
     let key = generate_key();
     let request = request(params, &key, connector.is_some());
     stream.write_all(request.as_bytes()).map_err(lost)?;
-    let (head, rest) = stream.read_head().map_err(lost)?;
+    let head = stream.read_head().map_err(lost)?;
+    let (head, rest) =
+        head.ok_or_else(|| Error::Connection("the answer's head is over 16 KiB long".into()))?;
     check(&head, &key)?;
-    Ok(Peer::new(stream, Role::Client, &rest))
+    Ok(Peer::new(stream, Role::Client, &rest, Instant::now()))
 }
 
-fn connect(params: &ConnectParams, deadline: Instant) -> io::Result<TcpStream> {
+/// Finds and connects the host. Neither resolver nor connect can be interrupted, so they run on
+/// a thread of their own, which a stop does not wait for.
+fn connect(params: &ConnectParams, deadline: Instant, stop: &Waker) -> io::Result<TcpStream> {
+    let (host, port) = (params.host().to_owned(), params.port().get());
+    let done = Arc::new(Waker::new()?);
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let wake = done.clone();
+    thread::Builder::new().name("access-connect".into()).spawn(move || {
+        let _ = sender.send(connect_host(&host, port, deadline));
+        wake.wake();
+    })?;
+    let mut fds = [PollFd::new(done.as_fd(), true, false), PollFd::new(stop.as_fd(), true, false)];
+    loop {
+        poll(&mut fds, Some(deadline))?;
+        if fds[1].ready().read {
+            return Err(io::Error::other("stopped"));
+        }
+        match receiver.try_recv() {
+            Ok(result) => return result,
+            Err(_) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+fn connect_host(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::other("the host name has no address");
-    for address in (params.host(), params.port().get()).to_socket_addrs()? {
+    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    for (done, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        // Each has its share: one that never answers must not use up its successors' time.
+        let share = left / (addresses.len() - done) as u32;
+        if share.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match TcpStream::connect_timeout(&address, left) {
+        match TcpStream::connect_timeout(address, share) {
             Ok(stream) => return Ok(stream),
             Err(e) => last = e,
         }

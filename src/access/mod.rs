@@ -12,6 +12,7 @@ mod relay;
 use std::fmt;
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
@@ -20,11 +21,13 @@ use std::time::{Duration, Instant};
 use crate::cloud::tls::TlsContext;
 use crate::config::{ConnectParams, Security, Service};
 use crate::error::{Error as CrateError, Result as CrateResult};
-use crate::sys::Waker;
+use crate::sys::{poll, PollFd, Waker};
 use relay::{Local, Relay};
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);
+/// How long stdout may take the last bytes after a stop.
+const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// Why there is no session, or no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -158,10 +161,13 @@ impl Client {
             let _ = io::copy(&mut io::stdin().lock(), &mut &from_stdin);
             let _ = from_stdin.shutdown(Shutdown::Write);
         })?;
+        let written = Arc::new(Waker::new()?);
+        let done = written.clone();
         let writer = thread::Builder::new().name("access-stdout".into()).spawn(move || {
             let result = copy_to_stdout(&to_stdout);
             // Nobody reads what else comes: the session ends.
             let _ = to_stdout.shutdown(Shutdown::Both);
+            done.wake();
             result
         })?;
         ours.set_nonblocking(true)?;
@@ -169,6 +175,20 @@ impl Client {
         relay.open(Local::Unix(ours));
         let result = relay.run(None);
         drop(relay);
+        // Who has stopped it does not want to wait for whoever does not read stdout.
+        let mut fds = [
+            PollFd::new(written.as_fd(), true, false),
+            PollFd::new(self.stop.as_fd(), true, false),
+        ];
+        while !fds.iter().any(|fd| fd.ready().read) {
+            poll(&mut fds, None)?;
+        }
+        if !fds[0].ready().read {
+            poll(&mut fds[..1], Some(Instant::now() + LAST_BYTES))?;
+            if !fds[0].ready().read {
+                return result;
+            }
+        }
         let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("writer panicked")));
         result?;
         written.map_err(Error::Io)
@@ -180,9 +200,8 @@ impl Client {
 
     /// True when stopped.
     fn pause(&self, time: Duration) -> bool {
-        use std::os::fd::AsFd;
-        let mut fds = [crate::sys::PollFd::new(self.stop.as_fd(), true, false)];
-        let _ = crate::sys::poll(&mut fds, Some(Instant::now() + time));
+        let mut fds = [PollFd::new(self.stop.as_fd(), true, false)];
+        let _ = poll(&mut fds, Some(Instant::now() + time));
         fds[0].ready().read
     }
 }
@@ -199,6 +218,8 @@ fn copy_to_stdout(source: &UnixStream) -> io::Result<()> {
                 stdout.flush()?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The session has ended while more came from stdin; all of its bytes are here.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(e) => return Err(e),
         }
     }

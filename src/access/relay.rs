@@ -13,7 +13,7 @@ use crate::cloud::frame::{
 };
 use crate::cloud::websocket::Sender;
 use crate::peer::{is_temporary, Peer, FULL};
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 
 /// Longer than the 10 s that the gateway gives the device.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -22,6 +22,11 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// How long a local program may take nothing while a full buffer waits for it and, behind it,
 /// its siblings.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a lingering session looks whether all is delivered.
+const LINGER_CHECK: Duration = Duration::from_millis(200);
+/// How long the end may take when stopped; else, how long without getting on, unless there is
+/// but one session to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 const NORMAL: u16 = 1000;
 const EXPIRED: [Option<u16>; 2] = [Some(4001), Some(401)];
 
@@ -52,6 +57,15 @@ impl Local {
             Local::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
     }
+
+    /// Bytes that its kernel has yet to deliver; closing the socket may destroy them.
+    fn unsent(&self) -> usize {
+        match self {
+            Local::Tcp(stream) => sys::unsent(stream),
+            // What was written is in the other end's queue, and stays there.
+            Local::Unix(_) => 0,
+        }
+    }
 }
 
 impl AsFd for Local {
@@ -78,6 +92,12 @@ enum State {
     Open,
     /// Released by the other side: what waits is still written.
     Draining,
+    /// All is written, but not delivered. What the local program still sends is read and
+    /// dropped: closing a socket with unread bytes would reset the connection.
+    Lingering {
+        progress: Instant,
+        left: usize,
+    },
     Ended,
 }
 
@@ -96,6 +116,27 @@ struct Session {
 impl Session {
     fn waits(&self) -> usize {
         self.waiting.len() - self.written
+    }
+
+    /// Reads and drops; the state after that, of one that lingers.
+    fn linger(&mut self, mut progress: Instant, mut left: usize, now: Instant) -> State {
+        let mut scratch = [0; 4096];
+        let ended = loop {
+            match self.local.read(&mut scratch) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break e.kind() != io::ErrorKind::WouldBlock,
+            }
+        };
+        let unsent = self.local.unsent();
+        if unsent < left {
+            (progress, left) = (now, unsent);
+        }
+        if ended || left == 0 || now >= progress + STALL_TIMEOUT {
+            return State::Ended;
+        }
+        State::Lingering { progress, left }
     }
 
     /// Writes what the local end takes; false when it is gone.
@@ -170,22 +211,26 @@ impl<'a> Relay<'a> {
     }
 
     /// Serves until stopped, until the WebSocket ends, or, without a listener, until no session
-    /// is left.
+    /// is left and the tunnel has taken everything.
     pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
         self.listening = listener.is_some();
-        while self.peer.is_open() {
-            if listener.is_none() && self.sessions.is_empty() {
+        let mut stopped = false;
+        while self.peer.is_open() && !stopped {
+            if listener.is_none() && self.sessions.is_empty() && self.peer.waiting() == 0 {
                 break;
             }
-            if self.turn(listener)? {
-                break;
-            }
+            stopped = self.turn(listener)?;
         }
         let was_open = self.peer.is_open();
         let lost = Error::Connection(self.peer.reason().to_owned());
         let expired = EXPIRED.contains(&self.peer.close_code());
-        self.close();
-        if was_open {
+        // A tunnel that ends after its last session has ended takes nothing from it.
+        let is_over = |session: &Session| {
+            matches!(session.state, State::Draining | State::Lingering { .. } | State::Ended)
+        };
+        let was_over = listener.is_none() && self.sessions.values().all(is_over);
+        self.close(stopped);
+        if was_open || was_over {
             return std::mem::replace(&mut self.outcome, Ok(()));
         }
         Err(if expired { Error::Unauthorized } else { lost })
@@ -198,7 +243,11 @@ impl<'a> Relay<'a> {
         let deadline = self.deadline(reads);
         let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false), self.peer.poll_fd(reads)];
         fds.extend(self.sessions.values().map(|session| {
-            let read = takes && matches!(session.state, State::Open);
+            let read = match session.state {
+                State::Open => takes,
+                State::Lingering { .. } => true,
+                _ => false,
+            };
             PollFd::new(session.local.as_fd(), read, session.waits() > 0)
         }));
         fds.extend(listener.map(|listener| PollFd::new(listener.as_fd(), true, false)));
@@ -209,7 +258,7 @@ impl<'a> Relay<'a> {
             return Ok(true);
         }
         if ready[1].read || reads && self.peer.is_held() {
-            self.peer.receive();
+            self.peer.receive(Instant::now());
         }
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
         for (key, ready) in keys.iter().zip(&ready[2..]) {
@@ -226,7 +275,7 @@ impl<'a> Relay<'a> {
         self.settle();
         let reads = self.reads_peer();
         self.peer.tick(Instant::now(), reads);
-        self.peer.flush();
+        self.peer.flush(Instant::now());
         Ok(false)
     }
 
@@ -240,10 +289,11 @@ impl<'a> Relay<'a> {
         }
         let times = self.sessions.values().filter_map(|session| match session.state {
             State::Opening { deadline, .. } => Some(deadline),
+            State::Lingering { .. } => Some(Instant::now() + LINGER_CHECK),
             _ if self.listening => session.stalled.map(|since| since + STALL_TIMEOUT),
             _ => None,
         });
-        times.fold(self.peer.deadline(), Instant::min)
+        times.chain(self.peer.deadline()).min().unwrap_or_else(Instant::now)
     }
 
     fn accept(&mut self, listener: &TcpListener) {
@@ -266,7 +316,7 @@ impl<'a> Relay<'a> {
     /// Sends what the local end has, while the tunnel takes it.
     fn send_local(&mut self, key: u64) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        let Some(template) = &session.data else { return };
+        let (State::Open, Some(template)) = (&session.state, &session.data) else { return };
         let mut head = Vec::new();
         let mut payload = [0; MAX_PAYLOAD_SENT];
         while self.peer.waiting() < SEND_BUFFER {
@@ -294,7 +344,7 @@ impl<'a> Relay<'a> {
         let (sessions, listening) = (&mut self.sessions, self.listening);
         let outcome = &mut self.outcome;
         let next_frame = &mut self.next_frame;
-        self.peer.pump(|frame, _, sender| match frame.frame_type {
+        self.peer.pump(Instant::now(), |frame, sender| match frame.frame_type {
             FrameType::CommonResponse => {
                 answered(sessions, outcome, &frame, sender, next_frame);
                 report(listening, outcome);
@@ -340,8 +390,13 @@ impl<'a> Relay<'a> {
                     send_release(self.peer.sender(), &session.id, frame_id, "closed");
                     session.state = State::Ended;
                 }
-                State::Draining if !is_there || session.waits() == 0 => {
-                    session.state = State::Ended;
+                State::Draining if !is_there => session.state = State::Ended,
+                State::Draining if session.waits() == 0 => {
+                    session.local.end();
+                    session.state = session.linger(now, usize::MAX, now);
+                }
+                State::Lingering { progress, left } => {
+                    session.state = session.linger(progress, left, now);
                 }
                 _ => {}
             }
@@ -350,35 +405,60 @@ impl<'a> Relay<'a> {
         self.sessions.retain(|_, session| !matches!(session.state, State::Ended));
     }
 
-    /// Delivers what was received, then closes the WebSocket.
-    fn close(&mut self) {
+    /// Delivers what was received and what was sent, then closes the WebSocket.
+    fn close(&mut self, mut stopped: bool) {
         for session in self.sessions.values_mut() {
             if let (State::Open, true) = (&session.state, self.peer.is_open()) {
                 let frame_id = next(&mut self.next_frame);
                 send_release(self.peer.sender(), &session.id, frame_id, "stopped");
             }
-            session.state = State::Draining;
+            if matches!(session.state, State::Opening { .. } | State::Open) {
+                session.state = State::Draining;
+            }
         }
-        self.peer.close(NORMAL, "done");
-        let patience = Instant::now() + Duration::from_secs(5);
-        while !(self.peer.is_gone() && self.sessions.is_empty()) && Instant::now() < patience {
-            let mut fds = vec![self.peer.poll_fd(true)];
-            let locals = self.sessions.values();
-            fds.extend(locals.map(|session| PollFd::new(session.local.as_fd(), false, true)));
-            let deadline =
-                if self.peer.is_gone() { patience } else { self.peer.deadline().min(patience) };
-            if poll(&mut fds, Some(deadline)).is_err() {
+        let begun = Instant::now();
+        if stopped {
+            self.peer.close(NORMAL, "done", begun);
+        } else {
+            self.peer.close_gently(NORMAL, "done", begun);
+        }
+        let (mut since, mut left) = (begun, usize::MAX);
+        self.settle();
+        while !(self.peer.is_gone() && self.sessions.is_empty()) {
+            let now = Instant::now();
+            let waits = self.sessions.values().map(Session::waits).sum();
+            if waits < left && !stopped {
+                (since, left) = (now, waits);
+            }
+            let give_up = (self.listening || stopped).then_some(since + PATIENCE);
+            if give_up.is_some_and(|at| now >= at) {
                 return;
             }
-            let readable = fds[0].ready().read;
-            drop(fds);
-            if readable {
-                self.peer.receive();
+            let mut fds =
+                vec![self.peer.poll_fd(true), PollFd::new(self.stop.as_fd(), !stopped, false)];
+            fds.extend(self.sessions.values().map(|session| {
+                let lingers = matches!(session.state, State::Lingering { .. });
+                PollFd::new(session.local.as_fd(), lingers, session.waits() > 0)
+            }));
+            let lingers = |session: &Session| matches!(session.state, State::Lingering { .. });
+            let check = self.sessions.values().any(lingers).then_some(now + LINGER_CHECK);
+            let peer = self.peer.deadline().filter(|_| !self.peer.is_gone());
+            if poll(&mut fds, give_up.into_iter().chain(check).chain(peer).min()).is_err() {
+                return;
             }
-            self.peer.pump(|_, _, _| true);
+            let (readable, told) = (fds[0].ready().read, fds[1].ready().read);
+            drop(fds);
+            let now = Instant::now();
+            if told {
+                (stopped, since) = (true, now);
+            }
+            if readable {
+                self.peer.receive(now);
+            }
+            self.peer.pump(now, |_, _| true);
             self.settle();
-            self.peer.tick(Instant::now(), true);
-            self.peer.flush();
+            self.peer.tick(now, true);
+            self.peer.flush(now);
         }
     }
 }

@@ -1,78 +1,82 @@
-//! The server's half of the opening handshake. The request holds a token: nothing here logs it.
-
-use std::io::{self, Write};
+//! The server's half of the opening handshake: bytes to what they ask for, and answers to bytes.
+//! The request holds a token: nothing here logs it, and nothing here copies it.
 
 use tungstenite::handshake::derive_accept_key;
-use tungstenite::handshake::machine::TryParse;
-use tungstenite::handshake::server::Request;
-use tungstenite::http::{HeaderMap, StatusCode};
+use tungstenite::http::StatusCode;
 
 use super::Side;
 use crate::cloud::frame::{SUBPROTOCOL, TOKEN_HEADER};
-use crate::peer::Stream;
+
+/// Header lines of a request; tungstenite's limit, too.
+const MAX_HEADERS: usize = 124;
 
 /// A request that is well formed; whether it may in is the caller's decision.
-pub(super) struct Opening {
-    pub(super) tunnel: String,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Opening<'a> {
+    pub(super) tunnel: &'a str,
     pub(super) side: Side,
-    request: Request,
-    /// Bytes that came after the request.
-    pub(super) rest: Vec<u8>,
+    /// What the client presents; empty when it has none.
+    pub(super) token: &'a [u8],
+    key: &'a [u8],
+    offers_subprotocol: bool,
 }
 
-impl Opening {
-    /// Reads a request; one that is no opening is answered with its error.
-    pub(super) fn read(stream: &mut Stream) -> io::Result<Result<Self, StatusCode>> {
-        let (head, rest) = stream.read_head()?;
-        let head = zeroize::Zeroizing::new(head);
-        let Ok(Some((_, request))) = Request::try_parse(&head) else {
-            return Ok(Err(StatusCode::BAD_REQUEST));
-        };
-        let Some((tunnel, side)) = route(request.uri().path()) else {
-            return Ok(Err(StatusCode::NOT_FOUND));
-        };
-        let tunnel = tunnel.to_owned();
-        Ok(check_upgrade(request.headers()).map(|()| Opening { tunnel, side, request, rest }))
+impl<'a> Opening<'a> {
+    /// Reads a request's head; one that is no opening is to be answered with its error.
+    pub(super) fn parse(head: &'a [u8]) -> Result<Self, StatusCode> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        match request.parse(head) {
+            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+            Err(httparse::Error::TooManyHeaders) => {
+                return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            }
+            _ => return Err(StatusCode::BAD_REQUEST),
+        }
+        if (request.method, request.version) != (Some("GET"), Some(1)) {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        let headers = Headers(request.headers);
+        let (tunnel, side) = route(request.path.unwrap_or("")).ok_or(StatusCode::NOT_FOUND)?;
+        headers.check_upgrade()?;
+        // Two of them: which one counts would be a matter of taste, and a matter of rights.
+        let token = headers.only(TOKEN_HEADER)?.unwrap_or(b"");
+        let key = headers.only("sec-websocket-key")?.filter(|key| is_key(key));
+        // A client that names it in its plain `subprotocol` header has offered none to accept.
+        let offers_subprotocol = headers.lists("sec-websocket-protocol", SUBPROTOCOL);
+        let key = key.ok_or(StatusCode::BAD_REQUEST)?;
+        Ok(Opening { tunnel, side, token, key, offers_subprotocol })
     }
 
-    /// The token that the client presents; empty when it has none.
-    pub(super) fn token(&self) -> &[u8] {
-        self.request.headers().get(TOKEN_HEADER).map_or(b"", |value| value.as_bytes())
-    }
-
-    /// Answers 101.
-    pub(super) fn accept(&self, stream: &mut Stream) -> io::Result<()> {
-        let headers = self.request.headers();
-        let key = headers.get("sec-websocket-key").map_or(&b""[..], |key| key.as_bytes());
+    /// The answer that lets it in.
+    pub(super) fn answer(&self) -> Vec<u8> {
         let mut answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Accept: {}\r\n",
-            derive_accept_key(key)
+            derive_accept_key(self.key)
         );
-        // A client that names it in its plain `subprotocol` header has offered none to accept.
-        if lists(headers, "sec-websocket-protocol", SUBPROTOCOL) {
+        if self.offers_subprotocol {
             answer += &format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n");
         }
         answer += "\r\n";
-        stream.write_all(answer.as_bytes())
+        answer.into_bytes()
     }
 }
 
-/// Answers with an error status.
-pub(super) fn refuse(stream: &mut Stream, status: StatusCode) -> io::Result<()> {
+/// An answer that refuses.
+pub(super) fn refusal(status: StatusCode) -> Vec<u8> {
     let version = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
         _ => "",
     };
-    let answer =
-        format!("HTTP/1.1 {status}\r\n{version}Content-Length: 0\r\nConnection: close\r\n\r\n");
-    stream.write_all(answer.as_bytes())?;
-    stream.shut_down();
-    Ok(())
+    format!("HTTP/1.1 {status}\r\n{version}Content-Length: 0\r\nConnection: close\r\n\r\n")
+        .into_bytes()
 }
 
-/// `/tunnel/<id>/dest` or `/tunnel/<id>/source`.
-fn route(path: &str) -> Option<(&str, Side)> {
+/// `/tunnel/<id>/dest` or `/tunnel/<id>/source`, with or without a query. Nothing is decoded or
+/// normalized, so no spelling of one path is another.
+fn route(target: &str) -> Option<(&str, Side)> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
     let (id, end) = path.strip_prefix("/tunnel/")?.split_once('/')?;
     let side = match end {
         "dest" => Side::Device,
@@ -82,25 +86,51 @@ fn route(path: &str) -> Option<(&str, Side)> {
     (!id.is_empty()).then_some((id, side))
 }
 
-fn check_upgrade(headers: &HeaderMap) -> Result<(), StatusCode> {
-    if !lists(headers, "upgrade", "websocket") {
-        return Err(StatusCode::UPGRADE_REQUIRED);
-    }
-    let version = headers.get("sec-websocket-version").map(|value| value.as_bytes());
-    if version != Some(b"13") {
-        return Err(StatusCode::UPGRADE_REQUIRED);
-    }
-    let has_key = headers.get("sec-websocket-key").is_some_and(|key| key.len() == 24);
-    if !has_key || !lists(headers, "connection", "upgrade") {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    Ok(())
+/// 16 bytes in base64.
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")
 }
 
-/// Whether a header's comma-separated list holds `item`, in any case.
-fn lists(headers: &HeaderMap, name: &str, item: &str) -> bool {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(item))
+struct Headers<'h, 'a>(&'h [httparse::Header<'a>]);
+
+impl<'a> Headers<'_, 'a> {
+    fn all<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
+        self.0.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value)
+    }
+
+    /// The value of a header that must not stand there twice.
+    fn only(&self, name: &str) -> Result<Option<&'a [u8]>, StatusCode> {
+        let mut values = self.all(name);
+        let first = values.next();
+        if values.next().is_some() {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        Ok(first)
+    }
+
+    /// Whether its comma-separated list holds `item`, in any case.
+    fn lists(&self, name: &str, item: &str) -> bool {
+        let values = self.all(name).filter_map(|value| std::str::from_utf8(value).ok());
+        let mut parts = values.flat_map(|value| value.split(','));
+        parts.any(|part| part.trim().eq_ignore_ascii_case(item))
+    }
+
+    fn check_upgrade(&self) -> Result<(), StatusCode> {
+        if !self.lists("upgrade", "websocket") {
+            return Err(StatusCode::UPGRADE_REQUIRED);
+        }
+        if self.only("sec-websocket-version")? != Some(&b"13"[..]) {
+            return Err(StatusCode::UPGRADE_REQUIRED);
+        }
+        // With a body, what follows the head would be another's idea of the first message.
+        let has_body = self.all("transfer-encoding").next().is_some()
+            || self.all("content-length").any(|length| length != b"0");
+        if has_body || !self.lists("connection", "upgrade") {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -111,9 +141,95 @@ mod tests {
     fn only_the_two_ends_of_a_tunnel_are_paths() {
         assert!(matches!(route("/tunnel/t/dest"), Some(("t", Side::Device))));
         assert!(matches!(route("/tunnel/t/source"), Some(("t", Side::Access))));
-        for bad in ["/", "/tunnel//dest", "/tunnel/t", "/tunnel/t/", "/tunnel/t/dest/", "/x/t/dest"]
-        {
+        assert!(matches!(route("/tunnel/t/source?/dest"), Some(("t", Side::Access))));
+        assert!(matches!(route("/tunnel/%2e/dest"), Some(("%2e", Side::Device))));
+        for bad in [
+            "/",
+            "",
+            "*",
+            "/tunnel//dest",
+            "/tunnel/t",
+            "/tunnel/t/",
+            "/tunnel/t/dest/",
+            "/tunnel/t/dest/.",
+            "/tunnel/t/dest/../source",
+            "/tunnel/t/source/../dest",
+            "/tunnel/./t/dest",
+            "/tunnel/t/%64est",
+            "/tunnel/t%2fdest",
+            "/tunnel/t//dest",
+            "//tunnel/t/dest",
+            "/x/../tunnel/t/dest",
+            "/TUNNEL/t/dest",
+            "/tunnel/t/DEST",
+            "/tunnel/t/dest;x",
+            "/tunnel/t/dest#x",
+            "/x/t/dest",
+            "http://gateway/tunnel/t/dest",
+            "gateway/tunnel/t/dest",
+        ] {
             assert!(route(bad).is_none(), "{bad}");
         }
+    }
+
+    fn parse(lines: &[&str]) -> Result<(String, usize), StatusCode> {
+        let head = format!("{}\r\n\r\n", lines.join("\r\n"));
+        let opening = Opening::parse(head.as_bytes())?;
+        Ok((String::from_utf8(opening.answer()).unwrap(), opening.token.len()))
+    }
+
+    const GOOD: [&str; 6] = [
+        "GET /tunnel/t/source HTTP/1.1",
+        "Connection: keep-alive, Upgrade",
+        "Upgrade: WebSocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Tunnel-Access-Token:  hush-12 ",
+    ];
+
+    #[test]
+    fn the_answer_is_the_rfcs() {
+        let (answer, token) = parse(&GOOD).unwrap();
+        assert!(answer.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"));
+        assert!(!answer.contains("Sec-WebSocket-Protocol"));
+        assert_eq!(token, "hush-12".len());
+        let offer = "Sec-WebSocket-Protocol: x, aliyun.iot.securetunnel-v1.1";
+        let (answer, _) = parse(&[&GOOD[..], &[offer]].concat()).unwrap();
+        assert!(answer.contains("\r\nSec-WebSocket-Protocol: aliyun.iot.securetunnel-v1.1\r\n"));
+    }
+
+    #[test]
+    fn what_is_said_twice_or_not_at_all_is_refused() {
+        for left_out in &GOOD[1..5] {
+            let lines: Vec<&str> = GOOD.into_iter().filter(|line| line != left_out).collect();
+            assert!(parse(&lines).is_err(), "without {left_out}");
+        }
+        assert_eq!(parse(&GOOD[..5]).unwrap().1, 0);
+        for (more, status) in [
+            ("tunnel-access-token: hush-12", 400),
+            ("TUNNEL-ACCESS-TOKEN:", 400),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", 400),
+            ("Sec-WebSocket-Version: 8", 400),
+            ("Content-Length: 5", 400),
+            ("Transfer-Encoding: chunked", 400),
+            ("no colon", 400),
+            (" folded", 400),
+            ("nul: \0", 400),
+        ] {
+            let refused = parse(&[&GOOD[..], &[more]].concat()).unwrap_err();
+            assert_eq!(refused.as_u16(), status, "{more}");
+        }
+        for request_line in [
+            "POST /tunnel/t/source HTTP/1.1",
+            "GET /tunnel/t/source HTTP/1.0",
+            "GET  HTTP/1.1",
+            "\x16\x03\x01\x02\0\x01",
+        ] {
+            let refused = parse(&[&[request_line], &GOOD[1..]].concat()).unwrap_err();
+            assert_eq!(refused.as_u16(), 400, "{request_line:?}");
+        }
+        let many = vec!["a: b"; 130];
+        assert_eq!(parse(&[&GOOD[..], &many].concat()).unwrap_err().as_u16(), 431);
     }
 }

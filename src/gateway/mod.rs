@@ -6,15 +6,24 @@
 //!
 //! An accept thread hands each connection to a short-lived thread for its handshakes, which
 //! hands it to the tunnel's hub: one thread for each tunnel that has a connection.
+//!
+//! What strangers and tunnels may take is limited; [`Builder`] has the settings. An access
+//! connection for which 256 KiB wait stops what its tunnel's device sends, for the protocol
+//! has no finer flow control; when it has taken less than 4 KiB within
+//! [`stall_timeout`](Builder::stall_timeout) it is closed with code 1008, its sessions are
+//! released towards the device (code 2), and the tunnel's other access connections go on.
 
+mod admission;
 mod handshake;
 mod hub;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod property;
+mod tunnel;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -30,14 +39,14 @@ use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::peer::{Peer, Socket, Stream};
 use crate::sys::{poll, PollFd, Waker};
-use handshake::Opening;
+use admission::{Digest, Digester, Handshake, Handshakes, Places, Seat};
+use handshake::{refusal, Opening};
 use hub::{Hub, Order};
+use tunnel::{Limits, Tunnel};
 
 const TARGET: &str = "aiot_tunnel::gateway";
-/// TLS and WebSocket handshake together.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Handshakes at a time; connections over it are closed at once.
-const MAX_HANDSHAKES: usize = 64;
+/// A tunnel's device connections: the one in use, and older ones in their closing handshake.
+const MAX_DEVICE_CONNECTIONS: usize = 8;
 /// After a failed accept (out of descriptors), until the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -67,7 +76,16 @@ pub struct TunnelConfig {
 pub struct Builder {
     tls: Option<TlsAcceptor>,
     tunnels: Vec<TunnelConfig>,
-    session_limit: usize,
+    settings: Settings,
+}
+
+#[derive(Clone, Copy)]
+struct Settings {
+    tunnel: Limits,
+    connections: usize,
+    access_connections: usize,
+    handshakes: usize,
+    handshake_timeout: Duration,
 }
 
 impl Builder {
@@ -89,7 +107,39 @@ impl Builder {
 
     /// Sessions of one tunnel at once; default 10, the platform's limit.
     pub fn session_limit(mut self, limit: usize) -> Self {
-        self.session_limit = limit;
+        self.settings.tunnel.sessions = limit;
+        self
+    }
+
+    /// Open connections in all; default 1024. One more is answered with 503.
+    pub fn connection_limit(mut self, limit: usize) -> Self {
+        self.settings.connections = limit;
+        self
+    }
+
+    /// Access connections of one tunnel at once; default 32. One more is answered with 503.
+    pub fn access_limit(mut self, limit: usize) -> Self {
+        self.settings.access_connections = limit;
+        self
+    }
+
+    /// Handshakes at a time; default 64, at least 1. When one more begins, the oldest of the
+    /// address that has most of them is cut off.
+    pub fn handshake_limit(mut self, limit: usize) -> Self {
+        self.settings.handshakes = limit;
+        self
+    }
+
+    /// Time for TLS and WebSocket handshake together; default 15 s.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.handshake_timeout = timeout;
+        self
+    }
+
+    /// How long an access connection whose buffer is full may take less than 4 KiB before it is
+    /// closed, since it holds up its siblings; default 10 s.
+    pub fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.tunnel.stall = timeout;
         self
     }
 
@@ -103,17 +153,7 @@ impl Builder {
         let listener = TcpListener::bind(address).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
-        let stop = Waker::new().map_err(|e| Error::io("create an eventfd", e))?;
-        let shared = Arc::new(Shared {
-            tls: self.tls,
-            session_limit: self.session_limit,
-            registry: Mutex::default(),
-            stop: Arc::new(stop),
-            handshakes: AtomicUsize::new(0),
-        });
-        for tunnel in self.tunnels {
-            shared.add(tunnel)?;
-        }
+        let shared = Arc::new(self.shared()?);
         let accept = {
             let shared = shared.clone();
             thread::Builder::new()
@@ -122,6 +162,23 @@ impl Builder {
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
         Ok(Gateway { shared, local_addr, accept: Some(accept) })
+    }
+
+    fn shared(self) -> Result<Shared> {
+        let stop = Waker::new().map_err(|e| Error::io("create an eventfd", e))?;
+        let shared = Shared {
+            tls: self.tls,
+            settings: self.settings,
+            digester: Digester::new(),
+            registry: Mutex::default(),
+            stop: Arc::new(stop),
+            handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
+            connections: Places::default(),
+        };
+        for tunnel in &self.tunnels {
+            shared.add(tunnel)?;
+        }
+        Ok(shared)
     }
 }
 
@@ -154,7 +211,14 @@ pub struct Gateway {
 impl Gateway {
     /// Starts with no tunnel, without TLS, with 10 sessions a tunnel.
     pub fn builder() -> Builder {
-        Builder { tls: None, tunnels: Vec::new(), session_limit: 10 }
+        let settings = Settings {
+            tunnel: Limits { sessions: 10, stall: Duration::from_secs(10) },
+            connections: 1024,
+            access_connections: 32,
+            handshakes: 64,
+            handshake_timeout: Duration::from_secs(15),
+        };
+        Builder { tls: None, tunnels: Vec::new(), settings }
     }
 
     /// The address that it listens on.
@@ -168,7 +232,7 @@ impl Gateway {
     /// # Errors
     /// [`Error::InvalidInput`] for two tokens that are the same or empty.
     pub fn add_tunnel(&self, tunnel: TunnelConfig) -> Result<()> {
-        self.shared.add(tunnel)
+        self.shared.add(&tunnel)
     }
 
     /// Replaces the token of one side, for handshakes from now on. False for an unknown tunnel.
@@ -178,13 +242,14 @@ impl Gateway {
     pub fn set_token(&self, id: &TunnelId, side: Side, token: Token) -> Result<bool> {
         let mut registry = self.shared.registry.lock();
         let Some(entry) = registry.tunnels.get_mut(id.as_str()) else { return Ok(false) };
-        let mut config = entry.config.clone();
-        match side {
-            Side::Device => config.device_token = token,
-            Side::Access => config.access_token = token,
-        }
-        check_tokens(&config)?;
-        entry.config = config;
+        check_not_empty(&token)?;
+        let new = self.shared.digester.of_token(&token);
+        let (own, other) = match side {
+            Side::Device => (&mut entry.device_token, &entry.access_token),
+            Side::Access => (&mut entry.access_token, &entry.device_token),
+        };
+        check_different(&new, other)?;
+        *own = new;
         Ok(true)
     }
 
@@ -193,8 +258,8 @@ impl Gateway {
     pub fn expire(&self, id: &TunnelId) -> bool {
         let mut registry = self.shared.registry.lock();
         let Some(entry) = registry.tunnels.get_mut(id.as_str()) else { return false };
-        entry.config.expires = Some(Instant::now());
-        entry.order(Order::ExpireAt(entry.config.expires));
+        entry.expires = Some(Instant::now());
+        entry.order(Order::ExpireAt(entry.expires));
         true
     }
 
@@ -239,8 +304,12 @@ struct Registry {
 }
 
 struct Entry {
-    config: TunnelConfig,
+    device_token: Digest,
+    access_token: Digest,
+    expires: Option<Instant>,
     hub: Option<HubHandle>,
+    devices: Places,
+    accesses: Places,
 }
 
 struct HubHandle {
@@ -258,38 +327,44 @@ impl Entry {
         }
     }
 
-    fn admits(&self, side: Side, token: &[u8]) -> bool {
-        let expected = match side {
-            Side::Device => &self.config.device_token,
-            Side::Access => &self.config.access_token,
-        };
-        let expected = expected.expose().as_bytes();
-        let expired = self.config.expires.is_some_and(|at| Instant::now() >= at);
-        !expired && expected.len() == token.len() && openssl::memcmp::eq(expected, token)
+    fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|at| Instant::now() >= at)
     }
 }
 
 struct Shared {
     tls: Option<TlsAcceptor>,
-    session_limit: usize,
+    settings: Settings,
+    digester: Digester,
     registry: Mutex<Registry>,
     /// Woken once, to stop; never reset.
     stop: Arc<Waker>,
-    handshakes: AtomicUsize,
+    handshakes: Arc<Handshakes>,
+    /// Those past their handshakes.
+    connections: Places,
 }
 
 impl Shared {
-    fn add(&self, config: TunnelConfig) -> Result<()> {
-        check_tokens(&config)?;
+    fn add(&self, config: &TunnelConfig) -> Result<()> {
+        // An access token must never open the device's end, nor an absent one either end.
+        check_not_empty(&config.device_token)?;
+        check_not_empty(&config.access_token)?;
+        let device_token = self.digester.of_token(&config.device_token);
+        let access_token = self.digester.of_token(&config.access_token);
+        check_different(&device_token, &access_token)?;
         let mut registry = self.registry.lock();
         let id = config.id.as_str().to_owned();
-        match registry.tunnels.get_mut(&id) {
-            Some(entry) => {
-                entry.order(Order::ExpireAt(config.expires));
-                entry.config = config;
-            }
-            None => drop(registry.tunnels.insert(id, Entry { config, hub: None })),
-        }
+        let entry = registry.tunnels.entry(id).or_insert_with(|| Entry {
+            device_token,
+            access_token,
+            expires: None,
+            hub: None,
+            devices: Places::default(),
+            accesses: Places::default(),
+        });
+        (entry.device_token, entry.access_token) = (device_token, access_token);
+        entry.expires = config.expires;
+        entry.order(Order::ExpireAt(config.expires));
         Ok(())
     }
 
@@ -321,28 +396,28 @@ impl Shared {
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
-        if self.handshakes.load(Ordering::Relaxed) >= MAX_HANDSHAKES {
-            log::warn!(target: TARGET, "{address}: too many handshakes at a time");
-            return None;
-        }
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
+        let handshake = match self.handshakes.begin(address.ip(), &stream) {
+            Ok(handshake) => handshake,
+            Err(e) => {
+                log::warn!(target: TARGET, "{address}: {e}");
+                return None;
+            }
+        };
         let shared = self.clone();
         let run = move || {
-            if let Err(e) = shared.handshake(stream) {
+            if let Err(e) = shared.handshake(stream, &handshake) {
                 log::warn!(target: TARGET, "{address}: handshake: {e}");
             }
-            shared.handshakes.fetch_sub(1, Ordering::Relaxed);
         };
         let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
         if let Err(e) = &thread {
             log::warn!(target: TARGET, "create a handshake thread: {e}");
-            self.handshakes.fetch_sub(1, Ordering::Relaxed);
         }
         thread.ok()
     }
 
-    fn handshake(self: &Arc<Self>, tcp: TcpStream) -> io::Result<()> {
-        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
+        let deadline = Instant::now() + self.settings.handshake_timeout;
         let socket = Socket::patient(tcp, deadline, self.stop.clone())?;
         let mut stream = match &self.tls {
             None => Stream::Plain(socket),
@@ -352,37 +427,61 @@ impl Shared {
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             },
         };
-        let opening = match Opening::read(&mut stream)? {
-            Ok(opening) => opening,
-            Err(status) => return handshake::refuse(&mut stream, status),
+        let Some((head, rest)) = stream.read_head()? else {
+            return stream.part(&refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         };
-        if !self.is_admitted(&opening) {
-            let (tunnel, side) = (&opening.tunnel, opening.side);
-            log::warn!(target: TARGET, "tunnel {tunnel:?}: {side:?} refused: 401");
-            return handshake::refuse(&mut stream, StatusCode::UNAUTHORIZED);
+        let opening = match Opening::parse(&head) {
+            Ok(opening) => opening,
+            Err(status) => return stream.part(&refusal(status)),
+        };
+        let seat = match self.seat(&opening) {
+            Ok(seat) => seat,
+            Err(status) => {
+                let (tunnel, side) = (opening.tunnel, opening.side);
+                log::warn!(target: TARGET, "tunnel {tunnel:?}: {side:?} refused: {status}");
+                return stream.part(&refusal(status));
+            }
+        };
+        if !handshake.succeeds() {
+            return Err(io::Error::other("gave way to newer ones"));
         }
-        opening.accept(&mut stream)?;
-        let peer = Peer::new(stream, Role::Server, &opening.rest);
+        // The answer is the hub's to send: it knows of the connection by then.
+        let peer = Peer::new(stream, Role::Server, &rest, Instant::now());
+        let peer = peer.greet(opening.answer(), Box::new(seat));
         self.join(&opening, Box::new(peer))
     }
 
-    fn is_admitted(&self, opening: &Opening) -> bool {
+    /// A place for whoever has the token.
+    fn seat(&self, opening: &Opening<'_>) -> std::result::Result<Seat, StatusCode> {
+        let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
-        let entry = registry.tunnels.get(&opening.tunnel);
-        entry.is_some_and(|entry| entry.admits(opening.side, opening.token()))
+        let entry = registry.tunnels.get(opening.tunnel);
+        let expected = entry.map(|entry| match opening.side {
+            Side::Device => &entry.device_token,
+            Side::Access => &entry.access_token,
+        });
+        let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
+        let entry = entry.filter(|entry| has_token && !entry.is_expired());
+        let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
+        let (places, limit) = match opening.side {
+            Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
+            Side::Access => (&entry.accesses, self.settings.access_connections),
+        };
+        let seat = places.take(limit, &self.connections, self.settings.connections);
+        seat.ok_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// Hands a connection to its tunnel's hub, which is created if there is none.
-    fn join(self: &Arc<Self>, opening: &Opening, peer: Box<Peer>) -> io::Result<()> {
+    fn join(self: &Arc<Self>, opening: &Opening<'_>, peer: Box<Peer>) -> io::Result<()> {
         let mut registry = self.registry.lock();
         let ended = std::mem::take(&mut registry.ended);
         registry.hubs_created += 1;
         let serial = registry.hubs_created;
-        let Some(entry) = registry.tunnels.get_mut(&opening.tunnel) else { return Ok(()) };
+        let Some(entry) = registry.tunnels.get_mut(opening.tunnel) else { return Ok(()) };
         if entry.hub.is_none() {
-            entry.hub = Some(self.spawn_hub(&opening.tunnel, serial)?);
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
         }
-        entry.order(Order::Join(opening.side, peer, entry.config.expires));
+        entry.order(Order::Join(opening.side, peer, entry.expires));
         drop(registry);
         // They were at their last instruction when they put themselves there.
         for thread in ended {
@@ -394,7 +493,8 @@ impl Shared {
     fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let hub = Hub::new(tunnel.to_owned(), receiver, waker.clone(), self.session_limit);
+        let core = Tunnel::new(tunnel.to_owned(), self.settings.tunnel);
+        let hub = Hub::new(core, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let thread = thread::Builder::new()
             .name("gateway-hub".into())
@@ -415,12 +515,15 @@ impl Shared {
     }
 }
 
-/// An access token must never open the device's end, nor an absent one either end.
-fn check_tokens(config: &TunnelConfig) -> Result<()> {
-    if config.device_token.expose().is_empty() || config.access_token.expose().is_empty() {
-        return Err(Error::invalid("token", "empty"));
+fn check_not_empty(token: &Token) -> Result<()> {
+    match token.expose() {
+        "" => Err(Error::invalid("token", "empty")),
+        _ => Ok(()),
     }
-    if config.device_token == config.access_token {
+}
+
+fn check_different(own: &Digest, other: &Digest) -> Result<()> {
+    if own.matches(other) {
         return Err(Error::invalid("token", "the same for device and access side"));
     }
     Ok(())

@@ -127,7 +127,7 @@ impl Drop for DeviceProcess {
 pub fn device_main() {
     let Ok(text) = std::env::var(SPEC) else { return };
     let spec: Value = serde_json::from_str(&text).unwrap();
-    let _ = env_logger::builder().is_test(false).try_init();
+    common::logs::keep();
     let mut builder = Manager::builder().security(Security::Plain).limits(limits(&spec["limits"]));
     for service in spec["services"].as_array().unwrap() {
         let text = |index: usize| service[index].as_str().unwrap();

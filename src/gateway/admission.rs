@@ -1,0 +1,205 @@
+//! Who may in: tokens, places, and the handshakes under way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::config::Token;
+
+/// A token as the gateway keeps it. All of them have one length, so comparing two takes one time.
+#[derive(Clone, Copy)]
+pub(super) struct Digest([u8; 32]);
+
+impl Digest {
+    pub(super) fn matches(&self, other: &Digest) -> bool {
+        openssl::memcmp::eq(&self.0, &other.0)
+    }
+}
+
+/// Makes digests, with a salt of its own.
+pub(super) struct Digester {
+    salt: [u8; 32],
+    nobody: Digest,
+}
+
+impl Digester {
+    pub(super) fn new() -> Self {
+        Digester { salt: rand::random(), nobody: Digest(rand::random()) }
+    }
+
+    pub(super) fn of(&self, token: &[u8]) -> Digest {
+        let mut hash = openssl::sha::Sha256::new();
+        hash.update(&self.salt);
+        hash.update(token);
+        Digest(hash.finish())
+    }
+
+    pub(super) fn of_token(&self, token: &Token) -> Digest {
+        self.of(token.expose().as_bytes())
+    }
+
+    /// What no token matches: an unknown tunnel is compared with it, and takes as long to
+    /// refuse as a known one.
+    pub(super) fn nobody(&self) -> &Digest {
+        &self.nobody
+    }
+}
+
+/// A number of places.
+#[derive(Clone, Default)]
+pub(super) struct Places(Arc<AtomicUsize>);
+
+/// A place in each of two; given back when dropped.
+pub(super) struct Seat([Places; 2]);
+
+impl Places {
+    fn has_room(&self, limit: usize) -> bool {
+        self.0.load(Ordering::Relaxed) < limit
+    }
+
+    /// A place here and one in `other`, if both have one left. Only one thread at a time takes
+    /// places: the caller holds a lock.
+    pub(super) fn take(&self, limit: usize, other: &Places, other_limit: usize) -> Option<Seat> {
+        if !self.has_room(limit) || !other.has_room(other_limit) {
+            return None;
+        }
+        let seat = Seat([self.clone(), other.clone()]);
+        for places in &seat.0 {
+            places.0.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        for places in &self.0 {
+            places.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The handshakes under way. When there are too many, the oldest of the address that has most
+/// of them gives way: whoever holds handshakes open for their own sake ends his own.
+pub(super) struct Handshakes {
+    limit: usize,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    next: u64,
+    /// In order of age.
+    sockets: BTreeMap<u64, (IpAddr, TcpStream)>,
+    /// Those that gave way among them.
+    threads: usize,
+}
+
+/// One of them, until dropped.
+pub(super) struct Handshake {
+    of: Arc<Handshakes>,
+    number: u64,
+}
+
+impl Handshakes {
+    pub(super) fn new(limit: usize) -> Self {
+        Handshakes { limit: limit.max(1), running: Mutex::default() }
+    }
+
+    pub(super) fn begin(self: &Arc<Self>, ip: IpAddr, tcp: &TcpStream) -> io::Result<Handshake> {
+        let mut running = self.running.lock();
+        // Those that gave way may take a moment to see it, or a processor's time.
+        if running.threads >= 2 * self.limit {
+            return Err(io::Error::other("too many handshakes at a time"));
+        }
+        if running.sockets.len() >= self.limit {
+            let addresses = running.sockets.iter().map(|(number, (ip, _))| (*number, *ip));
+            let (number, ip) = gives_way(addresses).unwrap_or((0, ip));
+            if let Some((_, tcp)) = running.sockets.remove(&number) {
+                log::warn!(target: super::TARGET, "{ip}: a handshake gives way to newer ones");
+                let _ = tcp.shutdown(Shutdown::Both);
+            }
+        }
+        let socket = tcp.try_clone()?;
+        let number = running.next;
+        running.next += 1;
+        running.threads += 1;
+        running.sockets.insert(number, (ip, socket));
+        Ok(Handshake { of: self.clone(), number })
+    }
+}
+
+impl Handshake {
+    /// The connection is let in: from now on it gives way to no handshake. False when it has.
+    pub(super) fn succeeds(&self) -> bool {
+        self.of.running.lock().sockets.remove(&self.number).is_some()
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut running = self.of.running.lock();
+        running.sockets.remove(&self.number);
+        running.threads -= 1;
+    }
+}
+
+/// The oldest of the address that has most.
+fn gives_way(by_age: impl Iterator<Item = (u64, IpAddr)>) -> Option<(u64, IpAddr)> {
+    let mut of_address: HashMap<IpAddr, (usize, u64)> = HashMap::new();
+    for (number, ip) in by_age {
+        of_address.entry(ip).or_insert((0, number)).0 += 1;
+    }
+    let most = of_address.into_iter().max_by_key(|(_, (count, oldest))| {
+        // Among equals the older.
+        (*count, std::cmp::Reverse(*oldest))
+    });
+    most.map(|(ip, (_, oldest))| (oldest, ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_the_busiest_address_gives_way() {
+        let ip = |last| IpAddr::from([192, 0, 2, last]);
+        let pick = |list: &[(u64, u8)]| {
+            gives_way(list.iter().map(|(number, last)| (*number, ip(*last)))).map(|(n, _)| n)
+        };
+        assert_eq!(pick(&[]), None);
+        assert_eq!(pick(&[(3, 1)]), Some(3));
+        assert_eq!(pick(&[(1, 1), (2, 2), (3, 2), (4, 1), (5, 2)]), Some(2));
+        assert_eq!(pick(&[(1, 3), (2, 2), (3, 1)]), Some(1));
+    }
+
+    #[test]
+    fn a_seat_is_given_back_in_both_places() {
+        let (all, tunnel) = (Places::default(), Places::default());
+        let first = all.take(2, &tunnel, 1).unwrap();
+        assert!(all.take(2, &tunnel, 1).is_none());
+        let other = Places::default();
+        let second = all.take(2, &other, 1).unwrap();
+        assert!(all.take(2, &Places::default(), 1).is_none());
+        drop(first);
+        assert!(all.take(2, &tunnel, 1).is_some());
+        drop(second);
+        assert_eq!(all.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn only_the_same_token_matches() {
+        let digester = Digester::new();
+        let token = digester.of(b"hush-token");
+        assert!(token.matches(&digester.of(b"hush-token")));
+        for other in [&b""[..], b"hush-toke", b"hush-token ", b"hush-token\0"] {
+            assert!(!token.matches(&digester.of(other)));
+            assert!(!digester.nobody().matches(&digester.of(other)));
+        }
+        assert!(!token.matches(&Digester::new().of(b"hush-token")));
+    }
+}

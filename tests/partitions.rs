@@ -122,7 +122,9 @@ fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> Device {
             let sender = sender.clone();
             thread::spawn(move || {
                 let opened = std::panic::catch_unwind(|| upgrade(tcp));
-                let _ = opened.map(|device| sender.send(device));
+                if let Ok(device) = opened {
+                    let _ = sender.send(device);
+                }
             });
         }
     });

@@ -3,6 +3,8 @@ CARGO ?= cargo
 CMAKE_DIR := target/ctest
 # Every feature that switches code of ours; `vendored` only builds OpenSSL from source.
 FEATURES := cli
+# Every log line of the test run, to be searched for tokens and keys (scripts/scan-logs).
+TEST_LOGS := $(CURDIR)/target/test-logs
 
 # make install
 PREFIX ?= /usr/local
@@ -18,7 +20,7 @@ CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_po
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install
+  test-install faults fuzz soak isolation
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -28,6 +30,10 @@ help:
 	@echo "make uninstall          and away again"
 	@echo "make test-install       installs below target/ and builds programs against that"
 	@echo "make memcheck make racecheck   the C programs under valgrind, after make test"
+	@echo "make faults   2000 seeds of the fault suite; FAULT_SEEDS=n, or FAULT_SEED=n for that one"
+	@echo "make fuzz     each fuzz target for SECONDS (1200); scripts/fuzz --help"
+	@echo "make soak     tunnels under load and faults for DURATION (10m), then a table"
+	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
 	@echo "make clean    remove what was built"
@@ -61,23 +67,43 @@ demo: build
 	  -Wl,-rpath,'$$ORIGIN/../release'
 	@scripts/demo
 
+test: export AIOT_TUNNEL_TEST_LOGS := $(TEST_LOGS)
 test: setup
+	rm -rf $(TEST_LOGS) && mkdir -p $(TEST_LOGS)
 	$(CARGO) test --features $(FEATURES)
 	$(CARGO) build --release --features $(FEATURES)
 	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
 	cmake --build $(CMAKE_DIR)
 	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
+	cp $(CMAKE_DIR)/Testing/Temporary/LastTest.log $(TEST_LOGS)
+	scripts/scan-logs $(TEST_LOGS)
 	@echo "all tests passed"
 
 lint: setup
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --features $(FEATURES) -- -D warnings
+	scripts/licences
 
 headers:
 	UPDATE_HEADERS=1 $(CARGO) test --test c_headers
 
 clean:
 	$(CARGO) clean
+
+faults: export FAULT_SEEDS ?= 2000
+faults: setup
+	$(CARGO) test --features $(FEATURES) --test faults -- --nocapture
+
+fuzz: SECONDS ?= 1200
+fuzz:
+	scripts/fuzz $(SECONDS)
+
+soak: DURATION ?= 10m
+soak: setup
+	scripts/soak --duration $(DURATION)
+
+isolation: setup
+	$(CARGO) bench --features $(FEATURES) --bench isolation
 
 # The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
 memcheck racecheck:

@@ -20,7 +20,7 @@ CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_po
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install faults fuzz soak isolation
+  test-install faults fuzz soak bench isolation c-demo
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -33,6 +33,7 @@ help:
 	@echo "make faults   2000 seeds of the fault suite; FAULT_SEEDS=n, or FAULT_SEED=n for that one"
 	@echo "make fuzz     each fuzz target for SECONDS (1200); scripts/fuzz --help"
 	@echo "make soak     tunnels under load and faults for DURATION (10m), then a table"
+	@echo "make bench    throughput, latency, memory of the device side, as a table (docs/performance.md)"
 	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
@@ -60,11 +61,13 @@ uninstall:
 test-install: setup
 	@ctest/install/run $(CURDIR)/target/install-test
 
-demo: build
+c-demo: build
 	@mkdir -p target/demo
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic -Werror -O2 -Iinclude examples/tunnel_basic_demo.c \
 	  -o target/demo/tunnel_basic_demo -Ltarget/release -laiot_tunnel -pthread \
 	  -Wl,-rpath,'$$ORIGIN/../release'
+
+demo: c-demo
 	@scripts/demo
 
 test: export AIOT_TUNNEL_TEST_LOGS := $(TEST_LOGS)
@@ -101,6 +104,9 @@ fuzz:
 soak: DURATION ?= 10m
 soak: setup
 	scripts/soak --duration $(DURATION)
+
+bench: c-demo
+	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json
 
 isolation: setup
 	$(CARGO) bench --features $(FEATURES) --bench isolation

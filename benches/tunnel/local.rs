@@ -1,0 +1,76 @@
+//! The local service, a process of its own: what it does with a connection is its first byte.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread;
+
+/// Takes what comes.
+pub const SINK: u8 = b'S';
+/// Sends without end.
+pub const FLOOD: u8 = b'F';
+/// Both at once.
+pub const BOTH: u8 = b'B';
+/// Gives back what comes.
+pub const ECHO: u8 = b'E';
+/// Tells how many bytes all sinks have taken so far: eight bytes, big-endian, for each byte.
+pub const COUNT: u8 = b'C';
+
+/// Prints its port and serves until its standard input ends.
+pub fn run() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("{}", listener.local_addr().unwrap().port());
+    let taken = Arc::new(AtomicU64::new(0));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let taken = taken.clone();
+            thread::spawn(move || serve(stream, &taken));
+        }
+    });
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+fn serve(mut stream: TcpStream, taken: &AtomicU64) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut what = [0];
+    stream.read_exact(&mut what).ok()?;
+    match what[0] {
+        SINK => sink(stream, taken),
+        FLOOD => flood(stream),
+        BOTH => {
+            let other = stream.try_clone().ok()?;
+            thread::scope(|scope| {
+                scope.spawn(|| flood(other));
+                sink(stream, taken)
+            })
+        }
+        ECHO => {
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
+                stream.write_all(&buffer[..length]).ok()?;
+            }
+        }
+        COUNT => loop {
+            stream.read_exact(&mut what).ok()?;
+            stream.write_all(&taken.load(Ordering::Relaxed).to_be_bytes()).ok()?;
+        },
+        _ => None,
+    }
+}
+
+fn sink(mut stream: TcpStream, taken: &AtomicU64) -> Option<()> {
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
+        taken.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
+fn flood(mut stream: TcpStream) -> Option<()> {
+    let buffer = vec![7; 256 * 1024];
+    loop {
+        stream.write_all(&buffer).ok()?;
+    }
+}

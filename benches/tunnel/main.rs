@@ -1,0 +1,460 @@
+//! The device side, measured from outside: the built C demo (the shared library, over its message
+//! queue) between a gateway that is no bottleneck and a local service, beside a raw relay and a
+//! bare WebSocket echo in its place, in the same run. Prints a table and writes it as JSON.
+//!
+//! For throughput the gateway and the far end have one processor, the device and the local
+//! service the other; for round trips everything has the same one, so that what is measured is
+//! software and not the waking of an idle processor.
+
+mod far;
+mod local;
+mod process;
+mod reference;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use native_tls::{Identity, TlsAcceptor};
+use serde_json::{json, Value};
+
+use far::Link;
+use process::{pin, Device, Process, FAR, NEAR};
+
+/// What is taken on before a measurement begins.
+const WARM_UP: Duration = Duration::from_millis(200);
+
+struct Settings {
+    demo: String,
+    json: Option<String>,
+    repeats: usize,
+    window: Duration,
+    round_trips: usize,
+    idle: Duration,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let text: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse().expect("a number");
+    match text[..] {
+        ["local"] => return local::run(),
+        ["relay", port, service, count, ref ca @ ..] => {
+            let count = count.parse().expect("a count");
+            return reference::relay(number(port), number(service), count, ca.first().copied());
+        }
+        ["echo", port, ref ca @ ..] => return reference::echo(number(port), ca.first().copied()),
+        _ => {}
+    }
+    if !text.contains(&"--bench") {
+        // `cargo test --benches` only wants to know that it starts.
+        return;
+    }
+    let quick = text.contains(&"--quick");
+    let value = |name: &str| {
+        let at = text.iter().position(|argument| *argument == name)?;
+        text.get(at + 1).map(|value| value.to_string())
+    };
+    Bench::new(Settings {
+        demo: value("--demo").unwrap_or("target/demo/tunnel_basic_demo".into()),
+        json: value("--json"),
+        repeats: if quick { 1 } else { 5 },
+        window: Duration::from_millis(if quick { 200 } else { 800 }),
+        round_trips: if quick { 500 } else { 20_000 },
+        idle: Duration::from_secs(if quick { 2 } else { 30 }),
+    })
+    .run();
+}
+
+/// What stands in the device's place.
+#[derive(Clone, Copy, PartialEq)]
+enum Who {
+    Device,
+    Raw,
+    Echo,
+}
+
+struct Bench {
+    settings: Settings,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    /// The CA's file, which goes with the directory.
+    ca: String,
+    local: Process,
+    service: u16,
+    count: TcpStream,
+    rows: Vec<Value>,
+}
+
+/// One thing in the device's place, with its connections.
+struct Setup {
+    device: Option<Device>,
+    relay: Option<Process>,
+    links: Vec<Link>,
+}
+
+impl Setup {
+    fn process(&self) -> &Process {
+        match (&self.device, &self.relay) {
+            (Some(device), _) => &device.process,
+            (_, Some(relay)) => relay,
+            _ => unreachable!("one of the two"),
+        }
+    }
+}
+
+/// Rates in MB/s and processor seconds a GB.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    down: f64,
+    up: f64,
+    cpu: f64,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        let (identity, ca) = identity();
+        let directory = std::env::temp_dir().join(format!("aiot-bench-{}.pem", std::process::id()));
+        std::fs::write(&directory, ca).unwrap();
+        let mut local = Process::role(&["local".into()]);
+        let service = local.line().parse().expect("the service prints its port");
+        let mut count = TcpStream::connect(("127.0.0.1", service)).unwrap();
+        count.write_all(&[local::COUNT]).unwrap();
+        Bench {
+            settings,
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            acceptor: TlsAcceptor::new(identity).unwrap(),
+            ca: directory.to_str().unwrap().to_owned(),
+            local,
+            service,
+            count,
+            rows: Vec::new(),
+        }
+    }
+
+    fn port(&self) -> u16 {
+        self.listener.local_addr().unwrap().port()
+    }
+
+    /// Bytes that the service's sinks have taken.
+    fn taken(&mut self) -> u64 {
+        self.count.write_all(&[0]).unwrap();
+        let mut bytes = [0; 8];
+        self.count.read_exact(&mut bytes).unwrap();
+        u64::from_be_bytes(bytes)
+    }
+
+    fn setup(&self, who: Who, tls: bool, sessions: usize, what: u8) -> Setup {
+        let ca = tls.then_some(self.ca.as_str());
+        let acceptor = tls.then_some(&self.acceptor);
+        match who {
+            Who::Device => {
+                let device = Device::start(&self.settings.demo, self.service, ca);
+                device.add(0, self.port());
+                let mut link = Link::tunnel(&self.listener, acceptor);
+                for _ in 0..sessions {
+                    link.open("bench", what);
+                }
+                Setup { device: Some(device), relay: None, links: vec![link] }
+            }
+            Who::Raw => {
+                let mut arguments = vec![
+                    "relay".to_owned(),
+                    self.port().to_string(),
+                    self.service.to_string(),
+                    sessions.to_string(),
+                ];
+                arguments.extend(ca.map(str::to_owned));
+                let relay = Process::role(&arguments);
+                let mut links: Vec<Link> =
+                    (0..sessions).map(|_| Link::raw(&self.listener, acceptor)).collect();
+                for link in &mut links {
+                    link.open("", what);
+                }
+                Setup { device: None, relay: Some(relay), links }
+            }
+            Who::Echo => {
+                let mut arguments = vec!["echo".to_owned(), self.port().to_string()];
+                arguments.extend(ca.map(str::to_owned));
+                let echo = Process::role(&arguments);
+                let links = vec![Link::echo(&self.listener, acceptor)];
+                Setup { device: None, relay: Some(echo), links }
+            }
+        }
+    }
+
+    fn pin_apart(&self, setup: &Setup) {
+        pin(std::process::id(), FAR);
+        self.local.pin(NEAR);
+        setup.process().pin(NEAR);
+    }
+
+    fn throughput(&mut self, who: Who, tls: bool, sessions: usize, what: u8) -> Sample {
+        let mut setup = self.setup(who, tls, sessions, what);
+        self.pin_apart(&setup);
+        if what != local::FLOOD {
+            setup.links.iter_mut().for_each(Link::load);
+        }
+        far::run(&mut setup.links, Instant::now() + WARM_UP);
+        let (taken, cpu, began) = (self.taken(), setup.process().cpu(), Instant::now());
+        let received = far::run(&mut setup.links, began + self.settings.window);
+        let down = self.taken() - taken;
+        let (cpu, time) = (setup.process().cpu() - cpu, began.elapsed().as_secs_f64());
+        let gigabytes = (down + received) as f64 / 1e9;
+        Sample {
+            down: down as f64 / 1e6 / time,
+            up: received as f64 / 1e6 / time,
+            cpu: cpu / gigabytes,
+        }
+    }
+
+    /// Device and raw relay in turn, so that both meet the same machine.
+    fn compare(&mut self, tls: bool, sessions: usize, what: u8) -> (Vec<Sample>, Vec<Sample>) {
+        (0..self.settings.repeats)
+            .map(|_| {
+                let raw = self.throughput(Who::Raw, tls, sessions, what);
+                (self.throughput(Who::Device, tls, sessions, what), raw)
+            })
+            .unzip()
+    }
+
+    fn run(mut self) {
+        println!("{:<44} {:>10} {:>10} {:>9}  {:<10}", "", "device", "raw relay", "", "target");
+        for tls in [false, true] {
+            self.throughputs(tls);
+        }
+        for tls in [false, true] {
+            self.latencies(tls);
+        }
+        for tls in [false, true] {
+            self.idle(tls);
+            self.memory(tls);
+        }
+        let _ = std::fs::remove_file(&self.ca);
+        if let Some(file) = &self.settings.json {
+            let text = serde_json::to_string_pretty(&self.rows).unwrap();
+            std::fs::write(file, text).unwrap();
+        }
+    }
+
+    fn throughputs(&mut self, tls: bool) {
+        let leg = if tls { "TLS" } else { "plain" };
+        let repeats = self.settings.repeats;
+        let echo: Vec<_> =
+            (0..repeats).map(|_| self.throughput(Who::Echo, tls, 1, local::ECHO)).collect();
+        let name = format!("{leg}, bare WebSocket echo, 4 KiB, MB/s each way");
+        self.row(&name, median(&echo, |s| s.up), None, None, Target::None);
+        let least = if tls { 0.80 } else { 0.75 };
+        for sessions in [1, 10] {
+            for (what, name) in [(local::SINK, "down"), (local::FLOOD, "up")] {
+                let (device, raw) = self.compare(tls, sessions, what);
+                let rate = |s: &Sample| s.down + s.up;
+                let (ours, theirs) = (median(&device, rate), median(&raw, rate));
+                let ratios: Vec<f64> =
+                    device.iter().zip(&raw).map(|(d, r)| rate(d) / rate(r)).collect();
+                let name = format!("{leg}, {name}, {sessions} session(s), MB/s");
+                self.row(&name, ours, Some(theirs), Some(median_of(ratios)), Target::Least(least));
+                let (ours, theirs) = (median(&device, |s| s.cpu), median(&raw, |s| s.cpu));
+                let most = match (what, tls) {
+                    (local::SINK, false) => 0.60,
+                    (local::SINK, true) => 0.85,
+                    (_, false) => 0.90,
+                    (_, true) => 1.10,
+                };
+                self.row("  processor seconds a GB", ours, Some(theirs), None, Target::Most(most));
+            }
+            let (device, _) = self.compare(tls, sessions, local::BOTH);
+            let name = format!("{leg}, both ways, {sessions} session(s): MB/s down");
+            self.row(&name, median(&device, |s| s.down), None, None, Target::None);
+            self.row("  MB/s up", median(&device, |s| s.up), None, None, Target::None);
+            let share = median(&device, |s| s.down.min(s.up) / (s.down + s.up));
+            self.row("  the slower one's share", share, None, None, Target::Least(0.35));
+        }
+    }
+
+    fn latencies(&mut self, tls: bool) {
+        let leg = if tls { "TLS" } else { "plain" };
+        let [mut ours, mut theirs] = [Who::Device, Who::Raw].map(|who| {
+            let mut setup = self.setup(who, tls, 1, local::ECHO);
+            for process in [&self.local, setup.process()] {
+                process.pin(FAR);
+            }
+            pin(std::process::id(), FAR);
+            setup.links[0].round_trips(self.settings.round_trips / 10);
+            setup.links[0].round_trips(self.settings.round_trips)
+        });
+        for times in [&mut ours, &mut theirs] {
+            times.sort_unstable();
+        }
+        let most = if tls { 2.0 } else { 1.6 };
+        for (part, name, target) in [
+            (0.5, "p50", Target::Most(most)),
+            (0.99, "p99", Target::None),
+            (0.999, "p99.9", Target::None),
+        ] {
+            let at = |times: &[Duration]| {
+                times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6
+            };
+            let (a, b) = (at(&ours), at(&theirs));
+            let name = format!("{leg}, round trip of 1 byte, {name}, us");
+            self.row(&name, a, Some(b), Some(a / b), target);
+        }
+
+        let mut setup = self.setup(Who::Device, tls, 0, local::ECHO);
+        setup.process().pin(FAR);
+        let link = &mut setup.links[0];
+        let mut times = Vec::new();
+        for _ in 0..20 * self.settings.repeats {
+            times.extend((0..10).map(|_| link.open("bench", local::ECHO).as_secs_f64() * 1e6));
+            link.release();
+            // Answers to the releases; the next sessions want an empty table.
+            far::run(std::slice::from_mut(link), Instant::now() + Duration::from_millis(20));
+        }
+        let name = format!("{leg}, session set-up, p50, us");
+        self.row(&name, median_of(times), None, None, Target::Most(150.0));
+
+        let mut times = Vec::new();
+        for _ in 0..4 * self.settings.repeats {
+            let device =
+                Device::start(&self.settings.demo, self.service, tls.then_some(self.ca.as_str()));
+            // The first connection loads what all others use.
+            device.add(0, self.port());
+            let _first = Link::tunnel(&self.listener, tls.then_some(&self.acceptor));
+            let began = Instant::now();
+            device.add(1, self.port());
+            let _second = Link::tunnel(&self.listener, tls.then_some(&self.acceptor));
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+            // Before its links, which it would connect anew.
+            drop(device);
+        }
+        self.row(
+            &format!("{leg}, tunnel set-up, p50, us"),
+            median_of(times),
+            None,
+            None,
+            Target::None,
+        );
+    }
+
+    fn idle(&mut self, tls: bool) {
+        let leg = if tls { "TLS" } else { "plain" };
+        let setup = self.setup(Who::Device, tls, 1, local::ECHO);
+        std::thread::sleep(Duration::from_secs(1));
+        let before = setup.process().sleeps();
+        std::thread::sleep(self.settings.idle);
+        let count = (setup.process().sleeps() - before) as f64;
+        let rate = count / self.settings.idle.as_secs_f64();
+        self.row(&format!("{leg}, idle: wake-ups a second"), rate, None, None, Target::Most(0.2));
+    }
+
+    fn memory(&mut self, tls: bool) {
+        let leg = if tls { "TLS" } else { "plain" };
+        let ca = tls.then_some(self.ca.as_str());
+        let device = Device::start(&self.settings.demo, self.service, ca);
+        let mut links = Vec::new();
+        let settle = || std::thread::sleep(Duration::from_millis(500));
+        let mut readings = Vec::new();
+        for count in [0, 1, 20] {
+            while links.len() < count {
+                device.add(links.len(), self.port());
+                links.push(Link::tunnel(&self.listener, tls.then_some(&self.acceptor)));
+            }
+            settle();
+            let (resident, private) = device.process.memory();
+            readings.push(private);
+            let at_one = |most| if tls && count == 1 { Target::Most(most) } else { Target::None };
+            let name = format!("{leg}, {count} idle tunnel(s): KiB resident");
+            self.row(&name, resident as f64, None, None, at_one(8.0 * 1024.0));
+            self.row("  KiB private", private as f64, None, None, at_one(2.5 * 1024.0));
+        }
+        let each = (readings[2] - readings[1]) as f64 / 19.0;
+        let most = if tls { 160.0 } else { 64.0 };
+        let name = format!("{leg}, each further tunnel: KiB private");
+        self.row(&name, each, None, None, Target::Most(most));
+        for link in &mut links {
+            for _ in 0..10 {
+                link.open("bench", local::ECHO);
+            }
+        }
+        settle();
+        let each = (device.process.memory().1 - readings[2]) as f64 / 200.0;
+        let name = format!("{leg}, each session: KiB private");
+        self.row(&name, each, None, None, Target::Most(16.0));
+        drop(device);
+    }
+
+    fn row(&mut self, name: &str, ours: f64, raw: Option<f64>, ratio: Option<f64>, target: Target) {
+        let cell = |value: Option<f64>| value.map_or(String::new(), figure);
+        let verdict = match target {
+            Target::None => String::new(),
+            Target::Least(least) => format!(">= {least} {}", met(ratio.unwrap_or(ours) >= least)),
+            Target::Most(most) => format!("<= {most} {}", met(ratio.unwrap_or(ours) <= most)),
+        };
+        let ratio_cell = cell(ratio);
+        println!("{name:<44} {:>10} {:>10} {ratio_cell:>9}  {verdict}", figure(ours), cell(raw));
+        self.rows.push(json!({
+            "name": name.trim(), "device": ours, "raw": raw, "ratio": ratio, "target": verdict,
+        }));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Target {
+    None,
+    Least(f64),
+    Most(f64),
+}
+
+fn met(is: bool) -> &'static str {
+    if is {
+        "met"
+    } else {
+        "NOT MET"
+    }
+}
+
+fn figure(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    median_of(samples.iter().map(of).collect())
+}
+
+fn median_of(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A certificate for `localhost`, which is its own CA.
+fn identity() -> (Identity, Vec<u8>) {
+    use openssl::{asn1, bn, ec, hash, nid, pkey, x509};
+    let group = ec::EcGroup::from_curve_name(nid::Nid::X9_62_PRIME256V1).unwrap();
+    let key = pkey::PKey::from_ec_key(ec::EcKey::generate(&group).unwrap()).unwrap();
+    let mut name = x509::X509Name::builder().unwrap();
+    name.append_entry_by_text("CN", "localhost").unwrap();
+    let name = name.build();
+    let mut certificate = x509::X509::builder().unwrap();
+    certificate.set_version(2).unwrap();
+    let serial = bn::BigNum::from_u32(1).unwrap();
+    certificate.set_serial_number(&asn1::Asn1Integer::from_bn(&serial).unwrap()).unwrap();
+    certificate.set_subject_name(&name).unwrap();
+    certificate.set_issuer_name(&name).unwrap();
+    certificate.set_pubkey(&key).unwrap();
+    certificate.set_not_before(&asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
+    certificate.set_not_after(&asn1::Asn1Time::days_from_now(2).unwrap()).unwrap();
+    let context = certificate.x509v3_context(None, None);
+    let names = x509::extension::SubjectAlternativeName::new().dns("localhost").build(&context);
+    certificate.append_extension(names.unwrap()).unwrap();
+    certificate
+        .append_extension(x509::extension::BasicConstraints::new().ca().build().unwrap())
+        .unwrap();
+    certificate.sign(&key, hash::MessageDigest::sha256()).unwrap();
+    let pem = certificate.build().to_pem().unwrap();
+    let identity = Identity::from_pkcs8(&pem, &key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+    (identity, pem)
+}

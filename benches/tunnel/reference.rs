@@ -1,0 +1,142 @@
+//! What the tunnel is measured against, each a process of its own in the device's place: a raw
+//! relay, which only copies, and a bare WebSocket echo.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+
+use native_tls::{Certificate, TlsConnector, TlsStream};
+use tungstenite::client::IntoClientRequest;
+
+/// The relay's buffer, each way.
+const BUFFER: usize = 64 * 1024;
+
+fn connector(ca: &str) -> TlsConnector {
+    let pem = std::fs::read(ca).unwrap();
+    let mut builder = TlsConnector::builder();
+    builder.disable_built_in_roots(true);
+    builder.add_root_certificate(Certificate::from_pem(&pem).unwrap());
+    builder.build().unwrap()
+}
+
+fn cloud(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Copies between `count` connections to the cloud and as many to the local service, until
+/// killed: a thread each way, or with TLS, which cannot be split, one for both.
+pub fn relay(port: u16, service: u16, count: usize, ca: Option<&str>) {
+    let connector = ca.map(connector);
+    let mut threads = Vec::new();
+    for _ in 0..count {
+        let far = cloud(port);
+        let local = cloud(service);
+        match &connector {
+            None => {
+                let (a, b) = (far.try_clone().unwrap(), local.try_clone().unwrap());
+                threads.push(thread::spawn(move || copy(a, b)));
+                threads.push(thread::spawn(move || copy(local, far)));
+            }
+            Some(connector) => {
+                let far = connector.connect("localhost", far).unwrap();
+                threads.push(thread::spawn(move || copy_tls(far, local)));
+            }
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+/// One direction's bytes on their way.
+struct Way {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Way {
+    fn new() -> Self {
+        Way { buffer: vec![0; BUFFER], start: 0, end: 0 }
+    }
+
+    /// Moves bytes on: whether any moved; `None` when an end has closed.
+    fn step(&mut self, from: &mut impl Read, to: &mut impl Write) -> Option<bool> {
+        let mut moved = false;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            match from.read(&mut self.buffer) {
+                Ok(0) => return None,
+                Ok(length) => self.end = length,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+        if self.start < self.end {
+            match to.write(&self.buffer[self.start..self.end]) {
+                Ok(length) => (self.start, moved) = (self.start + length, true),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+        Some(moved)
+    }
+}
+
+fn copy_tls(mut far: TlsStream<TcpStream>, mut local: TcpStream) {
+    far.get_ref().set_nonblocking(true).unwrap();
+    local.set_nonblocking(true).unwrap();
+    let (mut down, mut up) = (Way::new(), Way::new());
+    loop {
+        let Some(a) = down.step(&mut far, &mut local) else { return };
+        let Some(b) = up.step(&mut local, &mut far) else { return };
+        if !a && !b {
+            let wants_far = up.start < up.end;
+            let wants_local = down.start < down.end;
+            wait(far.get_ref(), wants_far, &local, wants_local);
+        }
+    }
+}
+
+/// Waits until one of the two can move on.
+fn wait(far: &TcpStream, write_far: bool, local: &TcpStream, write_local: bool) {
+    use rustix::event::{poll, PollFd, PollFlags};
+    let flags = |write: bool| if write { PollFlags::OUT } else { PollFlags::empty() };
+    let far_flags = flags(write_far) | if write_local { PollFlags::empty() } else { PollFlags::IN };
+    let local_flags =
+        flags(write_local) | if write_far { PollFlags::empty() } else { PollFlags::IN };
+    let mut fds = [PollFd::new(far, far_flags), PollFd::new(local, local_flags)];
+    let _ = poll(&mut fds, None);
+}
+
+/// Echoes WebSocket messages until the connection ends.
+pub fn echo(port: u16, ca: Option<&str>) {
+    let mut request = format!("ws://localhost:{port}/echo").into_client_request().unwrap();
+    let protocol = "aliyun.iot.securetunnel-v1.1".parse().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", protocol);
+    let tcp = cloud(port);
+    match ca.map(connector) {
+        None => echo_on(request, tcp),
+        Some(connector) => echo_on(request, connector.connect("localhost", tcp).unwrap()),
+    }
+}
+
+fn echo_on(request: tungstenite::handshake::client::Request, stream: impl Read + Write) {
+    let Ok((mut socket, _)) = tungstenite::client(request, stream) else { return };
+    while let Ok(message) = socket.read() {
+        if socket.write(message).and_then(|()| socket.flush()).is_err() {
+            return;
+        }
+    }
+}

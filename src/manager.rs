@@ -380,7 +380,7 @@ impl StartThread<'_> {
             self.emit(EventKind::Disconnect, id);
         }
         if let Some(worker) = tunnel.worker {
-            worker.direct(Directive::Stop);
+            worker.direct(Directive::Leave);
             self.leaving.push(worker);
         }
     }
@@ -464,8 +464,11 @@ impl StartThread<'_> {
         }
     }
 
-    /// Tells all workers first and joins them then, so that the slowest one sets the time.
+    /// Tells all workers first, so that neither a slow one nor a slow event handler holds up the
+    /// others, and joins them last.
     fn stop(&mut self) {
+        let workers = self.tunnels.values().filter_map(|tunnel| tunnel.worker.as_ref());
+        workers.chain(&self.leaving).for_each(|worker| worker.direct(Directive::Stop));
         for (id, tunnel) in std::mem::take(&mut self.tunnels) {
             self.retire(&id, tunnel);
         }

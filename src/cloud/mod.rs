@@ -14,8 +14,14 @@ pub(crate) use open::{open, timed_out, OpenError, Wait};
 pub(crate) use transport::Transport;
 use websocket::{Receiver, Sender};
 
+/// The bytes beneath a WebSocket.
+pub(crate) trait ByteStream: Read + Write {
+    /// Bytes that were written but that the peer's kernel has not acknowledged.
+    fn unsent(&self) -> usize;
+}
+
 /// An open WebSocket: its byte stream, and both directions' messages.
-pub(crate) struct Link<T: Read + Write = Transport> {
+pub(crate) struct Link<T: ByteStream = Transport> {
     pub(crate) transport: T,
     pub(crate) receiver: Receiver,
     pub(crate) sender: Sender,

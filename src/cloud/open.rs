@@ -34,6 +34,8 @@ pub(crate) trait Wait {
         port: u16,
         deadline: Instant,
     ) -> Result<Vec<SocketAddr>, OpenError>;
+    /// Hears of each address that is tried.
+    fn tries(&self, address: SocketAddr);
 }
 
 /// Why there is no WebSocket.
@@ -99,6 +101,7 @@ fn connect(
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = Instant::now() + left / (addresses.len() - index) as u32;
+        wait.tries(*address);
         match connect_one(*address, wait, share) {
             Ok(tcp) => return Ok(tcp),
             Err(OpenError::Failed(code, text)) => last = (code, text),

@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use native_tls::TlsStream;
 
+use super::ByteStream;
+use crate::sys;
+
 /// What OpenSSL reads in pieces (a record's header, then its body) is fetched in one go.
 const READ_AHEAD: usize = 32 * 1024;
 
@@ -122,6 +125,12 @@ impl Transport {
             let _ = stream.shutdown();
         }
         let _ = self.tcp().shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl ByteStream for Transport {
+    fn unsent(&self) -> usize {
+        sys::unsent(self.tcp())
     }
 }
 

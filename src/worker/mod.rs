@@ -42,9 +42,21 @@ const POLL_RETRY: Duration = Duration::from_millis(50);
 /// a cloud that accepts and closes would be called without a pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
+/// How long a worker whose tunnel is gone stays for services that take their last bytes slowly.
+const LEAVE: Duration = Duration::from_secs(60);
+
+/// Addresses that failed, as far back as they are remembered.
+const MAX_FAILED: usize = 32;
+
 /// What the start thread wants of a worker.
 pub(crate) enum Directive {
-    Connect { params: ConnectParams, epoch: u64 },
+    Connect {
+        params: ConnectParams,
+        epoch: u64,
+    },
+    /// Close the connection, hand on what local services are still to get, and end.
+    Leave,
+    /// End at once.
     Stop,
 }
 
@@ -110,6 +122,9 @@ pub(crate) fn spawn(
         retry: Retry::default(),
         early: Cell::default(),
         closing: RefCell::default(),
+        failed: RefCell::default(),
+        pause: None,
+        leaving: false,
     };
     let thread = thread::Builder::new()
         .name("aiot-tunnel".into())
@@ -133,6 +148,12 @@ struct Life {
     /// Sessions of former connections whose last bytes still go to their services.
     closing: RefCell<Vec<Closing<TcpStream>>>,
     resolver: Rc<Resolver>,
+    /// The cloud's addresses that failed since the last success, the latest last.
+    failed: RefCell<Vec<SocketAddr>>,
+    /// Until when the next attempt waits.
+    pause: Option<Instant>,
+    /// It was told to leave.
+    leaving: bool,
 }
 
 /// How one connection ended.
@@ -164,19 +185,31 @@ impl Life {
                     "tunnel {}: its worker panicked; connecting anew", self.id
                 );
             });
+            // One of these may be what panics.
+            self.give_up_closing();
             if let Some((_, epoch)) = self.current {
                 self.tell(epoch, ReportKind::Lost);
             }
-            let gap = self.retry.after_failure(rand::random());
-            self.sleep(Some(Instant::now() + gap));
+            self.pause = Some(Instant::now() + self.retry.after_failure(rand::random()));
         }
     }
 
     /// From connection to connection, until a stop.
     fn live(&mut self) {
         loop {
+            if self.leaving {
+                // A panic has cut the leave-taking short.
+                return;
+            }
+            if let Some(until) = self.pause.take() {
+                self.sleep(Some(until));
+            }
             match self.control.take() {
-                Some(Directive::Stop) => return,
+                Some(Directive::Stop) => return self.give_up_closing(),
+                Some(Directive::Leave) => {
+                    self.leaving = true;
+                    return self.leave();
+                }
                 Some(Directive::Connect { params, epoch }) => {
                     self.retry.clear();
                     self.current = Some((params, epoch));
@@ -195,7 +228,7 @@ impl Life {
                 Outcome::LostEarly | Outcome::Failed => {
                     let gap = self.retry.after_failure(rand::random());
                     info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
-                    self.sleep(Some(Instant::now() + gap));
+                    self.pause = Some(Instant::now() + gap);
                 }
                 Outcome::Expired => {
                     warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
@@ -204,6 +237,22 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// Stays until local services have what they are still to get.
+    fn leave(&self) {
+        let until = Instant::now() + LEAVE;
+        while !self.closing.borrow().is_empty() && Instant::now() < until {
+            if self.control.waits() {
+                break;
+            }
+            self.poll_with(&mut [], Some(until));
+        }
+        self.give_up_closing();
+    }
+
+    fn give_up_closing(&self) {
+        self.closing.take().into_iter().for_each(Closing::give_up);
     }
 
     fn tell(&self, epoch: u64, kind: ReportKind) {
@@ -232,6 +281,7 @@ impl Life {
         };
         info!(Code::Tunnel, "websocket {} opened", self.id);
         self.tell(epoch, ReportKind::Connected);
+        self.failed.borrow_mut().clear();
         let opened = Instant::now();
 
         let mut relay = Relay::new(
@@ -311,7 +361,11 @@ impl Life {
             });
         }
         for closing in &table.closing {
-            fds.push(PollFd::new(closing.outlet.stream.as_fd(), true, closing.wants_write()));
+            fds.push(PollFd::new(
+                closing.outlet.stream.as_fd(),
+                closing.wants_read(),
+                closing.wants_write(),
+            ));
         }
         if let Err(e) = sys::poll(&mut fds, Some(deadline)) {
             return Err(End::Lost(format!("poll: {e}")));
@@ -337,7 +391,9 @@ impl Life {
         polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
         polled.extend(fds.iter().map(|(fd, write)| PollFd::new(*fd, !write, *write)));
         polled.extend(
-            closing.iter().map(|c| PollFd::new(c.outlet.stream.as_fd(), true, c.wants_write())),
+            closing
+                .iter()
+                .map(|c| PollFd::new(c.outlet.stream.as_fd(), c.wants_read(), c.wants_write())),
         );
         let now = Instant::now();
         let nearest = closing.iter().map(|closing| closing.deadline(now)).chain(deadline).min();
@@ -385,10 +441,10 @@ impl Wait for Life {
         loop {
             if let Some(result) = lookup.poll() {
                 let mut addresses = result.map_err(failed)?;
-                // Each attempt begins with another address: the first may take the connection
-                // and never say a word.
-                let first = self.retry.failures() as usize % addresses.len().max(1);
-                addresses.rotate_left(first);
+                // Those that failed come last: one may take the connection and never say a word,
+                // in whatever order the name server lists them.
+                let failures = self.failed.borrow();
+                addresses.sort_by_key(|address| failures.iter().position(|a| a == address));
                 return Ok(addresses);
             }
             if self.control.waits() {
@@ -399,5 +455,14 @@ impl Wait for Life {
             }
             self.poll_with(&mut [], Some(deadline));
         }
+    }
+
+    fn tries(&self, address: SocketAddr) {
+        let mut failed = self.failed.borrow_mut();
+        failed.retain(|other| *other != address);
+        if failed.len() == MAX_FAILED {
+            failed.remove(0);
+        }
+        failed.push(address);
     }
 }

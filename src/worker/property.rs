@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::relay::{End, Relay};
 use super::session::{Local, LocalStream, State};
 use crate::cloud::websocket::{Receiver, Role, Sender};
-use crate::cloud::Link;
+use crate::cloud::{ByteStream, Link};
 use crate::config::{Limits, Port, Service, Services, TunnelId};
 use crate::sys::Ready;
 
@@ -105,12 +105,19 @@ impl Write for Transport {
     }
 }
 
+impl ByteStream for Transport {
+    fn unsent(&self) -> usize {
+        0
+    }
+}
+
 /// The far end of one local connection.
 struct Peer {
     session: usize,
     /// `None` while the connect is under way.
     connected: Option<Result<(), ErrorKind>>,
-    opened: bool,
+    /// The how manieth of its session's that was opened.
+    opened: Option<usize>,
     received: Vec<u8>,
     /// Bytes that it takes.
     takes: usize,
@@ -121,6 +128,8 @@ struct Peer {
     end: Option<Result<(), ErrorKind>>,
     /// Whether it did what ends a session early.
     spoiled: bool,
+    /// The device lets the stream end in a reset.
+    aborted: bool,
 }
 
 type Shared = Rc<RefCell<Peer>>;
@@ -174,9 +183,13 @@ impl LocalStream for Stream {
         Ok(written)
     }
 
-    fn end(&mut self) {}
+    fn end(&mut self) {
+        assert!(!self.peer.borrow().aborted, "an orderly end of what is cut short");
+    }
 
-    fn abort(&mut self) {}
+    fn abort(&mut self) {
+        self.peer.borrow_mut().aborted = true;
+    }
 
     fn unsent(&self) -> usize {
         0
@@ -218,7 +231,7 @@ impl Local for Backend {
         let peer = Rc::new(RefCell::new(Peer {
             session,
             connected,
-            opened: false,
+            opened: None,
             received: Vec::new(),
             takes: 0,
             write_error: None,
@@ -226,6 +239,7 @@ impl Local for Backend {
             read: 0,
             end: None,
             spoiled: false,
+            aborted: false,
         }));
         side.peers.push(peer.clone());
         Ok(peer)
@@ -233,16 +247,17 @@ impl Local for Backend {
 
     fn step(&self, dial: &mut Shared, _: bool) -> Option<io::Result<Stream>> {
         let session = {
-            let mut peer = dial.borrow_mut();
+            let peer = dial.borrow();
             if let Err(kind) = peer.connected? {
                 return Some(Err(kind.into()));
             }
-            peer.opened = true;
             peer.session
         };
         let mut side = self.0.borrow_mut();
+        let nth = side.opened[session];
         side.opened[session] += 1;
-        Some(Ok(Stream { peer: dial.clone(), salt: up(session, side.opened[session] - 1) }))
+        dial.borrow_mut().opened = Some(nth);
+        Some(Ok(Stream { peer: dial.clone(), salt: up(session, nth) }))
     }
 }
 
@@ -277,8 +292,8 @@ struct World<'a> {
     relay: Relay<Transport, Backend>,
     told: [Told; IDS],
     next_frame: u64,
-    /// Frame ids that must be answered: whose, and whether it is a create.
-    asked: HashMap<u64, (usize, bool)>,
+    /// Frame ids that must be answered, and whose they are.
+    asked: HashMap<u64, usize>,
 }
 
 impl<'a> World<'a> {
@@ -426,7 +441,7 @@ impl<'a> World<'a> {
             25 if self.argument() % 64 == 7 => self.wire.0.borrow_mut().closed = true,
             25 if self.argument() % 64 == 7 => {
                 self.relay.close(self.now);
-                return Err(End::Lost("closed by a directive".into()));
+                return Err(directed());
             }
             _ => {
                 let spurious = event >= 224;
@@ -476,6 +491,8 @@ impl<'a> World<'a> {
     fn check_budget(&self) {
         let table = &self.relay.table;
         assert!(table.sessions.len() <= MAX_SESSIONS);
+        // A batch points into the receive buffer, which the next turn may move or give back.
+        assert!(table.sessions.iter().all(|session| session.batch.is_empty()));
         assert!(table.sessions.len() + table.closing.len() <= MAX_SESSIONS * 3 / 2);
         let parked = table.sessions.iter().map(|session| session.parked.len());
         let parked = parked.chain(table.closing.iter().map(|closing| closing.parked.len()));
@@ -493,7 +510,7 @@ impl<'a> World<'a> {
         let frame_id = self.frame_id();
         let name = if service % 16 == 15 { "nope".to_owned() } else { format!("v{id}") };
         self.told[id].creates.push((self.told[id].bytes, frame_id));
-        self.asked.insert(frame_id, (id, true));
+        self.asked.insert(frame_id, id);
         let header = format!(
             r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{name}"}}"#
         );
@@ -515,7 +532,7 @@ impl<'a> World<'a> {
         let frame_id = self.frame_id();
         self.told[id].releases.push((self.told[id].bytes, frame_id));
         let field = if answered {
-            self.asked.insert(frame_id, (id, false));
+            self.asked.insert(frame_id, id);
             format!(r#","frame_id":{frame_id}"#)
         } else {
             String::new()
@@ -654,29 +671,30 @@ impl<'a> World<'a> {
         self.favour();
         let alive = end.is_none();
         let World { wire, side, relay, told, asked, limits, began, now, .. } = self;
-        let open: Vec<bool> = {
-            let is_open = |peer: &Shared| {
-                relay.table.sessions.iter().any(|session| match &session.state {
-                    State::Open(outlet) => Rc::ptr_eq(&outlet.stream.peer, peer),
-                    State::Dialing { .. } => false,
-                })
-            };
-            side.0.borrow().peers.iter().map(is_open).collect()
+        let is_open = |peer: &Shared| {
+            relay.table.sessions.iter().any(|session| match &session.state {
+                State::Open(outlet) => Rc::ptr_eq(&outlet.stream.peer, peer),
+                State::Dialing { .. } => false,
+            })
         };
+        let peers: Vec<(Shared, bool)> =
+            side.0.borrow().peers.iter().map(|peer| (peer.clone(), is_open(peer))).collect();
         let (_, mut closing) = relay.into_closing(now);
         for _ in 0..100 {
             closing.retain_mut(|closing| !closing.step(now, &mut [0; 4096]));
         }
         assert!(closing.is_empty(), "a closed session lingers");
 
+        // No session's time was up.
         let patient = now.duration_since(began) < limits.stall_timeout.min(limits.connect_timeout);
+        // What the cloud sent has all arrived.
+        let arrived = wire.0.borrow().read == wire.0.borrow().to_device.len();
         let said = Said::read(&wire.0.borrow().from_device);
-        let side = side.0.borrow();
         for id in 0..IDS {
-            let peers = side.peers.iter().zip(&open);
-            let opened: Vec<_> = peers
-                .filter(|(peer, _)| peer.borrow().session == id && peer.borrow().opened)
-                .collect();
+            let of_id = peers.iter().filter(|(peer, _)| peer.borrow().session == id);
+            let mut opened: Vec<_> =
+                of_id.filter(|(peer, _)| peer.borrow().opened.is_some()).collect();
+            opened.sort_by_key(|(peer, _)| peer.borrow().opened);
             let answers = &said.accepted[id];
             assert_eq!(opened.len(), answers.len(), "s{id}: an open service was not announced");
             for (nth, ((peer, open), answer)) in opened.into_iter().zip(answers).enumerate() {
@@ -687,18 +705,23 @@ impl<'a> World<'a> {
                 assert_content(&what, down(id), *from, &peer.received);
                 let release = told.releases.iter().find(|(_, frame)| *frame > answer.frame_id);
                 let released = release.map(|(at, _)| *at);
-                let to = from + peer.received.len();
-                assert!(to <= released.unwrap_or(told.bytes), "{what}: bytes after its release");
+                let (to, all) = (from + peer.received.len(), released.unwrap_or(told.bytes));
+                assert!(to <= all, "{what}: bytes after its release");
                 assert_content(&what, up(id, nth), 0, &answer.bytes);
                 assert!(answer.bytes.len() <= peer.sent, "{what}: bytes that were not sent");
-                if !alive || !patient || told.lost {
-                    continue;
-                }
+
                 // After the cloud's release, the device's answers data for no session.
                 let by_device = answer.released && released.is_none();
-                if !peer.spoiled {
-                    assert_eq!(to, released.unwrap_or(told.bytes), "{what}: bytes are missing");
-                    assert!(!by_device, "{what}: released for no reason");
+                if arrived && !peer.spoiled {
+                    let short = to < all;
+                    assert!(!short || told.lost || !patient, "{what}: bytes are missing");
+                    assert!(!short || peer.aborted, "{what}: cut short, and not told");
+                    let closes = end.as_ref().is_some_and(|end| *end == directed());
+                    let cause = short || told.lost || closes;
+                    assert!(!by_device || cause, "{what}: released for no reason");
+                }
+                if !alive || !patient || told.lost {
+                    continue;
                 }
                 let reset = peer.spoiled && peer.end != Some(Ok(())) || peer.write_error.is_some();
                 if *open || by_device && !reset {
@@ -710,14 +733,16 @@ impl<'a> World<'a> {
             }
         }
         if alive {
-            for (frame, (id, is_create)) in asked {
-                let moot =
-                    is_create && told[id].releases.iter().any(|(_, release)| *release > frame);
-                let answered = said.answered.contains_key(&frame);
-                assert!(answered || moot, "frame {frame} of s{id}: no answer");
+            for (frame, id) in asked {
+                assert!(said.answered.contains_key(&frame), "frame {frame} of s{id}: no answer");
             }
         }
     }
+}
+
+/// How a connection ends that a directive closes.
+fn directed() -> End {
+    End::Lost("closed by a directive".into())
 }
 
 /// What the device has said to the cloud.
@@ -756,7 +781,13 @@ impl Said {
                 own_frame += 1;
                 assert_eq!(frame_id, own_frame, "frame ids are counted from 1");
             }
-            let last = id.and_then(|id| said.accepted[id].last_mut());
+            // The one that the cloud still has, if any.
+            let last = id.and_then(|id| {
+                let accepted = &mut said.accepted[id];
+                let open = accepted.iter().rposition(|session| !session.released);
+                let last = open.or(accepted.len().checked_sub(1))?;
+                accepted.get_mut(last)
+            });
             match kind {
                 Some(1) => {
                     let status: Value = serde_json::from_slice(payload).expect("a status");
@@ -764,9 +795,10 @@ impl Said {
                     assert!((0..=2).contains(&code));
                     let twice = said.answered.insert(frame_id, code);
                     assert_eq!(twice, None, "frame {frame_id} is answered twice");
-                    if code == 0 && status["msg"] == "success" {
+                    let released = status["msg"] == "connected and released";
+                    if code == 0 && (released || status["msg"] == "success") {
                         assert!(header["service_type"].is_string());
-                        let accepted = Accepted { frame_id, bytes: Vec::new(), released: false };
+                        let accepted = Accepted { frame_id, bytes: Vec::new(), released };
                         said.accepted[id.expect("one of ours")].push(accepted);
                     }
                 }

@@ -4,16 +4,16 @@
 //! send it off. Each step is bounded, so a busy session delays its siblings by one turn at most.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::session::{Closing, Local, LocalStream, Outlet, Session, State};
+use super::session::{Closing, Local, Outlet, Session, State};
 use crate::cloud::frame::{
     self, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
 use crate::cloud::websocket::{Incoming, Sender};
-use crate::cloud::{means_expired, Link};
+use crate::cloud::{means_expired, ByteStream, Link};
 use crate::config::{Limits, Services, TunnelId};
 use crate::logging::{debug, info, warn, Code};
 use crate::sys::Ready;
@@ -45,20 +45,24 @@ enum Step {
 
 /// One open connection and its sessions. It reads no clock and waits for nothing: the worker says
 /// what is ready and what time it is.
-pub(crate) struct Relay<T: Read + Write, L: Local> {
+pub(crate) struct Relay<T: ByteStream, L: Local> {
     pub(crate) link: Link<T>,
     pub(crate) table: Table<L>,
     scratch: Vec<u8>,
     /// Which session is read first; moves on each turn, so that all share evenly.
     first: usize,
     /// The session whose full buffer stops the reading of the WebSocket.
-    blocked: bool,
+    blocked: Option<usize>,
     /// The transport may have more to read than `poll` knows of.
     pub(crate) readable: bool,
     /// Whole messages wait in the receive buffer for room for their answers.
     undealt: bool,
     /// The last flush left bytes behind.
     backlog: bool,
+    /// Bytes that the cloud's kernel had not acknowledged at the last ping.
+    unsent: usize,
+    /// A close frame was sent or is to be: no other frame may follow.
+    closed: bool,
     last_heard: Instant,
     next_ping: Instant,
 }
@@ -77,7 +81,7 @@ pub(crate) struct Table<L: Local> {
     complaints: u32,
 }
 
-impl<T: Read + Write, L: Local> Relay<T, L> {
+impl<T: ByteStream, L: Local> Relay<T, L> {
     pub(crate) fn new(
         link: Link<T>,
         id: TunnelId,
@@ -105,10 +109,12 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
             table,
             scratch: Vec::new(),
             first: 0,
-            blocked: false,
+            blocked: None,
             readable: true,
             undealt: false,
             backlog: false,
+            unsent: 0,
+            closed: false,
             last_heard: now,
             next_ping,
         }
@@ -117,7 +123,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     /// Whether the WebSocket is to be read: not while a full session stops it, nor while a
     /// cloud that reads nothing lets our answers pile up.
     pub(crate) fn wants_cloud(&self) -> bool {
-        !self.blocked && self.link.sender.len() < 2 * self.table.limits.send_buffer
+        self.blocked.is_none() && self.link.sender.len() < 2 * self.table.limits.send_buffer
     }
 
     /// Whether there is something to deal with that `poll` knows nothing of.
@@ -135,11 +141,12 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
         let limits = &self.table.limits;
         let mut nearest = self.next_ping.min(self.last_heard + limits.pong_timeout);
         for session in &self.table.sessions {
-            if let State::Dialing { deadline, .. } = &session.state {
-                nearest = nearest.min(*deadline);
-            }
-            if let Some(since) = session.blocked_since {
-                nearest = nearest.min(since + limits.stall_timeout);
+            match (&session.state, session.blocked_since) {
+                (State::Dialing { deadline, .. }, _) => nearest = nearest.min(*deadline),
+                (State::Open(_), Some(since)) => {
+                    nearest = nearest.min(since + limits.stall_timeout)
+                }
+                (State::Open(_), None) => {}
             }
         }
         self.table
@@ -152,10 +159,18 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     /// that are ready, in the table's order.
     pub(crate) fn turn(&mut self, now: Instant, ready: &[Ready]) -> Result<(), End> {
         self.locals(now, ready);
+        // Before the reading, which one of these may have stopped.
+        self.table.expire_sessions(now, &mut self.link.sender);
         let received = self.receive(now);
+        self.ping(now);
         let sent = self.send(now);
-        self.tick(now)?;
-        received.and(sent)
+        self.step_closing(now);
+        received.and(sent)?;
+        let patience = self.table.limits.pong_timeout;
+        if now >= self.last_heard + patience {
+            return Err(End::Lost(format!("nothing from the cloud for {patience:?}")));
+        }
+        Ok(())
     }
 
     /// Reads the WebSocket as far as it is readable and one buffer goes, and deals with it.
@@ -177,7 +192,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
             }
         }
         self.deal(now)?;
-        if self.blocked {
+        if self.blocked.is_some() {
             // Only silence while we read counts.
             self.last_heard = now;
         }
@@ -186,13 +201,13 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
 
     /// Deals with the messages in the receive buffer, until it is empty or a session is full.
     fn deal(&mut self, now: Instant) -> Result<(), End> {
-        self.blocked = false;
+        self.blocked = None;
         let result = self.deal_messages(now);
-        for session in &mut self.table.sessions {
+        for (index, session) in self.table.sessions.iter_mut().enumerate() {
             if session.waiting() > 0 {
                 session.flush(&self.link.receiver, now);
             }
-            if !self.blocked {
+            if self.blocked != Some(index) {
                 session.blocked_since = None;
             }
         }
@@ -200,7 +215,8 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     }
 
     fn deal_messages(&mut self, now: Instant) -> Result<(), End> {
-        let Relay { link: Link { receiver, sender, .. }, table, blocked, undealt, .. } = self;
+        let Relay { link: Link { receiver, sender, .. }, table, blocked, undealt, closed, .. } =
+            self;
         let hard_limit = 2 * table.limits.send_buffer;
         *undealt = true;
         while sender.len() < hard_limit {
@@ -211,6 +227,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
                     break;
                 }
                 Err(violation) => {
+                    *closed = true;
                     sender.close(Some(violation.close_code()));
                     return Err(End::Lost(format!("WebSocket protocol: {violation}")));
                 }
@@ -222,10 +239,14 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
                         match table.frame(frame, at, sender, now) {
                             Step::Done => {}
                             Step::Released(index) => {
-                                let id = &table.sessions[index].id;
-                                info!(Code::Tunnel, "release the session: {id}");
-                                table.sessions[index].flush(receiver, now);
-                                table.close(index, now);
+                                let session = &mut table.sessions[index];
+                                info!(Code::Tunnel, "release the session: {}", session.id);
+                                session.flush(receiver, now);
+                                match session.state {
+                                    // What it was sent still goes to its service.
+                                    State::Dialing { .. } => session.released = true,
+                                    State::Open(_) => table.close(index, now),
+                                }
                             }
                             Step::Flush(index) => {
                                 let session = &mut table.sessions[index];
@@ -235,7 +256,7 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
                                     continue;
                                 }
                                 session.blocked_since.get_or_insert(now);
-                                *blocked = true;
+                                *blocked = Some(index);
                                 break;
                             }
                         }
@@ -243,18 +264,25 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
                     Err(e) => {
                         table.complain(format_args!("a malformed frame is dropped: {e}"));
                         if matches!(e, Malformed::Payload(_)) {
-                            table.lost_data(message, sender, now);
+                            if let Some(index) = table.find_lossy(message) {
+                                table.sessions[index].flush(receiver, now);
+                                table.cut(index, "a data frame is longer than 64 KiB", sender, now);
+                            }
                         }
                     }
                 },
                 Incoming::TooLong { head, length } => {
                     table.complain(format_args!("a message of {length} bytes is dropped"));
-                    table.lost_data(head, sender, now);
+                    if let Some(index) = table.find_lossy(head) {
+                        table.sessions[index].flush(receiver, now);
+                        table.cut(index, "a data frame is longer than 64 KiB", sender, now);
+                    }
                 }
                 Incoming::Text => table.complain(format_args!("a text message is dropped")),
                 Incoming::Ping(payload) => sender.pong(payload),
                 Incoming::Pong => debug!(Code::Tunnel, "websocket {} pong", table.id),
                 Incoming::Close(code) => {
+                    *closed = true;
                     sender.close(code);
                     return Err(match code {
                         Some(code) if means_expired(code) => End::Expired,
@@ -346,34 +374,50 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
         result.map(drop).map_err(|e| End::Lost(format!("send to the cloud: {e}")))
     }
 
-    /// Does what the time asks for.
-    fn tick(&mut self, now: Instant) -> Result<(), End> {
+    /// Pings when it is time to.
+    fn ping(&mut self, now: Instant) {
+        if now < self.next_ping {
+            return;
+        }
         let limits = &self.table.limits;
-        if now >= self.last_heard + limits.pong_timeout {
-            return Err(End::Lost(format!("nothing from the cloud for {:?}", limits.pong_timeout)));
+        self.next_ping = now + limits.ping_interval;
+        debug!(Code::Tunnel, "websocket {} ping", self.table.id);
+        if self.link.sender.len() < 2 * limits.send_buffer {
+            self.link.sender.ping();
         }
-        if now >= self.next_ping {
-            self.next_ping = now + limits.ping_interval;
-            debug!(Code::Tunnel, "websocket {} ping", self.table.id);
-            if self.link.sender.len() < 2 * limits.send_buffer {
-                self.link.sender.ping();
-            }
-            self.link.receiver.shrink();
-            self.link.sender.shrink();
-            self.scratch = Vec::new();
-            self.table.forgive();
+        // The end of a long upload: all of it is in the kernel, and our ping stands behind it.
+        let unsent = self.link.transport.unsent();
+        if unsent < self.unsent {
+            self.last_heard = now;
         }
-        self.table.expire_sessions(now, &mut self.link.sender);
+        self.unsent = unsent;
+        self.link.receiver.shrink();
+        self.link.sender.shrink();
+        self.scratch = Vec::new();
+        self.table.forgive();
+    }
+
+    fn step_closing(&mut self, now: Instant) {
         if !self.table.closing.is_empty() {
             self.scratch.resize(READ, 0);
             let scratch = &mut self.scratch;
             self.table.closing.retain_mut(|closing| !closing.step(now, scratch));
         }
-        Ok(())
+    }
+
+    /// Deals with all that was received, whatever room there is: nothing more will come.
+    fn deal_with_the_rest(&mut self, now: Instant) {
+        self.table.limits.session_buffer = usize::MAX;
+        self.table.limits.send_buffer = usize::MAX / 2;
+        let _ = self.deal(now);
     }
 
     /// Says goodbye: every session is released, the WebSocket closed. Sends what goes at once.
     pub(crate) fn close(&mut self, now: Instant) {
+        self.deal_with_the_rest(now);
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
         for index in (0..self.table.sessions.len()).rev() {
             self.table.release(index, "the tunnel is closed", &mut self.link.sender, now);
         }
@@ -383,6 +427,13 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
     /// Ends the connection and gives back the sessions that still have bytes for their service.
     pub(crate) fn into_closing(mut self, now: Instant) -> (T, Vec<Closing<L::Stream>>) {
         let _ = self.send(now);
+        if !self.closed {
+            // Its last words may stand in the kernel behind a failed write.
+            self.readable = true;
+            self.blocked = None;
+            let _ = self.receive(now);
+            self.deal_with_the_rest(now);
+        }
         for index in (0..self.table.sessions.len()).rev() {
             self.table.close(index, now);
         }
@@ -391,8 +442,16 @@ impl<T: Read + Write, L: Local> Relay<T, L> {
 }
 
 impl<L: Local> Table<L> {
+    /// The session of an id, as long as the cloud has not released it.
     fn find(&self, id: &str) -> Option<usize> {
-        self.sessions.iter().position(|session| session.id == id)
+        self.sessions.iter().position(|session| session.id == id && !session.released)
+    }
+
+    /// The session of a data frame that was too long to keep: it has lost bytes.
+    fn find_lossy(&self, head: &[u8]) -> Option<usize> {
+        let frame = Frame::parse_header(head).ok()?;
+        let is_data = frame.frame_type == FrameType::DataTransport;
+        is_data.then(|| self.find(&frame.session_id)).flatten()
     }
 
     /// Deals with one frame from the cloud; `at` is where its payload stands in the buffer.
@@ -435,6 +494,9 @@ impl<L: Local> Table<L> {
         };
         let session = &mut self.sessions[index];
         let length = frame.payload.len();
+        if length == 0 {
+            return Step::Done;
+        }
         let waiting = session.waiting();
         if waiting > 0 && waiting + length > self.limits.session_buffer {
             return Step::Flush(index);
@@ -455,17 +517,7 @@ impl<L: Local> Table<L> {
             return;
         }
         self.complain(format_args!("data for unknown session {id} is dropped"));
-        self.say_released(id, "no such session", sender);
-    }
-
-    /// A data frame was too long to keep: its session has lost bytes and cannot go on.
-    fn lost_data(&mut self, head: &[u8], sender: &mut Sender, now: Instant) {
-        let Ok(frame) = Frame::parse_header(head) else { return };
-        if frame.frame_type == FrameType::DataTransport {
-            if let Some(index) = self.find(&frame.session_id) {
-                self.release(index, "a data frame is longer than 64 KiB", sender, now);
-            }
-        }
+        self.send_release(id, "no such session", sender);
     }
 
     fn complain(&mut self, what: std::fmt::Arguments<'_>) {
@@ -529,6 +581,7 @@ impl<L: Local> Table<L> {
             batched: 0,
             parked: Default::default(),
             blocked_since: None,
+            released: false,
         });
         let index = self.sessions.len() - 1;
         if let State::Dialing { dial, .. } = &mut self.sessions[index].state {
@@ -552,8 +605,12 @@ impl<L: Local> Table<L> {
             Ok(stream) => {
                 session.state = State::Open(Outlet::new(stream));
                 let (id, service) = (&session.id, &session.service_type);
-                respond(sender, id, service, create_id, response::SUCCESS, "success");
+                let text = if session.released { "connected and released" } else { "success" };
+                respond(sender, id, service, create_id, response::SUCCESS, text);
                 session.write_parked(now);
+                if session.released {
+                    self.close(index, now);
+                }
             }
             Err(e) => self.undialed(index, create_id, &e.to_string(), sender),
         }
@@ -586,15 +643,15 @@ impl<L: Local> Table<L> {
                 State::Open(outlet) => {
                     if let Some(e) = outlet.take_failure() {
                         let why = format!("service {}: {e}", session.service_type);
-                        warn!(Code::TunnelFailed, "session {}: {why}", session.id);
-                        self.release(index, &why, sender, now);
+                        self.cut(index, &why, sender, now);
                         continue;
                     }
                     let since = session.blocked_since;
                     if since.is_some_and(|since| now >= since + self.limits.stall_timeout) {
+                        // Nothing of what waits can be written: there is nothing to wait for.
                         let mut session = self.sessions.remove(index);
                         if let State::Open(outlet) = &mut session.state {
-                            outlet.stream.abort();
+                            outlet.abort();
                         }
                         let why = "the local service takes nothing";
                         warn!(Code::TunnelFailed, "session {}: {why}", session.id);
@@ -603,6 +660,17 @@ impl<L: Local> Table<L> {
                 }
             }
         }
+    }
+
+    /// Releases a session that has lost bytes for its service, which must not take what it gets
+    /// for all.
+    fn cut(&mut self, index: usize, why: &str, sender: &mut Sender, now: Instant) {
+        let session = &mut self.sessions[index];
+        if let State::Open(outlet) = &mut session.state {
+            warn!(Code::TunnelFailed, "session {}: {why}", session.id);
+            outlet.abort();
+        }
+        self.release(index, why, sender, now);
     }
 
     /// Ends a session from our side: by a release, or by the answer that its create awaits.
@@ -620,6 +688,10 @@ impl<L: Local> Table<L> {
 
     fn say_released(&mut self, id: &str, why: &str, sender: &mut Sender) {
         info!(Code::Tunnel, "release the session: {id}");
+        self.send_release(id, why, sender);
+    }
+
+    fn send_release(&mut self, id: &str, why: &str, sender: &mut Sender) {
         self.frame_id += 1;
         HeaderTemplate::new(FrameType::SessionRelease, id, None)
             .write(self.frame_id, &mut self.header);

@@ -19,11 +19,6 @@ impl Retry {
         self.failures = 0;
     }
 
-    /// Failed attempts in a row.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
-    }
-
     /// The gap after one more failed attempt. `jitter` from 0 to 1 lengthens gaps of 2 s and
     /// more by up to a tenth, so that a fleet does not return in step.
     pub(crate) fn after_failure(&mut self, jitter: f64) -> Duration {

@@ -85,6 +85,8 @@ pub(crate) struct Session<L: Local> {
     pub(crate) parked: Parked,
     /// Since when a full buffer stops the whole tunnel.
     pub(crate) blocked_since: Option<Instant>,
+    /// The cloud has released it while it was dialing: it is closed once its bytes are handed on.
+    pub(crate) released: bool,
 }
 
 impl<L: Local> Session<L> {
@@ -180,11 +182,13 @@ pub(crate) struct Outlet<S> {
     reset: bool,
     /// Why a write failed while the service may still be there.
     failure: Option<io::Error>,
+    /// It is to end in a reset: bytes for it are lost.
+    aborted: bool,
 }
 
 impl<S: LocalStream> Outlet<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Outlet { stream, deaf: false, reset: false, failure: None }
+        Outlet { stream, deaf: false, reset: false, failure: None, aborted: false }
     }
 
     /// Bytes that were taken; `None` when the service takes none now.
@@ -204,7 +208,10 @@ impl<S: LocalStream> Outlet<S> {
                     match e.kind() {
                         io::ErrorKind::BrokenPipe => {}
                         io::ErrorKind::ConnectionReset => self.reset = true,
-                        _ => self.failure = Some(e),
+                        _ => {
+                            self.failure = Some(e);
+                            self.abort();
+                        }
                     }
                     return Some(all());
                 }
@@ -222,6 +229,12 @@ impl<S: LocalStream> Outlet<S> {
         }
     }
 
+    /// From now on the stream ends in a reset.
+    pub(crate) fn abort(&mut self) {
+        self.aborted = true;
+        self.stream.abort();
+    }
+
     /// Why the session cannot go on, though its service may still be there: bytes for it are
     /// lost.
     pub(crate) fn take_failure(&mut self) -> Option<io::Error> {
@@ -237,6 +250,8 @@ pub(crate) struct Closing<S> {
     pub(crate) outlet: Outlet<S>,
     pub(crate) parked: Parked,
     ended: bool,
+    /// The service has ended its direction: there is nothing more to read, ever.
+    peer_ended: bool,
     progress: Instant,
     unsent: usize,
     stall: Duration,
@@ -244,11 +259,23 @@ pub(crate) struct Closing<S> {
 
 impl<S: LocalStream> Closing<S> {
     pub(crate) fn new(outlet: Outlet<S>, parked: Parked, stall: Duration, now: Instant) -> Self {
-        Closing { outlet, parked, ended: false, progress: now, unsent: usize::MAX, stall }
+        let (ended, peer_ended) = (false, false);
+        Closing { outlet, parked, ended, peer_ended, progress: now, unsent: usize::MAX, stall }
+    }
+
+    pub(crate) fn wants_read(&self) -> bool {
+        !self.peer_ended
     }
 
     pub(crate) fn wants_write(&self) -> bool {
         !self.parked.is_empty()
+    }
+
+    /// Gives up what is not written, and lets the service know.
+    pub(crate) fn give_up(mut self) {
+        if self.wants_write() {
+            self.outlet.abort();
+        }
     }
 
     pub(crate) fn deadline(&self, now: Instant) -> Instant {
@@ -261,23 +288,27 @@ impl<S: LocalStream> Closing<S> {
             self.progress = now;
         }
         if self.parked.is_empty() && !self.ended {
-            self.outlet.stream.end();
+            if !self.outlet.aborted {
+                self.outlet.stream.end();
+            }
             self.ended = true;
         }
-        let peer_ended = match self.outlet.read(scratch) {
-            Ok(0) => true,
-            Ok(_) => false,
-            Err(e) => e.kind() != io::ErrorKind::WouldBlock,
-        };
+        if !self.peer_ended {
+            self.peer_ended = match self.outlet.read(scratch) {
+                Ok(0) => true,
+                Ok(_) => false,
+                Err(e) => e.kind() != io::ErrorKind::WouldBlock,
+            };
+        }
         let unsent = self.outlet.stream.unsent();
         if unsent < self.unsent {
             self.progress = now;
         }
         self.unsent = unsent;
-        let all_taken = self.ended && (peer_ended || unsent == 0);
+        let all_taken = self.ended && (self.peer_ended || unsent == 0);
         let given_up = now.duration_since(self.progress) >= self.stall;
         if given_up && !all_taken {
-            self.outlet.stream.abort();
+            self.outlet.abort();
         }
         all_taken || self.outlet.deaf || given_up
     }

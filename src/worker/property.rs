@@ -634,7 +634,7 @@ impl<'a> World<'a> {
                 let mut wire = self.wire.0.borrow_mut();
                 (wire.arrived, wire.takes) = (usize::MAX, usize::MAX);
             }
-            self.favour();
+            favour(&self.side);
             if let Err(end) = self.turn(false) {
                 return self.ended(Some(end));
             }
@@ -644,15 +644,6 @@ impl<'a> World<'a> {
             }
         }
         panic!("no end of turns");
-    }
-
-    /// Every service connects and takes what there is.
-    fn favour(&mut self) {
-        for peer in &self.side.0.borrow().peers {
-            let mut peer = peer.borrow_mut();
-            peer.takes = usize::MAX;
-            peer.connected = peer.connected.or(Some(Ok(())));
-        }
     }
 
     fn progress(&self) -> (usize, usize, usize, usize) {
@@ -666,9 +657,9 @@ impl<'a> World<'a> {
     }
 
     /// The connection is over, or everything is said: what was said must fit together.
-    fn ended(mut self, end: Option<End>) {
+    fn ended(self, end: Option<End>) {
         self.wire.0.borrow_mut().takes = usize::MAX;
-        self.favour();
+        favour(&self.side);
         let alive = end.is_none();
         let World { wire, side, relay, told, asked, limits, began, now, .. } = self;
         let is_open = |peer: &Shared| {
@@ -677,9 +668,13 @@ impl<'a> World<'a> {
                 State::Dialing { .. } => false,
             })
         };
-        let peers: Vec<(Shared, bool)> =
-            side.0.borrow().peers.iter().map(|peer| (peer.clone(), is_open(peer))).collect();
+        let open: Vec<Shared> =
+            side.0.borrow().peers.iter().filter(|peer| is_open(peer)).cloned().collect();
         let (_, mut closing) = relay.into_closing(now);
+        // Some may have connected just now.
+        favour(&side);
+        let peers = side.0.borrow().peers.clone();
+        let is_open = |peer: &Shared| open.iter().any(|open| Rc::ptr_eq(open, peer));
         for _ in 0..100 {
             closing.retain_mut(|closing| !closing.step(now, &mut [0; 4096]));
         }
@@ -691,13 +686,13 @@ impl<'a> World<'a> {
         let arrived = wire.0.borrow().read == wire.0.borrow().to_device.len();
         let said = Said::read(&wire.0.borrow().from_device);
         for id in 0..IDS {
-            let of_id = peers.iter().filter(|(peer, _)| peer.borrow().session == id);
-            let mut opened: Vec<_> =
-                of_id.filter(|(peer, _)| peer.borrow().opened.is_some()).collect();
-            opened.sort_by_key(|(peer, _)| peer.borrow().opened);
+            let of_id = peers.iter().filter(|peer| peer.borrow().session == id);
+            let mut opened: Vec<_> = of_id.filter(|peer| peer.borrow().opened.is_some()).collect();
+            opened.sort_by_key(|peer| peer.borrow().opened);
             let answers = &said.accepted[id];
             assert_eq!(opened.len(), answers.len(), "s{id}: an open service was not announced");
-            for (nth, ((peer, open), answer)) in opened.into_iter().zip(answers).enumerate() {
+            for (nth, (peer, answer)) in opened.into_iter().zip(answers).enumerate() {
+                let open = is_open(peer);
                 let (peer, told) = (peer.borrow(), &told[id]);
                 let what = format!("s{id}, the {nth}th");
                 let create = told.creates.iter().find(|(_, frame)| *frame == answer.frame_id);
@@ -724,7 +719,7 @@ impl<'a> World<'a> {
                     continue;
                 }
                 let reset = peer.spoiled && peer.end != Some(Ok(())) || peer.write_error.is_some();
-                if *open || by_device && !reset {
+                if open || by_device && !reset {
                     assert_eq!(answer.bytes.len(), peer.sent, "{what}: local bytes are missing");
                 }
                 if peer.spoiled && released.is_none() && peer.end.is_some() {
@@ -737,6 +732,15 @@ impl<'a> World<'a> {
                 assert!(said.answered.contains_key(&frame), "frame {frame} of s{id}: no answer");
             }
         }
+    }
+}
+
+/// Every service connects and takes what there is.
+fn favour(side: &Backend) {
+    for peer in &side.0.borrow().peers {
+        let mut peer = peer.borrow_mut();
+        peer.takes = usize::MAX;
+        peer.connected = peer.connected.or(Some(Ok(())));
     }
 }
 

@@ -79,6 +79,8 @@ pub(crate) struct Table<L: Local> {
     frame_id: u64,
     header: Vec<u8>,
     complaints: u32,
+    /// The connection is over: no session is opened any more.
+    over: bool,
 }
 
 impl<T: ByteStream, L: Local> Relay<T, L> {
@@ -103,6 +105,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             frame_id: 0,
             header: Vec::new(),
             complaints: 0,
+            over: false,
         };
         Relay {
             link,
@@ -405,16 +408,18 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         }
     }
 
-    /// Deals with all that was received, whatever room there is: nothing more will come.
-    fn deal_with_the_rest(&mut self, now: Instant) {
+    /// From now on what was received is handed on whatever room there is, and no session is
+    /// opened: the connection is over.
+    fn conclude(&mut self) {
+        self.table.over = true;
         self.table.limits.session_buffer = usize::MAX;
         self.table.limits.send_buffer = usize::MAX / 2;
-        let _ = self.deal(now);
     }
 
     /// Says goodbye: every session is released, the WebSocket closed. Sends what goes at once.
     pub(crate) fn close(&mut self, now: Instant) {
-        self.deal_with_the_rest(now);
+        self.conclude();
+        let _ = self.deal(now);
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
@@ -428,11 +433,10 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     pub(crate) fn into_closing(mut self, now: Instant) -> (T, Vec<Closing<L::Stream>>) {
         let _ = self.send(now);
         if !self.closed {
+            self.conclude();
             // Its last words may stand in the kernel behind a failed write.
             self.readable = true;
-            self.blocked = None;
             let _ = self.receive(now);
-            self.deal_with_the_rest(now);
         }
         for index in (0..self.table.sessions.len()).rev() {
             self.table.close(index, now);
@@ -536,6 +540,9 @@ impl<L: Local> Table<L> {
 
     /// Begins to connect to a service, or says with which code and why not.
     fn admit(&self, id: &str, service_type: &str) -> Result<L::Dial, (u8, String)> {
+        if self.over {
+            return Err((response::REFUSED, "the tunnel is closed".into()));
+        }
         if self.find(id).is_some() {
             return Err((response::REFUSED, "the session id is in use".into()));
         }

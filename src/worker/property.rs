@@ -490,7 +490,7 @@ impl<'a> World<'a> {
 
     fn check_budget(&self) {
         let table = &self.relay.table;
-        assert!(table.sessions.len() <= MAX_SESSIONS);
+        assert!(table.sessions.iter().filter(|session| !session.released).count() <= MAX_SESSIONS);
         // A batch points into the receive buffer, which the next turn may move or give back.
         assert!(table.sessions.iter().all(|session| session.batch.is_empty()));
         assert!(table.sessions.len() + table.closing.len() <= MAX_SESSIONS * 3 / 2);

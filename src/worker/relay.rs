@@ -246,9 +246,13 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                                 info!(Code::Tunnel, "release the session: {}", session.id);
                                 session.flush(receiver, now);
                                 match session.state {
-                                    // What it was sent still goes to its service.
-                                    State::Dialing { .. } => session.released = true,
                                     State::Open(_) => table.close(index, now),
+                                    // What it was sent still goes to its service.
+                                    _ if session.waiting() > 0 => session.released = true,
+                                    State::Dialing { .. } => {
+                                        let why = "released before it was connected";
+                                        table.release(index, why, sender, now);
+                                    }
                                 }
                             }
                             Step::Flush(index) => {
@@ -547,8 +551,9 @@ impl<L: Local> Table<L> {
             return Err((response::REFUSED, "the session id is in use".into()));
         }
         let most = self.limits.max_sessions;
+        let open = self.sessions.iter().filter(|session| !session.released).count();
         let alive = self.sessions.len() + self.closing.len();
-        if self.sessions.len() >= most || alive >= most + (most / 2).max(1) {
+        if open >= most || alive >= most + (most / 2).max(1) {
             return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
         }
         let Some(service) = self.services.get(service_type) else {

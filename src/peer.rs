@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use native_tls::TlsStream;
 use zeroize::Zeroizing;
 
-use crate::cloud::frame::Frame;
+use crate::cloud::frame::{Frame, FrameType, Malformed};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
 use crate::sys::{self, poll, PollFd, Waker};
 
@@ -284,6 +284,19 @@ pub(crate) struct Peer<W: Wire = Stream> {
     seat: Option<Box<dyn Send>>,
 }
 
+/// What a peer's message is to its owner.
+pub(crate) enum Received<'a> {
+    Frame(Frame<'a>),
+    /// The header of a data frame that was too long to keep: its session has lost bytes.
+    LostData(Frame<'a>),
+}
+
+/// A message that is dropped may all the same have been a session's data.
+fn lost_data(head: &[u8]) -> Option<Received<'_>> {
+    let frame = Frame::parse_header(head).ok()?;
+    (frame.frame_type == FrameType::DataTransport).then_some(Received::LostData(frame))
+}
+
 /// Since when a peer is full, and what it had taken then.
 #[cfg(feature = "gateway")]
 struct Stall {
@@ -301,7 +314,8 @@ struct Linger {
 impl<W: Wire + AsFd> Peer<W> {
     /// What `poll` is to wait for.
     pub(crate) fn poll_fd(&self, read: bool) -> PollFd<'_> {
-        PollFd::new(self.wire.as_fd(), read && self.reads(), !self.is_sent() && !self.mute)
+        let (reads, writes) = self.interest(read);
+        PollFd::new(self.wire.as_fd(), reads, writes)
     }
 }
 
@@ -354,6 +368,13 @@ impl<W: Wire> Peer<W> {
     #[cfg(all(feature = "gateway", any(test, fuzzing)))]
     pub(crate) fn wants_read(&self) -> bool {
         self.reads()
+    }
+
+    /// Whether to wait for bytes to read, and for room to write.
+    fn interest(&self, read: bool) -> (bool, bool) {
+        // What waits for a lost one stays: waiting for room would return at once, for ever.
+        let writes = self.life != Life::Lost && !self.mute && !self.is_sent();
+        (read && self.reads(), writes)
     }
 
     fn reads(&self) -> bool {
@@ -415,11 +436,11 @@ impl<W: Wire> Peer<W> {
         }
     }
 
-    /// Hands the received frames to `on_frame` until none is left or it returns false.
+    /// Hands what was received to `on_received` until nothing is left or it returns false.
     pub(crate) fn pump(
         &mut self,
         now: Instant,
-        mut on_frame: impl FnMut(Frame<'_>, &mut Sender) -> bool,
+        mut on_received: impl FnMut(Received<'_>, &mut Sender) -> bool,
     ) {
         self.held = false;
         while self.reads() {
@@ -428,24 +449,32 @@ impl<W: Wire> Peer<W> {
                 Ok(None) => break,
                 Ok(Some(Incoming::Binary { message, .. })) if self.life == Life::Open => {
                     match Frame::parse(message) {
-                        Ok(frame) => go_on = on_frame(frame, &mut self.sender),
-                        Err(e) => log::warn!(target: TARGET, "malformed frame dropped: {e}"),
+                        Ok(frame) => go_on = on_received(Received::Frame(frame), &mut self.sender),
+                        Err(e) => {
+                            log::warn!(target: TARGET, "malformed frame dropped: {e}");
+                            let is_long = matches!(e, Malformed::Payload(_));
+                            if let Some(lost) = lost_data(message).filter(|_| is_long) {
+                                go_on = on_received(lost, &mut self.sender);
+                            }
+                        }
                     }
                 }
                 Ok(Some(Incoming::Ping(payload))) => self.sender.pong(payload),
                 Ok(Some(Incoming::Close(code))) => {
                     self.close_code = code;
                     if self.life == Life::Open {
-                        // 1000 for a code that must not stand in a frame.
-                        let code = code.map(|c| if (1000..5000).contains(&c) { c } else { 1000 });
+                        let code = code.map(answer_to);
                         self.sender.close(code);
                         self.reason = format!("closed by the peer ({code:?})");
                     }
                     self.life = Life::Closed(now + CLOSE_TIMEOUT);
                 }
                 Ok(Some(Incoming::Text)) => log::warn!(target: TARGET, "text message dropped"),
-                Ok(Some(Incoming::TooLong { length, .. })) => {
+                Ok(Some(Incoming::TooLong { head, length })) => {
                     log::warn!(target: TARGET, "message of {length} bytes dropped");
+                    if let Some(lost) = lost_data(head).filter(|_| self.life == Life::Open) {
+                        go_on = on_received(lost, &mut self.sender);
+                    }
                 }
                 Ok(Some(_)) => {}
                 Err(violation) => {
@@ -646,6 +675,15 @@ impl<W: Wire> Drop for Peer<W> {
 
 /// The target of this module's lines: the gateway's, whichever end runs.
 const TARGET: &str = "aiot_tunnel::gateway";
+
+/// The code that answers a close frame: its own, unless that must not stand in a frame.
+fn answer_to(code: u16) -> u16 {
+    match code {
+        1004..=1006 | 1015 => 1000,
+        1000..5000 => code,
+        _ => 1000,
+    }
+}
 
 /// Whether the call may simply be made again later.
 pub(crate) fn is_temporary(e: &io::Error) -> bool {

@@ -131,6 +131,8 @@ impl Operator {
 }
 
 const OK: &str = r#"{"code":0,"msg":"ok"}"#;
+/// What a device says when its service has closed the connection.
+const BYE: &str = r#"{"code":1,"msg":"service _SSH closed the connection"}"#;
 
 /// The program; killed if the test ends before it does.
 struct Program(Option<Child>, Option<thread::JoinHandle<String>>);
@@ -218,6 +220,15 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u8).collect()
 }
 
+/// Everything up to the reset that must come in the end.
+fn read_until_reset(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => bytes,
+        other => panic!("{other:?} after {} bytes", bytes.len()),
+    }
+}
+
 #[test]
 fn a_refusal_is_told_with_its_code_and_words() {
     let fake = Fake::new();
@@ -269,7 +280,7 @@ fn every_byte_before_a_release_comes_out_of_stdout() {
             operator.data("s1", chunk);
             operator.data("s2", b"another's");
         }
-        operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+        operator.release("s1", BYE);
         operator.close_code()
     });
     let output = program.finish();
@@ -290,6 +301,117 @@ fn a_session_that_is_lost_fails_but_what_came_is_delivered() {
     let output = program.finish();
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
     assert!(String::from_utf8_lossy(&output.stderr).contains("session lost: code 3"));
+}
+
+#[test]
+fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
+    for msg in ["service _SSH: Connection reset by peer (os error 104)", "the tunnel is closed"] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.data("s1", b"half a sen");
+        operator.release("s1", &json!({"code": 1, "msg": msg}).to_string());
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(log.contains(&format!("session lost: code 1, {msg:?}")), "{log}");
+    }
+}
+
+#[test]
+fn every_way_to_say_that_the_device_closed_is_an_orderly_end() {
+    for payload in [BYE, r#"{"code":1,"msg":"closed"}"#, r#"{"code":1}"#, ""] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.release("s1", payload);
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert!(output.status.success(), "{payload}");
+    }
+}
+
+#[test]
+fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let mut operator = fake.accept();
+    // More than waits in the program: the kernels have some of it when the session ends.
+    let sent = pattern(200_000);
+    let mut lost = |end: &dyn Fn(&mut Operator)| {
+        let mut local = TcpStream::connect(address).unwrap();
+        local.set_read_timeout(Some(PATIENCE)).unwrap();
+        operator.answer("s1", OK);
+        for chunk in sent.chunks(4096) {
+            operator.data("s1", chunk);
+        }
+        end(&mut operator);
+        assert!(read_until_reset(&mut local) == sent);
+    };
+    lost(&|operator| operator.release("s1", r#"{"code":2,"msg":"no"}"#));
+    lost(&|operator| operator.release("s1", r#"{"code":3,"msg":"the device has gone"}"#));
+    // Too long to keep, and too long for a message at all.
+    lost(&|operator| operator.data("s1", &[0; 65_537]));
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+    let mut local = TcpStream::connect(address).unwrap();
+    local.set_read_timeout(Some(PATIENCE)).unwrap();
+    operator.answer("s2", OK);
+    operator.data("s2", b"last words");
+    drop(operator);
+    assert_eq!(read_until_reset(&mut local), b"last words");
+}
+
+#[test]
+fn data_that_is_too_long_to_keep_fails_the_session() {
+    for length in [65_537, 100_000] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.data("s2", &vec![0; length]);
+        operator.data("s1", b"half a sen");
+        operator.data("s1", &vec![0; length]);
+        operator.data("s1", b"tence");
+        assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("longer than 64 KiB"));
+    }
+}
+
+#[test]
+fn a_local_reset_is_told_and_no_orderly_end() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let mut operator = fake.accept();
+    let local = TcpStream::connect(program.address()).unwrap();
+    operator.answer("s1", OK);
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: SO_LINGER reads one `linger`, and the pointer is to one of the length given.
+    let set = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&local),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            std::ptr::from_ref(&linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+    drop(local);
+    let (header, payload) = operator.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s1")));
+    let status: Value = serde_json::from_slice(&payload).unwrap();
+    let msg = status["msg"].as_str().unwrap();
+    assert!(msg.starts_with("local connection: Connection reset"), "{msg}");
 }
 
 #[test]
@@ -319,7 +441,7 @@ fn a_close_after_the_release_is_no_failure() {
     operator.data("s1", &sent[50_000..110_000]);
     operator.data("s1", &sent[110_000..170_000]);
     operator.data("s1", &sent[170_000..]);
-    operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+    operator.release("s1", BYE);
     operator.0.close(None).unwrap();
     operator.close_code();
     drop(operator);
@@ -427,16 +549,14 @@ fn a_lost_tunnel_is_opened_anew_for_those_who_listen() {
     operator.answer("s1", OK);
     operator.data("s1", b"last words");
     drop(operator);
-    let mut bytes = Vec::new();
-    local.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, b"last words");
+    assert_eq!(read_until_reset(&mut local), b"last words");
 
     let mut operator = fake.accept();
     let mut local = TcpStream::connect(address).unwrap();
     local.set_read_timeout(Some(PATIENCE)).unwrap();
     operator.answer("s1", OK);
     operator.data("s1", b"again");
-    operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+    operator.release("s1", BYE);
     let mut bytes = Vec::new();
     local.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"again");
@@ -459,7 +579,7 @@ fn a_local_program_that_still_sends_gets_every_byte_before_the_release() {
         for chunk in sent.chunks(4096) {
             operator.data("s1", chunk);
         }
-        operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+        operator.release("s1", BYE);
         operator
     });
     // The tail is in kernels' buffers when the session ends, and something unread with it.

@@ -150,6 +150,39 @@ fn a_session_is_relayed_both_ways_until_its_release() {
 }
 
 #[test]
+fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
+    let (gateway, _) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    let mut frame_id = 1;
+    for (length, by_device) in [(65_537, true), (100_000, true), (65_537, false), (100_000, false)]
+    {
+        let session = open(&mut device, &mut access, frame_id);
+        frame_id += 1;
+        let data = json!({"frame_type": 4, "session_id": session, "frame_id": 1});
+        let from = if by_device { &mut device } else { &mut access };
+        from.send(data.clone(), &vec![0; length]);
+        // What follows would be taken for the continuation.
+        from.send(data, b"the rest");
+        for (end, expected) in [(&mut device, 2), (&mut access, 3)] {
+            let (header, payload) = end.receive();
+            assert_eq!(
+                (&header["frame_type"], &header["session_id"]),
+                (&json!(3), &json!(session))
+            );
+            assert_eq!(code(&payload), expected);
+            assert!(String::from_utf8_lossy(&payload).contains("longer than 64 KiB"));
+        }
+    }
+    // One that is not answered yet.
+    access.send(json!({"frame_type": 2, "frame_id": 9, "service_type": "_SSH"}), b"");
+    let session = device.receive().0["session_id"].clone();
+    device.send(json!({"frame_type": 4, "session_id": session, "frame_id": 1}), &[0; 65_537]);
+    let (header, payload) = access.receive();
+    assert_eq!((&header["frame_id"], code(&payload)), (&json!(9), 2));
+    assert_eq!(code(&device.receive().1), 2);
+}
+
+#[test]
 fn refusals_and_losses_have_their_codes() {
     let (gateway, _) = gateway();
     let (mut device, mut access) = pair(&gateway);

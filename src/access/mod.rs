@@ -3,6 +3,8 @@
 //!
 //! One thread, one `poll(2)` over the WebSocket and the local connections. The protocol has no
 //! half-close: a local end of file ends its session once everything before it has been sent.
+//! A session that is lost ends its local connection with a reset once what came is delivered,
+//! so that what came is not taken for all; one session on stdin and stdout ends with an error.
 //! A local program that takes nothing holds its siblings up, since they share the WebSocket,
 //! until its session is ended after 10 s.
 
@@ -53,14 +55,18 @@ pub enum Error {
         /// The peer's words, quoted.
         msg: String,
     },
-    /// The session ended otherwise than by one of its ends.
+    /// The session ended otherwise than by one of its ends in order.
     #[error("session lost: code {code}, {msg}")]
     Released {
-        /// The release code: 2 and above are losses.
+        /// The release code: 2 and above are losses; 1 with words other than those for an end
+        /// means that the device gave it up.
         code: i64,
         /// The peer's words, quoted.
         msg: String,
     },
+    /// The session ended because bytes of it were lost on this side.
+    #[error("session lost: {0}")]
+    Lost(&'static str),
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -115,7 +121,7 @@ impl Client {
     }
 
     /// Serves each connection to `listener` as a session, until stopped. A lost WebSocket is
-    /// opened anew after a second; its sessions end with it. Refusals go to stderr.
+    /// opened anew after a second; its sessions' connections are reset. Refusals go to stderr.
     ///
     /// # Errors
     /// [`Error::Unauthorized`], and whatever made the very first connect fail.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Side, TARGET};
 use crate::cloud::frame::{release, response, status, Frame, FrameType, HeaderTemplate, Status};
 use crate::cloud::websocket::Sender;
-use crate::peer::{Peer, Stream, Wire, FULL};
+use crate::peer::{Peer, Received, Stream, Wire, FULL};
 
 /// How long a device may take to answer a session_create.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +26,9 @@ const SWAMPED: usize = 2 * FULL;
 /// A device releases sessions whose service stalls, ten seconds each by default, and reads
 /// nothing meanwhile; one that takes next to nothing for this long is closed.
 const DEVICE_STALL: Duration = Duration::from_secs(60);
+
+/// Why a session is cut whose data the gateway could not keep.
+const TOO_LONG: &str = "a data frame is longer than 64 KiB";
 
 /// The close code of an expired token.
 const EXPIRED: u16 = 4001;
@@ -205,8 +208,11 @@ impl<W: Wire> Tunnel<W> {
     fn pump_device(&mut self, now: Instant) {
         let Some(mut device) = self.device.take() else { return };
         if !device.is_full() && self.reads_device() {
-            device.pump(now, |frame, sender| {
-                self.take_from_device(&frame, sender);
+            device.pump(now, |received, sender| {
+                match received {
+                    Received::Frame(frame) => self.take_from_device(&frame, sender),
+                    Received::LostData(frame) => self.lost_by_device(&frame.session_id, sender),
+                }
                 sender.len() <= FULL && self.reads_device()
             });
         }
@@ -222,8 +228,13 @@ impl<W: Wire> Tunnel<W> {
         for key in keys {
             let Some(mut access) = self.accesses.remove(&key) else { continue };
             if self.reads_accesses() && !is_swamped(&access) {
-                access.pump(now, |frame, sender| {
-                    self.take_from_access(key, &frame, sender, now);
+                access.pump(now, |received, sender| {
+                    match received {
+                        Received::Frame(frame) => self.take_from_access(key, &frame, sender, now),
+                        Received::LostData(frame) => {
+                            self.lost_by_access(key, &frame.session_id, sender);
+                        }
+                    }
                     sender.len() <= SWAMPED && self.reads_accesses()
                 });
             }
@@ -303,6 +314,24 @@ impl<W: Wire> Tunnel<W> {
             }
             FrameType::CommonResponse | FrameType::SessionCreate => {}
         }
+    }
+
+    fn lost_by_device(&mut self, id: &str, device: &mut Sender) {
+        let Some(session) = self.sessions.get(id) else {
+            return self.report_unknown(id, release::ACCESS_LOST, device);
+        };
+        let access = self.accesses.get_mut(&session.access);
+        cut(&self.name, id, session, open_sender(access), Some(device), &mut self.next_frame);
+        self.end(id);
+    }
+
+    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender) {
+        let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
+            return self.report_unknown(id, release::DEVICE_LOST, access);
+        };
+        let device = open_sender(self.device.as_mut());
+        cut(&self.name, id, session, Some(access), device, &mut self.next_frame);
+        self.end(id);
     }
 
     fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
@@ -507,6 +536,34 @@ fn send_release(sender: &mut Sender, id: &str, frame_id: u64, payload: &[u8]) {
     let mut head = Vec::new();
     HeaderTemplate::new(FrameType::SessionRelease, id, None).write(frame_id, &mut head);
     sender.binary(&head, payload);
+}
+
+/// Data of a session did not get through. It must not go on as if nothing were missing: it is
+/// lost for both ends.
+fn cut(
+    tunnel: &str,
+    id: &str,
+    session: &Session,
+    access: Option<&mut Sender>,
+    device: Option<&mut Sender>,
+    next_frame: &mut u64,
+) {
+    log::warn!(target: TARGET, "tunnel {tunnel:?}: session {id:?} is cut: {TOO_LONG}");
+    match (access, session.deadline) {
+        // It waits for a response, not for a release.
+        (Some(access), Some(_)) => {
+            respond(access, id, session, &status(response::REFUSED, TOO_LONG));
+        }
+        (Some(access), None) => {
+            let msg = status(release::DEVICE_LOST, TOO_LONG);
+            send_release(access, id, next(next_frame), &msg);
+        }
+        (None, _) => {}
+    }
+    if let Some(device) = device {
+        let msg = status(release::ACCESS_LOST, TOO_LONG);
+        send_release(device, id, next(next_frame), &msg);
+    }
 }
 
 fn next(counter: &mut u64) -> u64 {

@@ -689,3 +689,84 @@ fn answer_to(code: u16) -> u16 {
 pub(crate) fn is_temporary(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection of memory: what it is fed, then a reset. It takes nothing.
+    struct Full(Vec<u8>);
+
+    impl Read for Full {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let length = buffer.len().min(self.0.len());
+            buffer[..length].copy_from_slice(&self.0[..length]);
+            self.0.drain(..length);
+            Ok(length)
+        }
+    }
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wire for Full {
+        fn end_patience(&mut self) {}
+        fn holds_bytes(&self) -> bool {
+            false
+        }
+        fn unsent(&self) -> usize {
+            0
+        }
+        fn shut_down(&mut self) {}
+    }
+
+    fn peer(said: &[u8], now: Instant) -> Peer<Full> {
+        Peer::new(Full(said.to_vec()), Role::Client, b"", now)
+    }
+
+    #[test]
+    fn a_lost_peer_is_waited_for_in_no_way_though_bytes_wait_for_it() {
+        let now = Instant::now();
+        let mut peer = peer(b"", now);
+        peer.sender().ping();
+        peer.flush(now);
+        assert_eq!(peer.interest(true), (true, true));
+        peer.pump(now, |_, _| true);
+        peer.receive(now);
+        assert!(peer.is_gone() && peer.waiting() > 0);
+        assert_eq!(peer.interest(true), (false, false));
+        assert!(!peer.is_held() && peer.deadline().is_none());
+    }
+
+    #[test]
+    fn a_close_code_that_must_not_stand_in_a_frame_is_answered_with_1000() {
+        for (code, answer) in [
+            (0, 1000),
+            (401, 1000),
+            (999, 1000),
+            (1000, 1000),
+            (1001, 1001),
+            (1004, 1000),
+            (1005, 1000),
+            (1006, 1000),
+            (1007, 1007),
+            (1014, 1014),
+            (1015, 1000),
+            (4001, 4001),
+            (4999, 4999),
+            (5000, 1000),
+            (65_535, 1000),
+        ] {
+            assert_eq!(answer_to(code), answer, "{code}");
+        }
+    }
+}

@@ -368,6 +368,47 @@ fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
 }
 
 #[test]
+fn an_upload_does_not_starve_a_later_session() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let mut operator = fake.accept();
+    let mut uploading = TcpStream::connect(address).unwrap();
+    operator.answer("s1", OK);
+    let end = uploading.try_clone().unwrap();
+    let upload = thread::spawn(move || while uploading.write_all(&[1; 65_536]).is_ok() {});
+    let next = |operator: &mut Operator| {
+        let (header, payload) = operator.receive();
+        (header["session_id"].as_str().unwrap_or("").to_owned(), header, payload)
+    };
+    // From here on there is always more to send than the tunnel takes.
+    for _ in 0..1000 {
+        next(&mut operator);
+    }
+    let mut local = TcpStream::connect(address).unwrap();
+    local.write_all(b"and me?").unwrap();
+    let mut before = 0;
+    loop {
+        let (session, header, payload) = next(&mut operator);
+        match (&*session, header["frame_type"].as_u64()) {
+            ("", Some(2)) => {
+                let frame_id = &header["frame_id"];
+                let answer = json!({"frame_type": 1, "frame_id": frame_id, "session_id": "s2"});
+                operator.send(answer, OK.as_bytes());
+            }
+            ("s2", _) => {
+                assert_eq!(payload, b"and me?");
+                break;
+            }
+            _ => before += payload.len(),
+        }
+        assert!(before < 100_000_000, "it is not heard");
+    }
+    end.shutdown(std::net::Shutdown::Both).unwrap();
+    upload.join().unwrap();
+}
+
+#[test]
 fn data_that_is_too_long_to_keep_fails_the_session() {
     for length in [65_537, 100_000] {
         let fake = Fake::new();

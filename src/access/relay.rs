@@ -200,6 +200,8 @@ pub(super) struct Relay<'a> {
     sessions: BTreeMap<u64, Session>,
     next_key: u64,
     next_frame: u64,
+    /// The session that may send first; the turn after, it is the next.
+    first: u64,
     /// Whether it serves a listener: sessions have siblings, and their ends are for the log.
     listening: bool,
     /// The last session's end, for a relay that serves but one.
@@ -215,6 +217,7 @@ impl<'a> Relay<'a> {
             sessions: BTreeMap::new(),
             next_key: 1,
             next_frame: 1,
+            first: 0,
             listening: false,
             outcome: Ok(()),
         }
@@ -296,11 +299,8 @@ impl<'a> Relay<'a> {
             self.peer.receive(Instant::now());
         }
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
-        for (key, ready) in keys.iter().zip(&ready[2..]) {
-            if ready.read {
-                self.send_local(*key);
-            }
-        }
+        let readable = keys.iter().zip(&ready[2..]).filter(|(_, ready)| ready.read);
+        self.send_locals(readable.map(|(key, _)| *key).collect());
         if let (Some(listener), Some(ready)) = (listener, ready.get(2 + keys.len())) {
             if ready.read {
                 self.accept(listener);
@@ -348,15 +348,32 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Sends what the local end has, while the tunnel takes it.
-    fn send_local(&mut self, key: u64) {
+    /// Sends what these local ends have, each its share of the room, and another one first each
+    /// time: an upload must not starve its siblings.
+    fn send_locals(&mut self, mut keys: Vec<u64>) {
+        if keys.is_empty() {
+            return;
+        }
+        let room = SEND_BUFFER.saturating_sub(self.peer.waiting());
+        let share = (room / keys.len()).max(MAX_PAYLOAD_SENT);
+        let first = keys.partition_point(|key| *key < self.first);
+        keys.rotate_left(first);
+        self.first = keys[0] + 1;
+        for key in keys {
+            self.send_local(key, share);
+        }
+    }
+
+    /// Sends what the local end has, about its share of it, while the tunnel takes it.
+    fn send_local(&mut self, key: u64, mut share: usize) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let (State::Open, Some(template)) = (&session.state, &session.data) else { return };
         let mut head = Vec::new();
         let mut payload = [0; MAX_PAYLOAD_SENT];
-        while self.peer.waiting() < SEND_BUFFER {
+        while share > 0 && self.peer.waiting() < SEND_BUFFER {
             match session.local.read(&mut payload) {
                 Ok(length) if length > 0 => {
+                    share = share.saturating_sub(length);
                     template.write(next(&mut self.next_frame), &mut head);
                     self.peer.sender().binary(&head, &payload[..length]);
                 }

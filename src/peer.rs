@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::cloud::frame::{Frame, FrameType, Malformed};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
+use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
 
 /// Bytes that may wait for a peer before what feeds it is read no more.
@@ -27,6 +28,8 @@ const PARTING: Duration = Duration::from_secs(1);
 const MAX_PARTING: usize = 256 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// A window in which the lines about one source of trouble are counted.
+const COMPLAINTS_WINDOW: Duration = Duration::from_secs(30);
 /// How long a closing peer may take to answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a close that is to lose nothing waits while none of its bytes gets through.
@@ -279,6 +282,7 @@ pub(crate) struct Peer<W: Wire = Stream> {
     /// For the log: why it ended.
     reason: String,
     close_code: Option<u16>,
+    throttle: Throttle,
     /// Dropped with the peer.
     #[cfg(feature = "gateway")]
     seat: Option<Box<dyn Send>>,
@@ -345,6 +349,7 @@ impl<W: Wire> Peer<W> {
             linger: None,
             reason: String::new(),
             close_code: None,
+            throttle: Throttle::default(),
             #[cfg(feature = "gateway")]
             seat: None,
         }
@@ -451,7 +456,8 @@ impl<W: Wire> Peer<W> {
                     match Frame::parse(message) {
                         Ok(frame) => go_on = on_received(Received::Frame(frame), &mut self.sender),
                         Err(e) => {
-                            log::warn!(target: TARGET, "malformed frame dropped: {e}");
+                            let what = format_args!("malformed frame dropped: {e}");
+                            self.throttle.complain(now, what);
                             let is_long = matches!(e, Malformed::Payload(_));
                             if let Some(lost) = lost_data(message).filter(|_| is_long) {
                                 go_on = on_received(lost, &mut self.sender);
@@ -469,9 +475,12 @@ impl<W: Wire> Peer<W> {
                     }
                     self.life = Life::Closed(now + CLOSE_TIMEOUT);
                 }
-                Ok(Some(Incoming::Text)) => log::warn!(target: TARGET, "text message dropped"),
+                Ok(Some(Incoming::Text)) => {
+                    self.throttle.complain(now, format_args!("text message dropped"));
+                }
                 Ok(Some(Incoming::TooLong { head, length })) => {
-                    log::warn!(target: TARGET, "message of {length} bytes dropped");
+                    let what = format_args!("message of {length} bytes dropped");
+                    self.throttle.complain(now, what);
                     if let Some(lost) = lost_data(head).filter(|_| self.life == Life::Open) {
                         go_on = on_received(lost, &mut self.sender);
                     }
@@ -599,6 +608,7 @@ impl<W: Wire> Peer<W> {
 
     /// Pings and deadlines. `reads`: whether we read it at all; only then its silence counts.
     pub(crate) fn tick(&mut self, now: Instant, reads: bool) {
+        self.throttle.tick(now);
         let life = self.life;
         match life {
             Life::Open => {
@@ -644,7 +654,10 @@ impl<W: Wire> Peer<W> {
     /// When [`tick`](Self::tick) has something to do; `None` for at once.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.life {
-            Life::Open => Some(self.next_ping().min(self.heard + DEAD_AFTER)),
+            Life::Open => {
+                let due = self.next_ping().min(self.heard + DEAD_AFTER);
+                Some(self.throttle.deadline().map_or(due, |at| at.min(due)))
+            }
             Life::Closing(deadline) | Life::Closed(deadline) => Some(deadline),
             Life::Lost => None,
         }
@@ -675,6 +688,38 @@ impl<W: Wire> Drop for Peer<W> {
 
 /// The target of this module's lines: the gateway's, whichever end runs.
 const TARGET: &str = "aiot_tunnel::gateway";
+
+/// Writes lines about what others do wrong, some in each window of time, then their count.
+#[derive(Default)]
+pub(crate) struct Throttle {
+    complaints: Complaints,
+    ends: Option<Instant>,
+}
+
+impl Throttle {
+    pub(crate) fn complain(&mut self, now: Instant, what: std::fmt::Arguments<'_>) {
+        self.tick(now);
+        self.ends.get_or_insert(now + COMPLAINTS_WINDOW);
+        if self.complaints.count() {
+            log::warn!(target: TARGET, "{what}");
+        }
+    }
+
+    /// Ends the window when its time has come.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if self.ends.is_some_and(|at| now >= at) {
+            self.ends = None;
+            if let more @ 1.. = self.complaints.forgive() {
+                log::warn!(target: TARGET, "{more} more such lines were left out");
+            }
+        }
+    }
+
+    /// When [`tick`](Self::tick) has something to say.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.ends.filter(|_| self.complaints.left_out() > 0)
+    }
+}
 
 /// The code that answers a close frame: its own, unless that must not stand in a frame.
 fn answer_to(code: u16) -> u16 {
@@ -745,6 +790,22 @@ mod tests {
         assert!(peer.is_gone() && peer.waiting() > 0);
         assert_eq!(peer.interest(true), (false, false));
         assert!(!peer.is_held() && peer.deadline().is_none());
+    }
+
+    #[test]
+    fn complaints_are_written_again_in_a_new_window() {
+        let start = Instant::now();
+        let mut throttle = Throttle::default();
+        for _ in 0..20 {
+            throttle.complain(start, format_args!("x"));
+        }
+        // Nothing is left to be said: no reason to wake up.
+        assert_eq!(throttle.deadline(), None);
+        throttle.complain(start, format_args!("x"));
+        let end = start + COMPLAINTS_WINDOW;
+        assert_eq!(throttle.deadline(), Some(end));
+        throttle.tick(end);
+        assert!(throttle.deadline().is_none() && !throttle.complaints.are_many());
     }
 
     #[test]

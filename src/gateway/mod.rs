@@ -37,7 +37,7 @@ use zeroize::Zeroizing;
 use crate::cloud::websocket::Role;
 use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
-use crate::peer::{Peer, Socket, Stream};
+use crate::peer::{Peer, Socket, Stream, Throttle};
 use crate::sys::{poll, PollFd, Waker};
 use admission::{Digest, Digester, Handshake, Handshakes, Places, Seat};
 use handshake::{refusal, Opening};
@@ -174,6 +174,7 @@ impl Builder {
             stop: Arc::new(stop),
             handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
             connections: Places::default(),
+            throttle: Mutex::default(),
         };
         for tunnel in &self.tunnels {
             shared.add(tunnel)?;
@@ -342,6 +343,8 @@ struct Shared {
     handshakes: Arc<Handshakes>,
     /// Those past their handshakes.
     connections: Places,
+    /// About strangers.
+    throttle: Mutex<Throttle>,
 }
 
 impl Shared {
@@ -376,15 +379,17 @@ impl Shared {
                 PollFd::new(self.stop.as_fd(), true, false),
                 PollFd::new(listener.as_fd(), true, false),
             ];
-            if poll(&mut fds, None).is_err() || fds[0].ready().read {
+            let deadline = self.throttle.lock().deadline();
+            if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
+            self.throttle.lock().tick(Instant::now());
             handshakes.retain(|thread| !thread.is_finished());
             match listener.accept() {
                 Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
-                    log::warn!(target: TARGET, "accept: {e}");
+                    self.complain(format_args!("accept: {e}"));
                     let mut stop = [PollFd::new(self.stop.as_fd(), true, false)];
                     let _ = poll(&mut stop, Some(Instant::now() + ACCEPT_PAUSE));
                 }
@@ -397,21 +402,25 @@ impl Shared {
 
     fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
         let handshake = match self.handshakes.begin(address.ip(), &stream) {
-            Ok(handshake) => handshake,
+            Ok((handshake, None)) => handshake,
+            Ok((handshake, Some(ip))) => {
+                self.complain(format_args!("{ip}: a handshake gives way to newer ones"));
+                handshake
+            }
             Err(e) => {
-                log::warn!(target: TARGET, "{address}: {e}");
+                self.complain(format_args!("{address}: {e}"));
                 return None;
             }
         };
         let shared = self.clone();
         let run = move || {
             if let Err(e) = shared.handshake(stream, &handshake) {
-                log::warn!(target: TARGET, "{address}: handshake: {e}");
+                shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
         let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
         if let Err(e) = &thread {
-            log::warn!(target: TARGET, "create a handshake thread: {e}");
+            self.complain(format_args!("create a handshake thread: {e}"));
         }
         thread.ok()
     }
@@ -438,7 +447,7 @@ impl Shared {
             Ok(seat) => seat,
             Err(status) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
-                log::warn!(target: TARGET, "tunnel {tunnel:?}: {side:?} refused: {status}");
+                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
                 return stream.part(&refusal(status));
             }
         };
@@ -449,6 +458,11 @@ impl Shared {
         let peer = Peer::new(stream, Role::Server, &rest, Instant::now());
         let peer = peer.greet(opening.answer(), Box::new(seat));
         self.join(&opening, Box::new(peer))
+    }
+
+    /// Logs what a stranger can cause as often as he likes.
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        self.throttle.lock().complain(Instant::now(), what);
     }
 
     /// A place for whoever has the token.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Side, TARGET};
 use crate::cloud::frame::{release, response, status, Frame, FrameType, HeaderTemplate, Status};
 use crate::cloud::websocket::Sender;
-use crate::peer::{Peer, Received, Stream, Wire, FULL};
+use crate::peer::{Peer, Received, Stream, Throttle, Wire, FULL};
 
 /// How long a device may take to answer a session_create.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +73,7 @@ pub(super) struct Tunnel<W: Wire = Stream> {
     first: u64,
     /// Scratch for a header.
     head: Vec<u8>,
+    throttle: Throttle,
 }
 
 impl<W: Wire> Tunnel<W> {
@@ -90,6 +91,7 @@ impl<W: Wire> Tunnel<W> {
             next_frame: 1,
             first: 0,
             head: Vec::new(),
+            throttle: Throttle::default(),
         }
     }
 
@@ -168,6 +170,7 @@ impl<W: Wire> Tunnel<W> {
             peer.pump(now, |_, _| true);
         }
         self.give_up_unanswered(now);
+        self.throttle.tick(now);
         self.tick(now);
         self.flush(now);
         self.part_with_stalled(now);
@@ -195,7 +198,8 @@ impl<W: Wire> Tunnel<W> {
         let stalls = self.accesses.values().filter_map(|peer| peer.stalls_at(self.limits.stall));
         let device_stalls = self.device.iter().filter_map(|peer| peer.stalls_at(DEVICE_STALL));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
-        peers.chain(stalls).chain(device_stalls).chain(sessions).chain(self.expires).min()
+        let own = sessions.chain(self.expires).chain(self.throttle.deadline());
+        peers.chain(stalls).chain(device_stalls).chain(own).min()
     }
 
     fn close_all(&mut self, code: u16, reason: &str, now: Instant) {
@@ -210,8 +214,10 @@ impl<W: Wire> Tunnel<W> {
         if !device.is_full() && self.reads_device() {
             device.pump(now, |received, sender| {
                 match received {
-                    Received::Frame(frame) => self.take_from_device(&frame, sender),
-                    Received::LostData(frame) => self.lost_by_device(&frame.session_id, sender),
+                    Received::Frame(frame) => self.take_from_device(&frame, sender, now),
+                    Received::LostData(frame) => {
+                        self.lost_by_device(&frame.session_id, sender, now);
+                    }
                 }
                 sender.len() <= FULL && self.reads_device()
             });
@@ -232,7 +238,7 @@ impl<W: Wire> Tunnel<W> {
                     match received {
                         Received::Frame(frame) => self.take_from_access(key, &frame, sender, now),
                         Received::LostData(frame) => {
-                            self.lost_by_access(key, &frame.session_id, sender);
+                            self.lost_by_access(key, &frame.session_id, sender, now);
                         }
                     }
                     sender.len() <= SWAMPED && self.reads_accesses()
@@ -242,11 +248,11 @@ impl<W: Wire> Tunnel<W> {
         }
     }
 
-    fn take_from_device(&mut self, frame: &Frame<'_>, device: &mut Sender) {
+    fn take_from_device(&mut self, frame: &Frame<'_>, device: &mut Sender, now: Instant) {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get_mut(id) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::ACCESS_LOST, device);
+                self.report_unknown(id, release::ACCESS_LOST, device, now);
             }
             return;
         };
@@ -283,7 +289,8 @@ impl<W: Wire> Tunnel<W> {
                 }
             }
             FrameType::SessionCreate => {
-                log::warn!(target: TARGET, "tunnel {:?}: session_create from a device", self.name);
+                let what = format_args!("tunnel {:?}: session_create from a device", self.name);
+                self.throttle.complain(now, what);
             }
         }
     }
@@ -295,7 +302,7 @@ impl<W: Wire> Tunnel<W> {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::DEVICE_LOST, access);
+                self.report_unknown(id, release::DEVICE_LOST, access, now);
             }
             return;
         };
@@ -316,18 +323,18 @@ impl<W: Wire> Tunnel<W> {
         }
     }
 
-    fn lost_by_device(&mut self, id: &str, device: &mut Sender) {
+    fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
         let Some(session) = self.sessions.get(id) else {
-            return self.report_unknown(id, release::ACCESS_LOST, device);
+            return self.report_unknown(id, release::ACCESS_LOST, device, now);
         };
         let access = self.accesses.get_mut(&session.access);
         cut(&self.name, id, session, open_sender(access), Some(device), &mut self.next_frame);
         self.end(id);
     }
 
-    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender) {
+    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
         let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
-            return self.report_unknown(id, release::DEVICE_LOST, access);
+            return self.report_unknown(id, release::DEVICE_LOST, access, now);
         };
         let device = open_sender(self.device.as_mut());
         cut(&self.name, id, session, Some(access), device, &mut self.next_frame);
@@ -336,7 +343,8 @@ impl<W: Wire> Tunnel<W> {
 
     fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
         let Some(frame_id) = frame.frame_id else {
-            log::warn!(target: TARGET, "tunnel {:?}: session_create without frame_id", self.name);
+            let what = format_args!("tunnel {:?}: session_create without frame_id", self.name);
+            self.throttle.complain(now, what);
             return;
         };
         let too_long = frame.service_type.len() > MAX_SERVICE_TYPE;
@@ -349,8 +357,9 @@ impl<W: Wire> Tunnel<W> {
             deadline: Some(now + RESPONSE_TIMEOUT),
             data: HeaderTemplate::new(FrameType::DataTransport, &id, None),
         };
-        let refuse = |access: &mut Sender, code, msg: &str| {
-            log::info!(target: TARGET, "session_create refused: {msg}");
+        let mut refuse = |access: &mut Sender, code, msg: &str| {
+            let what = format_args!("tunnel {:?}: session_create refused: {msg}", self.name);
+            self.throttle.complain(now, what);
             respond(access, "", &session, &status(code, msg));
         };
         if too_long {
@@ -375,11 +384,12 @@ impl<W: Wire> Tunnel<W> {
     }
 
     /// Data of no session: tells its sender once.
-    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender) {
+    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender, now: Instant) {
         if id.is_empty() || self.ended.iter().any(|ended| ended == id) {
             return;
         }
-        log::warn!(target: TARGET, "tunnel {:?}: data for unknown session {id:?}", self.name);
+        let what = format_args!("tunnel {:?}: data for unknown session {id:?}", self.name);
+        self.throttle.complain(now, what);
         let frame_id = next(&mut self.next_frame);
         send_release(sender, id, frame_id, &status(code, "no such session"));
         self.remember(id);

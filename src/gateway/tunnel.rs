@@ -68,6 +68,8 @@ pub(super) struct Tunnel<W: Wire = Stream> {
     sessions: HashMap<String, Session>,
     ended: VecDeque<String>,
     next_access: u64,
+    /// Frames of several sources meet on one connection, where ids must increase: all but a
+    /// response's are the gateway's own.
     next_frame: u64,
     /// The access connection that may feed the device first; the turn after, it is the next.
     first: u64,
@@ -261,7 +263,7 @@ impl<W: Wire> Tunnel<W> {
         let Some(access) = open_sender(access) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 session.data.write(frame_id, &mut self.head);
                 access.binary(&self.head, frame.payload);
             }
@@ -271,7 +273,7 @@ impl<W: Wire> Tunnel<W> {
                     let msg = status(response::REFUSED, "the device released it unanswered");
                     respond(access, id, session, &msg);
                 } else {
-                    let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                    let frame_id = next(&mut self.next_frame);
                     send_release(access, id, frame_id, frame.payload);
                 }
                 log::info!(target: TARGET, "tunnel {:?}: device released {id:?}", self.name);
@@ -309,12 +311,12 @@ impl<W: Wire> Tunnel<W> {
         let Some(device) = open_sender(self.device.as_mut()) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 session.data.write(frame_id, &mut self.head);
                 device.binary(&self.head, frame.payload);
             }
             FrameType::SessionRelease => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 send_release(device, id, frame_id, frame.payload);
                 log::info!(target: TARGET, "tunnel {:?}: access released {id:?}", self.name);
                 self.end(id);

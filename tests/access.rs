@@ -139,11 +139,15 @@ struct Program(Option<Child>, Option<thread::JoinHandle<String>>);
 
 impl Program {
     fn access(url: &str, more: &[&str]) -> Self {
+        Program::start(&[&["access", "--url", url, "--tunnel", "t1"], more].concat())
+    }
+
+    fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
         command
-            .args(["access", "--url", url, "--tunnel", "t1"])
-            .args(more)
+            .args(arguments)
             .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS)
+            .env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE)
             .env("RUST_LOG", "trace")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -476,17 +480,17 @@ fn a_close_after_the_release_is_no_failure() {
     let _stdin = program.stdin();
     let mut operator = fake.accept();
     operator.answer("s1", OK);
-    // More than the pipe takes, so that the session is not over when the close comes.
-    let sent = pattern(200_000);
-    operator.data("s1", &sent[..50_000]);
-    operator.data("s1", &sent[50_000..110_000]);
-    operator.data("s1", &sent[110_000..170_000]);
-    operator.data("s1", &sent[170_000..]);
+    // More than all that is on the way to whoever reads stdout takes, so that the session is not
+    // over when the close comes.
+    let sent = pattern(700_000);
+    for chunk in sent.chunks(50_000) {
+        operator.data("s1", chunk);
+    }
     operator.release("s1", BYE);
     operator.0.close(None).unwrap();
-    operator.close_code();
-    drop(operator);
+    let answered = thread::spawn(move || operator.close_code());
     let output = program.finish();
+    answered.join().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout == sent, "{} bytes", output.stdout.len());
 }
@@ -722,6 +726,55 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// The status that the gateway answers a request for this path and token with.
+fn status(address: SocketAddr, path: &str, token: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         tunnel-access-token: {token}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).unwrap();
+    (stream, String::from_utf8_lossy(&line[9..]).into_owned())
+}
+
+#[test]
+fn strangers_do_not_fill_the_gateways_log() {
+    let begun = Instant::now();
+    let serve = ["gateway", "--listen", "127.0.0.1:0", "--plain", "--tunnel", "t1"];
+    let mut program = Program::start(&serve);
+    let address = program.address();
+    for n in 0..100 {
+        let path = format!("/tunnel/made-up-{n}/dest");
+        assert_eq!(status(address, &path, "hush-nothing").1, "401");
+    }
+    program.interrupt();
+    let output = program.finish();
+    let log = String::from_utf8_lossy(&output.stderr);
+    let lines = log.lines().filter(|line| line.contains("made-up-")).count();
+    let windows = 1 + begun.elapsed().as_secs() as usize / 30;
+    assert!((20..=20 * windows).contains(&lines), "{lines} lines in {windows} windows: {log}");
+}
+
+#[test]
+fn the_gateways_limits_can_be_set() {
+    let serve = ["gateway", "--listen", "127.0.0.1:0", "--plain", "--tunnel", "t1"];
+    let limits = ["--access-limit", "1", "--connection-limit", "2"];
+    let mut program = Program::start(&[&serve[..], &limits].concat());
+    let address = program.address();
+    let (_access, let_in) = status(address, "/tunnel/t1/source", ACCESS);
+    assert_eq!(let_in, "101");
+    assert_eq!(status(address, "/tunnel/t1/source", ACCESS).1, "503");
+    let (_device, let_in) = status(address, "/tunnel/t1/dest", DEVICE);
+    assert_eq!(let_in, "101");
+    assert_eq!(status(address, "/tunnel/t1/dest", DEVICE).1, "503");
+    program.interrupt();
+    assert!(program.finish().status.success());
 }
 
 #[test]

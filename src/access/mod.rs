@@ -24,6 +24,7 @@ use crate::cloud::tls::TlsContext;
 use crate::config::{ConnectParams, Security, Service};
 use crate::error::{Error as CrateError, Result as CrateResult};
 use crate::sys::{poll, PollFd, Waker};
+use connect::Connector;
 use relay::{Local, Relay};
 
 const TARGET: &str = "aiot_tunnel::access";
@@ -127,9 +128,10 @@ impl Client {
     /// [`Error::Unauthorized`], and whatever made the very first connect fail.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
+        let mut connector = Connector::new(&self.params, &self.tls, &self.stop);
         let mut connected = false;
         loop {
-            let lost = match connect::open(&self.params, &self.tls, &self.stop) {
+            let lost = match connector.open() {
                 Ok(peer) => {
                     connected = true;
                     log::info!(target: TARGET, "connected to the tunnel");
@@ -158,7 +160,7 @@ impl Client {
     /// # Errors
     /// Whatever kept the session from opening or from ending in order.
     pub fn stdio(&self) -> Result<()> {
-        let peer = connect::open(&self.params, &self.tls, &self.stop)?;
+        let peer = Connector::new(&self.params, &self.tls, &self.stop).open()?;
         // stdin and stdout may be shared with other programs, so they are left blocking, each
         // with a thread.
         let (ours, theirs) = UnixStream::pair()?;

@@ -153,11 +153,9 @@ fn a_session_is_relayed_both_ways_until_its_release() {
 fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
     let (gateway, _) = gateway();
     let (mut device, mut access) = pair(&gateway);
-    let mut frame_id = 1;
-    for (length, by_device) in [(65_537, true), (100_000, true), (65_537, false), (100_000, false)]
-    {
+    let lengths = [(65_537, true), (100_000, true), (65_537, false), (100_000, false)];
+    for (frame_id, (length, by_device)) in (1..).zip(lengths) {
         let session = open(&mut device, &mut access, frame_id);
-        frame_id += 1;
         let data = json!({"frame_type": 4, "session_id": session, "frame_id": 1});
         let from = if by_device { &mut device } else { &mut access };
         from.send(data.clone(), &vec![0; length]);

@@ -285,6 +285,13 @@ fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
     let mut sibling = access.unwrap_or_else(|e| panic!("{e}"));
     let stuck = open(&mut device, &mut deaf, 1);
     let moving = open(&mut device, &mut sibling, 1);
+    let (told, mut hears) = (device.0.get_ref(), deaf.0.get_ref().try_clone().unwrap());
+    let told = told.try_clone().unwrap();
+    let closed = std::thread::spawn(move || {
+        // The first that the device is told is the release.
+        assert_eq!(told.peek(&mut [0]).unwrap(), 1);
+        ends_with_close(&mut hears, 1008)
+    });
     // More than all kernels on the way take.
     for n in 0..400 {
         device.send(json!({"frame_type": 4, "session_id": stuck, "frame_id": n}), &[7; 65_536]);
@@ -296,7 +303,7 @@ fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
         (&header["frame_type"], &header["session_id"], code(&payload)),
         (&json!(3), &json!(stuck), 2)
     );
-    assert!(ends_with_close(deaf.0.get_mut(), 1008));
+    assert!(closed.join().unwrap());
     sibling.send(json!({"frame_type": 4, "session_id": moving, "frame_id": 9}), b"and back");
     assert_eq!(device.receive().1, b"and back");
 }

@@ -637,7 +637,7 @@ fn a_local_program_that_still_sends_gets_every_byte_before_the_release() {
     assert!(bytes == expected, "{} of {} bytes", bytes.len(), expected.len());
 }
 
-/// A real gateway and a real device with an echo service.
+/// A real gateway and a real device with an echo service, which closes after `bye`.
 struct Tunnel {
     gateway: Gateway,
     handle: aiot_tunnel::Handle,
@@ -651,8 +651,13 @@ impl Tunnel {
         thread::spawn(move || {
             for mut stream in echo.incoming().flatten() {
                 thread::spawn(move || {
-                    let mut back = stream.try_clone().unwrap();
-                    let _ = std::io::copy(&mut stream, &mut back);
+                    let mut buffer = [0; 65_536];
+                    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                        let written = stream.write_all(&buffer[..length]);
+                        if written.is_err() || &buffer[..length] == b"bye" {
+                            break;
+                        }
+                    }
                 });
             }
         });
@@ -802,6 +807,18 @@ fn much_data_goes_to_the_device_and_back_past_a_slow_reader() {
     local.read_to_end(&mut end).unwrap();
     assert_eq!(end.len(), 0);
     assert!(program.finish().status.success());
+}
+
+#[test]
+fn a_service_that_closes_is_an_orderly_end_in_the_real_devices_words() {
+    let tunnel = Tunnel::plain();
+    let url = format!("ws://{}", tunnel.gateway.local_addr());
+    let mut program = Program::access(&url, &["--stdio"]);
+    let mut stdin = program.stdin();
+    stdin.write_all(b"bye").unwrap();
+    let output = program.finish();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"bye");
 }
 
 #[test]

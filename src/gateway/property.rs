@@ -755,7 +755,7 @@ pub(crate) fn frames(data: &[u8]) {
                 world.tunnel.expire_at(Some(world.now));
                 world.clients.iter_mut().for_each(|client| client.is_good = false);
             }
-            (15, Some(client)) if which % 4 == 1 => world.too_much(client, *how),
+            (15, Some(client)) => world.too_much(client, *how),
             _ => {}
         }
         world.settle([0, 1, 2, 40][usize::from(operation / 64)]);
@@ -801,6 +801,16 @@ mod tests {
             // Connections first, or nothing much happens.
             let begin = [[0, 0, 5], [1, 0, 5], [193, 0, 5], [194, 0, 0], [195, 0, 0]];
             frames(&[&begin[..], &operations].concat().concat());
+        }
+    }
+
+    #[test]
+    fn a_session_that_lost_data_does_not_go_on() {
+        let open = [[192, 0, 5], [193, 0, 5], [194, 0, 0], [195, 0, 0]];
+        for end in [1, 129] {
+            for length in [0, 64] {
+                frames(&[&open[..], &[[207, end, length]]].concat().concat());
+            }
         }
     }
 

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use native_tls::TlsStream;
 use zeroize::Zeroizing;
 
-use crate::cloud::frame::Frame;
+use crate::cloud::frame::{Frame, FrameType, Malformed};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
+use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
 
 /// Bytes that may wait for a peer before what feeds it is read no more.
@@ -27,6 +28,8 @@ const PARTING: Duration = Duration::from_secs(1);
 const MAX_PARTING: usize = 256 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// A window in which the lines about one source of trouble are counted.
+const COMPLAINTS_WINDOW: Duration = Duration::from_secs(30);
 /// How long a closing peer may take to answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a close that is to lose nothing waits while none of its bytes gets through.
@@ -279,9 +282,23 @@ pub(crate) struct Peer<W: Wire = Stream> {
     /// For the log: why it ended.
     reason: String,
     close_code: Option<u16>,
+    throttle: Throttle,
     /// Dropped with the peer.
     #[cfg(feature = "gateway")]
     seat: Option<Box<dyn Send>>,
+}
+
+/// What a peer's message is to its owner.
+pub(crate) enum Received<'a> {
+    Frame(Frame<'a>),
+    /// The header of a data frame that was too long to keep: its session has lost bytes.
+    LostData(Frame<'a>),
+}
+
+/// A message that is dropped may all the same have been a session's data.
+fn lost_data(head: &[u8]) -> Option<Received<'_>> {
+    let frame = Frame::parse_header(head).ok()?;
+    (frame.frame_type == FrameType::DataTransport).then_some(Received::LostData(frame))
 }
 
 /// Since when a peer is full, and what it had taken then.
@@ -301,7 +318,8 @@ struct Linger {
 impl<W: Wire + AsFd> Peer<W> {
     /// What `poll` is to wait for.
     pub(crate) fn poll_fd(&self, read: bool) -> PollFd<'_> {
-        PollFd::new(self.wire.as_fd(), read && self.reads(), !self.is_sent() && !self.mute)
+        let (reads, writes) = self.interest(read);
+        PollFd::new(self.wire.as_fd(), reads, writes)
     }
 }
 
@@ -331,6 +349,7 @@ impl<W: Wire> Peer<W> {
             linger: None,
             reason: String::new(),
             close_code: None,
+            throttle: Throttle::default(),
             #[cfg(feature = "gateway")]
             seat: None,
         }
@@ -354,6 +373,13 @@ impl<W: Wire> Peer<W> {
     #[cfg(all(feature = "gateway", any(test, fuzzing)))]
     pub(crate) fn wants_read(&self) -> bool {
         self.reads()
+    }
+
+    /// Whether to wait for bytes to read, and for room to write.
+    fn interest(&self, read: bool) -> (bool, bool) {
+        // What waits for a lost one stays: waiting for room would return at once, for ever.
+        let writes = self.life != Life::Lost && !self.mute && !self.is_sent();
+        (read && self.reads(), writes)
     }
 
     fn reads(&self) -> bool {
@@ -415,11 +441,11 @@ impl<W: Wire> Peer<W> {
         }
     }
 
-    /// Hands the received frames to `on_frame` until none is left or it returns false.
+    /// Hands what was received to `on_received` until nothing is left or it returns false.
     pub(crate) fn pump(
         &mut self,
         now: Instant,
-        mut on_frame: impl FnMut(Frame<'_>, &mut Sender) -> bool,
+        mut on_received: impl FnMut(Received<'_>, &mut Sender) -> bool,
     ) {
         self.held = false;
         while self.reads() {
@@ -428,24 +454,36 @@ impl<W: Wire> Peer<W> {
                 Ok(None) => break,
                 Ok(Some(Incoming::Binary { message, .. })) if self.life == Life::Open => {
                     match Frame::parse(message) {
-                        Ok(frame) => go_on = on_frame(frame, &mut self.sender),
-                        Err(e) => log::warn!(target: TARGET, "malformed frame dropped: {e}"),
+                        Ok(frame) => go_on = on_received(Received::Frame(frame), &mut self.sender),
+                        Err(e) => {
+                            let what = format_args!("malformed frame dropped: {e}");
+                            self.throttle.complain(now, what);
+                            let is_long = matches!(e, Malformed::Payload(_));
+                            if let Some(lost) = lost_data(message).filter(|_| is_long) {
+                                go_on = on_received(lost, &mut self.sender);
+                            }
+                        }
                     }
                 }
                 Ok(Some(Incoming::Ping(payload))) => self.sender.pong(payload),
                 Ok(Some(Incoming::Close(code))) => {
                     self.close_code = code;
                     if self.life == Life::Open {
-                        // 1000 for a code that must not stand in a frame.
-                        let code = code.map(|c| if (1000..5000).contains(&c) { c } else { 1000 });
+                        let code = code.map(answer_to);
                         self.sender.close(code);
                         self.reason = format!("closed by the peer ({code:?})");
                     }
                     self.life = Life::Closed(now + CLOSE_TIMEOUT);
                 }
-                Ok(Some(Incoming::Text)) => log::warn!(target: TARGET, "text message dropped"),
-                Ok(Some(Incoming::TooLong { length, .. })) => {
-                    log::warn!(target: TARGET, "message of {length} bytes dropped");
+                Ok(Some(Incoming::Text)) => {
+                    self.throttle.complain(now, format_args!("text message dropped"));
+                }
+                Ok(Some(Incoming::TooLong { head, length })) => {
+                    let what = format_args!("message of {length} bytes dropped");
+                    self.throttle.complain(now, what);
+                    if let Some(lost) = lost_data(head).filter(|_| self.life == Life::Open) {
+                        go_on = on_received(lost, &mut self.sender);
+                    }
                 }
                 Ok(Some(_)) => {}
                 Err(violation) => {
@@ -570,6 +608,7 @@ impl<W: Wire> Peer<W> {
 
     /// Pings and deadlines. `reads`: whether we read it at all; only then its silence counts.
     pub(crate) fn tick(&mut self, now: Instant, reads: bool) {
+        self.throttle.tick(now);
         let life = self.life;
         match life {
             Life::Open => {
@@ -615,7 +654,10 @@ impl<W: Wire> Peer<W> {
     /// When [`tick`](Self::tick) has something to do; `None` for at once.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.life {
-            Life::Open => Some(self.next_ping().min(self.heard + DEAD_AFTER)),
+            Life::Open => {
+                let due = self.next_ping().min(self.heard + DEAD_AFTER);
+                Some(self.throttle.deadline().map_or(due, |at| at.min(due)))
+            }
             Life::Closing(deadline) | Life::Closed(deadline) => Some(deadline),
             Life::Lost => None,
         }
@@ -647,7 +689,145 @@ impl<W: Wire> Drop for Peer<W> {
 /// The target of this module's lines: the gateway's, whichever end runs.
 const TARGET: &str = "aiot_tunnel::gateway";
 
+/// Writes lines about what others do wrong, some in each window of time, then their count.
+#[derive(Default)]
+pub(crate) struct Throttle {
+    complaints: Complaints,
+    ends: Option<Instant>,
+}
+
+impl Throttle {
+    pub(crate) fn complain(&mut self, now: Instant, what: std::fmt::Arguments<'_>) {
+        self.tick(now);
+        self.ends.get_or_insert(now + COMPLAINTS_WINDOW);
+        if self.complaints.count() {
+            log::warn!(target: TARGET, "{what}");
+        }
+    }
+
+    /// Ends the window when its time has come.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if self.ends.is_some_and(|at| now >= at) {
+            self.ends = None;
+            if let more @ 1.. = self.complaints.forgive() {
+                log::warn!(target: TARGET, "{more} more such lines were left out");
+            }
+        }
+    }
+
+    /// When [`tick`](Self::tick) has something to say.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.ends.filter(|_| self.complaints.left_out() > 0)
+    }
+}
+
+/// The code that answers a close frame: its own, unless that must not stand in a frame.
+fn answer_to(code: u16) -> u16 {
+    match code {
+        1004..=1006 | 1015 => 1000,
+        1000..5000 => code,
+        _ => 1000,
+    }
+}
+
 /// Whether the call may simply be made again later.
 pub(crate) fn is_temporary(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection of memory: what it is fed, then a reset. It takes nothing.
+    struct Full(Vec<u8>);
+
+    impl Read for Full {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let length = buffer.len().min(self.0.len());
+            buffer[..length].copy_from_slice(&self.0[..length]);
+            self.0.drain(..length);
+            Ok(length)
+        }
+    }
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wire for Full {
+        fn end_patience(&mut self) {}
+        fn holds_bytes(&self) -> bool {
+            false
+        }
+        fn unsent(&self) -> usize {
+            0
+        }
+        fn shut_down(&mut self) {}
+    }
+
+    fn peer(said: &[u8], now: Instant) -> Peer<Full> {
+        Peer::new(Full(said.to_vec()), Role::Client, b"", now)
+    }
+
+    #[test]
+    fn a_lost_peer_is_waited_for_in_no_way_though_bytes_wait_for_it() {
+        let now = Instant::now();
+        let mut peer = peer(b"", now);
+        peer.sender().ping();
+        peer.flush(now);
+        assert_eq!(peer.interest(true), (true, true));
+        peer.pump(now, |_, _| true);
+        peer.receive(now);
+        assert!(peer.is_gone() && peer.waiting() > 0);
+        assert_eq!(peer.interest(true), (false, false));
+        assert!(!peer.is_held() && peer.deadline().is_none());
+    }
+
+    #[test]
+    fn complaints_are_written_again_in_a_new_window() {
+        let start = Instant::now();
+        let mut throttle = Throttle::default();
+        for _ in 0..20 {
+            throttle.complain(start, format_args!("x"));
+        }
+        // Nothing is left to be said: no reason to wake up.
+        assert_eq!(throttle.deadline(), None);
+        throttle.complain(start, format_args!("x"));
+        let end = start + COMPLAINTS_WINDOW;
+        assert_eq!(throttle.deadline(), Some(end));
+        throttle.tick(end);
+        assert!(throttle.deadline().is_none() && !throttle.complaints.are_many());
+    }
+
+    #[test]
+    fn a_close_code_that_must_not_stand_in_a_frame_is_answered_with_1000() {
+        for (code, answer) in [
+            (0, 1000),
+            (401, 1000),
+            (999, 1000),
+            (1000, 1000),
+            (1001, 1001),
+            (1004, 1000),
+            (1005, 1000),
+            (1006, 1000),
+            (1007, 1007),
+            (1014, 1014),
+            (1015, 1000),
+            (4001, 4001),
+            (4999, 4999),
+            (5000, 1000),
+            (65_535, 1000),
+        ] {
+            assert_eq!(answer_to(code), answer, "{code}");
+        }
+    }
 }

@@ -131,17 +131,23 @@ impl Operator {
 }
 
 const OK: &str = r#"{"code":0,"msg":"ok"}"#;
+/// What a device says when its service has closed the connection.
+const BYE: &str = r#"{"code":1,"msg":"service _SSH closed the connection"}"#;
 
 /// The program; killed if the test ends before it does.
 struct Program(Option<Child>, Option<thread::JoinHandle<String>>);
 
 impl Program {
     fn access(url: &str, more: &[&str]) -> Self {
+        Program::start(&[&["access", "--url", url, "--tunnel", "t1"], more].concat())
+    }
+
+    fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
         command
-            .args(["access", "--url", url, "--tunnel", "t1"])
-            .args(more)
+            .args(arguments)
             .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS)
+            .env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE)
             .env("RUST_LOG", "trace")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -218,6 +224,15 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u8).collect()
 }
 
+/// Everything up to the reset that must come in the end.
+fn read_until_reset(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => bytes,
+        other => panic!("{other:?} after {} bytes", bytes.len()),
+    }
+}
+
 #[test]
 fn a_refusal_is_told_with_its_code_and_words() {
     let fake = Fake::new();
@@ -269,7 +284,7 @@ fn every_byte_before_a_release_comes_out_of_stdout() {
             operator.data("s1", chunk);
             operator.data("s2", b"another's");
         }
-        operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+        operator.release("s1", BYE);
         operator.close_code()
     });
     let output = program.finish();
@@ -293,6 +308,158 @@ fn a_session_that_is_lost_fails_but_what_came_is_delivered() {
 }
 
 #[test]
+fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
+    for msg in ["service _SSH: Connection reset by peer (os error 104)", "the tunnel is closed"] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.data("s1", b"half a sen");
+        operator.release("s1", &json!({"code": 1, "msg": msg}).to_string());
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(log.contains(&format!("session lost: code 1, {msg:?}")), "{log}");
+    }
+}
+
+#[test]
+fn every_way_to_say_that_the_device_closed_is_an_orderly_end() {
+    for payload in [BYE, r#"{"code":1,"msg":"closed"}"#, r#"{"code":1}"#, ""] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.release("s1", payload);
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert!(output.status.success(), "{payload}");
+    }
+}
+
+#[test]
+fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let mut operator = fake.accept();
+    // More than waits in the program: the kernels have some of it when the session ends.
+    let sent = pattern(200_000);
+    let mut lost = |end: &dyn Fn(&mut Operator)| {
+        let mut local = TcpStream::connect(address).unwrap();
+        local.set_read_timeout(Some(PATIENCE)).unwrap();
+        operator.answer("s1", OK);
+        for chunk in sent.chunks(4096) {
+            operator.data("s1", chunk);
+        }
+        end(&mut operator);
+        assert!(read_until_reset(&mut local) == sent);
+    };
+    lost(&|operator| operator.release("s1", r#"{"code":2,"msg":"no"}"#));
+    lost(&|operator| operator.release("s1", r#"{"code":3,"msg":"the device has gone"}"#));
+    // Too long to keep, and too long for a message at all.
+    lost(&|operator| operator.data("s1", &[0; 65_537]));
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+    let mut local = TcpStream::connect(address).unwrap();
+    local.set_read_timeout(Some(PATIENCE)).unwrap();
+    operator.answer("s2", OK);
+    operator.data("s2", b"last words");
+    drop(operator);
+    assert_eq!(read_until_reset(&mut local), b"last words");
+}
+
+#[test]
+fn an_upload_does_not_starve_a_later_session() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let mut operator = fake.accept();
+    let mut uploading = TcpStream::connect(address).unwrap();
+    operator.answer("s1", OK);
+    let end = uploading.try_clone().unwrap();
+    let upload = thread::spawn(move || while uploading.write_all(&[1; 65_536]).is_ok() {});
+    let next = |operator: &mut Operator| {
+        let (header, payload) = operator.receive();
+        (header["session_id"].as_str().unwrap_or("").to_owned(), header, payload)
+    };
+    // From here on there is always more to send than the tunnel takes.
+    for _ in 0..1000 {
+        next(&mut operator);
+    }
+    let mut local = TcpStream::connect(address).unwrap();
+    local.write_all(b"and me?").unwrap();
+    let mut before = 0;
+    loop {
+        let (session, header, payload) = next(&mut operator);
+        match (&*session, header["frame_type"].as_u64()) {
+            ("", Some(2)) => {
+                let frame_id = &header["frame_id"];
+                let answer = json!({"frame_type": 1, "frame_id": frame_id, "session_id": "s2"});
+                operator.send(answer, OK.as_bytes());
+            }
+            ("s2", _) => {
+                assert_eq!(payload, b"and me?");
+                break;
+            }
+            _ => before += payload.len(),
+        }
+        assert!(before < 100_000_000, "it is not heard");
+    }
+    end.shutdown(std::net::Shutdown::Both).unwrap();
+    upload.join().unwrap();
+}
+
+#[test]
+fn data_that_is_too_long_to_keep_fails_the_session() {
+    for length in [65_537, 100_000] {
+        let fake = Fake::new();
+        let mut program = Program::access(&fake.url(), &["--stdio"]);
+        let _stdin = program.stdin();
+        let mut operator = fake.accept();
+        operator.answer("s1", OK);
+        operator.data("s2", &vec![0; length]);
+        operator.data("s1", b"half a sen");
+        operator.data("s1", &vec![0; length]);
+        operator.data("s1", b"tence");
+        assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+        assert_eq!(operator.close_code(), Some(1000));
+        let output = program.finish();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("longer than 64 KiB"));
+    }
+}
+
+#[test]
+fn a_local_reset_is_told_and_no_orderly_end() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let mut operator = fake.accept();
+    let local = TcpStream::connect(program.address()).unwrap();
+    operator.answer("s1", OK);
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: SO_LINGER reads one `linger`, and the pointer is to one of the length given.
+    let set = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&local),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            std::ptr::from_ref(&linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+    drop(local);
+    let (header, payload) = operator.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s1")));
+    let status: Value = serde_json::from_slice(&payload).unwrap();
+    let msg = status["msg"].as_str().unwrap();
+    assert!(msg.starts_with("local connection: Connection reset"), "{msg}");
+}
+
+#[test]
 fn a_gateway_that_is_lost_fails_the_session() {
     let fake = Fake::new();
     let mut program = Program::access(&fake.url(), &["--stdio"]);
@@ -313,17 +480,17 @@ fn a_close_after_the_release_is_no_failure() {
     let _stdin = program.stdin();
     let mut operator = fake.accept();
     operator.answer("s1", OK);
-    // More than the pipe takes, so that the session is not over when the close comes.
-    let sent = pattern(200_000);
-    operator.data("s1", &sent[..50_000]);
-    operator.data("s1", &sent[50_000..110_000]);
-    operator.data("s1", &sent[110_000..170_000]);
-    operator.data("s1", &sent[170_000..]);
-    operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+    // More than all that is on the way to whoever reads stdout takes, so that the session is not
+    // over when the close comes.
+    let sent = pattern(700_000);
+    for chunk in sent.chunks(50_000) {
+        operator.data("s1", chunk);
+    }
+    operator.release("s1", BYE);
     operator.0.close(None).unwrap();
-    operator.close_code();
-    drop(operator);
+    let answered = thread::spawn(move || operator.close_code());
     let output = program.finish();
+    answered.join().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout == sent, "{} bytes", output.stdout.len());
 }
@@ -427,16 +594,14 @@ fn a_lost_tunnel_is_opened_anew_for_those_who_listen() {
     operator.answer("s1", OK);
     operator.data("s1", b"last words");
     drop(operator);
-    let mut bytes = Vec::new();
-    local.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, b"last words");
+    assert_eq!(read_until_reset(&mut local), b"last words");
 
     let mut operator = fake.accept();
     let mut local = TcpStream::connect(address).unwrap();
     local.set_read_timeout(Some(PATIENCE)).unwrap();
     operator.answer("s1", OK);
     operator.data("s1", b"again");
-    operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+    operator.release("s1", BYE);
     let mut bytes = Vec::new();
     local.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"again");
@@ -459,7 +624,7 @@ fn a_local_program_that_still_sends_gets_every_byte_before_the_release() {
         for chunk in sent.chunks(4096) {
             operator.data("s1", chunk);
         }
-        operator.release("s1", r#"{"code":1,"msg":"bye"}"#);
+        operator.release("s1", BYE);
         operator
     });
     // The tail is in kernels' buffers when the session ends, and something unread with it.
@@ -472,7 +637,7 @@ fn a_local_program_that_still_sends_gets_every_byte_before_the_release() {
     assert!(bytes == expected, "{} of {} bytes", bytes.len(), expected.len());
 }
 
-/// A real gateway and a real device with an echo service.
+/// A real gateway and a real device with an echo service, which closes after `bye`.
 struct Tunnel {
     gateway: Gateway,
     handle: aiot_tunnel::Handle,
@@ -486,8 +651,13 @@ impl Tunnel {
         thread::spawn(move || {
             for mut stream in echo.incoming().flatten() {
                 thread::spawn(move || {
-                    let mut back = stream.try_clone().unwrap();
-                    let _ = std::io::copy(&mut stream, &mut back);
+                    let mut buffer = [0; 65_536];
+                    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                        let written = stream.write_all(&buffer[..length]);
+                        if written.is_err() || &buffer[..length] == b"bye" {
+                            break;
+                        }
+                    }
                 });
             }
         });
@@ -563,6 +733,55 @@ impl Drop for Scratch {
     }
 }
 
+/// The status that the gateway answers a request for this path and token with.
+fn status(address: SocketAddr, path: &str, token: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         tunnel-access-token: {token}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).unwrap();
+    (stream, String::from_utf8_lossy(&line[9..]).into_owned())
+}
+
+#[test]
+fn strangers_do_not_fill_the_gateways_log() {
+    let begun = Instant::now();
+    let serve = ["gateway", "--listen", "127.0.0.1:0", "--plain", "--tunnel", "t1"];
+    let mut program = Program::start(&serve);
+    let address = program.address();
+    for n in 0..100 {
+        let path = format!("/tunnel/made-up-{n}/dest");
+        assert_eq!(status(address, &path, "hush-nothing").1, "401");
+    }
+    program.interrupt();
+    let output = program.finish();
+    let log = String::from_utf8_lossy(&output.stderr);
+    let lines = log.lines().filter(|line| line.contains("made-up-")).count();
+    let windows = 1 + begun.elapsed().as_secs() as usize / 30;
+    assert!((20..=20 * windows).contains(&lines), "{lines} lines in {windows} windows: {log}");
+}
+
+#[test]
+fn the_gateways_limits_can_be_set() {
+    let serve = ["gateway", "--listen", "127.0.0.1:0", "--plain", "--tunnel", "t1"];
+    let limits = ["--access-limit", "1", "--connection-limit", "2"];
+    let mut program = Program::start(&[&serve[..], &limits].concat());
+    let address = program.address();
+    let (_access, let_in) = status(address, "/tunnel/t1/source", ACCESS);
+    assert_eq!(let_in, "101");
+    assert_eq!(status(address, "/tunnel/t1/source", ACCESS).1, "503");
+    let (_device, let_in) = status(address, "/tunnel/t1/dest", DEVICE);
+    assert_eq!(let_in, "101");
+    assert_eq!(status(address, "/tunnel/t1/dest", DEVICE).1, "503");
+    program.interrupt();
+    assert!(program.finish().status.success());
+}
+
 #[test]
 fn much_data_goes_to_the_device_and_back_past_a_slow_reader() {
     let tunnel = Tunnel::plain();
@@ -588,6 +807,18 @@ fn much_data_goes_to_the_device_and_back_past_a_slow_reader() {
     local.read_to_end(&mut end).unwrap();
     assert_eq!(end.len(), 0);
     assert!(program.finish().status.success());
+}
+
+#[test]
+fn a_service_that_closes_is_an_orderly_end_in_the_real_devices_words() {
+    let tunnel = Tunnel::plain();
+    let url = format!("ws://{}", tunnel.gateway.local_addr());
+    let mut program = Program::access(&url, &["--stdio"]);
+    let mut stdin = program.stdin();
+    stdin.write_all(b"bye").unwrap();
+    let output = program.finish();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"bye");
 }
 
 #[test]

@@ -150,6 +150,37 @@ fn a_session_is_relayed_both_ways_until_its_release() {
 }
 
 #[test]
+fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
+    let (gateway, _) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    let lengths = [(65_537, true), (100_000, true), (65_537, false), (100_000, false)];
+    for (frame_id, (length, by_device)) in (1..).zip(lengths) {
+        let session = open(&mut device, &mut access, frame_id);
+        let data = json!({"frame_type": 4, "session_id": session, "frame_id": 1});
+        let from = if by_device { &mut device } else { &mut access };
+        from.send(data.clone(), &vec![0; length]);
+        // What follows would be taken for the continuation.
+        from.send(data, b"the rest");
+        for (end, expected) in [(&mut device, 2), (&mut access, 3)] {
+            let (header, payload) = end.receive();
+            assert_eq!(
+                (&header["frame_type"], &header["session_id"]),
+                (&json!(3), &json!(session))
+            );
+            assert_eq!(code(&payload), expected);
+            assert!(String::from_utf8_lossy(&payload).contains("longer than 64 KiB"));
+        }
+    }
+    // One that is not answered yet.
+    access.send(json!({"frame_type": 2, "frame_id": 9, "service_type": "_SSH"}), b"");
+    let session = device.receive().0["session_id"].clone();
+    device.send(json!({"frame_type": 4, "session_id": session, "frame_id": 1}), &[0; 65_537]);
+    let (header, payload) = access.receive();
+    assert_eq!((&header["frame_id"], code(&payload)), (&json!(9), 2));
+    assert_eq!(code(&device.receive().1), 2);
+}
+
+#[test]
 fn refusals_and_losses_have_their_codes() {
     let (gateway, _) = gateway();
     let (mut device, mut access) = pair(&gateway);
@@ -192,14 +223,19 @@ fn much_data_passes_a_slow_reader_unharmed() {
     let (gateway, _) = gateway();
     let (mut device, mut access) = pair(&gateway);
     let session = open(&mut device, &mut access, 1);
+    let (sent, going) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || {
         for n in 0..3000u32 {
             let header = json!({"frame_type": 4, "session_id": session, "frame_id": n + 1});
             device.send(header, &[n as u8; 4096]);
+            if n == 100 {
+                sent.send(()).unwrap();
+            }
         }
         device
     });
-    std::thread::sleep(Duration::from_millis(300));
+    // More than the gateway lets wait; kernels have the rest.
+    going.recv_timeout(Duration::from_secs(20)).unwrap();
     for n in 0..3000u32 {
         assert_eq!(access.receive().1, [n as u8; 4096]);
     }
@@ -226,6 +262,21 @@ fn a_session_asked_for_right_after_the_devices_101_reaches_the_device() {
     }
 }
 
+/// Reads what comes, and whether a close frame with this code is the last of it. It hurries: a
+/// peer that does not take its close frame is given 2 s.
+fn ends_with_close(stream: &mut TcpStream, code: u16) -> bool {
+    let [high, low] = code.to_be_bytes();
+    let (mut last, mut chunk) = (Vec::new(), vec![0; 1 << 20]);
+    while !last.ends_with(&[0x88, 2, high, low]) {
+        match stream.read(&mut chunk) {
+            Ok(length) if length > 0 => last.extend_from_slice(&chunk[..length]),
+            _ => return false,
+        }
+        last.drain(..last.len().saturating_sub(4));
+    }
+    true
+}
+
 #[test]
 fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
     let gateway = start(Gateway::builder().stall_timeout(Duration::from_millis(300)));
@@ -234,6 +285,13 @@ fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
     let mut sibling = access.unwrap_or_else(|e| panic!("{e}"));
     let stuck = open(&mut device, &mut deaf, 1);
     let moving = open(&mut device, &mut sibling, 1);
+    let (told, mut hears) = (device.0.get_ref(), deaf.0.get_ref().try_clone().unwrap());
+    let told = told.try_clone().unwrap();
+    let closed = std::thread::spawn(move || {
+        // The first that the device is told is the release.
+        assert_eq!(told.peek(&mut [0]).unwrap(), 1);
+        ends_with_close(&mut hears, 1008)
+    });
     // More than all kernels on the way take.
     for n in 0..400 {
         device.send(json!({"frame_type": 4, "session_id": stuck, "frame_id": n}), &[7; 65_536]);
@@ -245,6 +303,7 @@ fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
         (&header["frame_type"], &header["session_id"], code(&payload)),
         (&json!(3), &json!(stuck), 2)
     );
+    assert!(closed.join().unwrap());
     sibling.send(json!({"frame_type": 4, "session_id": moving, "frame_id": 9}), b"and back");
     assert_eq!(device.receive().1, b"and back");
 }
@@ -360,18 +419,19 @@ fn who_holds_handshakes_open_loses_them_to_newcomers_and_to_time() {
     // Twenty at once may all be refused a thread for a moment; a client tries again.
     let deadline = Instant::now() + Duration::from_secs(20);
     let in_time = || assert!(Instant::now() < deadline, "nobody gets in");
-    loop {
+    for (end, token) in [("dest", DEVICE_TOKEN), ("source", ACCESS_TOKEN)] {
         let request = format!(
-            "GET /tunnel/t1/dest HTTP/1.1\r\n{UPGRADE}tunnel-access-token: {DEVICE_TOKEN}\r\n\r\n"
+            "GET /tunnel/t1/{end} HTTP/1.1\r\n{UPGRADE}tunnel-access-token: {token}\r\n\r\n"
         );
-        if answer(gateway.local_addr(), request.as_bytes()).starts_with("HTTP/1.1 101 ") {
-            break;
+        while !answer(gateway.local_addr(), request.as_bytes()).starts_with("HTTP/1.1 101 ") {
+            in_time();
         }
-        in_time();
     }
-    pair(&gateway);
     // The first of them were cut off.
-    assert!(matches!(idle[0].read(&mut [0; 10]), Ok(0) | Err(_)));
+    match idle[0].read(&mut [0; 10]) {
+        Ok(length) => assert_eq!(length, 0),
+        Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
+    }
     drop(gateway);
 
     let short = Duration::from_millis(200);
@@ -421,12 +481,13 @@ fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
     let address = gateway.local_addr();
     let (mut device, mut access) = pair(&gateway);
     let over = AtomicBool::new(false);
+    // Before the flood, which may cut handshakes off.
+    let end = |client: Result<Client, u16>| client.unwrap_or_else(|e| panic!("{e}"));
+    let mut client = end(connect(address, "/tunnel/t2/source", Some(ACCESS_TOKEN)));
+    let _device = end(connect(address, "/tunnel/t2/dest", Some(DEVICE_TOKEN)));
     std::thread::scope(|scope| {
         // t2: garbage, session creates and data of no session, and answers that nobody reads.
         scope.spawn(move || {
-            let end = |client: Result<Client, u16>| client.unwrap_or_else(|e| panic!("{e}"));
-            let mut client = end(connect(address, "/tunnel/t2/source", Some(ACCESS_TOKEN)));
-            let _device = end(connect(address, "/tunnel/t2/dest", Some(DEVICE_TOKEN)));
             let create = json!({"frame_type": 2, "frame_id": 1, "service_type": "x"}).to_string();
             let mut frame = (create.len() as u16).to_be_bytes().to_vec();
             frame.extend_from_slice(create.as_bytes());
@@ -472,13 +533,52 @@ fn headers_are_the_gateways_own() {
     });
     access.send(header, b"data");
     let (header, payload) = device.receive();
-    assert_eq!(header, json!({"frame_type": 4, "session_id": session, "frame_id": 7}));
+    let frame_id = header["frame_id"].clone();
+    assert_eq!(header, json!({"frame_type": 4, "session_id": session, "frame_id": frame_id}));
     assert_eq!(payload, b"data");
     // A service type that no device could have, and whose header would be too long for it.
     let create = json!({"frame_type": 2, "frame_id": 2, "service_type": "s".repeat(1990)});
     access.send(create, b"");
     let (header, payload) = access.receive();
     assert_eq!((&header["frame_id"], code(&payload)), (&json!(2), 2));
+}
+
+#[test]
+fn frame_ids_increase_on_a_connection_whatever_its_sources_say() {
+    let (gateway, _) = gateway();
+    let (mut device, mut first) = pair(&gateway);
+    let second = connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN));
+    let mut second = second.unwrap_or_else(|e| panic!("{e}"));
+    let sessions = [open(&mut device, &mut first, 1), open(&mut device, &mut second, 1)];
+    let mut last = 0;
+    let mut check = |frame: (Value, Vec<u8>)| {
+        let frame_id = frame.0["frame_id"].as_u64().unwrap();
+        assert!(frame_id > last, "{frame_id} after {last}");
+        last = frame_id;
+    };
+    for n in [700, 3, 3, 900] {
+        for (access, session) in [&mut first, &mut second].into_iter().zip(&sessions) {
+            access.send(json!({"frame_type": 4, "session_id": session, "frame_id": n}), b"x");
+            check(device.receive());
+        }
+    }
+    first.send(json!({"frame_type": 3, "session_id": sessions[0], "frame_id": 1}), b"{}");
+    check(device.receive());
+}
+
+#[test]
+fn a_removed_tunnel_is_closed_and_unknown_until_it_is_added_again() {
+    let (gateway, id) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    assert!(gateway.remove_tunnel(&id));
+    assert!(!gateway.remove_tunnel(&id));
+    assert_eq!(device.close_code(), Some(1001));
+    assert_eq!(access.close_code(), Some(1001));
+    let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
+    assert_eq!(again.err(), Some(401));
+    gateway.add_tunnel(tunnel("t1")).unwrap();
+    let (mut device, mut access) = pair(&gateway);
+    open(&mut device, &mut access, 1);
 }
 
 #[test]

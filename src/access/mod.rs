@@ -3,6 +3,8 @@
 //!
 //! One thread, one `poll(2)` over the WebSocket and the local connections. The protocol has no
 //! half-close: a local end of file ends its session once everything before it has been sent.
+//! A session that is lost ends its local connection with a reset once what came is delivered,
+//! so that what came is not taken for all; one session on stdin and stdout ends with an error.
 //! A local program that takes nothing holds its siblings up, since they share the WebSocket,
 //! until its session is ended after 10 s.
 
@@ -22,6 +24,7 @@ use crate::cloud::tls::TlsContext;
 use crate::config::{ConnectParams, Security, Service};
 use crate::error::{Error as CrateError, Result as CrateResult};
 use crate::sys::{poll, PollFd, Waker};
+use connect::Connector;
 use relay::{Local, Relay};
 
 const TARGET: &str = "aiot_tunnel::access";
@@ -53,14 +56,18 @@ pub enum Error {
         /// The peer's words, quoted.
         msg: String,
     },
-    /// The session ended otherwise than by one of its ends.
+    /// The session ended otherwise than by one of its ends in order.
     #[error("session lost: code {code}, {msg}")]
     Released {
-        /// The release code: 2 and above are losses.
+        /// The release code: 2 and above are losses; 1 with words other than those for an end
+        /// means that the device gave it up.
         code: i64,
         /// The peer's words, quoted.
         msg: String,
     },
+    /// The session ended because bytes of it were lost on this side.
+    #[error("session lost: {0}")]
+    Lost(&'static str),
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -115,15 +122,16 @@ impl Client {
     }
 
     /// Serves each connection to `listener` as a session, until stopped. A lost WebSocket is
-    /// opened anew after a second; its sessions end with it. Refusals go to stderr.
+    /// opened anew after a second; its sessions' connections are reset. Refusals go to stderr.
     ///
     /// # Errors
     /// [`Error::Unauthorized`], and whatever made the very first connect fail.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
+        let mut connector = Connector::new(&self.params, &self.tls, &self.stop);
         let mut connected = false;
         loop {
-            let lost = match connect::open(&self.params, &self.tls, &self.stop) {
+            let lost = match connector.open() {
                 Ok(peer) => {
                     connected = true;
                     log::info!(target: TARGET, "connected to the tunnel");
@@ -152,7 +160,7 @@ impl Client {
     /// # Errors
     /// Whatever kept the session from opening or from ending in order.
     pub fn stdio(&self) -> Result<()> {
-        let peer = connect::open(&self.params, &self.tls, &self.stop)?;
+        let peer = Connector::new(&self.params, &self.tls, &self.stop).open()?;
         // stdin and stdout may be shared with other programs, so they are left blocking, each
         // with a thread.
         let (ours, theirs) = UnixStream::pair()?;

@@ -12,7 +12,7 @@ use crate::cloud::frame::{
     release, response, status, Frame, FrameType, HeaderTemplate, Status, MAX_PAYLOAD_SENT,
 };
 use crate::cloud::websocket::Sender;
-use crate::peer::{is_temporary, Peer, FULL};
+use crate::peer::{is_temporary, Peer, Received, FULL};
 use crate::sys::{self, poll, PollFd, Waker};
 
 /// Longer than the 10 s that the gateway gives the device.
@@ -27,6 +27,8 @@ const LINGER_CHECK: Duration = Duration::from_millis(200);
 /// How long the end may take when stopped; else, how long without getting on, unless there is
 /// but one session to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Reads of a lingering session in one turn.
+const LINGER_READS: usize = 4;
 const NORMAL: u16 = 1000;
 const EXPIRED: [Option<u16>; 2] = [Some(4001), Some(401)];
 
@@ -51,11 +53,21 @@ impl Local {
         }
     }
 
+    /// Ends our direction.
     fn end(&self) {
         let _ = match self {
             Local::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Local::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
+    }
+
+    /// Makes the close that follows a reset: the local program must not take what it got for all.
+    fn abort(&self) {
+        match self {
+            Local::Tcp(stream) => sys::reset_on_close(stream),
+            // Only ours: the program's exit status tells.
+            Local::Unix(_) => self.end(),
+        }
     }
 
     /// Bytes that its kernel has yet to deliver; closing the socket may destroy them.
@@ -74,12 +86,6 @@ impl AsFd for Local {
             Local::Tcp(stream) => stream.as_fd(),
             Local::Unix(stream) => stream.as_fd(),
         }
-    }
-}
-
-impl Drop for Local {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
@@ -111,6 +117,18 @@ struct Session {
     written: usize,
     /// Since when a full buffer waits for a local end that takes nothing.
     stalled: Option<Instant>,
+    /// Something is missing: its end must not look like an orderly one.
+    is_cut: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_cut || self.waits() > 0 {
+            self.local.abort();
+        } else {
+            self.local.end();
+        }
+    }
 }
 
 impl Session {
@@ -118,17 +136,9 @@ impl Session {
         self.waiting.len() - self.written
     }
 
-    /// Reads and drops; the state after that, of one that lingers.
+    /// The state of one that lingers, when it has read and dropped some more.
     fn linger(&mut self, mut progress: Instant, mut left: usize, now: Instant) -> State {
-        let mut scratch = [0; 4096];
-        let ended = loop {
-            match self.local.read(&mut scratch) {
-                Ok(0) => break true,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => break e.kind() != io::ErrorKind::WouldBlock,
-            }
-        };
+        let ended = self.drops_input() && self.drop_input();
         let unsent = self.local.unsent();
         if unsent < left {
             (progress, left) = (now, unsent);
@@ -137,6 +147,26 @@ impl Session {
             return State::Ended;
         }
         State::Lingering { progress, left }
+    }
+
+    /// Whether what the local program sends is to be read and dropped. One that is to be reset
+    /// in the end may have unread bytes then.
+    fn drops_input(&self) -> bool {
+        !self.is_cut
+    }
+
+    /// Reads and drops, within bounds: its siblings wait. Whether the local end has ended.
+    fn drop_input(&mut self) -> bool {
+        let mut scratch = [0; 4096];
+        for _ in 0..LINGER_READS {
+            match self.local.read(&mut scratch) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return e.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        false
     }
 
     /// Writes what the local end takes; false when it is gone.
@@ -170,6 +200,8 @@ pub(super) struct Relay<'a> {
     sessions: BTreeMap<u64, Session>,
     next_key: u64,
     next_frame: u64,
+    /// The session that may send first; the turn after, it is the next.
+    first: u64,
     /// Whether it serves a listener: sessions have siblings, and their ends are for the log.
     listening: bool,
     /// The last session's end, for a relay that serves but one.
@@ -185,6 +217,7 @@ impl<'a> Relay<'a> {
             sessions: BTreeMap::new(),
             next_key: 1,
             next_frame: 1,
+            first: 0,
             listening: false,
             outcome: Ok(()),
         }
@@ -206,6 +239,7 @@ impl<'a> Relay<'a> {
             waiting: Vec::new(),
             written: 0,
             stalled: None,
+            is_cut: false,
         };
         self.sessions.insert(next(&mut self.next_key), session);
     }
@@ -229,6 +263,10 @@ impl<'a> Relay<'a> {
             matches!(session.state, State::Draining | State::Lingering { .. } | State::Ended)
         };
         let was_over = listener.is_none() && self.sessions.values().all(is_over);
+        if !was_open {
+            let cut_off = self.sessions.values_mut().filter(|session| !is_over(session));
+            cut_off.for_each(|session| session.is_cut = true);
+        }
         self.close(stopped);
         if was_open || was_over {
             return std::mem::replace(&mut self.outcome, Ok(()));
@@ -245,7 +283,7 @@ impl<'a> Relay<'a> {
         fds.extend(self.sessions.values().map(|session| {
             let read = match session.state {
                 State::Open => takes,
-                State::Lingering { .. } => true,
+                State::Lingering { .. } => session.drops_input(),
                 _ => false,
             };
             PollFd::new(session.local.as_fd(), read, session.waits() > 0)
@@ -261,11 +299,8 @@ impl<'a> Relay<'a> {
             self.peer.receive(Instant::now());
         }
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
-        for (key, ready) in keys.iter().zip(&ready[2..]) {
-            if ready.read {
-                self.send_local(*key);
-            }
-        }
+        let readable = keys.iter().zip(&ready[2..]).filter(|(_, ready)| ready.read);
+        self.send_locals(readable.map(|(key, _)| *key).collect());
         if let (Some(listener), Some(ready)) = (listener, ready.get(2 + keys.len())) {
             if ready.read {
                 self.accept(listener);
@@ -313,23 +348,45 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Sends what the local end has, while the tunnel takes it.
-    fn send_local(&mut self, key: u64) {
+    /// Sends what these local ends have, each its share of the room, and another one first each
+    /// time: an upload must not starve its siblings.
+    fn send_locals(&mut self, mut keys: Vec<u64>) {
+        if keys.is_empty() {
+            return;
+        }
+        let room = SEND_BUFFER.saturating_sub(self.peer.waiting());
+        let share = (room / keys.len()).max(MAX_PAYLOAD_SENT);
+        let first = keys.partition_point(|key| *key < self.first);
+        keys.rotate_left(first);
+        self.first = keys[0] + 1;
+        for key in keys {
+            self.send_local(key, share);
+        }
+    }
+
+    /// Sends what the local end has, about its share of it, while the tunnel takes it.
+    fn send_local(&mut self, key: u64, mut share: usize) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let (State::Open, Some(template)) = (&session.state, &session.data) else { return };
         let mut head = Vec::new();
         let mut payload = [0; MAX_PAYLOAD_SENT];
-        while self.peer.waiting() < SEND_BUFFER {
+        while share > 0 && self.peer.waiting() < SEND_BUFFER {
             match session.local.read(&mut payload) {
                 Ok(length) if length > 0 => {
+                    share = share.saturating_sub(length);
                     template.write(next(&mut self.next_frame), &mut head);
                     self.peer.sender().binary(&head, &payload[..length]);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(_) | Err(_) => {
+                end => {
                     let frame_id = next(&mut self.next_frame);
-                    send_release(self.peer.sender(), &session.id, frame_id, "closed");
+                    // The other side must not take what it got for all.
+                    let msg = match end {
+                        Ok(_) => "closed".to_owned(),
+                        Err(e) => format!("local connection: {e}"),
+                    };
+                    send_release(self.peer.sender(), &session.id, frame_id, &msg);
                     session.state = State::Draining;
                     return;
                 }
@@ -342,28 +399,39 @@ impl<'a> Relay<'a> {
             return;
         }
         let (sessions, listening) = (&mut self.sessions, self.listening);
-        let outcome = &mut self.outcome;
+        let (outcome, service_type) = (&mut self.outcome, self.service_type);
         let next_frame = &mut self.next_frame;
-        self.peer.pump(Instant::now(), |frame, sender| match frame.frame_type {
-            FrameType::CommonResponse => {
-                answered(sessions, outcome, &frame, sender, next_frame);
-                report(listening, outcome);
-                true
-            }
-            FrameType::SessionRelease => {
-                released(sessions, outcome, &frame);
-                report(listening, outcome);
-                true
-            }
-            FrameType::DataTransport => {
-                let session = sessions.values_mut().find(|session| session.id == frame.session_id);
-                let Some(session) = session else { return true };
-                if matches!(session.state, State::Open) {
-                    session.waiting.extend_from_slice(frame.payload);
+        self.peer.pump(Instant::now(), |received, sender| {
+            let frame = match received {
+                Received::Frame(frame) => frame,
+                Received::LostData(frame) => {
+                    lost_data(sessions, outcome, &frame, sender, next_frame);
+                    report(listening, outcome);
+                    return true;
                 }
-                session.waits() < FULL
+            };
+            match frame.frame_type {
+                FrameType::CommonResponse => {
+                    answered(sessions, outcome, &frame, sender, next_frame);
+                    report(listening, outcome);
+                    true
+                }
+                FrameType::SessionRelease => {
+                    released(sessions, outcome, &frame, service_type, listening);
+                    report(listening, outcome);
+                    true
+                }
+                FrameType::DataTransport => {
+                    let id = &frame.session_id;
+                    let session = sessions.values_mut().find(|session| session.id == *id);
+                    let Some(session) = session else { return true };
+                    if matches!(session.state, State::Open) {
+                        session.waiting.extend_from_slice(frame.payload);
+                    }
+                    session.waits() < FULL
+                }
+                FrameType::SessionCreate => true,
             }
-            FrameType::SessionCreate => true,
         });
     }
 
@@ -377,7 +445,7 @@ impl<'a> Relay<'a> {
             session.stalled = if is_stuck { session.stalled.or(Some(now)) } else { None };
             if self.listening && session.stalled.is_some_and(|at| now >= at + STALL_TIMEOUT) {
                 log::warn!(target: TARGET, "session ended: its local end takes nothing");
-                is_there = false;
+                (is_there, session.is_cut) = (false, true);
             }
             match session.state {
                 State::Opening { deadline, .. } if now >= deadline => {
@@ -387,12 +455,15 @@ impl<'a> Relay<'a> {
                 }
                 State::Open if !is_there => {
                     let frame_id = next(&mut self.next_frame);
-                    send_release(self.peer.sender(), &session.id, frame_id, "closed");
+                    let msg = "the local program takes nothing more";
+                    send_release(self.peer.sender(), &session.id, frame_id, msg);
                     session.state = State::Ended;
                 }
                 State::Draining if !is_there => session.state = State::Ended,
                 State::Draining if session.waits() == 0 => {
-                    session.local.end();
+                    if !session.is_cut {
+                        session.local.end();
+                    }
                     session.state = session.linger(now, usize::MAX, now);
                 }
                 State::Lingering { progress, left } => {
@@ -438,7 +509,8 @@ impl<'a> Relay<'a> {
                 vec![self.peer.poll_fd(true), PollFd::new(self.stop.as_fd(), !stopped, false)];
             fds.extend(self.sessions.values().map(|session| {
                 let lingers = matches!(session.state, State::Lingering { .. });
-                PollFd::new(session.local.as_fd(), lingers, session.waits() > 0)
+                let reads = lingers && session.drops_input();
+                PollFd::new(session.local.as_fd(), reads, session.waits() > 0)
             }));
             let lingers = |session: &Session| matches!(session.state, State::Lingering { .. });
             let check = self.sessions.values().any(lingers).then_some(now + LINGER_CHECK);
@@ -497,7 +569,13 @@ fn answered(
     }
 }
 
-fn released(sessions: &mut Sessions, outcome: &mut Result<()>, frame: &Frame<'_>) {
+fn released(
+    sessions: &mut Sessions,
+    outcome: &mut Result<()>,
+    frame: &Frame<'_>,
+    service_type: &str,
+    listening: bool,
+) {
     let Some(session) = sessions.values_mut().find(|session| session.id == frame.session_id) else {
         return;
     };
@@ -506,10 +584,39 @@ fn released(sessions: &mut Sessions, outcome: &mut Result<()>, frame: &Frame<'_>
     }
     let status = Status::parse(frame.payload);
     let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
-    if code > i64::from(release::BY_DEVICE) {
-        *outcome = Err(Error::Released { code, msg: quoted(status) });
-    }
+    let is_loss = code > i64::from(release::BY_DEVICE);
+    let is_odd = status.as_ref().is_some_and(|status| !is_plain_end(&status.msg, service_type));
+    session.is_cut = is_loss;
     session.state = State::Draining;
+    if is_loss || is_odd && !listening {
+        *outcome = Err(Error::Released { code, msg: quoted(status) });
+    } else if is_odd {
+        // The protocol has no code that tells a service's reset from its end.
+        log::warn!(target: TARGET, "session ended by the device: {}", quoted(status));
+    }
+}
+
+/// A device's words for the end of a session at which nothing is missing.
+fn is_plain_end(msg: &str, service_type: &str) -> bool {
+    matches!(msg, "" | "closed") || msg == format!("service {service_type} closed the connection")
+}
+
+/// Data of a session did not get through: it cannot go on.
+fn lost_data(
+    sessions: &mut Sessions,
+    outcome: &mut Result<()>,
+    frame: &Frame<'_>,
+    sender: &mut Sender,
+    next_frame: &mut u64,
+) {
+    let is_it = |session: &&mut Session| {
+        session.id == frame.session_id && matches!(session.state, State::Open)
+    };
+    let Some(session) = sessions.values_mut().find(is_it) else { return };
+    let msg = "a data frame is longer than 64 KiB";
+    send_release(sender, &session.id, next(next_frame), msg);
+    (session.is_cut, session.state) = (true, State::Draining);
+    *outcome = Err(Error::Lost(msg));
 }
 
 /// Where sessions come and go, a failed one is for the log and not for the relay's caller.

@@ -76,6 +76,12 @@ struct GatewayArgs {
     /// Sessions of one tunnel at once.
     #[arg(long, default_value_t = 10)]
     session_limit: usize,
+    /// Open connections in all; one more is answered with 503.
+    #[arg(long, default_value_t = 1024)]
+    connection_limit: usize,
+    /// Access connections of one tunnel at once; one more is answered with 503.
+    #[arg(long, default_value_t = 32)]
+    access_limit: usize,
 }
 
 #[derive(Args)]
@@ -200,7 +206,10 @@ fn wiped<'de, D: Deserializer<'de>>(text: D) -> std::result::Result<Zeroizing<St
 
 fn gateway(args: &GatewayArgs) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let mut builder = Gateway::builder().session_limit(args.session_limit);
+    let mut builder = Gateway::builder()
+        .session_limit(args.session_limit)
+        .connection_limit(args.connection_limit)
+        .access_limit(args.access_limit);
     builder = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => builder.tls_pem(&read(cert)?, &Zeroizing::new(read(key)?))?,
         _ if args.plain => builder,

@@ -110,17 +110,23 @@ impl Handshakes {
         Handshakes { limit: limit.max(1), running: Mutex::default() }
     }
 
-    pub(super) fn begin(self: &Arc<Self>, ip: IpAddr, tcp: &TcpStream) -> io::Result<Handshake> {
+    /// One more, and the address of the one that gives way to it.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        tcp: &TcpStream,
+    ) -> io::Result<(Handshake, Option<IpAddr>)> {
         let mut running = self.running.lock();
         // Those that gave way may take a moment to see it, or a processor's time.
         if running.threads >= 2 * self.limit {
             return Err(io::Error::other("too many handshakes at a time"));
         }
+        let mut gave_way = None;
         if running.sockets.len() >= self.limit {
             let addresses = running.sockets.iter().map(|(number, (ip, _))| (*number, *ip));
             let (number, ip) = gives_way(addresses).unwrap_or((0, ip));
             if let Some((_, tcp)) = running.sockets.remove(&number) {
-                log::warn!(target: super::TARGET, "{ip}: a handshake gives way to newer ones");
+                gave_way = Some(ip);
                 let _ = tcp.shutdown(Shutdown::Both);
             }
         }
@@ -129,7 +135,7 @@ impl Handshakes {
         running.next += 1;
         running.threads += 1;
         running.sockets.insert(number, (ip, socket));
-        Ok(Handshake { of: self.clone(), number })
+        Ok((Handshake { of: self.clone(), number }, gave_way))
     }
 }
 

@@ -6,6 +6,7 @@ use tungstenite::http::StatusCode;
 
 use super::Side;
 use crate::cloud::frame::{SUBPROTOCOL, TOKEN_HEADER};
+use crate::config::TunnelId;
 
 /// Header lines of a request; tungstenite's limit, too.
 const MAX_HEADERS: usize = 124;
@@ -83,7 +84,8 @@ fn route(target: &str) -> Option<(&str, Side)> {
         "source" => Side::Access,
         _ => return None,
     };
-    (!id.is_empty()).then_some((id, side))
+    // No tunnel has a longer one, and it stands in the log.
+    TunnelId::new(id).is_ok().then_some((id, side))
 }
 
 /// 16 bytes in base64.
@@ -143,6 +145,8 @@ mod tests {
         assert!(matches!(route("/tunnel/t/source"), Some(("t", Side::Access))));
         assert!(matches!(route("/tunnel/t/source?/dest"), Some(("t", Side::Access))));
         assert!(matches!(route("/tunnel/%2e/dest"), Some(("%2e", Side::Device))));
+        let of_length = |length| format!("/tunnel/{}/dest", "t".repeat(length));
+        assert!(route(&of_length(127)).is_some() && route(&of_length(128)).is_none());
         for bad in [
             "/",
             "",

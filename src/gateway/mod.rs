@@ -37,7 +37,7 @@ use zeroize::Zeroizing;
 use crate::cloud::websocket::Role;
 use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
-use crate::peer::{Peer, Socket, Stream};
+use crate::peer::{Peer, Socket, Stream, Throttle};
 use crate::sys::{poll, PollFd, Waker};
 use admission::{Digest, Digester, Handshake, Handshakes, Places, Seat};
 use handshake::{refusal, Opening};
@@ -174,6 +174,7 @@ impl Builder {
             stop: Arc::new(stop),
             handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
             connections: Places::default(),
+            throttle: Mutex::default(),
         };
         for tunnel in &self.tunnels {
             shared.add(tunnel)?;
@@ -263,6 +264,16 @@ impl Gateway {
         true
     }
 
+    /// Serves a tunnel no more: its connections are closed with code 1001, its tokens answered
+    /// with 401. False for an unknown tunnel.
+    pub fn remove_tunnel(&self, id: &TunnelId) -> bool {
+        let mut registry = self.shared.registry.lock();
+        let Some(mut entry) = registry.tunnels.remove(id.as_str()) else { return false };
+        entry.order(Order::Stop);
+        registry.ended.extend(entry.hub.take().map(|hub| hub.thread));
+        true
+    }
+
     /// Closes every connection (code 1001) and joins all threads; a peer that does not answer
     /// its close frame is waited for 2 s.
     pub fn shutdown(mut self) {
@@ -298,7 +309,7 @@ impl Drop for Gateway {
 #[derive(Default)]
 struct Registry {
     tunnels: HashMap<String, Entry>,
-    /// Hubs that have ended, to be joined.
+    /// Hubs that have ended, or will soon, to be joined.
     ended: Vec<JoinHandle<()>>,
     hubs_created: u64,
 }
@@ -322,7 +333,9 @@ struct HubHandle {
 impl Entry {
     fn order(&self, order: Order) {
         if let Some(hub) = &self.hub {
-            let _ = hub.orders.send(order);
+            if hub.orders.send(order).is_err() {
+                log::error!(target: TARGET, "a tunnel's thread is gone: an order is lost");
+            }
             hub.waker.wake();
         }
     }
@@ -342,6 +355,8 @@ struct Shared {
     handshakes: Arc<Handshakes>,
     /// Those past their handshakes.
     connections: Places,
+    /// About strangers.
+    throttle: Mutex<Throttle>,
 }
 
 impl Shared {
@@ -376,15 +391,17 @@ impl Shared {
                 PollFd::new(self.stop.as_fd(), true, false),
                 PollFd::new(listener.as_fd(), true, false),
             ];
-            if poll(&mut fds, None).is_err() || fds[0].ready().read {
+            let deadline = self.throttle.lock().deadline();
+            if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
+            self.throttle.lock().tick(Instant::now());
             handshakes.retain(|thread| !thread.is_finished());
             match listener.accept() {
                 Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
-                    log::warn!(target: TARGET, "accept: {e}");
+                    self.complain(format_args!("accept: {e}"));
                     let mut stop = [PollFd::new(self.stop.as_fd(), true, false)];
                     let _ = poll(&mut stop, Some(Instant::now() + ACCEPT_PAUSE));
                 }
@@ -397,21 +414,25 @@ impl Shared {
 
     fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
         let handshake = match self.handshakes.begin(address.ip(), &stream) {
-            Ok(handshake) => handshake,
+            Ok((handshake, None)) => handshake,
+            Ok((handshake, Some(ip))) => {
+                self.complain(format_args!("{ip}: a handshake gives way to newer ones"));
+                handshake
+            }
             Err(e) => {
-                log::warn!(target: TARGET, "{address}: {e}");
+                self.complain(format_args!("{address}: {e}"));
                 return None;
             }
         };
         let shared = self.clone();
         let run = move || {
             if let Err(e) = shared.handshake(stream, &handshake) {
-                log::warn!(target: TARGET, "{address}: handshake: {e}");
+                shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
         let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
         if let Err(e) = &thread {
-            log::warn!(target: TARGET, "create a handshake thread: {e}");
+            self.complain(format_args!("create a handshake thread: {e}"));
         }
         thread.ok()
     }
@@ -438,7 +459,7 @@ impl Shared {
             Ok(seat) => seat,
             Err(status) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
-                log::warn!(target: TARGET, "tunnel {tunnel:?}: {side:?} refused: {status}");
+                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
                 return stream.part(&refusal(status));
             }
         };
@@ -449,6 +470,11 @@ impl Shared {
         let peer = Peer::new(stream, Role::Server, &rest, Instant::now());
         let peer = peer.greet(opening.answer(), Box::new(seat));
         self.join(&opening, Box::new(peer))
+    }
+
+    /// Logs what a stranger can cause as often as he likes.
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        self.throttle.lock().complain(Instant::now(), what);
     }
 
     /// A place for whoever has the token.
@@ -474,18 +500,24 @@ impl Shared {
     /// Hands a connection to its tunnel's hub, which is created if there is none.
     fn join(self: &Arc<Self>, opening: &Opening<'_>, peer: Box<Peer>) -> io::Result<()> {
         let mut registry = self.registry.lock();
-        let ended = std::mem::take(&mut registry.ended);
+        let threads = std::mem::take(&mut registry.ended).into_iter();
+        let (mut ended, running) = threads.partition::<Vec<_>, _>(JoinHandle::is_finished);
+        registry.ended = running;
         registry.hubs_created += 1;
         let serial = registry.hubs_created;
         let Some(entry) = registry.tunnels.get_mut(opening.tunnel) else { return Ok(()) };
+        // One that has panicked has not taken itself off.
+        let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
+        ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
             entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
         }
         entry.order(Order::Join(opening.side, peer, entry.expires));
         drop(registry);
-        // They were at their last instruction when they put themselves there.
         for thread in ended {
-            let _ = thread.join();
+            if thread.join().is_err() {
+                log::error!(target: TARGET, "a tunnel's thread has panicked");
+            }
         }
         Ok(())
     }
@@ -541,4 +573,55 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<TlsAcceptor> {
         .min_protocol_version(Some(Protocol::Tlsv12))
         .build()
         .map_err(invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    #[test]
+    fn a_tunnel_whose_thread_has_panicked_gets_another_with_the_next_connection() {
+        let token = |text| Token::new(text).unwrap();
+        let tunnel = TunnelConfig {
+            id: TunnelId::new("t1").unwrap(),
+            device_token: token("hush-device"),
+            access_token: token("hush-access"),
+            expires: None,
+        };
+        let gateway = Gateway::builder().tunnel(tunnel);
+        let gateway = gateway.start("127.0.0.1:0".parse().unwrap()).unwrap();
+        // As a hub leaves it that ends without a word.
+        let (orders, _) = crossbeam_channel::unbounded();
+        let thread = thread::spawn(|| {});
+        while !thread.is_finished() {
+            thread::yield_now();
+        }
+        let waker = Arc::new(Waker::new().unwrap());
+        let dead = HubHandle { serial: u64::MAX, orders, waker, thread };
+        gateway.shared.registry.lock().tunnels.get_mut("t1").unwrap().hub = Some(dead);
+
+        let mut device = TcpStream::connect(gateway.local_addr()).unwrap();
+        device.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let request =
+            "GET /tunnel/t1/dest HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                       tunnel-access-token: hush-device\r\n\r\n";
+        device.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 13];
+        device.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 101 ");
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documents() {
+        let settings = Gateway::builder().settings;
+        assert_eq!(settings.tunnel.sessions, 10);
+        assert_eq!(settings.tunnel.stall, Duration::from_secs(10));
+        assert_eq!(settings.handshake_timeout, Duration::from_secs(15));
+        assert_eq!(settings.handshakes, 64);
+        assert_eq!(settings.connections, 1024);
+        assert_eq!(settings.access_connections, 32);
+    }
 }

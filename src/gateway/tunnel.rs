@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Side, TARGET};
 use crate::cloud::frame::{release, response, status, Frame, FrameType, HeaderTemplate, Status};
 use crate::cloud::websocket::Sender;
-use crate::peer::{Peer, Stream, Wire, FULL};
+use crate::peer::{Peer, Received, Stream, Throttle, Wire, FULL};
 
 /// How long a device may take to answer a session_create.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +26,9 @@ const SWAMPED: usize = 2 * FULL;
 /// A device releases sessions whose service stalls, ten seconds each by default, and reads
 /// nothing meanwhile; one that takes next to nothing for this long is closed.
 const DEVICE_STALL: Duration = Duration::from_secs(60);
+
+/// Why a session is cut whose data the gateway could not keep.
+const TOO_LONG: &str = "a data frame is longer than 64 KiB";
 
 /// The close code of an expired token.
 const EXPIRED: u16 = 4001;
@@ -65,11 +68,14 @@ pub(super) struct Tunnel<W: Wire = Stream> {
     sessions: HashMap<String, Session>,
     ended: VecDeque<String>,
     next_access: u64,
+    /// Frames of several sources meet on one connection, where ids must increase: all but a
+    /// response's are the gateway's own.
     next_frame: u64,
     /// The access connection that may feed the device first; the turn after, it is the next.
     first: u64,
     /// Scratch for a header.
     head: Vec<u8>,
+    throttle: Throttle,
 }
 
 impl<W: Wire> Tunnel<W> {
@@ -87,6 +93,7 @@ impl<W: Wire> Tunnel<W> {
             next_frame: 1,
             first: 0,
             head: Vec::new(),
+            throttle: Throttle::default(),
         }
     }
 
@@ -165,6 +172,7 @@ impl<W: Wire> Tunnel<W> {
             peer.pump(now, |_, _| true);
         }
         self.give_up_unanswered(now);
+        self.throttle.tick(now);
         self.tick(now);
         self.flush(now);
         self.part_with_stalled(now);
@@ -192,7 +200,8 @@ impl<W: Wire> Tunnel<W> {
         let stalls = self.accesses.values().filter_map(|peer| peer.stalls_at(self.limits.stall));
         let device_stalls = self.device.iter().filter_map(|peer| peer.stalls_at(DEVICE_STALL));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
-        peers.chain(stalls).chain(device_stalls).chain(sessions).chain(self.expires).min()
+        let own = sessions.chain(self.expires).chain(self.throttle.deadline());
+        peers.chain(stalls).chain(device_stalls).chain(own).min()
     }
 
     fn close_all(&mut self, code: u16, reason: &str, now: Instant) {
@@ -205,8 +214,13 @@ impl<W: Wire> Tunnel<W> {
     fn pump_device(&mut self, now: Instant) {
         let Some(mut device) = self.device.take() else { return };
         if !device.is_full() && self.reads_device() {
-            device.pump(now, |frame, sender| {
-                self.take_from_device(&frame, sender);
+            device.pump(now, |received, sender| {
+                match received {
+                    Received::Frame(frame) => self.take_from_device(&frame, sender, now),
+                    Received::LostData(frame) => {
+                        self.lost_by_device(&frame.session_id, sender, now);
+                    }
+                }
                 sender.len() <= FULL && self.reads_device()
             });
         }
@@ -222,8 +236,13 @@ impl<W: Wire> Tunnel<W> {
         for key in keys {
             let Some(mut access) = self.accesses.remove(&key) else { continue };
             if self.reads_accesses() && !is_swamped(&access) {
-                access.pump(now, |frame, sender| {
-                    self.take_from_access(key, &frame, sender, now);
+                access.pump(now, |received, sender| {
+                    match received {
+                        Received::Frame(frame) => self.take_from_access(key, &frame, sender, now),
+                        Received::LostData(frame) => {
+                            self.lost_by_access(key, &frame.session_id, sender, now);
+                        }
+                    }
                     sender.len() <= SWAMPED && self.reads_accesses()
                 });
             }
@@ -231,11 +250,11 @@ impl<W: Wire> Tunnel<W> {
         }
     }
 
-    fn take_from_device(&mut self, frame: &Frame<'_>, device: &mut Sender) {
+    fn take_from_device(&mut self, frame: &Frame<'_>, device: &mut Sender, now: Instant) {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get_mut(id) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::ACCESS_LOST, device);
+                self.report_unknown(id, release::ACCESS_LOST, device, now);
             }
             return;
         };
@@ -244,7 +263,7 @@ impl<W: Wire> Tunnel<W> {
         let Some(access) = open_sender(access) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 session.data.write(frame_id, &mut self.head);
                 access.binary(&self.head, frame.payload);
             }
@@ -254,7 +273,7 @@ impl<W: Wire> Tunnel<W> {
                     let msg = status(response::REFUSED, "the device released it unanswered");
                     respond(access, id, session, &msg);
                 } else {
-                    let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                    let frame_id = next(&mut self.next_frame);
                     send_release(access, id, frame_id, frame.payload);
                 }
                 log::info!(target: TARGET, "tunnel {:?}: device released {id:?}", self.name);
@@ -272,7 +291,8 @@ impl<W: Wire> Tunnel<W> {
                 }
             }
             FrameType::SessionCreate => {
-                log::warn!(target: TARGET, "tunnel {:?}: session_create from a device", self.name);
+                let what = format_args!("tunnel {:?}: session_create from a device", self.name);
+                self.throttle.complain(now, what);
             }
         }
     }
@@ -284,19 +304,19 @@ impl<W: Wire> Tunnel<W> {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::DEVICE_LOST, access);
+                self.report_unknown(id, release::DEVICE_LOST, access, now);
             }
             return;
         };
         let Some(device) = open_sender(self.device.as_mut()) else { return };
         match frame.frame_type {
             FrameType::DataTransport => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 session.data.write(frame_id, &mut self.head);
                 device.binary(&self.head, frame.payload);
             }
             FrameType::SessionRelease => {
-                let frame_id = frame.frame_id.unwrap_or_else(|| next(&mut self.next_frame));
+                let frame_id = next(&mut self.next_frame);
                 send_release(device, id, frame_id, frame.payload);
                 log::info!(target: TARGET, "tunnel {:?}: access released {id:?}", self.name);
                 self.end(id);
@@ -305,9 +325,28 @@ impl<W: Wire> Tunnel<W> {
         }
     }
 
+    fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
+        let Some(session) = self.sessions.get(id) else {
+            return self.report_unknown(id, release::ACCESS_LOST, device, now);
+        };
+        let access = self.accesses.get_mut(&session.access);
+        cut(&self.name, id, session, open_sender(access), Some(device), &mut self.next_frame);
+        self.end(id);
+    }
+
+    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
+        let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
+            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+        };
+        let device = open_sender(self.device.as_mut());
+        cut(&self.name, id, session, Some(access), device, &mut self.next_frame);
+        self.end(id);
+    }
+
     fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
         let Some(frame_id) = frame.frame_id else {
-            log::warn!(target: TARGET, "tunnel {:?}: session_create without frame_id", self.name);
+            let what = format_args!("tunnel {:?}: session_create without frame_id", self.name);
+            self.throttle.complain(now, what);
             return;
         };
         let too_long = frame.service_type.len() > MAX_SERVICE_TYPE;
@@ -320,8 +359,9 @@ impl<W: Wire> Tunnel<W> {
             deadline: Some(now + RESPONSE_TIMEOUT),
             data: HeaderTemplate::new(FrameType::DataTransport, &id, None),
         };
-        let refuse = |access: &mut Sender, code, msg: &str| {
-            log::info!(target: TARGET, "session_create refused: {msg}");
+        let mut refuse = |access: &mut Sender, code, msg: &str| {
+            let what = format_args!("tunnel {:?}: session_create refused: {msg}", self.name);
+            self.throttle.complain(now, what);
             respond(access, "", &session, &status(code, msg));
         };
         if too_long {
@@ -346,11 +386,12 @@ impl<W: Wire> Tunnel<W> {
     }
 
     /// Data of no session: tells its sender once.
-    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender) {
+    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender, now: Instant) {
         if id.is_empty() || self.ended.iter().any(|ended| ended == id) {
             return;
         }
-        log::warn!(target: TARGET, "tunnel {:?}: data for unknown session {id:?}", self.name);
+        let what = format_args!("tunnel {:?}: data for unknown session {id:?}", self.name);
+        self.throttle.complain(now, what);
         let frame_id = next(&mut self.next_frame);
         send_release(sender, id, frame_id, &status(code, "no such session"));
         self.remember(id);
@@ -507,6 +548,34 @@ fn send_release(sender: &mut Sender, id: &str, frame_id: u64, payload: &[u8]) {
     let mut head = Vec::new();
     HeaderTemplate::new(FrameType::SessionRelease, id, None).write(frame_id, &mut head);
     sender.binary(&head, payload);
+}
+
+/// Data of a session did not get through. It must not go on as if nothing were missing: it is
+/// lost for both ends.
+fn cut(
+    tunnel: &str,
+    id: &str,
+    session: &Session,
+    access: Option<&mut Sender>,
+    device: Option<&mut Sender>,
+    next_frame: &mut u64,
+) {
+    log::warn!(target: TARGET, "tunnel {tunnel:?}: session {id:?} is cut: {TOO_LONG}");
+    match (access, session.deadline) {
+        // It waits for a response, not for a release.
+        (Some(access), Some(_)) => {
+            respond(access, id, session, &status(response::REFUSED, TOO_LONG));
+        }
+        (Some(access), None) => {
+            let msg = status(release::DEVICE_LOST, TOO_LONG);
+            send_release(access, id, next(next_frame), &msg);
+        }
+        (None, _) => {}
+    }
+    if let Some(device) = device {
+        let msg = status(release::ACCESS_LOST, TOO_LONG);
+        send_release(device, id, next(next_frame), &msg);
+    }
 }
 
 fn next(counter: &mut u64) -> u64 {

@@ -15,15 +15,13 @@ use crate::cloud::frame::{
 use crate::cloud::websocket::{Incoming, Sender};
 use crate::cloud::{means_expired, ByteStream, Link};
 use crate::config::{Limits, Services, TunnelId};
-use crate::logging::{debug, info, warn, Code};
+use crate::logging::{debug, info, warn, Code, Complaints};
 use crate::sys::Ready;
 
 /// One read from a local service at most.
 const READ: usize = 64 * 1024;
 /// Session ids whose end the cloud knows of; data for them is late, not wrong.
 const REMEMBERED: usize = 256;
-/// Lines about a cloud that breaks the protocol, until the next ping: it must not fill the log.
-const MAX_COMPLAINTS: u32 = 20;
 
 /// Why a connection is over.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,7 +76,8 @@ pub(crate) struct Table<L: Local> {
     local: L,
     frame_id: u64,
     header: Vec<u8>,
-    complaints: u32,
+    /// About a cloud that breaks the protocol, until the next ping.
+    complaints: Complaints,
     /// The connection is over: no session is opened any more.
     over: bool,
 }
@@ -104,7 +103,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             local,
             frame_id: 0,
             header: Vec::new(),
-            complaints: 0,
+            complaints: Complaints::default(),
             over: false,
         };
         Relay {
@@ -529,17 +528,15 @@ impl<L: Local> Table<L> {
     }
 
     fn complain(&mut self, what: std::fmt::Arguments<'_>) {
-        self.complaints += 1;
-        if self.complaints <= MAX_COMPLAINTS {
+        if self.complaints.count() {
             warn!(Code::TunnelFailed, "{what}");
         }
     }
 
     fn forgive(&mut self) {
-        if let Some(more @ 1..) = self.complaints.checked_sub(MAX_COMPLAINTS) {
+        if let more @ 1.. = self.complaints.forgive() {
             warn!(Code::TunnelFailed, "{more} more such messages were dropped");
         }
-        self.complaints = 0;
     }
 
     /// Begins to connect to a service, or says with which code and why not.
@@ -572,7 +569,7 @@ impl<L: Local> Table<L> {
             let what = "a session_create without frame_id or session_id is dropped";
             return self.complain(format_args!("{what}"));
         };
-        if self.complaints < MAX_COMPLAINTS {
+        if !self.complaints.are_many() {
             info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
         }
         let dial = match self.admit(id, service_type) {

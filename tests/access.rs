@@ -43,7 +43,7 @@ impl Fake {
 
     #[allow(clippy::result_large_err)]
     fn accept(&self) -> Operator {
-        let (tcp, _) = self.0.accept().unwrap();
+        let tcp = common::accept(&self.0);
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let check = |request: &Request, mut response: Response| {
             assert_eq!(request.uri().path(), "/tunnel/t1/source");
@@ -57,7 +57,8 @@ impl Fake {
 
     #[allow(clippy::result_large_err)]
     fn refuse(&self, status: u16) {
-        let (tcp, _) = self.0.accept().unwrap();
+        let tcp = common::accept(&self.0);
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let refuse = |_: &Request, _: Response| {
             let mut refusal = ErrorResponse::new(None);
             *refusal.status_mut() = status.try_into().unwrap();
@@ -154,12 +155,9 @@ impl Program {
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // Read all the while: a full pipe would stop it.
-        let mut stderr = child.stderr.take().unwrap();
-        let log = thread::spawn(move || {
-            let mut log = Vec::new();
-            let _ = stderr.read_to_end(&mut log);
-            String::from_utf8_lossy(&log).into_owned()
-        });
+        let stderr = child.stderr.take().unwrap();
+        let log =
+            thread::spawn(move || String::from_utf8_lossy(&common::logs::tee(stderr)).into_owned());
         Program(Some(child), Some(log))
     }
 
@@ -578,7 +576,7 @@ fn an_interrupt_ends_a_connect_that_nobody_answers() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}", silent.local_addr().unwrap());
     let mut program = Program::access(&url, &["--stdio"]);
-    let (_stream, _) = silent.accept().unwrap();
+    let _stream = common::accept(&silent);
     program.interrupt();
     program.wait_unread();
 }

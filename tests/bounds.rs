@@ -78,7 +78,7 @@ impl Victim {
         let mut process = DeviceProcess::start(&spec(limits, services));
         let mut open = |id: &str| {
             process.add(id, "127.0.0.1", port);
-            let mut device = upgrade(listener.accept().unwrap().0);
+            let mut device = upgrade(accept(&listener));
             process.expect(&format!("Connect {id}"));
             // Warm: code is loaded, stacks and buffers are touched.
             assert_eq!(device.create("warm", "own-echo"), 0);
@@ -117,7 +117,7 @@ impl Victim {
     /// The connection is lost, and made anew.
     fn reconnects(&mut self) {
         self.process.expect("Disconnect t");
-        self.device = upgrade(self.listener.accept().unwrap().0);
+        self.device = upgrade(accept(&self.listener));
         self.process.expect("Connect t");
         assert_eq!(self.device.create("warm", "own-echo"), 0);
     }
@@ -419,7 +419,7 @@ fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
     let limits = json!({"ping_interval": 300, "pong_timeout": 1000});
     let mut process = DeviceProcess::start(&spec(limits, &[]));
     process.add("t", "127.0.0.1", listener.local_addr().unwrap().port());
-    let device = upgrade(listener.accept().unwrap().0);
+    let device = upgrade(accept(&listener));
     process.expect("Connect t");
     process.reset_peak();
     let resident = process.status("VmRSS");
@@ -429,7 +429,7 @@ fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
         while raw.write_all(&pings).is_ok() {}
     });
     process.expect("Disconnect t");
-    let mut again = upgrade(listener.accept().unwrap().0);
+    let mut again = upgrade(accept(&listener));
     process.expect("Connect t");
     echoes(&mut again, "s", "own-echo");
     let grown = process.status("VmHWM").saturating_sub(resident);

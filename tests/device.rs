@@ -308,7 +308,7 @@ fn no_byte_of_the_request_leaves_the_device_before_the_certificate_is_good() {
         let running = Running::start(Manager::builder().security(Security::Tls(tls)));
         let port = listener.local_addr().unwrap().port();
         running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
-        let (tcp, _) = listener.accept().unwrap();
+        let tcp = accept(&listener);
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut received = Vec::new();
         // In TLS 1.3 the server may be done before the client refuses; then it reads nothing.
@@ -326,7 +326,7 @@ fn stop_is_prompt_while_tunnels_connect_and_it_is_sticky() {
     let mut running = Running::start(plain());
     let port = black_hole.local_addr().unwrap().port();
     running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
-    let _held = black_hole.accept().unwrap();
+    let _held = accept(&black_hole);
     running.stop();
     let manager = plain().build().unwrap();
     manager.handle().stop();

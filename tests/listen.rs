@@ -6,18 +6,15 @@ use std::time::Duration;
 
 use aiot_tunnel::listen::{self, Command, Listener, Options};
 use aiot_tunnel::*;
+use common::queue::{Key, Queue};
 use common::*;
-
-/// A key of this test's own.
-fn free_key() -> i32 {
-    0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff)
-}
 
 #[test]
 fn commands_on_the_queue_open_update_and_close_a_tunnel() {
     let cloud = Cloud::plain();
     let running = Running::start(plain().service(echo("e")));
-    let key = free_key();
+    let own = Key::new();
+    let key = own.0;
     let options = Options { key, ..Options::default() };
     let listener = Listener::start(running.handle.clone(), options).unwrap();
     listen::send(key, &Command::Add(id("t"), cloud.params())).unwrap();
@@ -36,8 +33,8 @@ fn commands_on_the_queue_open_update_and_close_a_tunnel() {
 
 #[test]
 fn a_listener_stops_while_its_queue_is_idle() {
-    let manager = plain().build().unwrap();
-    let options = Options { key: free_key(), ..Options::default() };
+    let (manager, own) = (plain().build().unwrap(), Key::new());
+    let options = Options { key: own.0, ..Options::default() };
     let (sender, stopped) = std::sync::mpsc::channel();
     let listener = Listener::start(manager.handle(), options).unwrap();
     std::thread::spawn(move || {
@@ -47,50 +44,12 @@ fn a_listener_stops_while_its_queue_is_idle() {
     stopped.recv_timeout(Duration::from_secs(10)).expect("stops in time");
 }
 
-/// A queue that somebody has made before; removed when dropped.
-struct Queue(i32);
-
-impl Queue {
-    fn new(key: i32, mode: i32) -> Self {
-        // SAFETY: no pointers.
-        let id = unsafe { libc::msgget(key, libc::IPC_CREAT | libc::IPC_EXCL | mode) };
-        assert!(id >= 0, "{}", std::io::Error::last_os_error());
-        Queue(id)
-    }
-
-    fn status(&self) -> libc::msqid_ds {
-        // SAFETY: a plain structure, for which all zeros are a value.
-        let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
-        // SAFETY: IPC_STAT writes one such structure.
-        assert_eq!(unsafe { libc::msgctl(self.0, libc::IPC_STAT, &mut status) }, 0);
-        status
-    }
-
-    fn mode(&self) -> u32 {
-        u32::from(self.status().msg_perm.mode) & 0o777
-    }
-
-    /// False where we may not give a queue away.
-    fn give_to(&self, uid: u32) -> bool {
-        let mut status = self.status();
-        status.msg_perm.uid = uid;
-        // SAFETY: IPC_SET reads one such structure.
-        unsafe { libc::msgctl(self.0, libc::IPC_SET, &mut status) == 0 }
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        // SAFETY: IPC_RMID takes no buffer.
-        unsafe { libc::msgctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
-    }
-}
-
 #[test]
 fn a_queue_that_somebody_removes_is_made_anew() {
     let cloud = Cloud::plain();
     let running = Running::start(plain());
-    let key = free_key();
+    let own = Key::new();
+    let key = own.0;
     let queue = Queue::new(key, 0o600);
     let options = Options { key, ..Options::default() };
     let listener = Listener::start(running.handle.clone(), options).unwrap();
@@ -109,7 +68,8 @@ fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
     let manager = plain().build().unwrap();
     for (found, most, left) in [(0o666, 0o600, 0o600), (0o622, 0o620, 0o620), (0o600, 0o660, 0o600)]
     {
-        let key = free_key();
+        let own = Key::new();
+        let key = own.0;
         let queue = Queue::new(key, found);
         let options = Options { key, mode: most, owner: None };
         let listener = Listener::start(manager.handle(), options).unwrap();
@@ -124,11 +84,11 @@ fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
 fn a_queue_of_a_stranger_is_refused_unless_the_options_trust_its_owner() {
     const STRANGER: u32 = 54_321;
     let manager = plain().build().unwrap();
-    let key = free_key();
+    let own = Key::new();
+    let key = own.0;
     let queue = Queue::new(key, 0o600);
     if !queue.give_to(STRANGER) {
-        eprintln!("skipped: giving a queue away needs root");
-        return;
+        return skip("a stranger's queue", "giving a queue away needs root");
     }
     let start = |owner| Listener::start(manager.handle(), Options { key, mode: 0o600, owner });
     for owner in [None, Some(STRANGER + 1)] {

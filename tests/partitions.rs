@@ -11,6 +11,7 @@ mod namespace;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -48,7 +49,7 @@ impl World {
     /// `None`, and a message, where namespaces cannot be made.
     fn new(test: &str) -> Option<Self> {
         World::try_new()
-            .map_err(|why| eprintln!("{test} is SKIPPED: no network namespaces: {why}"))
+            .map_err(|why| skip(test, format_args!("no network namespaces: {why}")))
             .ok()
     }
 
@@ -98,20 +99,6 @@ impl World {
     }
 }
 
-fn accept(listener: &TcpListener) -> Device {
-    // A blocking accept has no deadline of its own.
-    listener.set_nonblocking(true).unwrap();
-    let mut accepted = None;
-    wait_until("a device connects", || {
-        accepted = listener.accept().ok();
-        accepted.is_some()
-    });
-    listener.set_nonblocking(false).unwrap();
-    let (tcp, _) = accepted.unwrap();
-    tcp.set_nonblocking(false).unwrap();
-    upgrade(tcp)
-}
-
 /// The next connection whose handshake is not history: attempts that were made while the
 /// network was away may stand in the queue, given up by the device.
 fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> Device {
@@ -146,7 +133,7 @@ fn lost_amid_a_transfer(case: &str, go: impl Fn(&World), come_back: impl Fn(&Wor
     let listener = world.listen();
     let mut process = world.start(&spec(short(), &[]));
     process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
-    let mut device = accept(&listener);
+    let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     assert_eq!(device.create("s", "own-echo"), 0);
     let descriptors = process.descriptors();
@@ -210,7 +197,7 @@ fn commands_are_obeyed_while_the_network_is_away() {
     // Nothing here may depend on a time-out: these are the defaults.
     let mut process = world.start(&spec(json!({}), &[]));
     process.add("t", "10.77.2.2", port);
-    let _device = accept(&listener);
+    let _device = upgrade(accept(&listener));
     process.expect("Connect t");
     process.add("hole", &BLACK_HOLE.to_string(), 443);
     world.cut();
@@ -241,7 +228,8 @@ enum Dns {
 struct NameServer {
     behaviour: Arc<Mutex<Dns>>,
     questions: Arc<AtomicUsize>,
-    resolv_conf: std::path::PathBuf,
+    resolv_conf: PathBuf,
+    nsswitch_conf: PathBuf,
 }
 
 impl NameServer {
@@ -260,10 +248,17 @@ impl NameServer {
                 }
             }
         });
-        let name = format!("aiot-tunnel-resolv-{}-{}", std::process::id(), rand::random::<u32>());
-        let resolv_conf = std::env::temp_dir().join(name);
-        std::fs::write(&resolv_conf, format!("nameserver {CLOUD}\noptions {options}\n")).unwrap();
-        NameServer { behaviour, questions, resolv_conf }
+        let file = |what: &str, text: &str| {
+            let own = format!("{}-{}", std::process::id(), rand::random::<u32>());
+            let file = std::env::temp_dir().join(format!("aiot-tunnel-{what}-{own}"));
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        let text = format!("nameserver {CLOUD}\noptions {options}\n");
+        let resolv_conf = file("resolv", &text);
+        // Other sources of names, of systemd's for instance, do not read resolv.conf.
+        let nsswitch_conf = file("nsswitch", "hosts: files dns\n");
+        NameServer { behaviour, questions, resolv_conf, nsswitch_conf }
     }
 
     fn now(&self, behaviour: Dns) {
@@ -278,11 +273,24 @@ impl NameServer {
         });
     }
 
-    /// A device that asks this server.
-    fn device(&self, world: &World, spec: &Value) -> DeviceProcess {
+    /// A device that asks this server. `None`, and a message, where files cannot be mounted.
+    fn device(&self, test: &str, world: &World, spec: &Value) -> Option<DeviceProcess> {
         world.device.within(|| {
-            mount_over(self.resolv_conf.to_str().unwrap(), "/etc/resolv.conf").unwrap();
-            DeviceProcess::start(spec)
+            for (file, place) in [
+                (&self.resolv_conf, "/etc/resolv.conf"),
+                (&self.nsswitch_conf, "/etc/nsswitch.conf"),
+            ] {
+                match mount_over(file.to_str().unwrap(), place) {
+                    Ok(()) => {}
+                    // A C library without it has no other sources.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && place.contains("switch") => {}
+                    Err(e) => {
+                        skip(test, format_args!("mount over {place}: {e}"));
+                        return None;
+                    }
+                }
+            }
+            Some(DeviceProcess::start(spec))
         })
     }
 }
@@ -290,6 +298,7 @@ impl NameServer {
 impl Drop for NameServer {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.resolv_conf);
+        let _ = std::fs::remove_file(&self.nsswitch_conf);
     }
 }
 
@@ -322,13 +331,14 @@ fn a_name_that_is_unknown_or_refused_is_asked_for_again_and_found_when_it_is_the
         let Some(world) = World::new("DNS fails") else { return };
         let listener = world.listen();
         let names = NameServer::start(&world, "timeout:1 attempts:1", behaviour);
-        let mut process = names.device(&world, &spec(short(), &[]));
+        let device = names.device("DNS fails", &world, &spec(short(), &[]));
+        let Some(mut process) = device else { return };
         process.add("t", NAME, listener.local_addr().unwrap().port());
         names.asked(5);
         assert!(process.said().is_empty());
         names.now(Dns::Addresses(vec![CLOUD]));
         let there = Instant::now();
-        let mut device = accept(&listener);
+        let mut device = upgrade(accept(&listener));
         process.expect("Connect t");
         report("DNS fails", "CONNECT", there);
         echoes(&mut device, "s", "own-echo");
@@ -341,13 +351,16 @@ fn a_name_server_that_does_not_answer_delays_nothing_but_its_own_tunnel() {
     let Some(world) = World::new("DNS hangs") else { return };
     let listener = world.listen();
     let port = listener.local_addr().unwrap().port();
+    // Attempts end soon; nobody reads the sibling meanwhile, so its pongs have time.
+    let limits = json!({"handshake_timeout": 1500});
     // The resolver would wait for two minutes and a half.
     let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
-    let mut process = names.device(&world, &spec(short(), &[]));
+    let device = names.device("DNS hangs", &world, &spec(limits, &[]));
+    let Some(mut process) = device else { return };
     process.add("t", NAME, port);
     names.asked(1);
     process.add("sibling", "10.77.2.2", port);
-    let mut sibling = accept(&listener);
+    let mut sibling = upgrade(accept(&listener));
     process.expect("Connect sibling");
     // Attempts end at their time limit; the one lookup is waited for, not begun again each time.
     for turn in 0..10 {
@@ -370,9 +383,10 @@ fn sessions_opened_and_closed_again_pile_up_no_lookups() {
     let listener = world.listen();
     let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
     let named = Service::new("named", NAME, Port::new(22).unwrap()).unwrap();
-    let mut process = names.device(&world, &spec(json!({}), &[named]));
+    let device = names.device("lookups of local services", &world, &spec(json!({}), &[named]));
+    let Some(mut process) = device else { return };
     process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
-    let mut device = accept(&listener);
+    let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     let threads = process.status("Threads");
     for n in 0..300 {
@@ -401,13 +415,14 @@ fn a_name_server_that_answers_at_last_brings_the_tunnel_up() {
     let Some(world) = World::new("DNS hangs, then answers") else { return };
     let listener = world.listen();
     let names = NameServer::start(&world, "timeout:1 attempts:2", Dns::Silent);
-    let mut process = names.device(&world, &spec(short(), &[]));
+    let device = names.device("DNS hangs, then answers", &world, &spec(short(), &[]));
+    let Some(mut process) = device else { return };
     process.add("t", NAME, listener.local_addr().unwrap().port());
     // A second lookup: the first one has failed.
     names.asked(5);
     names.now(Dns::Addresses(vec![CLOUD]));
     let there = Instant::now();
-    let mut device = accept(&listener);
+    let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     report("DNS hangs, then answers", "CONNECT", there);
     echoes(&mut device, "s", "own-echo");
@@ -419,13 +434,14 @@ fn a_dead_first_address_of_several_costs_its_share_of_the_time_and_no_more() {
     let Some(world) = World::new("the first address is dead") else { return };
     let listener = world.listen();
     let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![BLACK_HOLE, CLOUD]));
-    let mut process = names.device(&world, &spec(short(), &[]));
+    let device = names.device("the first address is dead", &world, &spec(short(), &[]));
+    let Some(mut process) = device else { return };
     process.command(&format!("lookup {NAME}"));
     let found = process.next();
     assert!(found.starts_with(&format!("found {BLACK_HOLE}")), "{found}");
     let begun = Instant::now();
     process.add("t", NAME, listener.local_addr().unwrap().port());
-    let mut device = accept(&listener);
+    let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     report("the first address is dead", "CONNECT", begun);
     echoes(&mut device, "s", "own-echo");
@@ -441,14 +457,15 @@ fn a_first_address_that_takes_the_connection_and_says_nothing_is_not_tried_first
     world.cloud.ip(&format!("addr add {MUTE}/24 dev net"));
     let mute = world.cloud.within(|| TcpListener::bind((MUTE, port)).unwrap());
     let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![MUTE, CLOUD]));
-    let mut process = names.device(&world, &spec(short(), &[]));
+    let device = names.device("the first address is mute", &world, &spec(short(), &[]));
+    let Some(mut process) = device else { return };
     process.command(&format!("lookup {NAME}"));
     let found = process.next();
     assert!(found.starts_with(&format!("found {MUTE}")), "{found}");
     let begun = Instant::now();
     process.add("t", NAME, port);
-    let held = mute.accept().unwrap();
-    let mut device = accept(&listener);
+    let held = accept(&mute);
+    let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     report("the first address is mute", "CONNECT", begun);
     echoes(&mut device, "s", "own-echo");
@@ -467,14 +484,14 @@ fn impostor(case: &str, limits: Limits, speak: impl Fn(TcpStream)) {
         ConnectParams::new("127.0.0.1", Port::new(port).unwrap(), "/tunnel/t/dest", token).unwrap();
     running.handle.add(&id("t"), params).unwrap();
     for _ in 0..2 {
-        let (tcp, _) = listener.accept().unwrap();
+        let tcp = accept(&listener);
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let begun = Instant::now();
         speak(tcp);
         report(case, "given up", begun);
     }
     assert!(running.events.try_recv().is_err(), "{case}: an event without a tunnel");
-    let mut device = accept(&listener);
+    let mut device = upgrade(accept(&listener));
     running.expect(EventKind::Connect, "t");
     echoes(&mut device, "s", "e");
 }
@@ -570,7 +587,7 @@ fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
         Running::start(Manager::builder().security(security).limits(limits).service(echo("e")));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     for _ in 0..2 {
-        let (tcp, _) = cloud.listener.accept().unwrap();
+        let tcp = accept(&cloud.listener);
         let begun = Instant::now();
         // A handshake record of 16 KiB, and in it the beginning of a ServerHello.
         let head = [0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3];

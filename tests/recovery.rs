@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use aiot_tunnel::*;
+use common::queue::{Key, Queue};
 use common::*;
 use serde_json::json;
 
@@ -194,10 +195,9 @@ fn the_default_times_are_those_of_the_documents() {
 
 #[test]
 fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
-    let key = 0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff);
-    // SAFETY: no pointers.
-    let queue = unsafe { libc::msgget(key, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) };
-    assert!(queue >= 0);
+    let own = Key::new();
+    let key = own.0;
+    let _queue = Queue::new(key, 0o600);
     let delete = listen::Command::Delete(id("nobody"));
     let mut queued = 0;
     // Nobody reads: a send that waited would wait for ever.
@@ -215,6 +215,4 @@ fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     listener.stop();
-    // SAFETY: the command takes no structure.
-    assert_eq!(unsafe { libc::msgctl(queue, libc::IPC_RMID, std::ptr::null_mut()) }, 0);
 }

@@ -48,7 +48,10 @@ impl log::Log for Lines {
         true
     }
     fn log(&self, record: &log::Record<'_>) {
-        if record.target() != "aiot_tunnel" {
+        if let Some(kept) = logs::kept() {
+            kept.log(record);
+        }
+        if record.target() != "aiot_tunnel" || record.level() > log::LevelFilter::Info {
             return;
         }
         let line = record.args().to_string();
@@ -67,6 +70,8 @@ impl Lines {
     fn keep(&'static self) {
         log::set_logger(self).unwrap();
         log::set_max_level(log::LevelFilter::Info);
+        // Raises it, where lines are kept.
+        logs::keep();
     }
     fn panic_at(&self, text: &'static str, times: usize) {
         *self.panic_at.lock().unwrap() = Some(text);

@@ -3,13 +3,15 @@
 //! The secrets that were used go to `secrets/`, so that the scan looks for what was really there.
 //!
 //! Only what the tests' own WebSockets log is left out: tungstenite's whole client and server,
-//! which no product thread runs, write the request with its token and each frame's bytes.
+//! which no product thread runs, write the request with its token and each frame's bytes. And
+//! what it says of each frame's header: five lines with the header's bits, never a byte of the
+//! payload, and a test that sends 100,000s of frames would wait for them.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
 use super::{ACCESS_TOKEN, DEVICE_TOKEN};
 
@@ -31,27 +33,54 @@ pub fn keep() {
         let Some(directory) = directory() else { return };
         fs::create_dir_all(&directory).unwrap();
         let file = File::create(directory.join(format!("{}.log", file_name()))).unwrap();
-        // Fails where a test has a logger of its own.
         let logger = env_logger::Builder::new()
             .filter_level(log::LevelFilter::Trace)
             .target(env_logger::Target::Pipe(Box::new(file)))
             .build();
-        if log::set_boxed_logger(Box::new(Product(logger))).is_ok() {
-            log::set_max_level(log::LevelFilter::Trace);
-        }
+        let _ = KEPT.set(Product(logger));
+        // Fails where a test has a logger of its own, which hands its lines on to `kept`.
+        let _ = log::set_logger(&Kept);
+        log::set_max_level(log::LevelFilter::Trace);
         note_secret(DEVICE_TOKEN.as_bytes());
         note_secret(ACCESS_TOKEN.as_bytes());
     });
+}
+
+static KEPT: OnceLock<Product> = OnceLock::new();
+
+/// Where lines are kept, if they are.
+pub fn kept() -> Option<&'static dyn log::Log> {
+    KEPT.get().map(|kept| kept as &dyn log::Log)
+}
+
+struct Kept;
+
+impl log::Log for Kept {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        kept().is_some_and(|kept| kept.enabled(metadata))
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if let Some(kept) = kept() {
+            kept.log(record);
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 struct Product(env_logger::Logger);
 
 impl log::Log for Product {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let target = metadata.target();
+        if target.starts_with("tungstenite::protocol::frame") {
+            return false;
+        }
         let thread = std::thread::current();
         let ours =
             |name: &str| ["aiot-", "gateway-", "access-"].iter().any(|p| name.starts_with(p));
-        !metadata.target().starts_with("tungstenite") || thread.name().is_some_and(ours)
+        !target.starts_with("tungstenite") || thread.name().is_some_and(ours)
     }
 
     fn log(&self, record: &log::Record<'_>) {
@@ -79,9 +108,29 @@ pub fn note_secret(secret: &[u8]) {
 /// Makes a program of ours log everything to a file that is scanned, if it is wanted. Without,
 /// its log goes where the test's own goes.
 pub fn keep_of(command: &mut Command) -> &mut Command {
-    let Some(directory) = directory() else { return command };
+    match child_file() {
+        Some(file) => command.env("RUST_LOG", "trace").stderr(file),
+        None => command,
+    }
+}
+
+/// Reads what a program of ours logs, for a test that looks at it. It is kept, too, if that is
+/// wanted, as it comes: a test that fails may never see its end.
+pub fn tee(mut from: impl Read) -> Vec<u8> {
+    let (mut all, mut file) = (Vec::new(), child_file());
+    let mut buffer = [0; 8192];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        all.extend_from_slice(&buffer[..length]);
+        if let Some(file) = &mut file {
+            file.write_all(&buffer[..length]).unwrap();
+        }
+    }
+    all
+}
+
+fn child_file() -> Option<File> {
+    let directory = directory()?;
     fs::create_dir_all(&directory).unwrap();
     let name = format!("{}-child-{:08x}.log", file_name(), rand::random::<u32>());
-    let file = File::create(directory.join(name)).unwrap();
-    command.env("RUST_LOG", "trace").stderr(file)
+    Some(File::create(directory.join(name)).unwrap())
 }

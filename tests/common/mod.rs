@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod logs;
+pub mod queue;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,6 +17,8 @@ use tungstenite::{Message, WebSocket};
 
 /// Nothing in these tests takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Nor does a device pause so long between two attempts in a test.
+const COMES_AGAIN: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// Every token in a test begins with `hush-`: that is what `scripts/scan-logs` looks for.
 pub const DEVICE_TOKEN: &str = "hush-device-token";
@@ -67,7 +70,7 @@ impl Cloud {
 
     #[allow(clippy::result_large_err)]
     fn admit(&self, token: &str, refuse: impl Fn(&Request) -> Option<u16>) -> Option<Device> {
-        let (tcp, _) = self.listener.accept().unwrap();
+        let tcp = accept(&self.listener);
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         tcp.set_nodelay(true).unwrap();
         let raw = tcp.try_clone().unwrap();
@@ -92,6 +95,22 @@ impl Cloud {
         let socket = tungstenite::accept_hdr(stream, answer).ok()?;
         Some(Device { socket, raw, path })
     }
+}
+
+/// The next connection. Where none comes, the test fails, and does not wait for ever.
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    use rustix::event::{poll, PollFd, PollFlags};
+    let ready = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&COMES_AGAIN)).unwrap();
+    assert_eq!(ready, 1, "nobody connects in time");
+    listener.accept().unwrap().0
+}
+
+/// Says that a test cannot be run here, past libtest, which shows what it captures of failed tests
+/// only. With `AIOT_TUNNEL_NO_SKIP=1`, where everything can be run, that is a failure.
+pub fn skip(test: &str, why: impl std::fmt::Display) {
+    let text = format!("{test} is SKIPPED: {why}\n");
+    assert!(std::env::var_os("AIOT_TUNNEL_NO_SKIP").is_none_or(|set| set != "1"), "{text}");
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A connected device, as the cloud sees it.

@@ -1,0 +1,59 @@
+//! Message queues that no test leaves behind.
+
+/// A queue that somebody has made before; removed when dropped.
+pub struct Queue(i32);
+
+impl Queue {
+    pub fn new(key: i32, mode: i32) -> Self {
+        // SAFETY: no pointers.
+        let id = unsafe { libc::msgget(key, libc::IPC_CREAT | libc::IPC_EXCL | mode) };
+        assert!(id >= 0, "{}", std::io::Error::last_os_error());
+        Queue(id)
+    }
+
+    pub fn mode(&self) -> u32 {
+        u32::from(self.status().msg_perm.mode) & 0o777
+    }
+
+    /// False where we may not give a queue away.
+    pub fn give_to(&self, uid: u32) -> bool {
+        let mut status = self.status();
+        status.msg_perm.uid = uid;
+        // SAFETY: IPC_SET reads one such structure.
+        unsafe { libc::msgctl(self.0, libc::IPC_SET, &mut status) == 0 }
+    }
+
+    fn status(&self) -> libc::msqid_ds {
+        // SAFETY: a plain structure, for which all zeros are a value.
+        let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };
+        // SAFETY: IPC_STAT writes one such structure.
+        assert_eq!(unsafe { libc::msgctl(self.0, libc::IPC_STAT, &mut status) }, 0);
+        status
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: IPC_RMID takes no buffer.
+        unsafe { libc::msgctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// A key of this test's own. Its queue, whoever has made it, goes with the test.
+pub struct Key(pub i32);
+
+impl Key {
+    pub fn new() -> Self {
+        Key(0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff))
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // SAFETY: no pointers.
+        let id = unsafe { libc::msgget(self.0, 0) };
+        if id >= 0 {
+            drop(Queue(id));
+        }
+    }
+}

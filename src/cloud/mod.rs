@@ -16,7 +16,9 @@ use websocket::{Receiver, Sender};
 
 /// The bytes beneath a WebSocket.
 pub(crate) trait ByteStream: Read + Write {
-    /// Bytes that were written but that the peer's kernel has not acknowledged.
+    /// Bytes that were written so far.
+    fn written(&self) -> u64;
+    /// Those of them that the peer's kernel has not acknowledged.
     fn unsent(&self) -> usize;
 }
 

@@ -16,6 +16,7 @@ const READ_AHEAD: usize = 32 * 1024;
 /// that would only say so. [`arm`](Socket::arm) it when `poll` finds it readable again.
 pub(crate) struct Socket {
     tcp: TcpStream,
+    written: u64,
     drained: bool,
     ahead: Vec<u8>,
     start: usize,
@@ -23,7 +24,7 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Socket { tcp, drained: false, ahead: Vec::new(), start: 0 }
+        Socket { tcp, written: 0, drained: false, ahead: Vec::new(), start: 0 }
     }
 
     pub(crate) fn arm(&mut self) {
@@ -44,6 +45,12 @@ impl Socket {
             Err(e) => e.kind() == io::ErrorKind::WouldBlock,
         };
         result
+    }
+
+    fn write_tcp(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.tcp.write(bytes)?;
+        self.written += written as u64;
+        Ok(written)
     }
 
     /// Reads through the read-ahead buffer.
@@ -76,7 +83,7 @@ impl Read for TlsSocket {
 
 impl Write for TlsSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.tcp.write(bytes)
+        self.0.write_tcp(bytes)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -112,10 +119,10 @@ impl Transport {
         }
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn socket(&self) -> &Socket {
         match self {
-            Transport::Plain(socket) => socket.tcp(),
-            Transport::Tls(stream) => stream.get_ref().socket().tcp(),
+            Transport::Plain(socket) => socket,
+            Transport::Tls(stream) => stream.get_ref().socket(),
         }
     }
 
@@ -124,19 +131,23 @@ impl Transport {
         if let Transport::Tls(stream) = self {
             let _ = stream.shutdown();
         }
-        let _ = self.tcp().shutdown(std::net::Shutdown::Write);
+        let _ = self.socket().tcp().shutdown(std::net::Shutdown::Write);
     }
 }
 
 impl ByteStream for Transport {
+    fn written(&self) -> u64 {
+        self.socket().written
+    }
+
     fn unsent(&self) -> usize {
-        sys::unsent(self.tcp())
+        sys::unsent(self.socket().tcp())
     }
 }
 
 impl AsFd for Transport {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tcp().as_fd()
+        self.socket().tcp().as_fd()
     }
 }
 
@@ -152,7 +163,7 @@ impl Read for Transport {
 impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Transport::Plain(socket) => socket.tcp.write(bytes),
+            Transport::Plain(socket) => socket.write_tcp(bytes),
             Transport::Tls(stream) => stream.write(bytes),
         }
     }

@@ -106,6 +106,9 @@ impl Write for Transport {
 }
 
 impl ByteStream for Transport {
+    fn written(&self) -> u64 {
+        0
+    }
     fn unsent(&self) -> usize {
         0
     }

@@ -57,7 +57,8 @@ pub(crate) struct Relay<T: ByteStream, L: Local> {
     undealt: bool,
     /// The last flush left bytes behind.
     backlog: bool,
-    /// Bytes that the cloud's kernel had not acknowledged at the last ping.
+    /// Bytes that the cloud's kernel had acknowledged at the last ping, and had yet to.
+    acknowledged: u64,
     unsent: usize,
     /// A close frame was sent or is to be: no other frame may follow.
     closed: bool,
@@ -115,6 +116,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             readable: true,
             undealt: false,
             backlog: false,
+            acknowledged: 0,
             unsent: 0,
             closed: false,
             last_heard: now,
@@ -391,12 +393,14 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         if self.link.sender.len() < 2 * limits.send_buffer {
             self.link.sender.ping();
         }
-        // The end of a long upload: all of it is in the kernel, and our ping stands behind it.
+        // Of a long upload the kernel may hold more than the link moves in all that time, and our
+        // ping stands behind it. A silent cloud's kernel has nothing left to acknowledge.
         let unsent = self.link.transport.unsent();
-        if unsent < self.unsent {
+        let acknowledged = self.link.transport.written().saturating_sub(unsent as u64);
+        if self.unsent > 0 && acknowledged > self.acknowledged {
             self.last_heard = now;
         }
-        self.unsent = unsent;
+        (self.acknowledged, self.unsent) = (acknowledged, unsent);
         self.link.receiver.shrink();
         self.link.sender.shrink();
         self.scratch = Vec::new();

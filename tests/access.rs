@@ -325,7 +325,8 @@ fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
 
 #[test]
 fn every_way_to_say_that_the_device_closed_is_an_orderly_end() {
-    for payload in [BYE, r#"{"code":1,"msg":"closed"}"#, r#"{"code":1}"#, ""] {
+    let foreign = r#"{"code":1,"msg":"session closed by device"}"#;
+    for payload in [BYE, r#"{"code":1,"msg":"closed"}"#, foreign, r#"{"code":1}"#, ""] {
         let fake = Fake::new();
         let mut program = Program::access(&fake.url(), &["--stdio"]);
         let _stdin = program.stdin();

@@ -216,3 +216,43 @@ fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
     running.expect(EventKind::Connect, "t");
     listener.stop();
 }
+
+#[test]
+fn a_deleted_tunnel_still_hands_on_what_it_has_received() {
+    const CHUNK: usize = 64 * 1024;
+    let (go, wait) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
+    let wait = std::sync::Mutex::new(wait);
+    let sleeper = service("sleeper", move |mut stream| {
+        wait.lock().unwrap().recv().unwrap();
+        let mut bytes = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut bytes);
+        tell.send(bytes).unwrap();
+    });
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(sleeper));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("s", "sleeper"), 0);
+    // A pong tells that the device has dealt with all before the ping; when none comes, the
+    // session's buffer is full.
+    let sent = pattern(7, 64 * 1024 * 1024);
+    let mut dealt_with = 0;
+    device.raw.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    for chunk in sent.chunks(CHUNK) {
+        device.data("s", chunk);
+        device.socket.send(tungstenite::Message::Ping(b"?"[..].into())).unwrap();
+        match device.socket.read() {
+            Ok(message) if message.is_pong() => dealt_with += CHUNK,
+            _ => break,
+        }
+    }
+    assert!(dealt_with < sent.len());
+    running.handle.delete(&id("t")).unwrap();
+    running.expect(EventKind::Disconnect, "t");
+    go.send(()).unwrap();
+    let received = told.recv_timeout(PATIENCE).expect("the service is told of the end");
+    assert!(received.len() >= dealt_with, "{} of {dealt_with} bytes", received.len());
+    assert!(sent.starts_with(&received));
+}

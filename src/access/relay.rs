@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Result, TARGET};
 use crate::cloud::frame::{
-    release, response, status, Frame, FrameType, HeaderTemplate, Status, MAX_PAYLOAD_SENT,
+    lost, release, response, status, Frame, FrameType, HeaderTemplate, Status, MAX_PAYLOAD_SENT,
 };
 use crate::cloud::websocket::Sender;
 use crate::peer::{is_temporary, Peer, Received, FULL};
@@ -585,7 +585,7 @@ fn released(
     let status = Status::parse(frame.payload);
     let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
     let is_loss = code > i64::from(release::BY_DEVICE);
-    let is_odd = status.as_ref().is_some_and(|status| !is_plain_end(&status.msg, service_type));
+    let is_odd = status.as_ref().is_some_and(|status| tells_of_loss(&status.msg, service_type));
     session.is_cut = is_loss;
     session.state = State::Draining;
     if is_loss || is_odd && !listening {
@@ -596,9 +596,13 @@ fn released(
     }
 }
 
-/// A device's words for the end of a session at which nothing is missing.
-fn is_plain_end(msg: &str, service_type: &str) -> bool {
-    matches!(msg, "" | "closed") || msg == format!("service {service_type} closed the connection")
+/// Whether these are our own device's words for a session that it could not bring to its end. The
+/// words of other devices tell nothing: code 1 is an orderly end.
+fn tells_of_loss(msg: &str, service_type: &str) -> bool {
+    let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
+    let failed = of_service.is_some_and(|reason| reason.starts_with(": "));
+    let given_up = [lost::STALLED, lost::TUNNEL_CLOSED, lost::FRAME_TOO_LONG, lost::UNKNOWN];
+    failed || given_up.contains(&msg)
 }
 
 /// Data of a session did not get through: it cannot go on.
@@ -613,7 +617,7 @@ fn lost_data(
         session.id == frame.session_id && matches!(session.state, State::Open)
     };
     let Some(session) = sessions.values_mut().find(is_it) else { return };
-    let msg = "a data frame is longer than 64 KiB";
+    let msg = lost::FRAME_TOO_LONG;
     send_release(sender, &session.id, next(next_frame), msg);
     (session.is_cut, session.state) = (true, State::Draining);
     *outcome = Err(Error::Lost(msg));

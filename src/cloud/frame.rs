@@ -53,6 +53,18 @@ pub(crate) mod release {
     pub(crate) const DEVICE_LOST: u8 = 3;
 }
 
+/// The device's words, beside code 1, for a session that it could not bring to its end.
+pub(crate) mod lost {
+    /// A full buffer and no progress for the stall time.
+    pub(crate) const STALLED: &str = "the local service takes nothing";
+    /// A delete, an update or a stop.
+    pub(crate) const TUNNEL_CLOSED: &str = "the tunnel is closed";
+    /// Longer than what is kept.
+    pub(crate) const FRAME_TOO_LONG: &str = "a data frame is longer than 64 KiB";
+    /// Data for a session that there is not.
+    pub(crate) const UNKNOWN: &str = "no such session";
+}
+
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

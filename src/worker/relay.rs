@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::session::{Closing, Local, Outlet, Session, State};
 use crate::cloud::frame::{
-    self, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
+    self, lost, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
 use crate::cloud::websocket::{Incoming, Sender};
 use crate::cloud::{means_expired, ByteStream, Link};
@@ -180,16 +180,16 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     /// Reads the WebSocket as far as it is readable and one buffer goes, and deals with it.
     fn receive(&mut self, now: Instant) -> Result<(), End> {
         self.deal(now)?;
-        let mut lost = None;
+        let mut over = None;
         while self.readable && self.wants_cloud() && !self.link.receiver.is_full() {
             match self.link.receiver.fill(&mut self.link.transport) {
-                Ok(0) => lost = Some("the cloud closed the connection".into()),
+                Ok(0) => over = Some("the cloud closed the connection".into()),
                 Ok(_) => self.last_heard = now,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => lost = Some(format!("receive from the cloud: {e}")),
+                Err(e) => over = Some(format!("receive from the cloud: {e}")),
             }
-            if let Some(reason) = lost {
+            if let Some(reason) = over {
                 // What came before the end counts.
                 self.deal(now)?;
                 return Err(End::Lost(reason));
@@ -274,7 +274,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                         if matches!(e, Malformed::Payload(_)) {
                             if let Some(index) = table.find_lossy(message) {
                                 table.sessions[index].flush(receiver, now);
-                                table.cut(index, "a data frame is longer than 64 KiB", sender, now);
+                                table.cut(index, lost::FRAME_TOO_LONG, sender, now);
                             }
                         }
                     }
@@ -283,7 +283,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                     table.complain(format_args!("a message of {length} bytes is dropped"));
                     if let Some(index) = table.find_lossy(head) {
                         table.sessions[index].flush(receiver, now);
-                        table.cut(index, "a data frame is longer than 64 KiB", sender, now);
+                        table.cut(index, lost::FRAME_TOO_LONG, sender, now);
                     }
                 }
                 Incoming::Text => table.complain(format_args!("a text message is dropped")),
@@ -431,7 +431,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             return;
         }
         for index in (0..self.table.sessions.len()).rev() {
-            self.table.release(index, "the tunnel is closed", &mut self.link.sender, now);
+            self.table.release(index, lost::TUNNEL_CLOSED, &mut self.link.sender, now);
         }
         self.link.sender.close(Some(1000));
     }
@@ -528,7 +528,7 @@ impl<L: Local> Table<L> {
             return;
         }
         self.complain(format_args!("data for unknown session {id} is dropped"));
-        self.send_release(id, "no such session", sender);
+        self.send_release(id, lost::UNKNOWN, sender);
     }
 
     fn complain(&mut self, what: std::fmt::Arguments<'_>) {
@@ -546,7 +546,7 @@ impl<L: Local> Table<L> {
     /// Begins to connect to a service, or says with which code and why not.
     fn admit(&self, id: &str, service_type: &str) -> Result<L::Dial, (u8, String)> {
         if self.over {
-            return Err((response::REFUSED, "the tunnel is closed".into()));
+            return Err((response::REFUSED, lost::TUNNEL_CLOSED.into()));
         }
         if self.find(id).is_some() {
             return Err((response::REFUSED, "the session id is in use".into()));
@@ -666,7 +666,7 @@ impl<L: Local> Table<L> {
                         if let State::Open(outlet) = &mut session.state {
                             outlet.abort();
                         }
-                        let why = "the local service takes nothing";
+                        let why = lost::STALLED;
                         warn!(Code::TunnelFailed, "session {}: {why}", session.id);
                         self.say_released(&session.id, why, sender);
                     }

@@ -230,7 +230,9 @@ fn a_deleted_tunnel_still_hands_on_what_it_has_received() {
         tell.send(bytes).unwrap();
     });
     let cloud = Cloud::plain();
-    let running = Running::start(plain().service(sleeper));
+    // More than the kernel's buffers may take meanwhile.
+    let limits = Limits { session_buffer: 8 * 1024 * 1024, ..Limits::default() };
+    let running = Running::start(plain().service(sleeper).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();
     running.expect(EventKind::Connect, "t");

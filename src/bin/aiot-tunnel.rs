@@ -18,6 +18,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zeroize::Zeroizing;
 
+#[path = "../sys/allocator.rs"]
+mod allocator;
 #[path = "../sys/environment.rs"]
 mod environment;
 
@@ -290,6 +292,8 @@ fn access(args: &AccessArgs) -> Result<()> {
 }
 
 fn agent(args: &AgentArgs) -> Result<()> {
+    // It runs for months, and its buffers come and go.
+    allocator::give_back_large_buffers();
     let security = if args.plain {
         Security::Plain
     } else {

@@ -370,17 +370,17 @@ impl StartThread<'_> {
 
     fn delete(&mut self, id: &TunnelId) {
         match self.tunnels.remove(id) {
-            Some(tunnel) => self.retire(id, tunnel),
+            Some(tunnel) => self.retire(id, tunnel, Directive::Leave),
             None => warn!(Code::Tunnel, "close tunnel_id {id} not found!"),
         }
     }
 
-    fn retire(&mut self, id: &TunnelId, tunnel: Tunnel) {
+    fn retire(&mut self, id: &TunnelId, tunnel: Tunnel, how: Directive) {
         if tunnel.connected {
             self.emit(EventKind::Disconnect, id);
         }
         if let Some(worker) = tunnel.worker {
-            worker.direct(Directive::Leave);
+            worker.direct(how);
             self.leaving.push(worker);
         }
     }
@@ -409,7 +409,7 @@ impl StartThread<'_> {
             ReportKind::Expired => {
                 let tunnel = self.tunnels.remove(&report.id);
                 if let Some(tunnel) = tunnel {
-                    self.retire(&report.id, tunnel);
+                    self.retire(&report.id, tunnel, Directive::Leave);
                 }
                 // Before the event: its handler may add the tunnel anew in this very slot.
                 let mut ledger = self.handle.0.ledger.lock();
@@ -464,13 +464,11 @@ impl StartThread<'_> {
         }
     }
 
-    /// Tells all workers first, so that neither a slow one nor a slow event handler holds up the
-    /// others, and joins them last.
+    /// Tells all workers first and joins them then, so that the slowest one sets the time.
     fn stop(&mut self) {
-        let workers = self.tunnels.values().filter_map(|tunnel| tunnel.worker.as_ref());
-        workers.chain(&self.leaving).for_each(|worker| worker.direct(Directive::Stop));
+        self.leaving.iter().for_each(|worker| worker.direct(Directive::Stop));
         for (id, tunnel) in std::mem::take(&mut self.tunnels) {
-            self.retire(&id, tunnel);
+            self.retire(&id, tunnel, Directive::Stop);
         }
         for worker in self.leaving.drain(..) {
             worker.join();

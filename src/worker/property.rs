@@ -641,7 +641,9 @@ impl<'a> World<'a> {
             if let Err(end) = self.turn(false) {
                 return self.ended(Some(end));
             }
-            if self.progress() == before && self.relay.link.sender.is_empty() {
+            // A service that is gone takes bytes without a trace: that is no standstill.
+            let all_read = self.wire.0.borrow().read == self.wire.0.borrow().to_device.len();
+            if all_read && self.progress() == before && self.relay.link.sender.is_empty() {
                 assert!(self.relay.table.closing.is_empty(), "a closed session lingers");
                 return self.ended(None);
             }

@@ -12,7 +12,7 @@ use super::session::{Closing, Local, Outlet, Session, State};
 use crate::cloud::frame::{
     self, lost, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
-use crate::cloud::websocket::{Incoming, Sender};
+use crate::cloud::websocket::{Incoming, Receiver, Sender};
 use crate::cloud::{means_expired, ByteStream, Link};
 use crate::config::{Limits, Services, TunnelId};
 use crate::logging::{debug, info, warn, Code, Complaints};
@@ -273,8 +273,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                         table.complain(format_args!("a malformed frame is dropped: {e}"));
                         if matches!(e, Malformed::Payload(_)) {
                             if let Some(index) = table.find_lossy(message) {
-                                table.sessions[index].flush(receiver, now);
-                                table.cut(index, lost::FRAME_TOO_LONG, sender, now);
+                                table.cut_lossy(index, receiver, sender, now);
                             }
                         }
                     }
@@ -282,8 +281,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                 Incoming::TooLong { head, length } => {
                     table.complain(format_args!("a message of {length} bytes is dropped"));
                     if let Some(index) = table.find_lossy(head) {
-                        table.sessions[index].flush(receiver, now);
-                        table.cut(index, lost::FRAME_TOO_LONG, sender, now);
+                        table.cut_lossy(index, receiver, sender, now);
                     }
                 }
                 Incoming::Text => table.complain(format_args!("a text message is dropped")),
@@ -673,6 +671,12 @@ impl<L: Local> Table<L> {
                 }
             }
         }
+    }
+
+    /// A data frame was too long to keep: what came before it is handed on, and no more.
+    fn cut_lossy(&mut self, index: usize, receiver: &Receiver, sender: &mut Sender, now: Instant) {
+        self.sessions[index].flush(receiver, now);
+        self.cut(index, lost::FRAME_TOO_LONG, sender, now);
     }
 
     /// Releases a session that has lost bytes for its service, which must not take what it gets

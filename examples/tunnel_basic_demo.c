@@ -260,17 +260,23 @@ static int demo_queue_open(key_t key, int *created)
 /* The content of a file, NUL-terminated, to be freed by the caller; NULL when it has none. */
 static char *demo_read_file(const char *path, uint32_t *len)
 {
-    enum { MOST = 1024 * 1024 };
     FILE *file = fopen(path, "rb");
     char *text = NULL;
+    long size = -1;
     size_t got = 0;
 
     if (file == NULL) {
         return NULL;
     }
-    text = malloc(MOST + 1);
+    if (fseek(file, 0, SEEK_END) == 0) {
+        size = ftell(file);
+        rewind(file);
+    }
+    if (size >= 0) {
+        text = malloc((size_t)size + 1);
+    }
     if (text != NULL) {
-        got = fread(text, 1, MOST, file);
+        got = fread(text, 1, (size_t)size, file);
         text[got] = '\0';
     }
     fclose(file);

@@ -321,7 +321,7 @@ pub struct Limits {
     /// 64 KiB (the largest payload that is accepted).
     pub session_buffer: usize,
     /// Bytes that may wait for the cloud before local services are read no more. Default
-    /// 64 KiB, at least 8 KiB; as much again is kept free for answers.
+    /// 128 KiB, at least 8 KiB; as much again is kept free for answers.
     pub send_buffer: usize,
     /// How long a local service may take nothing while its full `session_buffer` stops the
     /// whole tunnel; then its session is released, so that the siblings go on. Default 10 s.
@@ -342,7 +342,7 @@ impl Default for Limits {
             max_tunnels: 20,
             max_sessions: 10,
             session_buffer: 256 * 1024,
-            send_buffer: 64 * 1024,
+            send_buffer: 128 * 1024,
             stall_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(15),
             connect_timeout: Duration::from_secs(5),

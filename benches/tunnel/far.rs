@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use native_tls::{TlsAcceptor, TlsStream};
+use openssl::ssl::{SslAcceptor, SslStream};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use tungstenite::handshake::derive_accept_key;
 
@@ -20,7 +20,7 @@ const BATCH: usize = 256 * 1024;
 /// Plain or secured, non-blocking.
 pub enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<SslStream<TcpStream>>),
 }
 
 impl Stream {
@@ -88,7 +88,7 @@ pub struct Link {
 }
 
 impl Link {
-    fn accept(listener: &TcpListener, tls: Option<&TlsAcceptor>) -> Stream {
+    fn accept(listener: &TcpListener, tls: Option<&SslAcceptor>) -> Stream {
         let (tcp, _) = listener.accept().unwrap();
         tcp.set_nodelay(true).unwrap();
         let stream = match tls {
@@ -105,22 +105,22 @@ impl Link {
     }
 
     /// A raw relay's connection.
-    pub fn raw(listener: &TcpListener, tls: Option<&TlsAcceptor>) -> Self {
+    pub fn raw(listener: &TcpListener, tls: Option<&SslAcceptor>) -> Self {
         Link::new(Link::accept(listener, tls), Framing::Raw)
     }
 
     /// A device's tunnel, its WebSocket open.
-    pub fn tunnel(listener: &TcpListener, tls: Option<&TlsAcceptor>) -> Self {
+    pub fn tunnel(listener: &TcpListener, tls: Option<&SslAcceptor>) -> Self {
         let framing = Framing::Tunnel { sessions: 0, frame_id: 0 };
         Link::web_socket(listener, tls, framing)
     }
 
     /// A bare WebSocket that gives back what comes.
-    pub fn echo(listener: &TcpListener, tls: Option<&TlsAcceptor>) -> Self {
+    pub fn echo(listener: &TcpListener, tls: Option<&SslAcceptor>) -> Self {
         Link::web_socket(listener, tls, Framing::Echo)
     }
 
-    fn web_socket(listener: &TcpListener, tls: Option<&TlsAcceptor>, framing: Framing) -> Self {
+    fn web_socket(listener: &TcpListener, tls: Option<&SslAcceptor>, framing: Framing) -> Self {
         let mut link = Link::new(Link::accept(listener, tls), framing);
         let end = |bytes: &[u8]| bytes.windows(4).position(|part| part == b"\r\n\r\n");
         while end(&link.received[..link.end]).is_none() {

@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use native_tls::{Identity, TlsAcceptor};
+use openssl::ssl::SslAcceptor;
 use serde_json::{json, Value};
 
 use far::Link;
@@ -31,6 +31,8 @@ struct Settings {
     window: Duration,
     round_trips: usize,
     idle: Duration,
+    /// Of the phases, those whose names have this in them.
+    only: String,
 }
 
 fn main() {
@@ -59,9 +61,13 @@ fn main() {
         demo: value("--demo").unwrap_or("target/demo/tunnel_basic_demo".into()),
         json: value("--json"),
         repeats: if quick { 1 } else { 5 },
-        window: Duration::from_millis(if quick { 200 } else { 800 }),
+        window: value("--seconds")
+            .map_or(Duration::from_millis(if quick { 200 } else { 800 }), |seconds| {
+                Duration::from_secs_f64(seconds.parse().expect("seconds"))
+            }),
         round_trips: if quick { 500 } else { 20_000 },
         idle: Duration::from_secs(if quick { 2 } else { 30 }),
+        only: value("--only").unwrap_or_default(),
     })
     .run();
 }
@@ -77,7 +83,7 @@ enum Who {
 struct Bench {
     settings: Settings,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    acceptor: SslAcceptor,
     /// The CA's file, which goes with the directory.
     ca: String,
     local: Process,
@@ -113,7 +119,7 @@ struct Sample {
 
 impl Bench {
     fn new(settings: Settings) -> Self {
-        let (identity, ca) = identity();
+        let (acceptor, ca) = acceptor();
         let directory = std::env::temp_dir().join(format!("aiot-bench-{}.pem", std::process::id()));
         std::fs::write(&directory, ca).unwrap();
         let mut local = Process::role(&["local".into()]);
@@ -123,7 +129,7 @@ impl Bench {
         Bench {
             settings,
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-            acceptor: TlsAcceptor::new(identity).unwrap(),
+            acceptor,
             ca: directory.to_str().unwrap().to_owned(),
             local,
             service,
@@ -227,8 +233,12 @@ impl Bench {
             self.latencies(tls);
         }
         for tls in [false, true] {
-            self.idle(tls);
-            self.memory(tls);
+            if self.wanted(tls, "idle") {
+                self.idle(tls);
+            }
+            if self.wanted(tls, "memory") {
+                self.memory(tls);
+            }
         }
         let _ = std::fs::remove_file(&self.ca);
         if let Some(file) = &self.settings.json {
@@ -237,16 +247,26 @@ impl Bench {
         }
     }
 
+    /// Whether a phase was asked for.
+    fn wanted(&self, tls: bool, phase: &str) -> bool {
+        format!("{}, {phase}", leg(tls)).contains(&self.settings.only)
+    }
+
     fn throughputs(&mut self, tls: bool) {
-        let leg = if tls { "TLS" } else { "plain" };
+        let leg = leg(tls);
         let repeats = self.settings.repeats;
-        let echo: Vec<_> =
-            (0..repeats).map(|_| self.throughput(Who::Echo, tls, 1, local::ECHO)).collect();
-        let name = format!("{leg}, bare WebSocket echo, 4 KiB, MB/s each way");
-        self.row(&name, median(&echo, |s| s.up), None, None, Target::None);
+        if self.wanted(tls, "echo") {
+            let echo: Vec<_> =
+                (0..repeats).map(|_| self.throughput(Who::Echo, tls, 1, local::ECHO)).collect();
+            let name = format!("{leg}, bare WebSocket echo, 4 KiB, MB/s each way");
+            self.row(&name, median(&echo, |s| s.up), None, None, Target::None);
+        }
         let least = if tls { 0.80 } else { 0.75 };
         for sessions in [1, 10] {
             for (what, name) in [(local::SINK, "down"), (local::FLOOD, "up")] {
+                if !self.wanted(tls, &format!("{name}, {sessions} session(s)")) {
+                    continue;
+                }
                 let (device, raw) = self.compare(tls, sessions, what);
                 let rate = |s: &Sample| s.down + s.up;
                 let (ours, theirs) = (median(&device, rate), median(&raw, rate));
@@ -263,6 +283,9 @@ impl Bench {
                 };
                 self.row("  processor seconds a GB", ours, Some(theirs), None, Target::Most(most));
             }
+            if !self.wanted(tls, &format!("both ways, {sessions} session(s)")) {
+                continue;
+            }
             let (device, _) = self.compare(tls, sessions, local::BOTH);
             let name = format!("{leg}, both ways, {sessions} session(s): MB/s down");
             self.row(&name, median(&device, |s| s.down), None, None, Target::None);
@@ -273,7 +296,19 @@ impl Bench {
     }
 
     fn latencies(&mut self, tls: bool) {
-        let leg = if tls { "TLS" } else { "plain" };
+        if self.wanted(tls, "round trip") {
+            self.round_trips(tls);
+        }
+        if self.wanted(tls, "session set-up") {
+            self.session_set_up(tls);
+        }
+        if self.wanted(tls, "tunnel set-up") {
+            self.tunnel_set_up(tls);
+        }
+    }
+
+    fn round_trips(&mut self, tls: bool) {
+        let leg = leg(tls);
         let [mut ours, mut theirs] = [Who::Device, Who::Raw].map(|who| {
             let mut setup = self.setup(who, tls, 1, local::ECHO);
             for process in [&self.local, setup.process()] {
@@ -299,7 +334,9 @@ impl Bench {
             let name = format!("{leg}, round trip of 1 byte, {name}, us");
             self.row(&name, a, Some(b), Some(a / b), target);
         }
+    }
 
+    fn session_set_up(&mut self, tls: bool) {
         let mut setup = self.setup(Who::Device, tls, 0, local::ECHO);
         setup.process().pin(FAR);
         let link = &mut setup.links[0];
@@ -310,9 +347,11 @@ impl Bench {
             // Answers to the releases; the next sessions want an empty table.
             far::run(std::slice::from_mut(link), Instant::now() + Duration::from_millis(20));
         }
-        let name = format!("{leg}, session set-up, p50, us");
+        let name = format!("{}, session set-up, p50, us", leg(tls));
         self.row(&name, median_of(times), None, None, Target::Most(150.0));
+    }
 
+    fn tunnel_set_up(&mut self, tls: bool) {
         let mut times = Vec::new();
         for _ in 0..4 * self.settings.repeats {
             let device =
@@ -328,7 +367,7 @@ impl Bench {
             drop(device);
         }
         self.row(
-            &format!("{leg}, tunnel set-up, p50, us"),
+            &format!("{}, tunnel set-up, p50, us", leg(tls)),
             median_of(times),
             None,
             None,
@@ -337,7 +376,7 @@ impl Bench {
     }
 
     fn idle(&mut self, tls: bool) {
-        let leg = if tls { "TLS" } else { "plain" };
+        let leg = leg(tls);
         let setup = self.setup(Who::Device, tls, 1, local::ECHO);
         std::thread::sleep(Duration::from_secs(1));
         let before = setup.process().sleeps();
@@ -348,7 +387,7 @@ impl Bench {
     }
 
     fn memory(&mut self, tls: bool) {
-        let leg = if tls { "TLS" } else { "plain" };
+        let leg = leg(tls);
         let ca = tls.then_some(self.ca.as_str());
         let device = Device::start(&self.settings.demo, self.service, ca);
         let mut links = Vec::new();
@@ -405,6 +444,14 @@ enum Target {
     Most(f64),
 }
 
+fn leg(tls: bool) -> &'static str {
+    if tls {
+        "TLS"
+    } else {
+        "plain"
+    }
+}
+
 fn met(is: bool) -> &'static str {
     if is {
         "met"
@@ -430,9 +477,9 @@ fn median_of(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A certificate for `localhost`, which is its own CA.
-fn identity() -> (Identity, Vec<u8>) {
-    use openssl::{asn1, bn, ec, hash, nid, pkey, x509};
+/// TLS 1.3 with AES-128-GCM, as today's servers choose it, for `localhost`; and its CA.
+fn acceptor() -> (SslAcceptor, Vec<u8>) {
+    use openssl::{asn1, bn, ec, hash, nid, pkey, ssl, x509};
     let group = ec::EcGroup::from_curve_name(nid::Nid::X9_62_PRIME256V1).unwrap();
     let key = pkey::PKey::from_ec_key(ec::EcKey::generate(&group).unwrap()).unwrap();
     let mut name = x509::X509Name::builder().unwrap();
@@ -454,7 +501,9 @@ fn identity() -> (Identity, Vec<u8>) {
         .append_extension(x509::extension::BasicConstraints::new().ca().build().unwrap())
         .unwrap();
     certificate.sign(&key, hash::MessageDigest::sha256()).unwrap();
-    let pem = certificate.build().to_pem().unwrap();
-    let identity = Identity::from_pkcs8(&pem, &key.private_key_to_pem_pkcs8().unwrap()).unwrap();
-    (identity, pem)
+    let certificate = certificate.build();
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(ssl::SslMethod::tls_server()).unwrap();
+    acceptor.set_certificate(&certificate).unwrap();
+    acceptor.set_private_key(&key).unwrap();
+    (acceptor.build(), certificate.to_pem().unwrap())
 }

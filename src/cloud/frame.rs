@@ -108,7 +108,7 @@ pub(crate) enum Malformed {
     Payload(usize),
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct Header<'a> {
     frame_type: u64,
     #[serde(borrow, default)]
@@ -141,6 +141,9 @@ impl<'a> Frame<'a> {
         }
         let (header, payload) =
             rest.split_at_checked(length).ok_or(Malformed::Truncated(length))?;
+        if let Some(header) = Header::scan(header) {
+            return Frame::from_header(header, payload);
+        }
         let text = std::str::from_utf8(header).map_err(|_| Malformed::NotUtf8)?;
         // serde would also read the fields from an array, in order.
         if !text.trim_start().starts_with('{') {
@@ -176,6 +179,70 @@ impl<'a> Frame<'a> {
     }
 }
 
+impl<'a> Header<'a> {
+    /// Reads a header of the kind that nearly all are: the protocol's fields once each, no escapes,
+    /// no white space. `None` leaves the judgement to serde, which takes three times as long.
+    fn scan(text: &'a [u8]) -> Option<Self> {
+        let (mut frame_type, mut frame_id, mut session_id, mut service_type) =
+            (None, None, None, None);
+        let mut rest = text.strip_prefix(b"{")?;
+        loop {
+            let (key, after) = scan_text(rest)?;
+            let value = after.strip_prefix(b":")?;
+            let is_new = match key {
+                b"frame_type" | b"frame_id" => {
+                    let (number, after) = scan_number(value)?;
+                    rest = after;
+                    let field = if key == b"frame_type" { &mut frame_type } else { &mut frame_id };
+                    field.replace(number).is_none()
+                }
+                b"session_id" | b"service_type" => {
+                    let (text, after) = scan_text(value)?;
+                    rest = after;
+                    let field =
+                        if key == b"session_id" { &mut session_id } else { &mut service_type };
+                    field.replace(std::str::from_utf8(text).ok()?).is_none()
+                }
+                _ => false,
+            };
+            if !is_new {
+                return None;
+            }
+            match rest {
+                b"}" => break,
+                _ => rest = rest.strip_prefix(b",")?,
+            }
+        }
+        let text = |text: Option<&'a str>| Text(Cow::Borrowed(text.unwrap_or_default()));
+        Some(Header {
+            frame_type: frame_type?,
+            session_id: text(session_id),
+            frame_id: FrameId(frame_id),
+            service_type: text(service_type),
+        })
+    }
+}
+
+/// A string without escapes at the front of a JSON text, and what comes after it.
+fn scan_text(json: &[u8]) -> Option<(&[u8], &[u8])> {
+    let json = json.strip_prefix(b"\"")?;
+    let end = json.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f))?;
+    let after = json[end..].strip_prefix(b"\"")?;
+    Some((&json[..end], after))
+}
+
+/// A number of at most 18 digits at the front of a JSON text, and what comes after it.
+fn scan_number(json: &[u8]) -> Option<(u64, &[u8])> {
+    let length = json.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, after) = json.split_at(length);
+    // Leading zeros are not JSON, and these are no integers.
+    let is_plain = digits.first()? != &b'0' || length == 1;
+    if !is_plain || length > 18 || matches!(after.first(), Some(b'.' | b'e' | b'E')) {
+        return None;
+    }
+    Some((digits.iter().fold(0, |sum, digit| 10 * sum + u64::from(digit - b'0')), after))
+}
+
 impl Header<'_> {
     fn into_owned(self) -> Header<'static> {
         let owned = |text: Text<'_>| Text(Cow::Owned(text.0.into_owned()));
@@ -200,7 +267,7 @@ fn without_leading_zeros(header: &str) -> Option<String> {
 }
 
 /// A string that borrows its text where it can; absent and null are the empty string.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -226,7 +293,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 /// A frame id: a number, or a number in quotes as it is seen in the wild.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct FrameId(Option<u64>);
 
 impl<'de> Deserialize<'de> for FrameId {
@@ -313,6 +380,15 @@ impl HeaderTemplate {
         out.extend_from_slice(&self.after_id);
         let length = (out.len() - 2) as u16;
         out[..2].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// What is scanned is what serde reads.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn scan_agrees(header: &[u8]) {
+    if let Some(scanned) = Header::scan(header) {
+        let read: Header<'_> = serde_json::from_slice(header).expect("what was scanned is JSON");
+        assert_eq!(scanned, read);
     }
 }
 
@@ -407,6 +483,64 @@ mod tests {
         let long = "\u{e9}".repeat(500);
         let parsed = Status::parse(&status(2, &long)).unwrap();
         assert_eq!((parsed.code, parsed.msg.len()), (2, 256));
+    }
+
+    /// Headers that are nearly right, and right ones.
+    fn header() -> impl Strategy<Value = String> {
+        let part = proptest::sample::select(vec![
+            "{",
+            "}",
+            ",",
+            ":",
+            "\"",
+            " ",
+            "\\",
+            "0",
+            "1",
+            "4",
+            "007",
+            "12345",
+            "999999999999999999",
+            "9999999999999999999",
+            "1.5",
+            "1e3",
+            "-1",
+            "null",
+            "\u{1}",
+            "\u{e9}",
+            "\"frame_type\":4",
+            "\"frame_id\":",
+            "\"frame_id\":17",
+            "\"session_id\":\"s1\"",
+            "\"session_id\":",
+            "\"service_type\":\"_SSH\"",
+            "\"x\":1",
+            "\"a\\u0062\"",
+        ]);
+        let separator = proptest::sample::select(vec!["", ","]);
+        (proptest::collection::vec(part, 0..6), separator).prop_map(|(parts, separator)| {
+            format!("{{\"frame_type\":4,{}}}", parts.join(separator))
+        })
+    }
+
+    #[test]
+    fn usual_headers_are_scanned() {
+        for header in [
+            r#"{"frame_type":4,"frame_id":1,"session_id":"s"}"#,
+            "{\"frame_type\":2,\"frame_id\":0,\"session_id\":\"\u{e9}\",\"service_type\":\"_SSH\"}",
+            r#"{"session_id":"","frame_type":4}"#,
+        ] {
+            assert!(Header::scan(header.as_bytes()).is_some(), "{header}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_scanned_is_what_serde_reads(header in header()) {
+            scan_agrees(header.as_bytes());
+        }
     }
 
     proptest! {

@@ -20,6 +20,8 @@ pub(crate) trait ByteStream: Read + Write {
     fn written(&self) -> u64;
     /// Those of them that the peer's kernel has not acknowledged.
     fn unsent(&self) -> usize;
+    /// Gives back buffers that hold nothing.
+    fn shrink(&mut self) {}
 }
 
 /// An open WebSocket: its byte stream, and both directions' messages.

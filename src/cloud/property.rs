@@ -5,7 +5,7 @@ use std::io::{self, Read};
 
 use serde_json::Value;
 
-use super::frame::{Frame, FrameType, HeaderTemplate, MAX_HEADER, MAX_PAYLOAD, MAX_SESSION_ID};
+use super::frame::{self, Frame, FrameType, HeaderTemplate, MAX_HEADER, MAX_PAYLOAD, MAX_SESSION_ID};
 use super::open;
 use super::websocket::{Incoming, Receiver, Role};
 
@@ -17,6 +17,7 @@ pub(crate) fn frame(message: &[u8]) {
         _ => 0,
     };
     let header = message.get(2..2 + length).unwrap_or(&[]);
+    frame::scan_agrees(header);
     let value: Option<Value> = serde_json::from_slice(header).ok();
     let frame = match parsed {
         Ok(frame) => frame,

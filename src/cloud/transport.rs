@@ -10,7 +10,12 @@ use super::ByteStream;
 use crate::sys;
 
 /// What OpenSSL reads in pieces (a record's header, then its body) is fetched in one go.
-const READ_AHEAD: usize = 32 * 1024;
+/// Begins small and doubles as reads fill it.
+const MAX_READ_AHEAD: usize = 64 * 1024;
+const FIRST_READ_AHEAD: usize = 4 * 1024;
+
+/// Longest plain text of a TLS record (RFC 8446, 5.1).
+const MAX_RECORD: usize = 16 * 1024;
 
 /// A non-blocking socket that remembers when it has nothing more to read, which saves the read
 /// that would only say so. [`arm`](Socket::arm) it when `poll` finds it readable again.
@@ -18,13 +23,16 @@ pub(crate) struct Socket {
     tcp: TcpStream,
     written: u64,
     drained: bool,
+    /// What is written next has a continuation that follows at once.
+    more: bool,
     ahead: Vec<u8>,
     start: usize,
+    end: usize,
 }
 
 impl Socket {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Socket { tcp, written: 0, drained: false, ahead: Vec::new(), start: 0 }
+        Socket { tcp, written: 0, drained: false, more: false, ahead: Vec::new(), start: 0, end: 0 }
     }
 
     pub(crate) fn arm(&mut self) {
@@ -48,27 +56,38 @@ impl Socket {
     }
 
     fn write_tcp(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.tcp.write(bytes)?;
+        let written = sys::send(&self.tcp, bytes, self.more)?;
         self.written += written as u64;
         Ok(written)
     }
 
     /// Reads through the read-ahead buffer.
     fn read_ahead(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.start == self.ahead.len() {
+        if self.start == self.end {
+            if self.drained {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            if self.end == self.ahead.len() {
+                // The last read filled it: there is more than it takes.
+                let length = (2 * self.end).clamp(FIRST_READ_AHEAD, MAX_READ_AHEAD);
+                self.ahead.resize(length, 0);
+            }
+            (self.start, self.end) = (0, 0);
             let mut ahead = std::mem::take(&mut self.ahead);
-            ahead.resize(READ_AHEAD, 0);
-            self.start = 0;
             let result = self.read_tcp(&mut ahead);
-            ahead.truncate(*result.as_ref().unwrap_or(&0));
-            // An idle connection keeps no buffer.
-            self.ahead = if ahead.is_empty() { Vec::new() } else { ahead };
-            result?;
+            self.ahead = ahead;
+            self.end = result?;
         }
-        let length = buffer.len().min(self.ahead.len() - self.start);
+        let length = buffer.len().min(self.end - self.start);
         buffer[..length].copy_from_slice(&self.ahead[self.start..][..length]);
         self.start += length;
         Ok(length)
+    }
+
+    fn shrink(&mut self) {
+        if self.start == self.end {
+            (self.ahead, self.start, self.end) = (Vec::new(), 0, 0);
+        }
     }
 }
 
@@ -143,6 +162,12 @@ impl ByteStream for Transport {
     fn unsent(&self) -> usize {
         sys::unsent(self.socket().tcp())
     }
+
+    fn shrink(&mut self) {
+        if let Transport::Tls(stream) = self {
+            stream.get_mut().socket_mut().shrink();
+        }
+    }
 }
 
 impl AsFd for Transport {
@@ -164,7 +189,12 @@ impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Transport::Plain(socket) => socket.write_tcp(bytes),
-            Transport::Tls(stream) => stream.write(bytes),
+            Transport::Tls(stream) => {
+                // One call writes one record. The kernel gathers them, and wakes the cloud once.
+                stream.get_mut().socket_mut().more =
+                    bytes.len() > MAX_RECORD && crate::sys::tuned!("T_MORE", 1) == 1;
+                stream.write(bytes)
+            }
         }
     }
     fn flush(&mut self) -> io::Result<()> {

@@ -12,8 +12,12 @@ use tungstenite::protocol::frame::FrameHeader;
 
 use crate::cloud::frame::{MAX_HEADER, MAX_MESSAGE};
 
-/// The receive buffer while data flows. It begins small and doubles as reads fill it.
-const MAX_BUFFER: usize = 128 * 1024;
+/// The receive buffer while data flows. It begins small and doubles as reads fill it. What a turn
+/// finds for one session goes to its service in one write, so that ten busy sessions make small
+/// writes of a small buffer (docs/performance.md).
+const MAX_BUFFER: usize = 512 * 1024;
+/// A server has many peers.
+const MAX_SERVER_BUFFER: usize = 128 * 1024;
 const FIRST_BUFFER: usize = 8 * 1024;
 /// A message this long is skipped; a longer one fails the connection.
 const MAX_SKIPPED: u64 = 64 * 1024 * 1024;
@@ -148,7 +152,11 @@ impl Receiver {
         let room = &mut self.buffer[self.end..];
         let length = source.read(room)?;
         if length == room.len() {
-            self.needed = (self.buffer.len() * 2).clamp(self.needed, MAX_BUFFER.max(self.needed));
+            let most = match self.role {
+                Role::Client => MAX_BUFFER,
+                Role::Server => MAX_SERVER_BUFFER,
+            };
+            self.needed = (self.buffer.len() * 2).clamp(self.needed, most.max(self.needed));
         }
         self.end += length;
         Ok(length)

@@ -40,6 +40,34 @@ impl<'a> PollFd<'a> {
     }
 }
 
+/// Descriptors of a wait that is repeated: it keeps its memory from one to the next.
+#[derive(Default)]
+pub(crate) struct PollSet {
+    fds: Vec<PollFd<'static>>,
+    ready: Vec<Ready>,
+}
+
+impl PollSet {
+    pub(crate) fn clear(&mut self) {
+        self.fds.clear();
+    }
+
+    /// Adds a descriptor, as [`PollFd::new`] does. Only its number is kept: it has to stay open
+    /// until the [`poll`](Self::poll).
+    pub(crate) fn push(&mut self, fd: BorrowedFd<'_>, read: bool, write: bool) {
+        let PollFd { raw, .. } = PollFd::new(fd, read, write);
+        self.fds.push(PollFd { raw, lifetime: std::marker::PhantomData });
+    }
+
+    /// As [`poll`]: what each descriptor is ready for, in the order in which they were added.
+    pub(crate) fn poll(&mut self, deadline: Instant) -> io::Result<&[Ready]> {
+        poll(&mut self.fds, Some(deadline))?;
+        self.ready.clear();
+        self.ready.extend(self.fds.iter().map(PollFd::ready));
+        Ok(&self.ready)
+    }
+}
+
 /// Sleeps until a descriptor is ready or `deadline` has come; `None` waits without end.
 pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     let timeout = match deadline {
@@ -52,7 +80,7 @@ pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Res
         }
     };
     // SAFETY: `PollFd` is `repr(transparent)` over `pollfd` (its other field has no size), and
-    // the length is the slice's own. Every descriptor in it is borrowed, so it is open.
+    // the length is the slice's own. A descriptor that is not open is reported, no more.
     let result = unsafe { libc::poll(fds.as_mut_ptr().cast(), fds.len() as libc::nfds_t, timeout) };
     match result {
         -1 => match io::Error::last_os_error() {

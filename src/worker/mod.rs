@@ -23,7 +23,7 @@ use crate::cloud::{self, OpenError, Transport, Wait};
 use crate::config::{ConnectParams, TunnelId};
 use crate::logging::{info, warn, Code};
 use crate::manager::Options;
-use crate::sys::{self, PollFd};
+use crate::sys::{self, PollFd, PollSet};
 use control::Control;
 use dial::{Resolver, Sockets};
 use relay::{End, Relay};
@@ -328,50 +328,43 @@ impl Life {
 
     /// Relays until the connection ends, or a directive waits (`None`).
     fn relay(&self, relay: &mut TunnelRelay) -> Option<End> {
+        let mut set = PollSet::default();
         loop {
             if self.control.waits() {
                 return None;
             }
-            if let Err(end) = self.turn(relay) {
+            if let Err(end) = self.turn(relay, &mut set) {
                 return Some(end);
             }
         }
     }
 
     /// One wait, and everything that it found ready.
-    fn turn(&self, relay: &mut TunnelRelay) -> Result<(), End> {
+    fn turn(&self, relay: &mut TunnelRelay, set: &mut PollSet) -> Result<(), End> {
         let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
         let backlog = !relay.link.sender.is_empty();
         let now = Instant::now();
         let deadline = if relay.is_ready() { now } else { relay.deadline(now) };
 
         let table = &relay.table;
-        let mut fds = Vec::with_capacity(2 + table.sessions.len() + table.closing.len());
-        fds.push(PollFd::new(self.control.waker.as_fd(), true, false));
-        fds.push(PollFd::new(relay.link.transport.as_fd(), wants_cloud, backlog));
+        set.clear();
+        set.push(self.control.waker.as_fd(), true, false);
+        set.push(relay.link.transport.as_fd(), wants_cloud, backlog);
         for session in &table.sessions {
-            fds.push(match &session.state {
+            match &session.state {
                 State::Open(outlet) => {
-                    PollFd::new(outlet.stream.as_fd(), wants_local, !session.parked.is_empty())
+                    set.push(outlet.stream.as_fd(), wants_local, !session.parked.is_empty())
                 }
                 State::Dialing { dial, .. } => match dial.fd() {
-                    Some(fd) => PollFd::new(fd, false, true),
-                    None => PollFd::new(self.control.waker.as_fd(), false, false),
+                    Some(fd) => set.push(fd, false, true),
+                    None => set.push(self.control.waker.as_fd(), false, false),
                 },
-            });
+            }
         }
         for closing in &table.closing {
-            fds.push(PollFd::new(
-                closing.outlet.stream.as_fd(),
-                closing.wants_read(),
-                closing.wants_write(),
-            ));
+            set.push(closing.outlet.stream.as_fd(), closing.wants_read(), closing.wants_write());
         }
-        if let Err(e) = sys::poll(&mut fds, Some(deadline)) {
-            return Err(End::Lost(format!("poll: {e}")));
-        }
-        let ready: Vec<_> = fds.iter().map(PollFd::ready).collect();
-        drop(fds);
+        let ready = set.poll(deadline).map_err(|e| End::Lost(format!("poll: {e}")))?;
         if ready[0].read {
             self.control.waker.reset();
         }

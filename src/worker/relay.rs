@@ -4,7 +4,7 @@
 //! send it off. Each step is bounded, so a busy session delays its siblings by one turn at most.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,8 +47,11 @@ pub(crate) struct Relay<T: ByteStream, L: Local> {
     pub(crate) link: Link<T>,
     pub(crate) table: Table<L>,
     scratch: Vec<u8>,
-    /// Which session is read first; moves on each turn, so that all share evenly.
+    /// The sessions that are ready to be read, in the order of their reads.
+    order: Vec<usize>,
+    /// The session whose turn it is to be read, and how many bytes it has left of it.
     first: usize,
+    left: usize,
     /// The session whose full buffer stops the reading of the WebSocket.
     blocked: Option<usize>,
     /// The transport may have more to read than `poll` knows of.
@@ -111,7 +114,9 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             link,
             table,
             scratch: Vec::new(),
+            order: Vec::new(),
             first: 0,
+            left: READ,
             blocked: None,
             readable: true,
             undealt: false,
@@ -162,10 +167,11 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     /// Deals with what `poll` found: the WebSocket when it is readable, and of the sessions those
     /// that are ready, in the table's order.
     pub(crate) fn turn(&mut self, now: Instant, ready: &[Ready]) -> Result<(), End> {
-        self.locals(now, ready);
+        let read = self.locals(now, ready);
         // Before the reading, which one of these may have stopped.
         self.table.expire_sessions(now, &mut self.link.sender);
-        let received = self.receive(now);
+        // With much to send, no more is received than was read: neither direction starves the other.
+        let received = self.receive(now, if read < READ { usize::MAX } else { read });
         self.ping(now);
         let sent = self.send(now);
         self.step_closing(now);
@@ -177,14 +183,19 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         Ok(())
     }
 
-    /// Reads the WebSocket as far as it is readable and one buffer goes, and deals with it.
-    fn receive(&mut self, now: Instant) -> Result<(), End> {
+    /// Reads the WebSocket as far as it is readable, one buffer and `most` bytes go, and deals
+    /// with it.
+    fn receive(&mut self, now: Instant, mut most: usize) -> Result<(), End> {
         self.deal(now)?;
         let mut over = None;
-        while self.readable && self.wants_cloud() && !self.link.receiver.is_full() {
-            match self.link.receiver.fill(&mut self.link.transport) {
+        while self.readable && most > 0 && self.wants_cloud() && !self.link.receiver.is_full() {
+            let mut source = Read::take(&mut self.link.transport, most as u64);
+            match self.link.receiver.fill(&mut source) {
                 Ok(0) => over = Some("the cloud closed the connection".into()),
-                Ok(_) => self.last_heard = now,
+                Ok(length) => {
+                    most -= length;
+                    self.last_heard = now;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => over = Some(format!("receive from the cloud: {e}")),
@@ -302,13 +313,12 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         Ok(())
     }
 
-    /// Moves the sessions' local sides on, as `poll` found them ready.
-    fn locals(&mut self, now: Instant, ready: &[Ready]) {
-        let readable: Vec<bool> = ready.iter().map(|ready| ready.read).collect();
-        self.read_locals(now, &readable);
+    /// Moves the sessions' local sides on, as `poll` found them ready; the bytes that were read.
+    fn locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
+        let read = self.read_locals(now, ready);
         // A read may have ended a session; then the next turn sees to the others.
         if self.table.sessions.len() != ready.len() {
-            return;
+            return read;
         }
         for index in (0..ready.len()).rev().filter(|index| ready[*index].write) {
             let session = &mut self.table.sessions[index];
@@ -320,36 +330,51 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                 session.write_parked(now);
             }
         }
+        read
     }
 
-    /// Reads the local services that are ready, each its share of the room.
-    fn read_locals(&mut self, now: Instant, ready: &[bool]) {
-        let count = ready.iter().filter(|ready| **ready).count();
-        if count == 0 {
-            return;
+    /// Reads the local services that are ready, as far as there is room. Those whose last read
+    /// was short go first: a keystroke does not wait for a file. The others take turns at
+    /// [`READ`] bytes each, in however many reads.
+    fn read_locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
+        let Relay { link: Link { sender, .. }, table, scratch, order, first, left, .. } = self;
+        order.clear();
+        order.extend((0..ready.len()).filter(|index| ready[*index].read));
+        if order.is_empty() {
+            return 0;
         }
-        self.scratch.resize(READ, 0);
-        let room = self.table.limits.send_buffer.saturating_sub(self.link.sender.len());
-        let share = (room / count).clamp(MAX_PAYLOAD_SENT, READ);
-        self.first = self.first.wrapping_add(1);
-        // From the back, since a session that ends is taken out of the table.
-        let mut order: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
-        let turn = self.first % order.len();
-        order.rotate_left(turn);
+        scratch.resize(READ, 0);
+        let (count, limit) = (ready.len(), table.limits.send_buffer);
+        order.sort_unstable_by_key(|index| {
+            (table.sessions[*index].is_bulk, (index + count - *first % count) % count)
+        });
+        let mut read = 0;
         let mut ended = Vec::new();
-        for index in order {
-            if !self.wants_local() {
-                break;
-            }
-            let session = &mut self.table.sessions[index];
+        for &index in order.iter() {
+            let Some(room @ 1..) = limit.checked_sub(sender.len()) else { break };
+            let session = &mut table.sessions[index];
             let State::Open(outlet) = &mut session.state else { continue };
-            match outlet.read(&mut self.scratch[..share]) {
+            let takes_turns = session.is_bulk;
+            if takes_turns && index != *first {
+                (*first, *left) = (index, READ);
+            }
+            let most = if takes_turns { *left } else { READ };
+            let share = room.max(MAX_PAYLOAD_SENT).min(most);
+            match outlet.read(&mut scratch[..share]) {
                 Ok(0) => ended.push((index, None)),
                 Ok(length) => {
-                    for payload in self.scratch[..length].chunks(MAX_PAYLOAD_SENT) {
-                        self.table.frame_id += 1;
-                        session.header.write(self.table.frame_id, &mut self.table.header);
-                        self.link.sender.binary(&self.table.header, payload);
+                    for payload in scratch[..length].chunks(MAX_PAYLOAD_SENT) {
+                        table.frame_id += 1;
+                        session.header.write(table.frame_id, &mut table.header);
+                        sender.binary(&table.header, payload);
+                    }
+                    read += length;
+                    session.is_bulk = length > MAX_PAYLOAD_SENT.min(limit / 32);
+                    if takes_turns {
+                        *left -= length;
+                        if length < share || *left == 0 {
+                            (*first, *left) = (index + 1, READ);
+                        }
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -365,6 +390,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             };
             self.table.release(index, &message, &mut self.link.sender, now);
         }
+        read
     }
 
     /// Sends what waits for the cloud.
@@ -399,6 +425,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             self.last_heard = now;
         }
         (self.acknowledged, self.unsent) = (acknowledged, unsent);
+        self.link.transport.shrink();
         self.link.receiver.shrink();
         self.link.sender.shrink();
         self.scratch = Vec::new();
@@ -441,7 +468,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             self.conclude();
             // Its last words may stand in the kernel behind a failed write.
             self.readable = true;
-            let _ = self.receive(now);
+            let _ = self.receive(now, usize::MAX);
         }
         for index in (0..self.table.sessions.len()).rev() {
             self.table.close(index, now);
@@ -592,6 +619,7 @@ impl<L: Local> Table<L> {
             batched: 0,
             parked: Default::default(),
             blocked_since: None,
+            is_bulk: false,
             released: false,
         });
         let index = self.sessions.len() - 1;

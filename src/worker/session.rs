@@ -11,7 +11,7 @@ use crate::cloud::websocket::Receiver;
 use crate::sys;
 
 /// Slices of one write.
-const MAX_SLICES: usize = 64;
+const MAX_SLICES: usize = 128;
 /// By how much a session's parked bytes grow.
 const GROWTH: usize = 64 * 1024;
 /// How often a closed session looks whether the local service's kernel has taken everything.
@@ -85,6 +85,8 @@ pub(crate) struct Session<L: Local> {
     pub(crate) parked: Parked,
     /// Since when a full buffer stops the whole tunnel.
     pub(crate) blocked_since: Option<Instant>,
+    /// Its last read brought more than a frame.
+    pub(crate) is_bulk: bool,
     /// The cloud has released it while it was dialing: it is closed once its bytes are handed on.
     pub(crate) released: bool,
 }

@@ -23,6 +23,8 @@ const FRAMES: usize = 1000;
 /// Bytes of a case where a turn moves many.
 const BULK: usize = 4 << 20;
 const PAYLOAD: usize = 4096;
+/// How often a case may be counted until it holds.
+const ROUNDS: usize = 3;
 /// No timer has anything to do while frames are counted: a ping would give the buffers back.
 const NEVER: Duration = Duration::from_secs(3600);
 
@@ -147,19 +149,20 @@ impl Tunnel {
         wait_until("the worker has nothing to do", || self.is_asleep());
     }
 
-    /// Lets a case happen twice. The second time every buffer has its size, and counts.
+    /// Lets a case happen once for the buffers to grow, then counts. How full a buffer gets depends
+    /// on who runs when, so one may grow once more: a case that fails is counted again.
     fn measure(&mut self, case: &str, happen: impl Fn(&mut Self) -> Passed) {
         happen(self);
-        self.settle();
-        ALLOCATIONS.store(0, Relaxed);
-        COUNTED.store(self.worker, Relaxed);
-        let Passed { up, down } = happen(self);
-        self.settle();
-        COUNTED.store(0, Relaxed);
-        let count = ALLOCATIONS.load(Relaxed);
+        let (mut passed, mut count) = self.count(&happen);
+        for _ in 1..ROUNDS {
+            if count > passed.down {
+                (passed, count) = self.count(&happen);
+            }
+        }
+        let Passed { up, down } = passed;
+        let fine = count <= down;
         let sizes: BTreeSet<usize> =
             SIZES.iter().take(count).map(|size| size.load(Relaxed)).collect();
-        let fine = count <= down;
         self.failed |= !fine;
         self.report.push(format!(
             "{:4} {:5} {case:40} {up:5} frames up, {down:5} down: {count:6} allocations, \
@@ -168,6 +171,17 @@ impl Tunnel {
             self.transport,
             count as f64 / (up + down) as f64,
         ));
+    }
+
+    /// What passes, and how often the worker allocates meanwhile.
+    fn count(&mut self, happen: &impl Fn(&mut Self) -> Passed) -> (Passed, usize) {
+        self.settle();
+        ALLOCATIONS.store(0, Relaxed);
+        COUNTED.store(self.worker, Relaxed);
+        let passed = happen(self);
+        self.settle();
+        COUNTED.store(0, Relaxed);
+        (passed, ALLOCATIONS.load(Relaxed))
     }
 
     /// A service sends until everything on the way is full, and only then the cloud reads: no

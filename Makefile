@@ -20,7 +20,7 @@ CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_po
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install faults fuzz soak bench isolation c-demo
+  test-install faults fuzz soak bench microbench isolation c-demo
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -34,6 +34,7 @@ help:
 	@echo "make fuzz     each fuzz target for SECONDS (1200); scripts/fuzz --help"
 	@echo "make soak     tunnels under load and faults for DURATION (10m), then a table"
 	@echo "make bench    throughput, latency, memory of the device side, as a table (docs/performance.md)"
+	@echo "make microbench  the codec and single turns of the relay, in memory; MICROBENCH=name for some"
 	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
@@ -107,6 +108,9 @@ soak: setup
 
 bench: c-demo
 	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json
+
+microbench:
+	$(CARGO) bench --bench codec -- $(if $(MICROBENCH),'$(MICROBENCH)')
 
 isolation: setup
 	$(CARGO) bench --features $(FEATURES) --bench isolation

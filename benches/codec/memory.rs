@@ -1,0 +1,204 @@
+//! A relay whose cloud and services are of memory, and cost next to nothing.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cloud::websocket::{Receiver, Role, Sender};
+use crate::cloud::{ByteStream, Link};
+use crate::config::{Limits, Port, Service, TunnelId};
+use crate::sys::Ready;
+use crate::worker::relay::Relay;
+use crate::worker::session::{Local, LocalStream};
+
+/// Turns until every buffer has its size.
+const BUFFERS_GROW: usize = 16;
+
+/// The id of the `n`th session.
+fn session(n: usize) -> String {
+    format!("0f8c8a1e5d9b4c6fa1b2c3d4e5f6071{n}")
+}
+
+/// The sessions' data frames in turn, of so many payload bytes each, as the cloud sends them: as
+/// many as `room` takes.
+pub(crate) fn wire(room: usize, payload: usize, sessions: usize) -> Vec<u8> {
+    let (mut sender, mut wire) = (Sender::new(Role::Server), Vec::new());
+    for n in 0.. {
+        let id = session(n % sessions);
+        let header = format!(r#"{{"frame_type":4,"session_id":"{id}","frame_id":{}}}"#, 100 + n);
+        put(&mut sender, &header, payload);
+        if wire.len() + sender.len() > room {
+            break;
+        }
+        sender.flush(&mut wire).unwrap();
+    }
+    wire
+}
+
+fn put(sender: &mut Sender, header: &str, payload: usize) {
+    let length = (header.len() as u16).to_be_bytes();
+    sender.binary(&[&length[..], header.as_bytes()].concat(), &vec![7; payload]);
+}
+
+/// The cloud: says the same each turn, and takes everything.
+#[derive(Default)]
+struct Cloud {
+    says: Vec<u8>,
+    read: usize,
+}
+
+#[derive(Clone, Default)]
+struct Transport(Rc<RefCell<Cloud>>);
+
+impl Read for Transport {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut cloud = self.0.borrow_mut();
+        let unread = &cloud.says[cloud.read..];
+        let length = unread.len().min(buffer.len());
+        if length == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        buffer[..length].copy_from_slice(&unread[..length]);
+        cloud.read += length;
+        Ok(length)
+    }
+}
+
+impl Write for Transport {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ByteStream for Transport {
+    fn written(&self) -> u64 {
+        0
+    }
+    fn unsent(&self) -> usize {
+        0
+    }
+}
+
+/// How much each local service has to say a turn, and the bytes that were read of them and written
+/// to them.
+#[derive(Default)]
+struct Services {
+    each: usize,
+    moved: usize,
+}
+
+/// A service: says so much a turn, and takes everything.
+struct Stream(Rc<RefCell<Services>>);
+
+impl LocalStream for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut services = self.0.borrow_mut();
+        let length = services.each.min(buffer.len());
+        if length == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        // What stands in the buffer will do; to write it would be most of a turn's cost.
+        services.moved += length;
+        Ok(length)
+    }
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        self.0.borrow_mut().moved += length;
+        Ok(length)
+    }
+    fn end(&mut self) {}
+    fn abort(&mut self) {}
+    fn unsent(&self) -> usize {
+        0
+    }
+}
+
+struct Backend(Rc<RefCell<Services>>);
+
+impl Local for Backend {
+    type Dial = ();
+    type Stream = Stream;
+
+    fn dial(&self, _: &str, _: u16) -> io::Result<()> {
+        Ok(())
+    }
+    fn step(&self, _: &mut (), _: bool) -> Option<io::Result<Stream>> {
+        Some(Ok(Stream(self.0.clone())))
+    }
+}
+
+/// A relay with open sessions, and what happens to it each turn.
+pub(crate) struct Rig {
+    relay: Relay<Transport, Backend>,
+    cloud: Transport,
+    services: Rc<RefCell<Services>>,
+    now: Instant,
+    ready: Vec<Ready>,
+    /// What the services get and give each turn.
+    pub(crate) bytes_a_turn: usize,
+}
+
+impl Rig {
+    /// Each turn the cloud says this, and each service has so much to say.
+    pub(crate) fn new(sessions: usize, cloud_says: Vec<u8>, each: usize) -> Self {
+        let (cloud, services) = (Transport::default(), Rc::<RefCell<Services>>::default());
+        let link = Link {
+            transport: cloud.clone(),
+            receiver: Receiver::new(Role::Client),
+            sender: Sender::new(Role::Client),
+        };
+        let service = Service::new("v", "h", Port::new(1).unwrap()).unwrap();
+        let now = Instant::now();
+        let relay = Relay::new(
+            link,
+            TunnelId::new("t").unwrap(),
+            Arc::new([("v".to_owned(), service)].into()),
+            Limits::default(),
+            Backend(services.clone()),
+            Vec::new(),
+            now,
+        );
+        let mut rig = Rig { relay, cloud, services, now, ready: Vec::new(), bytes_a_turn: 0 };
+
+        let (mut sender, mut creates) = (Sender::new(Role::Server), Vec::new());
+        for n in 0..sessions {
+            let id = session(n);
+            let fields = format!(r#""frame_type":2,"frame_id":{n},"service_type":"v""#);
+            put(&mut sender, &format!(r#"{{{fields},"session_id":"{id}"}}"#), 0);
+        }
+        sender.flush(&mut creates).unwrap();
+        rig.cloud.0.borrow_mut().says = creates;
+        rig.step();
+        assert_eq!(rig.relay.table.sessions.len(), sessions);
+
+        rig.ready = vec![Ready { read: each > 0, write: false }; sessions];
+        rig.services.borrow_mut().each = each;
+        rig.cloud.0.borrow_mut().says = cloud_says;
+        for _ in 0..BUFFERS_GROW {
+            rig.bytes_a_turn = rig.step();
+        }
+        assert_ne!(rig.bytes_a_turn, 0);
+        rig
+    }
+
+    /// One turn in the steady state. A function of its own, so that callgrind can tell it from all
+    /// else (docs/performance.md).
+    #[inline(never)]
+    pub(crate) fn turn(&mut self) -> usize {
+        self.step()
+    }
+
+    /// What the worker does after its `poll`.
+    fn step(&mut self) -> usize {
+        self.services.borrow_mut().moved = 0;
+        self.cloud.0.borrow_mut().read = 0;
+        self.relay.readable = true;
+        assert!(self.relay.turn(self.now, &self.ready).is_ok());
+        self.services.borrow().moved
+    }
+}

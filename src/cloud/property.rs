@@ -5,7 +5,9 @@ use std::io::{self, Read};
 
 use serde_json::Value;
 
-use super::frame::{self, Frame, FrameType, HeaderTemplate, MAX_HEADER, MAX_PAYLOAD, MAX_SESSION_ID};
+use super::frame::{
+    self, Frame, FrameType, HeaderTemplate, MAX_HEADER, MAX_PAYLOAD, MAX_SESSION_ID,
+};
 use super::open;
 use super::websocket::{Incoming, Receiver, Role};
 

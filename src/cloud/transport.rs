@@ -191,8 +191,7 @@ impl Write for Transport {
             Transport::Plain(socket) => socket.write_tcp(bytes),
             Transport::Tls(stream) => {
                 // One call writes one record. The kernel gathers them, and wakes the cloud once.
-                stream.get_mut().socket_mut().more =
-                    bytes.len() > MAX_RECORD && crate::sys::tuned!("T_MORE", 1) == 1;
+                stream.get_mut().socket_mut().more = bytes.len() > MAX_RECORD;
                 stream.write(bytes)
             }
         }

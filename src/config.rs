@@ -8,7 +8,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use native_tls::{Certificate, Identity};
+use openssl::pkey::{PKey, Private};
+use openssl::x509::X509;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
@@ -229,9 +230,16 @@ impl Default for Security {
 /// TLS settings. The default verifies against the system's root certificates and sends SNI.
 #[derive(Clone)]
 pub struct TlsConfig {
-    pub(crate) roots: Option<Vec<Certificate>>,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) roots: Option<Vec<X509>>,
+    pub(crate) identity: Option<ClientIdentity>,
     pub(crate) sni: bool,
+}
+
+/// A client's certificate, those between it and a root, and its key.
+#[derive(Clone)]
+pub(crate) struct ClientIdentity {
+    pub(crate) chain: Vec<X509>,
+    pub(crate) key: PKey<Private>,
 }
 
 impl Default for TlsConfig {
@@ -261,8 +269,7 @@ impl TlsConfig {
     /// # Errors
     /// [`Error::InvalidCa`] when the bundle holds no certificate or a broken one.
     pub fn with_ca_pem(mut self, pem: &[u8]) -> Result<Self> {
-        let roots =
-            Certificate::stack_from_pem(pem).map_err(|e| Error::InvalidCa(e.to_string()))?;
+        let roots = X509::stack_from_pem(pem).map_err(|e| Error::InvalidCa(e.to_string()))?;
         if roots.is_empty() {
             return Err(Error::InvalidCa("the PEM text holds no certificate".into()));
         }
@@ -288,12 +295,9 @@ impl TlsConfig {
     }
 }
 
-fn client_identity(chain: &[u8], key: &[u8]) -> Result<Identity> {
-    use openssl::pkey::PKey;
-    use openssl::x509::X509;
-
-    let certs = X509::stack_from_pem(chain).map_err(|e| Error::InvalidClientCert(e.to_string()))?;
-    let Some(own) = certs.first() else {
+fn client_identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity> {
+    let chain = X509::stack_from_pem(chain).map_err(|e| Error::InvalidClientCert(e.to_string()))?;
+    let Some(own) = chain.first() else {
         return Err(Error::InvalidClientCert("the PEM text holds no certificate".into()));
     };
     // The callback refuses encrypted keys; without it OpenSSL would ask on the terminal.
@@ -303,10 +307,7 @@ fn client_identity(chain: &[u8], key: &[u8]) -> Result<Identity> {
     if !key.public_eq(&public) {
         return Err(Error::InvalidClientKey("does not belong to the client certificate".into()));
     }
-    // native-tls takes PKCS#8 only; firmware has RSA and EC keys in their older forms, too.
-    let pkcs8 = key.private_key_to_pem_pkcs8().map(Zeroizing::new);
-    let pkcs8 = pkcs8.map_err(|e| Error::InvalidClientKey(e.to_string()))?;
-    Identity::from_pkcs8(chain, &pkcs8).map_err(|e| Error::InvalidClientKey(e.to_string()))
+    Ok(ClientIdentity { chain, key })
 }
 
 /// Limits and times. Every default is the protocol's or the design's figure.

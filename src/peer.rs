@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use native_tls::TlsStream;
 use zeroize::Zeroizing;
 
 use crate::cloud::frame::{Frame, FrameType, Malformed};
+use crate::cloud::tls::TlsStream;
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
 use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
@@ -202,7 +202,7 @@ impl Wire for Stream {
     fn holds_bytes(&self) -> bool {
         match self {
             Stream::Plain(_) => false,
-            Stream::Tls(tls) => tls.buffered_read_size().is_ok_and(|size| size > 0),
+            Stream::Tls(tls) => tls.has_buffered(),
         }
     }
 
@@ -212,7 +212,7 @@ impl Wire for Stream {
 
     fn shut_down(&mut self) {
         if let Stream::Tls(tls) = self {
-            let _ = tls.shutdown();
+            tls.shutdown();
         }
         let _ = self.socket().tcp.shutdown(Shutdown::Write);
     }

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{Error, Result};
 use crate::cloud::frame::{SUBPROTOCOL, TOKEN_HEADER};
-use crate::cloud::tls::TlsContext;
+use crate::cloud::tls::{Handshake, TlsContext};
 use crate::cloud::websocket::Role;
 use crate::config::ConnectParams;
 use crate::peer::{Peer, Socket, Stream};
@@ -110,15 +110,15 @@ impl<'a> Connector<'a> {
         self.wait(connecting.as_fd(), true, deadline).map_err(lost)?;
         let tcp = connecting.finish().map_err(lost)?;
         let socket = Socket::patient(tcp, deadline, self.stop.clone())?;
-        let connector = self.tls.connector().map_err(|e| Error::Tls(e.to_string()))?;
+        let connector = self.tls.connector().map_err(Error::Tls)?;
         let mut stream = match &connector {
             None => Stream::Plain(socket),
             Some(connector) => match connector.connect(self.params.host(), socket) {
-                Ok(stream) => Stream::Tls(Box::new(stream)),
-                Err(native_tls::HandshakeError::Failure(e)) => {
-                    return Err(Error::Tls(e.to_string()));
+                Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
+                Handshake::Failed(why) => return Err(Error::Tls(why)),
+                Handshake::Waits(_) => {
+                    return Err(Error::Tls("the handshake took too long".into()));
                 }
-                Err(_) => return Err(Error::Tls("the handshake took too long".into())),
             },
         };
         let key = generate_key();

@@ -5,14 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use native_tls::HandshakeError;
 use tungstenite::handshake::client::{generate_key, Response};
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use zeroize::Zeroizing;
 
 use super::frame::{SUBPROTOCOL, TOKEN_HEADER};
-use super::tls::TlsContext;
+use super::tls::{Connector, Handshake, TlsContext, TlsStream};
 use super::transport::{Socket, TlsSocket, Transport};
 use super::websocket::{Receiver, Role, Sender};
 use super::Link;
@@ -126,25 +125,26 @@ fn connect_one(
 }
 
 fn secure(
-    connector: &native_tls::TlsConnector,
+    connector: &Connector,
     host: &str,
     tcp: TcpStream,
     wait: &impl Wait,
     deadline: Instant,
-) -> Result<native_tls::TlsStream<TlsSocket>, OpenError> {
-    let mut result = connector.connect(host, TlsSocket::new(tcp));
+) -> Result<TlsStream<TlsSocket>, OpenError> {
+    let mut handshake = connector.connect(host, TlsSocket::new(tcp));
     loop {
-        let mut middle = match result {
-            Ok(stream) => return Ok(stream),
-            Err(HandshakeError::Failure(e)) => {
-                return failed(Code::Handshake, format!("TLS handshake with {host}: {e}"))
+        let mut middle = match handshake {
+            Handshake::Done(stream) => return Ok(stream),
+            Handshake::Waits(middle) => middle,
+            Handshake::Failed(why) => {
+                return failed(Code::Handshake, format!("TLS handshake with {host}: {why}"))
             }
-            Err(HandshakeError::WouldBlock(middle)) => middle,
         };
         // Its first flights fit the socket's buffer, so it is always the peer that is awaited.
-        wait.wait(middle.get_ref().socket().tcp().as_fd(), false, deadline)?;
-        middle.get_mut().socket_mut().arm();
-        result = middle.handshake();
+        let socket = middle.get_mut().socket_mut();
+        wait.wait(socket.tcp().as_fd(), false, deadline)?;
+        socket.arm();
+        handshake = middle.go_on();
     }
 }
 

@@ -1,11 +1,25 @@
-//! A TLS connector from [`Security`].
+//! TLS streams, and a connector from [`Security`].
+//!
+//! native-tls connects where the system's roots are trusted. Where they are not it loads them all
+//! the same, twice, and throws them away: a tenth of a second and 1.7 MiB in every process that
+//! brings its own CA, as all of the C SDK's callers do. Those get a context made with openssl, which
+//! native-tls has underneath on Linux.
 
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use native_tls::{Protocol, TlsConnector};
+use native_tls::{Identity, Protocol};
+use openssl::error::ErrorStack;
+use openssl::ssl::{
+    self, MidHandshakeSslStream, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslStream,
+    SslVerifyMode, SslVersion,
+};
+use openssl::x509::verify::X509CheckFlags;
+use openssl::x509::{X509VerifyResult, X509};
 use parking_lot::Mutex;
+use zeroize::Zeroizing;
 
-use crate::config::Security;
+use crate::config::{ClientIdentity, Security, TlsConfig};
 
 /// A security setting and, once it is needed, the connector made from it. Shared by the
 /// workers: the root certificates are parsed and kept once, not once a tunnel.
@@ -14,9 +28,9 @@ pub(crate) struct TlsContext(Arc<Context>);
 
 struct Context {
     security: Security,
-    /// Held while it is made: native-tls parses all system roots, which takes a tenth of a
-    /// second, and twenty workers that start together must not each do so.
-    connector: Mutex<Option<TlsConnector>>,
+    /// Held while it is made: the system's roots take a tenth of a second, and twenty workers
+    /// that start together must not each load them.
+    connector: Mutex<Option<Connector>>,
 }
 
 impl TlsContext {
@@ -25,25 +39,230 @@ impl TlsContext {
     }
 
     /// The connector, `None` when plain text was asked for.
-    pub(crate) fn connector(&self) -> Result<Option<TlsConnector>, native_tls::Error> {
+    pub(crate) fn connector(&self) -> Result<Option<Connector>, String> {
         let Security::Tls(config) = &self.0.security else { return Ok(None) };
         let mut made = self.0.connector.lock();
-        if let Some(connector) = &*made {
-            return Ok(Some(connector.clone()));
+        if made.is_none() {
+            *made = Some(Connector::new(config)?);
         }
-        let mut builder = TlsConnector::builder();
-        builder.min_protocol_version(Some(Protocol::Tlsv12)).use_sni(config.sni);
-        if let Some(roots) = &config.roots {
-            builder.disable_built_in_roots(true);
-            for root in roots {
-                builder.add_root_certificate(root.clone());
+        Ok(made.clone())
+    }
+}
+
+/// Makes verified connections: TLS 1.2 or later, the chain up to a root, the host's name.
+#[derive(Clone)]
+pub(crate) enum Connector {
+    System(native_tls::TlsConnector),
+    Own { context: SslContext, sni: bool },
+}
+
+impl Connector {
+    fn new(config: &TlsConfig) -> Result<Self, String> {
+        let identity = config.identity.as_ref();
+        match &config.roots {
+            None => system(identity, config.sni).map(Connector::System),
+            Some(roots) => own(roots, identity)
+                .map(|context| Connector::Own { context, sni: config.sni })
+                .map_err(|e| e.to_string()),
+        }
+    }
+
+    pub(crate) fn connect<S: Read + Write>(&self, host: &str, stream: S) -> Handshake<S> {
+        match self {
+            Connector::System(connector) => connector.connect(host, stream).into(),
+            Connector::Own { context, sni } => match session(context, host, *sni) {
+                Ok(session) => session.connect(stream).into(),
+                Err(e) => Handshake::Failed(e.to_string()),
+            },
+        }
+    }
+}
+
+fn system(
+    identity: Option<&ClientIdentity>,
+    sni: bool,
+) -> Result<native_tls::TlsConnector, String> {
+    let mut builder = native_tls::TlsConnector::builder();
+    builder.min_protocol_version(Some(Protocol::Tlsv12)).use_sni(sni);
+    if let Some(identity) = identity {
+        // It takes PKCS#8 only; firmware has RSA and EC keys in their older forms, too.
+        let key = identity.key.private_key_to_pem_pkcs8().map(Zeroizing::new);
+        let key = key.map_err(|e| e.to_string())?;
+        let chain: Result<Vec<_>, _> = identity.chain.iter().map(|cert| cert.to_pem()).collect();
+        let chain = chain.map_err(|e| e.to_string())?.concat();
+        builder.identity(Identity::from_pkcs8(&chain, &key).map_err(|e| e.to_string())?);
+    }
+    builder.build().map_err(|e| e.to_string())
+}
+
+/// What openssl's own connector does, without the loading of the system's roots.
+fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, ErrorStack> {
+    let mut context = SslContext::builder(SslMethod::tls_client())?;
+    context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    context.set_options(SslOptions::NO_COMPRESSION);
+    context.set_cipher_list(
+        "DEFAULT:!aNULL:!eNULL:!MD5:!3DES:!DES:!RC4:!IDEA:!SEED:!aDSS:!SRP:!PSK",
+    )?;
+    context.set_mode(
+        SslMode::AUTO_RETRY
+            | SslMode::ACCEPT_MOVING_WRITE_BUFFER
+            | SslMode::ENABLE_PARTIAL_WRITE
+            | SslMode::RELEASE_BUFFERS,
+    );
+    context.set_verify(SslVerifyMode::PEER);
+    for root in roots {
+        context.cert_store_mut().add_cert(root.clone())?;
+    }
+    if let Some(ClientIdentity { chain, key }) = identity {
+        if let Some((own, others)) = chain.split_first() {
+            context.set_certificate(own)?;
+            for certificate in others {
+                context.add_extra_chain_cert(certificate.clone())?;
             }
         }
-        if let Some(identity) = &config.identity {
-            builder.identity(identity.clone());
+        context.set_private_key(key)?;
+    }
+    Ok(context.build())
+}
+
+/// A session that is to be with this host and no other.
+fn session(context: &SslContext, host: &str, sni: bool) -> Result<Ssl, ErrorStack> {
+    let mut session = Ssl::new(context)?;
+    let address = host.parse();
+    // Addresses are never sent (RFC 6066, 3).
+    if sni && address.is_err() {
+        session.set_hostname(host)?;
+    }
+    let parameters = session.param_mut();
+    parameters.set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
+    match address {
+        Ok(address) => parameters.set_ip(address)?,
+        Err(_) => parameters.set_host(host)?,
+    }
+    Ok(session)
+}
+
+/// A handshake, done or under way.
+pub(crate) enum Handshake<S> {
+    Done(TlsStream<S>),
+    /// The stream would block.
+    Waits(MidHandshake<S>),
+    Failed(String),
+}
+
+pub(crate) enum MidHandshake<S> {
+    System(native_tls::MidHandshakeTlsStream<S>),
+    Own(MidHandshakeSslStream<S>),
+}
+
+impl<S: Read + Write> MidHandshake<S> {
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        match self {
+            MidHandshake::System(middle) => middle.get_mut(),
+            MidHandshake::Own(middle) => middle.get_mut(),
         }
-        let connector = builder.build()?;
-        *made = Some(connector.clone());
-        Ok(Some(connector))
+    }
+
+    /// Goes on, once the stream is ready.
+    pub(crate) fn go_on(self) -> Handshake<S> {
+        match self {
+            MidHandshake::System(middle) => middle.handshake().into(),
+            MidHandshake::Own(middle) => middle.handshake().into(),
+        }
+    }
+}
+
+impl<S> From<Result<native_tls::TlsStream<S>, native_tls::HandshakeError<S>>> for Handshake<S> {
+    fn from(result: Result<native_tls::TlsStream<S>, native_tls::HandshakeError<S>>) -> Self {
+        match result {
+            Ok(stream) => Handshake::Done(TlsStream::System(stream)),
+            Err(native_tls::HandshakeError::WouldBlock(middle)) => {
+                Handshake::Waits(MidHandshake::System(middle))
+            }
+            Err(native_tls::HandshakeError::Failure(e)) => Handshake::Failed(e.to_string()),
+        }
+    }
+}
+
+impl<S> From<Result<SslStream<S>, ssl::HandshakeError<S>>> for Handshake<S> {
+    fn from(result: Result<SslStream<S>, ssl::HandshakeError<S>>) -> Self {
+        match result {
+            Ok(stream) => Handshake::Done(TlsStream::Own(stream)),
+            Err(ssl::HandshakeError::WouldBlock(middle)) => {
+                Handshake::Waits(MidHandshake::Own(middle))
+            }
+            Err(ssl::HandshakeError::SetupFailure(e)) => Handshake::Failed(e.to_string()),
+            Err(ssl::HandshakeError::Failure(middle)) => {
+                let e = middle.error();
+                Handshake::Failed(match middle.ssl().verify_result() {
+                    X509VerifyResult::OK => e.to_string(),
+                    verification => format!("{e} ({verification})"),
+                })
+            }
+        }
+    }
+}
+
+/// A secured stream.
+pub(crate) enum TlsStream<S> {
+    System(native_tls::TlsStream<S>),
+    Own(SslStream<S>),
+}
+
+impl<S: Read + Write> TlsStream<S> {
+    pub(crate) fn get_ref(&self) -> &S {
+        match self {
+            TlsStream::System(stream) => stream.get_ref(),
+            TlsStream::Own(stream) => stream.get_ref(),
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        match self {
+            TlsStream::System(stream) => stream.get_mut(),
+            TlsStream::Own(stream) => stream.get_mut(),
+        }
+    }
+
+    /// Whether decrypted bytes wait that the stream beneath knows nothing of.
+    #[cfg(any(feature = "gateway", feature = "access"))]
+    pub(crate) fn has_buffered(&self) -> bool {
+        match self {
+            TlsStream::System(stream) => stream.buffered_read_size().is_ok_and(|size| size > 0),
+            TlsStream::Own(stream) => stream.ssl().pending() > 0,
+        }
+    }
+
+    /// Says that nothing more comes from here, as far as the stream takes that.
+    pub(crate) fn shutdown(&mut self) {
+        match self {
+            TlsStream::System(stream) => drop(stream.shutdown()),
+            TlsStream::Own(stream) => drop(stream.shutdown()),
+        }
+    }
+}
+
+impl<S: Read + Write> Read for TlsStream<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            TlsStream::System(stream) => stream.read(buffer),
+            TlsStream::Own(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl<S: Read + Write> Write for TlsStream<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            TlsStream::System(stream) => stream.write(bytes),
+            TlsStream::Own(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            TlsStream::System(stream) => stream.flush(),
+            TlsStream::Own(stream) => stream.flush(),
+        }
     }
 }

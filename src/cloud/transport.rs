@@ -4,8 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use native_tls::TlsStream;
-
+use super::tls::TlsStream;
 use super::ByteStream;
 use crate::sys;
 
@@ -148,7 +147,7 @@ impl Transport {
     /// Ends our direction: TLS says so, then TCP.
     pub(crate) fn shutdown(&mut self) {
         if let Transport::Tls(stream) = self {
-            let _ = stream.shutdown();
+            stream.shutdown();
         }
         let _ = self.socket().tcp().shutdown(std::net::Shutdown::Write);
     }

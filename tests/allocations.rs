@@ -318,7 +318,7 @@ fn no_frame_up_allocates_and_a_frame_down_at_most_once() {
     let (plain_failed, mut report) = Tunnel::new("plain", Cloud::plain(), Security::Plain).run();
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    let cloud = Cloud::tls(authority.identity("127.0.0.1", 1));
+    let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
     let (tls_failed, tls_report) = Tunnel::new("tls", cloud, Security::Tls(tls)).run();
     report.extend(tls_report);
     let report = report.join("\n");

@@ -184,7 +184,7 @@ fn ten_sessions_at_once_keep_every_byte_plain() {
 fn ten_sessions_at_once_keep_every_byte_tls() {
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    ten_sessions_at_once(Cloud::tls(authority.identity("127.0.0.1", 1)), Security::Tls(tls));
+    ten_sessions_at_once(Cloud::tls(authority.acceptor("127.0.0.1", 1)), Security::Tls(tls));
 }
 
 #[test]
@@ -297,12 +297,11 @@ fn twenty_tunnels_work_the_21st_is_refused_and_update_needs_no_slot() {
 #[test]
 fn no_byte_of_the_request_leaves_the_device_before_the_certificate_is_good() {
     let (authority, other) = (Authority::new(), Authority::new());
-    for (identity, why) in [
-        (other.identity("127.0.0.1", 1), "wrong CA"),
-        (authority.identity("127.0.0.1", -1), "expired"),
-        (authority.identity("elsewhere.example", 1), "wrong host name"),
+    for (acceptor, why) in [
+        (other.acceptor("127.0.0.1", 1), "wrong CA"),
+        (authority.acceptor("127.0.0.1", -1), "expired"),
+        (authority.acceptor("elsewhere.example", 1), "wrong host name"),
     ] {
-        let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
         let running = Running::start(Manager::builder().security(Security::Tls(tls)));

@@ -581,7 +581,7 @@ fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
     let limits = Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() };
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    let cloud = Cloud::tls(authority.identity("127.0.0.1", 1));
+    let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
     let security = Security::Tls(tls);
     let running =
         Running::start(Manager::builder().security(security).limits(limits).service(echo("e")));

@@ -473,7 +473,7 @@ fn check_wiped(test: &str, with_tls: bool) {
     let token = format!("hush-{:032x}", rand::random::<u128>());
     logs::note_secret(token.as_bytes());
     let cloud =
-        if with_tls { Cloud::tls(authority.identity("localhost", 1)) } else { Cloud::plain() };
+        if with_tls { Cloud::tls(authority.acceptor("localhost", 1)) } else { Cloud::plain() };
     let folder = Folder::new();
     let key_pem = key.private_key_to_pem_pkcs8().unwrap();
     fs::write(folder.0.join("ca"), authority.pem()).unwrap();
@@ -525,6 +525,57 @@ fn tokens_and_keys_are_wiped_from_memory_tls() {
         return hold_a_token();
     }
     check_wiped("tokens_and_keys_are_wiped_from_memory_tls", true);
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certificate() {
+    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
+    let (authority, other) = (Authority::new(), Authority::new());
+    let mut acceptor = acceptor(&authority, "127.0.0.1");
+    acceptor.clear_options(SslOptions::NO_TLSV1_3);
+    acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    acceptor.cert_store_mut().add_cert(X509::from_pem(&authority.pem()).unwrap()).unwrap();
+    let acceptor = acceptor.build();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    for (roots, trusted) in [(&authority, true), (&other, false)] {
+        let (certificate, key) = authority.certificate_and_key("device");
+        let folder = Folder::new();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.0.join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let own = queue::Key::new();
+        let queue = own.0.to_string();
+        let mut command = Command::new(program);
+        command
+            .args(["agent", "--queue-key", &queue])
+            .arg("--client-cert")
+            .arg(file("cert", &certificate.to_pem().unwrap()))
+            .arg("--client-key")
+            .arg(file("key", &key.private_key_to_pem_pkcs8().unwrap()))
+            .env("SSL_CERT_FILE", file("roots", &roots.pem()))
+            .env("SSL_CERT_DIR", folder.0.join("none"));
+        let mut agent = Holder::new(logs::keep_of(&mut command));
+        wait_until("the agent's queue", || {
+            let mut command = Command::new(program);
+            command
+                .args(["send", "add", "--tunnel", "t", "--queue-key", &queue])
+                .args(["--host", "127.0.0.1", "--port", &port])
+                .env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE_TOKEN)
+                .stderr(Stdio::null());
+            logs::keep_of(&mut command).stdout(Stdio::null()).status().unwrap().success()
+        });
+        match handshake(&acceptor, &listener) {
+            Ok(version) => assert!(trusted && version == "TLSv1.3", "{version}"),
+            Err(e) => assert!(!trusted, "{e}"),
+        }
+        // SAFETY: a signal to a child that was not waited for yet. It removes its queue.
+        unsafe { libc::kill(agent.child.id() as i32, libc::SIGTERM) };
+        assert!(agent.child.wait().unwrap().success());
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl<T: Read + Write + Send> Stream for T {}
 /// Where devices connect.
 pub struct Cloud {
     pub listener: TcpListener,
-    acceptor: Option<native_tls::TlsAcceptor>,
+    acceptor: Option<openssl::ssl::SslAcceptor>,
 }
 
 impl Cloud {
@@ -40,8 +40,7 @@ impl Cloud {
         Cloud { listener: TcpListener::bind("127.0.0.1:0").unwrap(), acceptor: None }
     }
 
-    pub fn tls(identity: native_tls::Identity) -> Self {
-        let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    pub fn tls(acceptor: openssl::ssl::SslAcceptor) -> Self {
         Cloud { acceptor: Some(acceptor), ..Cloud::plain() }
     }
 
@@ -309,12 +308,16 @@ impl Authority {
         (certify(&key, name, Some(self), Some(name), 1), key)
     }
 
-    /// A server's identity; `days` may be negative for one that has expired.
-    pub fn identity(&self, name: &str, days: i64) -> native_tls::Identity {
+    /// A server as today's are, in TLS 1.3; `days` may be negative for a certificate that has
+    /// expired.
+    pub fn acceptor(&self, name: &str, days: i64) -> openssl::ssl::SslAcceptor {
+        use openssl::ssl::{SslAcceptor, SslMethod};
         let key = new_key();
         let certificate = certify(&key, name, Some(self), Some(name), days);
-        let key = key.private_key_to_pem_pkcs8().unwrap();
-        native_tls::Identity::from_pkcs8(&certificate.to_pem().unwrap(), &key).unwrap()
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_certificate(&certificate).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        acceptor.build()
     }
 }
 

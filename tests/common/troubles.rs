@@ -36,7 +36,7 @@ impl Fleet {
     pub fn new() -> Self {
         let authority = Authority::new();
         let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-        let cloud = Cloud::tls(authority.identity("127.0.0.1", 1));
+        let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
         // The one in trouble does not give up, however long the others take.
         let limits = Limits { handshake_timeout: 10 * PATIENCE, ..Limits::default() };
         let builder = Manager::builder().security(Security::Tls(tls)).service(echo("e"));

@@ -12,6 +12,10 @@ use tungstenite::handshake::derive_accept_key;
 
 /// Nothing here takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between an echo and the next keystroke.
+const BETWEEN_KEYS: Duration = Duration::from_millis(2);
+/// What this end queues in its kernel when delays are measured.
+const KEYED_QUEUE: usize = 256 * 1024;
 /// Payload of a data frame.
 const PAYLOAD: usize = 4096;
 /// Bytes that one write offers, about.
@@ -265,6 +269,72 @@ impl Link {
         }
         self.stream.tcp().set_nonblocking(true).unwrap();
         times
+    }
+}
+
+impl Link {
+    /// Round trips of one byte in the last session while all others are busy: downwards when
+    /// they are `loaded`, upwards when their services flood. One after the other, a while apart.
+    pub fn keystrokes(&mut self, count: usize, loaded: bool) -> Vec<Duration> {
+        let Framing::Tunnel { sessions, .. } = self.framing else { return Vec::new() };
+        // What stands in this end's own kernel, by default 4 MB, is not the device's delay.
+        rustix::net::sockopt::set_socket_send_buffer_size(self.stream.tcp(), KEYED_QUEUE).unwrap();
+        let key = message(&data_header(sessions), &[7]);
+        let mut load = Vec::new();
+        if loaded {
+            (1..sessions).for_each(|id| load.extend(message(&data_header(id), &[7; PAYLOAD])));
+        }
+        let (mut out, mut written) = (Vec::new(), 0);
+        let (mut pressed, mut next) = (None, Instant::now());
+        let mut times = Vec::with_capacity(count);
+        while times.len() < count {
+            if written == out.len() {
+                (out, written) = (Vec::new(), 0);
+                if pressed.is_none() && Instant::now() >= next {
+                    pressed = Some(Instant::now());
+                    out.extend(&key);
+                }
+                out.extend(&load);
+            }
+            let mut moved = false;
+            if written < out.len() {
+                if let Some(length) = self.stream.write(&out[written..]) {
+                    (written, moved) = (written + length, true);
+                }
+            }
+            if let Some(length) = self.stream.read(&mut self.received[self.end..]) {
+                (self.end, moved) = (self.end + length, true);
+                if self.take_echo(sessions) {
+                    let began = pressed.take().expect("an echo of what was sent");
+                    times.push(began.elapsed());
+                    next = Instant::now() + BETWEEN_KEYS;
+                }
+            }
+            if !moved {
+                let until = if pressed.is_some() { Instant::now() + PATIENCE } else { next };
+                wait(&mut [self.stream.poll_fd(true, written < out.len())], until);
+            }
+        }
+        self.send(&out[written..]);
+        times
+    }
+
+    /// Takes all whole messages: whether one is a byte of that session.
+    fn take_echo(&mut self, session: usize) -> bool {
+        let (mut at, mut is_there) = (0, false);
+        let id = format!("\"s{session}\"");
+        while let Some(found) = parse(&self.received[at..self.end]) {
+            if found.payload == 1 {
+                let (mask, text) = self.received[at + found.used - found.length - 4..].split_at(4);
+                let text = text[..found.length].iter().zip(mask.iter().cycle());
+                let text: Vec<u8> = text.map(|(byte, mask)| byte ^ mask).collect();
+                is_there |= String::from_utf8_lossy(&text).contains(&id);
+            }
+            at += found.used;
+        }
+        self.received.copy_within(at..self.end, 0);
+        self.end -= at;
+        is_there
     }
 }
 

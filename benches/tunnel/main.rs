@@ -30,6 +30,7 @@ struct Settings {
     repeats: usize,
     window: Duration,
     round_trips: usize,
+    keystrokes: usize,
     idle: Duration,
     /// Of the phases, those whose names have this in them.
     only: String,
@@ -66,6 +67,7 @@ fn main() {
                 Duration::from_secs_f64(seconds.parse().expect("seconds"))
             }),
         round_trips: if quick { 500 } else { 20_000 },
+        keystrokes: if quick { 100 } else { 1000 },
         idle: Duration::from_secs(if quick { 2 } else { 30 }),
         only: value("--only").unwrap_or_default(),
     })
@@ -225,7 +227,7 @@ impl Bench {
     }
 
     fn run(mut self) {
-        println!("{:<44} {:>10} {:>10} {:>9}  {:<10}", "", "device", "raw relay", "", "target");
+        println!("{:<50} {:>10} {:>10} {:>9}  {:<10}", "", "device", "raw relay", "", "target");
         for tls in [false, true] {
             self.throughputs(tls);
         }
@@ -299,6 +301,11 @@ impl Bench {
         if self.wanted(tls, "round trip") {
             self.round_trips(tls);
         }
+        for (what, direction) in [(local::SINK, "down"), (local::FLOOD, "up")] {
+            if self.wanted(tls, &format!("under load {direction}")) {
+                self.keystrokes(tls, what, direction);
+            }
+        }
         if self.wanted(tls, "session set-up") {
             self.session_set_up(tls);
         }
@@ -336,9 +343,27 @@ impl Bench {
         }
     }
 
+    /// A keystroke beside nine sessions that are as busy as they can be.
+    fn keystrokes(&mut self, tls: bool, what: u8, direction: &str) {
+        let mut setup = self.setup(Who::Device, tls, 9, what);
+        setup.links[0].open("bench", local::ECHO);
+        self.pin_apart(&setup);
+        let (link, count) = (&mut setup.links[0], self.settings.keystrokes);
+        link.keystrokes(count / 10, what == local::SINK);
+        let mut times = link.keystrokes(count, what == local::SINK);
+        times.sort_unstable();
+        for (part, name, target) in [(0.5, "p50", Target::None), (0.99, "p99", Target::Most(5.0))] {
+            let at = times[(count as f64 * part) as usize].as_secs_f64() * 1e3;
+            let name = format!("{}, keystroke beside nine busy {direction}, {name}, ms", leg(tls));
+            self.row(&name, at, None, None, target);
+        }
+    }
+
     fn session_set_up(&mut self, tls: bool) {
         let mut setup = self.setup(Who::Device, tls, 0, local::ECHO);
         setup.process().pin(FAR);
+        // It makes a thread for each connection, which is not the device's time.
+        self.local.pin(NEAR);
         let link = &mut setup.links[0];
         let mut times = Vec::new();
         for _ in 0..20 * self.settings.repeats {
@@ -430,7 +455,7 @@ impl Bench {
             Target::Most(most) => format!("<= {most} {}", met(ratio.unwrap_or(ours) <= most)),
         };
         let ratio_cell = cell(ratio);
-        println!("{name:<44} {:>10} {:>10} {ratio_cell:>9}  {verdict}", figure(ours), cell(raw));
+        println!("{name:<50} {:>10} {:>10} {ratio_cell:>9}  {verdict}", figure(ours), cell(raw));
         self.rows.push(json!({
             "name": name.trim(), "device": ours, "raw": raw, "ratio": ratio, "target": verdict,
         }));

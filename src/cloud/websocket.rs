@@ -21,6 +21,8 @@ const MAX_SERVER_BUFFER: usize = 128 * 1024;
 const FIRST_BUFFER: usize = 8 * 1024;
 /// A message this long is skipped; a longer one fails the connection.
 const MAX_SKIPPED: u64 = 64 * 1024 * 1024;
+/// Longest header of a frame (RFC 6455, 5.2).
+const MAX_FRAME_HEADER: usize = 14;
 /// Longest control payload (RFC 6455, 5.5).
 const MAX_CONTROL: u64 = 125;
 
@@ -362,17 +364,19 @@ impl Assembly {
 pub(crate) struct Sender {
     role: Role,
     buffer: Vec<u8>,
+    /// What waits is `start..end`.
     start: usize,
+    end: usize,
 }
 
 impl Sender {
     pub(crate) fn new(role: Role) -> Self {
-        Sender { role, buffer: Vec::new(), start: 0 }
+        Sender { role, buffer: Vec::new(), start: 0, end: 0 }
     }
 
     /// Bytes that wait.
     pub(crate) fn len(&self) -> usize {
-        self.buffer.len() - self.start
+        self.end - self.start
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -403,57 +407,67 @@ impl Sender {
         // RFC 6455 asks for masks that the sender's data cannot predict: a new random one each.
         let mask = (self.role == Role::Client).then(rand::random::<[u8; 4]>);
         let header = FrameHeader { opcode, mask, ..FrameHeader::default() };
-        let length = (head.len() + payload.len()) as u64;
-        // Formatting to a Vec fails only where memory does, and that aborts.
-        let _ = header.format(length, &mut self.buffer);
-        let first = self.buffer.len();
-        self.buffer.extend_from_slice(head);
-        self.buffer.extend_from_slice(payload);
-        if let Some(mask) = mask {
-            apply_mask(&mut self.buffer[first..], mask);
+        let length = head.len() + payload.len();
+        self.make_room(MAX_FRAME_HEADER + length);
+        let room = &mut self.buffer[self.end..];
+        let mut cursor = Cursor::new(&mut *room);
+        // There is room.
+        let _ = header.format(length as u64, &mut cursor);
+        let first = cursor.position() as usize;
+        let (head_room, payload_room) = room[first..][..length].split_at_mut(head.len());
+        if let Some(mut mask) = mask {
+            copy_masked(head, head_room, mask);
+            mask.rotate_left(head.len() % 4);
+            copy_masked(payload, payload_room, mask);
+        } else {
+            head_room.copy_from_slice(head);
+            payload_room.copy_from_slice(payload);
+        }
+        self.end += first + length;
+    }
+
+    /// Makes room for so many more bytes.
+    fn make_room(&mut self, length: usize) {
+        if self.buffer.len() - self.end >= length {
+            return;
+        }
+        // Written bytes at the front must not pile up behind a slow peer.
+        if self.start * 2 > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let needed = self.end + length;
+        if self.buffer.len() < needed {
+            self.buffer.resize(needed.max(self.buffer.len() * 2), 0);
         }
     }
 
     /// Writes until nothing waits (true) or the sink takes no more (false).
     pub(crate) fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
-        while self.start < self.buffer.len() {
-            match sink.write(&self.buffer[self.start..]) {
+        while self.start < self.end {
+            match sink.write(&self.buffer[self.start..self.end]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.start += written,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.compact();
-                    return Ok(false);
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(e),
             }
         }
-        self.buffer.clear();
-        self.start = 0;
+        (self.start, self.end) = (0, 0);
         Ok(true)
-    }
-
-    /// Keeps the written bytes at the front from piling up behind a slow peer.
-    fn compact(&mut self) {
-        if self.start * 2 > self.buffer.len() {
-            self.buffer.drain(..self.start);
-            self.start = 0;
-        }
     }
 
     /// Gives the buffer back when nothing waits in it.
     pub(crate) fn shrink(&mut self) {
         if self.is_empty() {
-            self.buffer = Vec::new();
-            self.start = 0;
+            *self = Sender::new(self.role);
         }
     }
 }
 
 /// XOR with the mask, eight bytes a step.
 fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
-    let [a, b, c, d] = mask;
-    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let wide = widened(mask);
     let mut chunks = bytes.chunks_exact_mut(8);
     for chunk in &mut chunks {
         let mut word = [0; 8];
@@ -463,6 +477,26 @@ fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
     for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.iter().cycle()) {
         *byte ^= key;
     }
+}
+
+/// As [`apply_mask`], from one place to another of the same length.
+fn copy_masked(from: &[u8], to: &mut [u8], mask: [u8; 4]) {
+    let wide = widened(mask);
+    let whole = from.len() / 8 * 8;
+    let (words, rest) = from.split_at(whole);
+    let (word_targets, rest_targets) = to.split_at_mut(whole);
+    for (source, target) in words.chunks_exact(8).zip(word_targets.chunks_exact_mut(8)) {
+        let mut word = [0; 8];
+        word.copy_from_slice(source);
+        target.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
+    }
+    for ((source, target), key) in rest.iter().zip(rest_targets).zip(mask.iter().cycle()) {
+        *target = source ^ key;
+    }
+}
+
+fn widened([a, b, c, d]: [u8; 4]) -> u64 {
+    u64::from_ne_bytes([a, b, c, d, a, b, c, d])
 }
 
 #[cfg(test)]

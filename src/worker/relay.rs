@@ -19,7 +19,7 @@ use crate::logging::{debug, info, warn, Code, Complaints};
 use crate::sys::Ready;
 
 /// One read from a local service at most.
-const READ: usize = 64 * 1024;
+const READ: usize = 15 * 4096;
 /// Session ids whose end the cloud knows of; data for them is late, not wrong.
 const REMEMBERED: usize = 256;
 

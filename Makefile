@@ -20,7 +20,7 @@ CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_po
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install faults fuzz soak bench isolation c-demo
+  test-install faults fuzz soak bench isolation scale c-demo
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -35,6 +35,7 @@ help:
 	@echo "make soak     tunnels under load and faults for DURATION (10m), then a table"
 	@echo "make bench    throughput, latency, memory of the device side, as a table (docs/performance.md)"
 	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
+	@echo "make scale    one process with 10, 100 and 1,000 tunnels, idle and loaded, as a table"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
 	@echo "make clean    remove what was built"
@@ -110,6 +111,10 @@ bench: c-demo
 
 isolation: setup
 	$(CARGO) bench --features $(FEATURES) --bench isolation
+
+# --quick in OPTIONS for a look only.
+scale: setup
+	$(CARGO) bench --bench scale -- --json $(CURDIR)/target/scale.json $(OPTIONS)
 
 # The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
 memcheck racecheck:

@@ -30,6 +30,8 @@ use process::{pin, Process, FAR, NEAR};
 const COUNTS: [usize; 3] = [10, 100, 1000];
 /// What each session echoes before anything is measured.
 const ECHO: usize = 32 * 1024;
+/// Between the echo and the idle window, so that no ping falls on the window's edge.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Under load each session carries a message a period: 5 KB/s to the device and 5 KB/s back.
 const MESSAGE: usize = 1000;
 const PERIOD: Duration = Duration::from_millis(200);
@@ -159,6 +161,7 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     let opened = began.elapsed();
     crowd.echo(ECHO);
 
+    crowd.run(Instant::now() + SETTLE);
     let idle = window(&device, || crowd.run(Instant::now() + settings.idle));
     let (resident, private) = device.memory();
     let (threads, descriptors) = (device.threads(), device.descriptors());

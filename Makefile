@@ -20,7 +20,7 @@ CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_po
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install faults fuzz soak bench microbench isolation c-demo
+  test-install faults fuzz soak bench microbench isolation scale compare c-demo
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -36,6 +36,8 @@ help:
 	@echo "make bench    throughput, latency, memory of the device side, as a table (docs/performance.md)"
 	@echo "make microbench  the codec and single turns of the relay, in memory; MICROBENCH=name for some"
 	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
+	@echo "make scale    one process with 10, 100 and 1,000 tunnels, idle and loaded, as a table"
+	@echo "make compare  beside ssh -R and rathole, end to end, as a table"
 	@echo "make lint     formatting and clippy, warnings are errors"
 	@echo "make headers  generate include/*.h anew"
 	@echo "make clean    remove what was built"
@@ -114,6 +116,13 @@ microbench:
 
 isolation: setup
 	$(CARGO) bench --features $(FEATURES) --bench isolation
+
+# --quick in OPTIONS for a look only.
+scale: setup
+	$(CARGO) bench --bench scale -- --json $(CURDIR)/target/scale.json $(OPTIONS)
+
+compare: build
+	scripts/compare --json $(CURDIR)/target/compare.json $(OPTIONS)
 
 # The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
 memcheck racecheck:

@@ -1,6 +1,7 @@
 //! The far end: the cloud's side of the connections and, behind it, the one who reads and
 //! writes. A gateway that is no bottleneck: frames are built beforehand and written many at a
 //! time, and of what arrives only the lengths are looked at.
+#![allow(dead_code)]
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,7 +29,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> &TcpStream {
         match self {
             Stream::Plain(tcp) => tcp,
             Stream::Tls(stream) => stream.get_ref(),
@@ -36,14 +37,15 @@ impl Stream {
     }
 
     /// `None`: not now.
-    fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+    pub fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         now(match self {
             Stream::Plain(tcp) => tcp.read(buffer),
             Stream::Tls(stream) => stream.read(buffer),
         })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// `None`: not now.
+    pub fn write(&mut self, bytes: &[u8]) -> Option<usize> {
         now(match self {
             Stream::Plain(tcp) => tcp.write(bytes),
             Stream::Tls(stream) => stream.write(bytes),
@@ -141,6 +143,11 @@ impl Link {
         link.end = 0;
         link.send(answer.as_bytes());
         link
+    }
+
+    /// What is left when all else is done by others.
+    pub fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Opens one more session and tells its service what to do; how long the opening took.
@@ -396,12 +403,12 @@ fn parse(bytes: &[u8]) -> Option<Found> {
     Some(Found { opcode: first & 0x0f, length, payload, used })
 }
 
-fn data_header(session: usize) -> String {
+pub fn data_header(session: usize) -> String {
     format!(r#"{{"frame_type":4,"frame_id":1234567,"session_id":"s{session}"}}"#)
 }
 
 /// A server's WebSocket frame with a tunnel frame in it.
-fn message(header: &str, payload: &[u8]) -> Vec<u8> {
+pub fn message(header: &str, payload: &[u8]) -> Vec<u8> {
     let length = header.len() as u16;
     frame(&[&length.to_be_bytes(), header.as_bytes(), payload])
 }

@@ -1,4 +1,5 @@
 //! The local service, a process of its own: what it does with a connection is its first byte.
+#![allow(dead_code)]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,35 +15,48 @@ pub const FLOOD: u8 = b'F';
 pub const BOTH: u8 = b'B';
 /// Gives back what comes.
 pub const ECHO: u8 = b'E';
-/// Tells how many bytes all sinks have taken so far: eight bytes, big-endian, for each byte.
+/// Tells how many bytes all sinks have taken so far: eight bytes, big-endian, for each byte. For
+/// a [`BUSY`] it tells how many other connections there are.
 pub const COUNT: u8 = b'C';
+pub const BUSY: u8 = b'N';
+
+/// What all connections share.
+#[derive(Default)]
+struct Counters {
+    taken: AtomicU64,
+    busy: AtomicU64,
+}
 
 /// Prints its port and serves until its standard input ends.
 pub fn run() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap().port());
-    let taken = Arc::new(AtomicU64::new(0));
+    let counters = Arc::new(Counters::default());
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let taken = taken.clone();
-            thread::spawn(move || serve(stream, &taken));
+            let counters = counters.clone();
+            thread::spawn(move || {
+                counters.busy.fetch_add(1, Ordering::Relaxed);
+                serve(stream, &counters);
+                counters.busy.fetch_sub(1, Ordering::Relaxed);
+            });
         }
     });
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-fn serve(mut stream: TcpStream, taken: &AtomicU64) -> Option<()> {
+fn serve(mut stream: TcpStream, counters: &Counters) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut what = [0];
     stream.read_exact(&mut what).ok()?;
     match what[0] {
-        SINK => sink(stream, taken),
+        SINK => sink(stream, &counters.taken),
         FLOOD => flood(stream),
         BOTH => {
             let other = stream.try_clone().ok()?;
             thread::scope(|scope| {
                 scope.spawn(|| flood(other));
-                sink(stream, taken)
+                sink(stream, &counters.taken)
             })
         }
         ECHO => {
@@ -54,7 +68,12 @@ fn serve(mut stream: TcpStream, taken: &AtomicU64) -> Option<()> {
         }
         COUNT => loop {
             stream.read_exact(&mut what).ok()?;
-            stream.write_all(&taken.load(Ordering::Relaxed).to_be_bytes()).ok()?;
+            let count = match what[0] {
+                // Without the one that asks.
+                BUSY => counters.busy.load(Ordering::Relaxed) - 1,
+                _ => counters.taken.load(Ordering::Relaxed),
+            };
+            stream.write_all(&count.to_be_bytes()).ok()?;
         },
         _ => None,
     }

@@ -1,7 +1,8 @@
 //! Processes under measurement: started, pinned to a processor, read through `/proc`, killed.
+#![allow(dead_code)]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -32,6 +33,16 @@ impl Process {
         line.trim().to_owned()
     }
 
+    /// Writes to its standard input.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Ends its standard input.
+    pub fn hang_up(&mut self) {
+        drop(self.0.stdin.take());
+    }
+
     pub fn id(&self) -> u32 {
         self.0.id()
     }
@@ -40,12 +51,9 @@ impl Process {
         pin(self.id(), processor);
     }
 
-    /// Seconds of processor time that its threads have used, those that have ended left out.
+    /// [`cpu`] of this process.
     pub fn cpu(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
-        let nanos = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
-        nanos.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum::<u64>() as f64
-            / 1e9
+        cpu(self.id())
     }
 
     /// How often its threads went to sleep by themselves.
@@ -62,6 +70,24 @@ impl Process {
         let of = |name| field(Path::new(&rollup), name);
         (of("Rss"), of("Private_Clean") + of("Private_Dirty"))
     }
+
+    /// The most memory that was resident at once, in KiB.
+    pub fn peak(&self) -> u64 {
+        field(Path::new(&format!("/proc/{}/status", self.id())), "VmHWM")
+    }
+
+    pub fn threads(&self) -> usize {
+        self.entries("task")
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        self.entries("fd")
+    }
+
+    fn entries(&self, of: &str) -> usize {
+        fs::read_dir(format!("/proc/{}/{of}", self.id())).unwrap().count()
+    }
 }
 
 impl Drop for Process {
@@ -75,6 +101,13 @@ fn field(file: &Path, name: &str) -> u64 {
     let text = fs::read_to_string(file).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Seconds of processor time that a process's threads have used, those that have ended left out.
+pub fn cpu(process: u32) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    let nanos = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
+    nanos.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum::<u64>() as f64 / 1e9
 }
 
 /// All threads of a process on one processor.

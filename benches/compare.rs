@@ -1,0 +1,178 @@
+//! The two ends of `scripts/compare`: the local service, and the client that loads a way to it.
+//! Prints what it measured as JSON.
+//!
+//! `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is the
+//! process whose processor time counts; `trips PORT SERVICE COUNT`; `setup PORT SERVICE COUNT`.
+
+#[path = "tunnel/local.rs"]
+mod local;
+#[path = "tunnel/process.rs"]
+mod process;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_linger;
+use serde_json::json;
+
+const CHUNK: usize = 256 * 1024;
+/// Between two set-ups: longer than an acknowledgement is delayed (40 ms), so that Nagle's
+/// algorithm, which ssh leaves on, does not hold up the next one for the last one's end.
+const PAUSE: Duration = Duration::from_millis(60);
+/// Connections that end take so long at most, whatever is still under way on them.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let text: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match text[..] {
+        ["service"] => return local::run(),
+        ["load", port, service, direction, count, seconds, ref device @ ..] => {
+            let window = Duration::from_secs_f64(number(seconds));
+            let mut ends = Ends::new(port, service);
+            ends.load(direction, number(count), window, device.first().map(|pid| number(pid)))
+        }
+        ["trips", port, service, count] => Ends::new(port, service).trips(number(count)),
+        ["setup", port, service, count] => Ends::new(port, service).setup(number(count)),
+        // `cargo test --benches` and `cargo bench` only want to know that it starts.
+        _ => return,
+    };
+    println!("{result}");
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is not a number"))
+}
+
+/// Where the way begins, and a line of its own to the service at its end.
+struct Ends {
+    port: u16,
+    count: TcpStream,
+}
+
+impl Ends {
+    fn new(port: &str, service: &str) -> Self {
+        let mut ends = Ends { port: number(port), count: connect(number(service)) };
+        ends.count.write_all(&[local::COUNT]).unwrap();
+        ends.rest();
+        ends
+    }
+
+    fn open(&self, first: &[u8]) -> TcpStream {
+        let mut stream = connect(self.port);
+        stream.write_all(first).unwrap();
+        stream
+    }
+
+    fn ask(&mut self, what: u8) -> u64 {
+        let mut answer = [0; 8];
+        self.count.write_all(&[what]).unwrap();
+        self.count.read_exact(&mut answer).unwrap();
+        u64::from_be_bytes(answer)
+    }
+
+    /// Waits until so many connections have come to the service.
+    fn wait_for(&mut self, connections: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.ask(local::BUSY) != connections {
+            assert!(Instant::now() < deadline, "not {connections} connections at the service");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until nothing of former connections is left.
+    fn rest(&mut self) {
+        self.wait_for(0);
+    }
+
+    /// Bytes are counted where they arrive: by the service, or here.
+    fn load(
+        &mut self,
+        direction: &str,
+        connections: usize,
+        window: Duration,
+        device: Option<u32>,
+    ) -> serde_json::Value {
+        let (is_down, received) = (direction == "down", &AtomicU64::new(0));
+        let what = if is_down { local::SINK } else { local::FLOOD };
+        let streams: Vec<TcpStream> = (0..connections).map(|_| self.open(&[what])).collect();
+        self.wait_for(connections as u64);
+        let (bytes, cpu, seconds) = thread::scope(|scope| {
+            for mut stream in &streams {
+                scope.spawn(move || {
+                    let mut chunk = vec![7; CHUNK];
+                    if is_down {
+                        while stream.write_all(&chunk).is_ok() {}
+                    } else {
+                        while let Ok(length @ 1..) = stream.read(&mut chunk) {
+                            received.fetch_add(length as u64, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            thread::sleep(window / 5);
+            let mut so_far = || match is_down {
+                true => self.ask(local::COUNT),
+                false => received.load(Ordering::Relaxed),
+            };
+            let cpu = || device.map(process::cpu);
+            let (bytes, used, began) = (so_far(), cpu(), Instant::now());
+            thread::sleep(window);
+            let bytes = so_far() - bytes;
+            let (used, seconds) = (cpu().zip(used).map(|(b, a)| b - a), began.elapsed());
+            assert_eq!(self.ask(local::BUSY), connections as u64, "a connection was lost");
+            for stream in &streams {
+                // Closed with a reset: a sender whom we have stopped reading would not notice else.
+                set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            (bytes as f64, used, seconds.as_secs_f64())
+        });
+        drop(streams);
+        self.rest();
+        json!({"rate": bytes / 1e6 / seconds, "cpu": cpu.map(|cpu| cpu / (bytes / 1e9))})
+    }
+
+    /// One byte there and back again, in microseconds.
+    fn trips(&mut self, count: usize) -> serde_json::Value {
+        let mut stream = self.open(&[local::ECHO]);
+        let mut times: Vec<f64> = (0..count + count / 10).map(|_| trip(&mut stream)).collect();
+        times.drain(..count / 10);
+        times.sort_unstable_by(f64::total_cmp);
+        json!({"p50": times[count / 2], "p99": times[count * 99 / 100]})
+    }
+
+    /// From the connect to the first byte back from the service, in microseconds.
+    fn setup(&mut self, count: usize) -> serde_json::Value {
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let began = Instant::now();
+            // In one write, for the same reason.
+            let mut stream = self.open(&[local::ECHO, 7]);
+            stream.read_exact(&mut [0]).unwrap();
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+            drop(stream);
+            self.rest();
+            thread::sleep(PAUSE);
+        }
+        times.sort_unstable_by(f64::total_cmp);
+        json!({"p50": times[count / 2]})
+    }
+}
+
+fn connect(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn trip(stream: &mut TcpStream) -> f64 {
+    let began = Instant::now();
+    let mut byte = [7];
+    stream.write_all(&byte).unwrap();
+    stream.read_exact(&mut byte).unwrap();
+    began.elapsed().as_secs_f64() * 1e6
+}

@@ -1,0 +1,326 @@
+//! The far end of many tunnels and the echo behind the device, on one thread with one `epoll`:
+//! what a thousand tunnels cost is the device's affair, so the gateway, which has a thread for
+//! each, is left out. Every byte that comes back is compared.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use native_tls::TlsAcceptor;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::Timespec;
+
+use crate::far::{data_header, message, Link, Stream};
+
+/// Sessions of a tunnel.
+pub const SESSIONS: usize = 2;
+pub const SERVICE: &str = "echo";
+/// So many connects may wait for their accept: a thousand workers connect at once.
+const BACKLOG: i32 = 4096;
+/// Payload of a data frame, at most.
+const PAYLOAD: usize = 4096;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What the `epoll` calls the echo service's listener. Tunnels are called by their numbers, the
+/// service's connections by the numbers after those.
+const LISTENER: u64 = u64::MAX;
+
+struct Tunnel {
+    stream: Stream,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    sessions: [Session; SESSIONS],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Session {
+    open: bool,
+    sent: u64,
+    /// Back again, and as they should be.
+    back: u64,
+}
+
+/// A connection of the echo service.
+struct Local {
+    stream: TcpStream,
+    unsent: Vec<u8>,
+}
+
+pub struct Crowd {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    cloud: TcpListener,
+    service: TcpListener,
+    tunnels: Vec<Tunnel>,
+    locals: Vec<Local>,
+    /// Sums of all sessions.
+    sent: u64,
+    back: u64,
+}
+
+impl Crowd {
+    pub fn new() -> Self {
+        let listen = || {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            rustix::net::listen(&listener, BACKLOG).unwrap();
+            listener
+        };
+        let (cloud, service) = (listen(), listen());
+        service.set_nonblocking(true).unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let listener = EventData::new_u64(LISTENER);
+        epoll::add(&epoll, &service, listener, EventFlags::IN).unwrap();
+        let events = Vec::with_capacity(256);
+        let (tunnels, locals) = (Vec::new(), Vec::new());
+        Crowd { epoll, events, cloud, service, tunnels, locals, sent: 0, back: 0 }
+    }
+
+    /// Where tunnels connect to, and where the echo is.
+    pub fn ports(&self) -> [u16; 2] {
+        [&self.cloud, &self.service].map(|listener| listener.local_addr().unwrap().port())
+    }
+
+    /// Takes on as many tunnels, their WebSockets open.
+    pub fn accept(&mut self, count: usize, tls: Option<&TlsAcceptor>) {
+        for _ in 0..count {
+            let stream = Link::tunnel(&self.cloud, tls).into_stream();
+            self.watch(stream.tcp(), self.tunnels.len() as u64);
+            let sessions = Default::default();
+            self.tunnels.push(Tunnel {
+                stream,
+                received: Vec::new(),
+                unsent: Vec::new(),
+                sessions,
+            });
+        }
+    }
+
+    fn watch(&self, stream: impl AsFd, name: u64) {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+        epoll::add(&self.epoll, stream, EventData::new_u64(name), flags).unwrap();
+    }
+
+    /// Opens all sessions of all tunnels.
+    pub fn open(&mut self) {
+        for tunnel in &mut self.tunnels {
+            for id in 0..SESSIONS {
+                let header = format!(
+                    r#"{{"frame_type":2,"frame_id":{id},"session_id":"s{id}","service_type":"{SERVICE}"}}"#
+                );
+                tunnel.send(&message(&header, &[]));
+            }
+        }
+        let all_open =
+            |crowd: &Crowd| crowd.tunnels.iter().all(|t| t.sessions.iter().all(|s| s.open));
+        self.run_until("sessions open", all_open);
+    }
+
+    /// Sends as much through each session and waits until all of it is back.
+    pub fn echo(&mut self, bytes: usize) {
+        for session in 0..self.len() {
+            self.send(session, bytes);
+        }
+        self.settle();
+    }
+
+    /// Waits until all that was sent is back.
+    pub fn settle(&mut self) {
+        self.run_until("all bytes back", |crowd| crowd.back == crowd.sent);
+    }
+
+    /// Sends a message of `bytes` through each session each `period`, evenly spread over it:
+    /// how many bytes came back meanwhile.
+    pub fn load(&mut self, bytes: usize, period: Duration, time: Duration) -> u64 {
+        let (began, before) = (Instant::now(), self.back);
+        let gap = period / self.len() as u32;
+        for n in 0.. {
+            let due = gap * n;
+            if due >= time {
+                break;
+            }
+            self.run(began + due);
+            self.send(n as usize % self.len(), bytes);
+        }
+        self.run(began + time);
+        self.back - before
+    }
+
+    /// How many sessions there are.
+    fn len(&self) -> usize {
+        self.tunnels.len() * SESSIONS
+    }
+
+    /// Neighbours in this numbering belong to different tunnels.
+    fn send(&mut self, session: usize, bytes: usize) {
+        let (tunnel, id) = (session % self.tunnels.len(), session / self.tunnels.len());
+        let seed = tunnel as u64 + id as u64;
+        self.sent += bytes as u64;
+        let tunnel = &mut self.tunnels[tunnel];
+        let start = tunnel.sessions[id].sent;
+        let end = start + bytes as u64;
+        tunnel.sessions[id].sent = end;
+        for at in (start..end).step_by(PAYLOAD) {
+            let part = at..end.min(at + PAYLOAD as u64);
+            let payload: Vec<u8> = part.map(|at| pattern(seed, at)).collect();
+            tunnel.send(&message(&data_header(id), &payload));
+        }
+    }
+
+    fn run_until(&mut self, what: &str, is_so: impl Fn(&Crowd) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+            self.turn(Instant::now() + Duration::from_millis(10));
+        }
+    }
+
+    /// Answers pings, echoes, compares.
+    pub fn run(&mut self, until: Instant) {
+        while Instant::now() < until {
+            self.turn(until);
+        }
+    }
+
+    fn turn(&mut self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ };
+        let mut events = std::mem::take(&mut self.events);
+        epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)).unwrap();
+        for event in events.drain(..) {
+            let name = event.data.u64();
+            let Some(local) = name.checked_sub(self.tunnels.len() as u64) else {
+                let tunnel = &mut self.tunnels[name as usize];
+                self.back += tunnel.receive(name);
+                tunnel.flush();
+                continue;
+            };
+            match name {
+                LISTENER => self.accept_locals(),
+                _ => self.locals[local as usize].echo(),
+            }
+        }
+        self.events = events;
+    }
+
+    fn accept_locals(&mut self) {
+        while let Ok((stream, _)) = self.service.accept() {
+            stream.set_nonblocking(true).unwrap();
+            stream.set_nodelay(true).unwrap();
+            self.watch(&stream, (self.tunnels.len() + self.locals.len()) as u64);
+            self.locals.push(Local { stream, unsent: Vec::new() });
+        }
+    }
+}
+
+impl Tunnel {
+    fn send(&mut self, bytes: &[u8]) {
+        self.unsent.extend(bytes);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while !self.unsent.is_empty() {
+            let Some(length) = self.stream.write(&self.unsent) else { return };
+            self.unsent.drain(..length);
+        }
+    }
+
+    /// Takes what has come: how many bytes of sessions.
+    fn receive(&mut self, number: u64) -> u64 {
+        let mut chunk = [0; 16 * 1024];
+        while let Some(length) = self.stream.read(&mut chunk) {
+            self.received.extend(&chunk[..length]);
+        }
+        let (mut at, mut back) = (0, 0);
+        while let Some((opcode, message)) = unmask(&mut self.received, at) {
+            at = message.end;
+            let message = &self.received[message];
+            match opcode {
+                2 => {
+                    back += take(&mut self.sessions, number, message);
+                }
+                // A short message whole; a ping's answer has no mask.
+                9 => {
+                    self.unsent.extend([0x8a, message.len() as u8]);
+                    self.unsent.extend(message);
+                }
+                _ => panic!("tunnel {number}: opcode {opcode}"),
+            }
+        }
+        self.received.drain(..at);
+        back
+    }
+}
+
+/// A tunnel frame: how many bytes of sessions it holds.
+fn take(sessions: &mut [Session], tunnel: u64, message: &[u8]) -> u64 {
+    let (length, rest) = message.split_first_chunk().expect("a length");
+    let (header, payload) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
+    let header: serde_json::Value = serde_json::from_slice(header).expect("a header in JSON");
+    let id = header["session_id"].as_str().and_then(|id| id.strip_prefix('s')?.parse().ok());
+    let id: usize = id.expect("a session's id");
+    let session = &mut sessions[id];
+    match header["frame_type"].as_u64() {
+        Some(1) => {
+            let answer: serde_json::Value = serde_json::from_slice(payload).unwrap();
+            assert_eq!(answer["code"], 0, "tunnel {tunnel}: {answer}");
+            session.open = true;
+            0
+        }
+        Some(4) => {
+            let expected = (session.back..).map(|at| pattern(tunnel + id as u64, at));
+            let same = payload.iter().copied().eq(expected.take(payload.len()));
+            assert!(same, "tunnel {tunnel}, session {id}: other bytes than were sent");
+            session.back += payload.len() as u64;
+            assert!(session.back <= session.sent, "tunnel {tunnel}: more than was sent");
+            payload.len() as u64
+        }
+        _ => panic!("tunnel {tunnel}: {header}"),
+    }
+}
+
+/// The byte of a session at a position: neighbouring sessions and positions have others.
+fn pattern(seed: u64, at: u64) -> u8 {
+    (at.wrapping_mul(7) + at / 251 + seed * 31) as u8
+}
+
+/// The client's WebSocket frame at a position, when it is whole: its opcode, and where its
+/// payload is, unmasked.
+fn unmask(bytes: &mut [u8], at: usize) -> Option<(u8, Range<usize>)> {
+    let [first, second, rest @ ..] = bytes.get(at..)? else { return None };
+    let (length, head) = match *second & 0x7f {
+        126 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), 4),
+        127 => panic!("a frame of 64 KiB or more"),
+        length => (usize::from(length), 2),
+    };
+    let opcode = *first & 0x0f;
+    let start = at + head + 4;
+    let (mask, payload) = bytes.get_mut(at + head..start + length)?.split_at_mut(4);
+    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
+    Some((opcode, start..start + length))
+}
+
+impl Local {
+    fn echo(&mut self) {
+        let mut chunk = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => panic!("the device has closed a connection to the echo"),
+                Ok(length) => self.unsent.extend(&chunk[..length]),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(length) => drop(self.unsent.drain(..length)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use native_tls::TlsAcceptor;
+use openssl::ssl::SslAcceptor;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::Timespec;
@@ -83,7 +83,7 @@ impl Crowd {
     }
 
     /// Takes on as many tunnels, their WebSockets open.
-    pub fn accept(&mut self, count: usize, tls: Option<&TlsAcceptor>) {
+    pub fn accept(&mut self, count: usize, tls: Option<&SslAcceptor>) {
         for _ in 0..count {
             let stream = Link::tunnel(&self.cloud, tls).into_stream();
             self.watch(stream.tcp(), self.tunnels.len() as u64);

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use aiot_tunnel::{
     ConnectParams, EventKind, Limits, Manager, Port, Security, Service, TlsConfig, Token, TunnelId,
 };
-use native_tls::{Identity, TlsAcceptor};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use serde_json::{json, Map};
 
@@ -141,8 +140,7 @@ type Column = Vec<(&'static str, f64)>;
 
 fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     let (certificate, key) = certificate::self_signed();
-    let identity = Identity::from_pkcs8(&certificate, &key).unwrap();
-    let acceptor = tls.then(|| TlsAcceptor::new(identity).unwrap());
+    let acceptor = tls.then(|| far::acceptor(&certificate, &key));
     let mut crowd = Crowd::new();
     let [cloud, service] = crowd.ports().map(|port| port.to_string());
     let mut arguments = vec!["device".to_owned(), count.to_string(), cloud, service];

@@ -6,6 +6,8 @@
 //! service the other; for round trips everything has the same one, so that what is measured is
 //! software and not the waking of an idle processor.
 
+#[path = "../../tests/common/certificate.rs"]
+mod certificate;
 mod far;
 mod local;
 mod process;
@@ -121,9 +123,9 @@ struct Sample {
 
 impl Bench {
     fn new(settings: Settings) -> Self {
-        let (acceptor, ca) = acceptor();
+        let (ca, key) = certificate::self_signed();
         let directory = std::env::temp_dir().join(format!("aiot-bench-{}.pem", std::process::id()));
-        std::fs::write(&directory, ca).unwrap();
+        std::fs::write(&directory, &ca).unwrap();
         let mut local = Process::role(&["local".into()]);
         let service = local.line().parse().expect("the service prints its port");
         let mut count = TcpStream::connect(("127.0.0.1", service)).unwrap();
@@ -131,7 +133,7 @@ impl Bench {
         Bench {
             settings,
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-            acceptor,
+            acceptor: far::acceptor(&ca, &key),
             ca: directory.to_str().unwrap().to_owned(),
             local,
             service,
@@ -500,35 +502,4 @@ fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
 fn median_of(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// TLS 1.3 with AES-128-GCM, as today's servers choose it, for `localhost`; and its CA.
-fn acceptor() -> (SslAcceptor, Vec<u8>) {
-    use openssl::{asn1, bn, ec, hash, nid, pkey, ssl, x509};
-    let group = ec::EcGroup::from_curve_name(nid::Nid::X9_62_PRIME256V1).unwrap();
-    let key = pkey::PKey::from_ec_key(ec::EcKey::generate(&group).unwrap()).unwrap();
-    let mut name = x509::X509Name::builder().unwrap();
-    name.append_entry_by_text("CN", "localhost").unwrap();
-    let name = name.build();
-    let mut certificate = x509::X509::builder().unwrap();
-    certificate.set_version(2).unwrap();
-    let serial = bn::BigNum::from_u32(1).unwrap();
-    certificate.set_serial_number(&asn1::Asn1Integer::from_bn(&serial).unwrap()).unwrap();
-    certificate.set_subject_name(&name).unwrap();
-    certificate.set_issuer_name(&name).unwrap();
-    certificate.set_pubkey(&key).unwrap();
-    certificate.set_not_before(&asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
-    certificate.set_not_after(&asn1::Asn1Time::days_from_now(2).unwrap()).unwrap();
-    let context = certificate.x509v3_context(None, None);
-    let names = x509::extension::SubjectAlternativeName::new().dns("localhost").build(&context);
-    certificate.append_extension(names.unwrap()).unwrap();
-    certificate
-        .append_extension(x509::extension::BasicConstraints::new().ca().build().unwrap())
-        .unwrap();
-    certificate.sign(&key, hash::MessageDigest::sha256()).unwrap();
-    let certificate = certificate.build();
-    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(ssl::SslMethod::tls_server()).unwrap();
-    acceptor.set_certificate(&certificate).unwrap();
-    acceptor.set_private_key(&key).unwrap();
-    (acceptor.build(), certificate.to_pem().unwrap())
 }

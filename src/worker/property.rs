@@ -524,7 +524,7 @@ impl<'a> World<'a> {
         let length = length.min(64 * 1024);
         let payload = self.next_content(id, length);
         let frame_id = self.frame_id();
-        let header = if frame_id % 2 == 0 {
+        let header = if frame_id.is_multiple_of(2) {
             format!(r#"{{"frame_type":4,"frame_id":{frame_id},"session_id":"s{id}"}}"#)
         } else {
             format!(

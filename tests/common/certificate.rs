@@ -1,4 +1,4 @@
-//! A throwaway certificate for 127.0.0.1 that is its own CA, in PEM.
+//! A throwaway certificate for this machine that is its own CA, in PEM.
 #![allow(dead_code)]
 
 use openssl::asn1::Asn1Time;
@@ -27,7 +27,8 @@ pub fn self_signed() -> (Vec<u8>, Vec<u8>) {
     builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
     builder.append_extension(BasicConstraints::new().ca().build().unwrap()).unwrap();
     let context = builder.x509v3_context(None, None);
-    let names = SubjectAlternativeName::new().ip("127.0.0.1").build(&context).unwrap();
+    let names =
+        SubjectAlternativeName::new().ip("127.0.0.1").dns("localhost").build(&context).unwrap();
     builder.append_extension(names).unwrap();
     builder.sign(&key, MessageDigest::sha256()).unwrap();
     let certificate = builder.build();

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use crate::cloud::frame::{Frame, FrameType, Malformed};
-use crate::cloud::tls::TlsStream;
+use crate::cloud::read_ahead::ReadAhead;
+use crate::cloud::tls::{TlsStream, MAX_RECORD};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
 use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
@@ -45,6 +46,8 @@ const LEAST_PROGRESS: u64 = 4096;
 pub(crate) struct Socket {
     tcp: TcpStream,
     patience: Option<Patience>,
+    /// What is written next has a continuation that follows at once.
+    more: bool,
 }
 
 struct Patience {
@@ -57,7 +60,7 @@ impl Socket {
     pub(crate) fn patient(tcp: TcpStream, deadline: Instant, stop: Arc<Waker>) -> io::Result<Self> {
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
-        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }) })
+        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }), more: false })
     }
 
     fn retry<T>(
@@ -103,7 +106,8 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.retry(true, |tcp| tcp.write(bytes))
+        let more = self.more;
+        self.retry(true, |tcp| sys::send(tcp, bytes, more))
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -116,14 +120,14 @@ pub(crate) type Head = (Zeroizing<Vec<u8>>, Vec<u8>);
 /// Plain or secured.
 pub(crate) enum Stream {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsStream<ReadAhead<Socket>>>),
 }
 
 impl Stream {
     fn socket(&self) -> &Socket {
         match self {
             Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_ref(),
+            Stream::Tls(tls) => tls.get_ref().get_ref(),
         }
     }
 
@@ -161,7 +165,7 @@ impl Stream {
         self.shut_down();
         let socket = match self {
             Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_mut(),
+            Stream::Tls(tls) => tls.get_mut().get_mut(),
         };
         if let Some(patience) = &mut socket.patience {
             patience.deadline = patience.deadline.min(Instant::now() + PARTING);
@@ -187,22 +191,24 @@ pub(crate) trait Wire: Read + Write {
     fn unsent(&self) -> usize;
     /// Ends the connection, telling the peer.
     fn shut_down(&mut self);
+    /// Gives back buffers that hold nothing.
+    fn shrink(&mut self) {}
 }
 
 impl Wire for Stream {
     fn end_patience(&mut self) {
         let socket = match self {
             Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_mut(),
+            Stream::Tls(tls) => tls.get_mut().get_mut(),
         };
         socket.patience = None;
     }
 
-    /// What was decrypted but not read.
+    /// What was decrypted or fetched, but not read.
     fn holds_bytes(&self) -> bool {
         match self {
             Stream::Plain(_) => false,
-            Stream::Tls(tls) => tls.has_buffered(),
+            Stream::Tls(tls) => tls.has_buffered() || tls.get_ref().holds_bytes(),
         }
     }
 
@@ -215,6 +221,12 @@ impl Wire for Stream {
             tls.shutdown();
         }
         let _ = self.socket().tcp.shutdown(Shutdown::Write);
+    }
+
+    fn shrink(&mut self) {
+        if let Stream::Tls(tls) = self {
+            tls.get_mut().shrink();
+        }
     }
 }
 
@@ -231,7 +243,10 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(tls) => tls.write(bytes),
+            Stream::Tls(tls) => {
+                tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
+                tls.write(bytes)
+            }
         }
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -271,6 +286,8 @@ pub(crate) struct Peer<W: Wire = Stream> {
     pinged: Instant,
     /// Whether messages may wait in `receiver` that the last pump left there.
     held: bool,
+    /// The last read found nothing.
+    dry: bool,
     /// Writing has failed. What the peer sent before is read to its end all the same.
     mute: bool,
     /// Bytes written so far.
@@ -341,6 +358,7 @@ impl<W: Wire> Peer<W> {
             heard: now,
             pinged: now,
             held: true,
+            dry: false,
             mute: false,
             written: 0,
             #[cfg(feature = "gateway")]
@@ -393,7 +411,7 @@ impl<W: Wire> Peer<W> {
 
     /// Whether there is something to pump without waiting for the socket.
     pub(crate) fn is_held(&self) -> bool {
-        self.reads() && (self.held || self.wire.holds_bytes())
+        self.reads() && (self.held || !self.dry && self.wire.holds_bytes())
     }
 
     #[cfg(feature = "gateway")]
@@ -430,14 +448,25 @@ impl<W: Wire> Peer<W> {
         if self.held || !self.reads() {
             return;
         }
-        match self.receiver.fill(&mut self.wire) {
-            Ok(0) => self.lose("end of stream"),
-            Ok(_) => {
-                self.heard = now;
-                self.held = true;
+        loop {
+            match self.receiver.fill(&mut self.wire) {
+                Ok(0) => self.lose("end of stream"),
+                Ok(_) => {
+                    self.heard = now;
+                    self.held = true;
+                    self.dry = false;
+                }
+                Err(e) if is_temporary(&e) => {
+                    // Whatever is fetched is of no use yet.
+                    self.dry = true;
+                    break;
+                }
+                Err(e) => self.lose(&e.to_string()),
             }
-            Err(e) if is_temporary(&e) => {}
-            Err(e) => self.lose(&e.to_string()),
+            // TLS gives one record at a time.
+            if !self.reads() || self.receiver.is_full() || !self.wire.holds_bytes() {
+                break;
+            }
         }
     }
 
@@ -499,9 +528,6 @@ impl<W: Wire> Peer<W> {
                 break;
             }
         }
-        if !self.held {
-            self.receiver.shrink();
-        }
     }
 
     /// Writes what the socket takes.
@@ -534,10 +560,7 @@ impl<W: Wire> Peer<W> {
                 Err(e) => return Err(e),
             }
         }
-        if self.sender.flush(&mut self.wire)? {
-            self.sender.shrink();
-        }
-        Ok(())
+        self.sender.flush(&mut self.wire).map(drop)
     }
 
     /// What it sent before its end may still wait for us: only reading tells that it is over.
@@ -618,6 +641,10 @@ impl<W: Wire> Peer<W> {
                 if now >= self.heard + DEAD_AFTER {
                     self.lose("silent for 90 s");
                 } else if now >= self.next_ping() {
+                    // Nothing came for a while.
+                    self.wire.shrink();
+                    self.receiver.shrink();
+                    self.sender.shrink();
                     self.sender.ping();
                     self.pinged = now;
                 }

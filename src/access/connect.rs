@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{Error, Result};
 use crate::cloud::frame::{SUBPROTOCOL, TOKEN_HEADER};
+use crate::cloud::read_ahead::ReadAhead;
 use crate::cloud::tls::{Handshake, TlsContext};
 use crate::cloud::websocket::Role;
 use crate::config::ConnectParams;
@@ -113,13 +114,15 @@ impl<'a> Connector<'a> {
         let connector = self.tls.connector().map_err(Error::Tls)?;
         let mut stream = match &connector {
             None => Stream::Plain(socket),
-            Some(connector) => match connector.connect(self.params.host(), socket) {
-                Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
-                Handshake::Failed(why) => return Err(Error::Tls(why)),
-                Handshake::Waits(_) => {
-                    return Err(Error::Tls("the handshake took too long".into()));
+            Some(connector) => {
+                match connector.connect(self.params.host(), ReadAhead::new(socket)) {
+                    Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
+                    Handshake::Failed(why) => return Err(Error::Tls(why)),
+                    Handshake::Waits(_) => {
+                        return Err(Error::Tls("the handshake took too long".into()));
+                    }
                 }
-            },
+            }
         };
         let key = generate_key();
         let request = request(self.params, &key, connector.is_some());

@@ -4,6 +4,7 @@ pub(crate) mod frame;
 mod open;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod property;
+pub(crate) mod read_ahead;
 pub(crate) mod tls;
 mod transport;
 pub(crate) mod websocket;

@@ -11,8 +11,9 @@ use tungstenite::handshake::machine::TryParse;
 use zeroize::Zeroizing;
 
 use super::frame::{SUBPROTOCOL, TOKEN_HEADER};
+use super::read_ahead::ReadAhead;
 use super::tls::{Connector, Handshake, TlsContext, TlsStream};
-use super::transport::{Socket, TlsSocket, Transport};
+use super::transport::{Socket, Transport};
 use super::websocket::{Receiver, Role, Sender};
 use super::Link;
 use crate::config::ConnectParams;
@@ -130,8 +131,8 @@ fn secure(
     tcp: TcpStream,
     wait: &impl Wait,
     deadline: Instant,
-) -> Result<TlsStream<TlsSocket>, OpenError> {
-    let mut handshake = connector.connect(host, TlsSocket::new(tcp));
+) -> Result<TlsStream<ReadAhead<Socket>>, OpenError> {
+    let mut handshake = connector.connect(host, ReadAhead::new(Socket::new(tcp)));
     loop {
         let mut middle = match handshake {
             Handshake::Done(stream) => return Ok(stream),
@@ -141,7 +142,7 @@ fn secure(
             }
         };
         // Its first flights fit the socket's buffer, so it is always the peer that is awaited.
-        let socket = middle.get_mut().socket_mut();
+        let socket = middle.get_mut().get_mut();
         wait.wait(socket.tcp().as_fd(), false, deadline)?;
         socket.arm();
         handshake = middle.go_on();

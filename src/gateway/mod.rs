@@ -36,6 +36,7 @@ use openssl::x509::X509;
 use parking_lot::Mutex;
 use tungstenite::http::StatusCode;
 
+use crate::cloud::read_ahead::ReadAhead;
 use crate::cloud::tls;
 use crate::cloud::websocket::Role;
 use crate::config::{Token, TunnelId};
@@ -445,7 +446,7 @@ impl Shared {
         let socket = Socket::patient(tcp, deadline, self.stop.clone())?;
         let mut stream = match &self.tls {
             None => Stream::Plain(socket),
-            Some(tls) => match tls.accept(socket).into() {
+            Some(tls) => match tls.accept(ReadAhead::new(socket)).into() {
                 tls::Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
                 tls::Handshake::Failed(why) => return Err(io::Error::other(why)),
                 tls::Handshake::Waits(_) => return Err(io::ErrorKind::TimedOut.into()),

@@ -20,6 +20,8 @@ use crate::config::ConnectParams;
 use crate::logging::{info, warn, Code};
 use crate::sys;
 
+/// Bytes in the kernel that are not on their way yet: two send buffers (docs/performance.md).
+const MAX_QUEUE: i32 = 256 * 1024;
 /// Longest head of an HTTP response.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -122,6 +124,7 @@ fn connect_one(
     wait.wait(connecting.as_fd(), true, deadline)?;
     let tcp = connecting.finish().map_err(refused)?;
     tcp.set_nodelay(true).map_err(refused)?;
+    sys::limit_queue(&tcp, MAX_QUEUE);
     Ok(tcp)
 }
 

@@ -99,16 +99,25 @@ pub(crate) fn send(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<u
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Lets the kernel queue about so many bytes that are not on their way yet; by itself it takes
+/// megabytes, before which a keystroke would wait on a slow link. A hint: a kernel that
+/// does not know it queues more.
+pub(crate) fn limit_queue(stream: &TcpStream, bytes: libc::c_int) {
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes);
+}
+
 /// Makes the socket's close a reset, which the peer cannot take for an orderly end.
 pub(crate) fn reset_on_close(stream: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let length = mem::size_of_val(&linger) as libc::socklen_t;
-    let value = std::ptr::from_ref(&linger).cast();
-    // SAFETY: SO_LINGER reads one `linger`, and `value` is one of this length. It fails for
-    // no open socket, and then nothing is changed.
-    unsafe {
-        libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, length)
-    };
+    // It fails for no open socket, and then nothing is changed.
+    set_option(stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+fn set_option<T>(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &T) {
+    let length = mem::size_of::<T>() as libc::socklen_t;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: the kernel reads `length` bytes of a live value and keeps none of them.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, value, length) };
 }
 
 /// Bytes that were written but that the peer's kernel has not acknowledged (`SIOCOUTQ`).

@@ -338,18 +338,23 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     /// [`READ`] bytes each, in however many reads.
     fn read_locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
         let Relay { link: Link { sender, .. }, table, scratch, order, first, left, .. } = self;
+        let (count, limit) = (ready.len(), table.limits.send_buffer);
+        let in_turn = (*first..*first + count).map(|index| index % count);
+        let is_bulk = |index: &usize| table.sessions[*index].is_bulk;
+        let in_turn = in_turn.filter(|index| ready[*index].read);
         order.clear();
-        order.extend((0..ready.len()).filter(|index| ready[*index].read));
+        order.extend(in_turn.clone().filter(|index| !is_bulk(index)));
+        order.extend(in_turn.filter(is_bulk));
         if order.is_empty() {
             return 0;
         }
         scratch.resize(READ, 0);
-        let (count, limit) = (ready.len(), table.limits.send_buffer);
-        order.sort_unstable_by_key(|index| {
-            (table.sessions[*index].is_bulk, (index + count - *first % count) % count)
-        });
         let mut read = 0;
-        let mut ended = Vec::new();
+        // In the table's order, so that those at the back can be taken out first.
+        let mut ended: Vec<(usize, Option<io::Error>)> = Vec::new();
+        let mut end = |index, error| {
+            ended.insert(ended.partition_point(|(other, _)| *other < index), (index, error))
+        };
         for &index in order.iter() {
             let Some(room @ 1..) = limit.checked_sub(sender.len()) else { break };
             let session = &mut table.sessions[index];
@@ -361,7 +366,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             let most = if takes_turns { *left } else { READ };
             let share = room.max(MAX_PAYLOAD_SENT).min(most);
             match outlet.read(&mut scratch[..share]) {
-                Ok(0) => ended.push((index, None)),
+                Ok(0) => end(index, None),
                 Ok(length) => {
                     for payload in scratch[..length].chunks(MAX_PAYLOAD_SENT) {
                         table.frame_id += 1;
@@ -378,11 +383,10 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => ended.push((index, Some(e))),
+                Err(e) => end(index, Some(e)),
             }
         }
-        ended.sort_unstable_by_key(|(index, _)| std::cmp::Reverse(*index));
-        for (index, error) in ended {
+        while let Some((index, error)) = ended.pop() {
             let session = &self.table.sessions[index];
             let message = match error {
                 None => format!("service {} closed the connection", session.service_type),

@@ -17,6 +17,9 @@ installed := $(DESTDIR)$(abspath $(PREFIX))
 # What the Link SDK's core defines, too. Weak in the static library, they give way to the core's.
 CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_portfile \
   g_aiot_sysdep_portfile
+# The shared library by itself, as it is installed: built together with the Rust library it would keep
+# what only Rust callers can reach, a fifth of its size.
+shared_library := $(CARGO) rustc --lib --crate-type cdylib
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
@@ -48,6 +51,7 @@ setup:
 build: setup
 	$(CARGO) build --release --features $(FEATURES)
 	$(weaken) target/release/libaiot_tunnel.a
+	$(shared_library) --release
 
 install:
 	@scripts/setup cargo-c
@@ -78,6 +82,7 @@ test: setup
 	rm -rf $(TEST_LOGS) && mkdir -p $(TEST_LOGS)
 	$(CARGO) test --features $(FEATURES)
 	$(CARGO) build --release --features $(FEATURES)
+	$(shared_library) --release
 	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
 	cmake --build $(CMAKE_DIR)
 	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
@@ -109,7 +114,8 @@ soak: setup
 	scripts/soak --duration $(DURATION)
 
 bench: c-demo
-	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json
+	$(shared_library) --profile release-small
+	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json $(OPTIONS)
 
 microbench:
 	$(CARGO) bench --bench codec -- $(if $(MICROBENCH),'$(MICROBENCH)')

@@ -119,7 +119,8 @@ impl Handle {
         self.command(id, Command::Delete)
     }
 
-    /// Ends [`Manager::run`]: it returns within 200 ms, even while a tunnel is connecting.
+    /// Ends [`Manager::run`]: it returns within 200 ms, even while a tunnel is connecting; with many
+    /// more than the default of 20 tunnels it takes 0.2 to 0.3 ms for each.
     /// Returns at once. Sticky: a `run` that comes later returns at once, too.
     pub fn stop(&self) {
         let mut ledger = self.0.ledger.lock();

@@ -15,6 +15,8 @@ mod reference;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use openssl::ssl::SslAcceptor;
@@ -229,6 +231,8 @@ impl Bench {
     }
 
     fn run(mut self) {
+        let machine = machine();
+        println!("{machine}\n");
         println!("{:<50} {:>10} {:>10} {:>9}  {:<10}", "", "device", "raw relay", "", "target");
         for tls in [false, true] {
             self.throughputs(tls);
@@ -244,9 +248,13 @@ impl Bench {
                 self.memory(tls);
             }
         }
+        if "library".contains(&self.settings.only) {
+            self.library();
+        }
         let _ = std::fs::remove_file(&self.ca);
         if let Some(file) = &self.settings.json {
-            let text = serde_json::to_string_pretty(&self.rows).unwrap();
+            let report = json!({ "machine": machine, "rows": self.rows });
+            let text = serde_json::to_string_pretty(&report).unwrap();
             std::fs::write(file, text).unwrap();
         }
     }
@@ -449,6 +457,23 @@ impl Bench {
         drop(device);
     }
 
+    /// What the shared library takes on a disk.
+    fn library(&mut self) {
+        let target = Path::new(&self.settings.demo).parent().and_then(Path::parent);
+        let target = target.map(Path::to_owned).unwrap_or_default();
+        let stripped = std::env::temp_dir().join(format!("aiot-bench-{}.so", std::process::id()));
+        for (profile, most) in [("release", 1024.0), ("release-small", 700.0)] {
+            let library = target.join(profile).join("libaiot_tunnel.so");
+            let strip =
+                Command::new("strip").arg("-s").arg(&library).arg("-o").arg(&stripped).status();
+            assert!(strip.is_ok_and(|status| status.success()), "strips {}", library.display());
+            let size = std::fs::metadata(&stripped).unwrap().len() as f64 / 1024.0;
+            let name = format!("stripped libaiot_tunnel.so, {profile}: KiB");
+            self.row(&name, size, None, None, Target::Most(most));
+        }
+        let _ = std::fs::remove_file(&stripped);
+    }
+
     fn row(&mut self, name: &str, ours: f64, raw: Option<f64>, ratio: Option<f64>, target: Target) {
         let cell = |value: Option<f64>| value.map_or(String::new(), figure);
         let verdict = match target {
@@ -462,6 +487,27 @@ impl Bench {
             "name": name.trim(), "device": ours, "raw": raw, "ratio": ratio, "target": verdict,
         }));
     }
+}
+
+/// Commit, processor, system and tools.
+fn machine() -> String {
+    let output = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        text.unwrap_or_default()
+    };
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let info = read("/proc/cpuinfo");
+    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
+    format!(
+        "commit {}; {} processor(s), {}; Linux {}; {}; {}",
+        output("git", &["describe", "--always", "--dirty"]),
+        info.matches("processor\t").count(),
+        model.unwrap_or("unknown").trim_start_matches(['\t', ':', ' ']),
+        read("/proc/sys/kernel/osrelease").trim(),
+        output("rustc", &["--version"]),
+        openssl::version::version(),
+    )
 }
 
 #[derive(Clone, Copy)]

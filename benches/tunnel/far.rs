@@ -173,12 +173,15 @@ impl Link {
         let header = format!(
             r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{service}"}}"#
         );
+        // A read that waits costs one system call, not three.
+        self.stream.tcp().set_nonblocking(false).unwrap();
         let began = Instant::now();
         self.send(&message(&header, &[]));
         while self.take_message().is_none() {
             self.fill(began + PATIENCE);
         }
         let took = began.elapsed();
+        self.stream.tcp().set_nonblocking(true).unwrap();
         self.send(&message(&data_header(id), &[what]));
         took
     }
@@ -275,7 +278,6 @@ impl Link {
             Framing::Tunnel { sessions, .. } => message(&data_header(sessions), &[7]),
         };
         let mut times = Vec::with_capacity(count);
-        // A read that waits costs one system call, not three.
         self.stream.tcp().set_nonblocking(false).unwrap();
         for _ in 0..count {
             let began = Instant::now();

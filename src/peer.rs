@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::cloud::frame::{Frame, FrameType, Malformed};
 use crate::cloud::read_ahead::ReadAhead;
-use crate::cloud::tls::{TlsStream, MAX_RECORD};
+use crate::cloud::tls::TlsStream;
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
 use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
@@ -29,6 +29,8 @@ const PARTING: Duration = Duration::from_secs(1);
 const MAX_PARTING: usize = 256 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// How often buffers that hold nothing are given back.
+const SHRINK_AFTER: Duration = Duration::from_secs(30);
 /// A window in which the lines about one source of trouble are counted.
 const COMPLAINTS_WINDOW: Duration = Duration::from_secs(30);
 /// How long a closing peer may take to answer.
@@ -46,8 +48,6 @@ const LEAST_PROGRESS: u64 = 4096;
 pub(crate) struct Socket {
     tcp: TcpStream,
     patience: Option<Patience>,
-    /// What is written next has a continuation that follows at once.
-    more: bool,
 }
 
 struct Patience {
@@ -60,7 +60,7 @@ impl Socket {
     pub(crate) fn patient(tcp: TcpStream, deadline: Instant, stop: Arc<Waker>) -> io::Result<Self> {
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
-        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }), more: false })
+        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }) })
     }
 
     fn retry<T>(
@@ -106,8 +106,7 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let more = self.more;
-        self.retry(true, |tcp| sys::send(tcp, bytes, more))
+        self.retry(true, |tcp| tcp.write(bytes))
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -243,10 +242,7 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(tls) => {
-                tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
-                tls.write(bytes)
-            }
+            Stream::Tls(tls) => tls.write(bytes),
         }
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -284,6 +280,7 @@ pub(crate) struct Peer<W: Wire = Stream> {
     life: Life,
     heard: Instant,
     pinged: Instant,
+    shrunk: Instant,
     /// Whether messages may wait in `receiver` that the last pump left there.
     held: bool,
     /// The last read found nothing.
@@ -357,6 +354,7 @@ impl<W: Wire> Peer<W> {
             life: Life::Open,
             heard: now,
             pinged: now,
+            shrunk: now,
             held: true,
             dry: false,
             mute: false,
@@ -535,7 +533,10 @@ impl<W: Wire> Peer<W> {
         if self.life != Life::Lost && !self.is_sent() {
             let before = self.greeting.len() + self.sender.len();
             let result = if self.mute { Ok(()) } else { self.write() };
-            self.written += (before - self.greeting.len() - self.sender.len()) as u64;
+            let written = before - self.greeting.len() - self.sender.len();
+            self.written += written as u64;
+            // TLS may have waited for room to go on reading.
+            self.dry &= written == 0;
             if let Err(e) = result {
                 self.fall_mute(&e.to_string());
             }
@@ -632,6 +633,13 @@ impl<W: Wire> Peer<W> {
     /// Pings and deadlines. `reads`: whether we read it at all; only then its silence counts.
     pub(crate) fn tick(&mut self, now: Instant, reads: bool) {
         self.throttle.tick(now);
+        // A peer that pings us is never pinged, so this has a time of its own.
+        if now >= self.shrunk + SHRINK_AFTER {
+            self.wire.shrink();
+            self.receiver.shrink();
+            self.sender.shrink();
+            self.shrunk = now;
+        }
         let life = self.life;
         match life {
             Life::Open => {
@@ -641,10 +649,6 @@ impl<W: Wire> Peer<W> {
                 if now >= self.heard + DEAD_AFTER {
                     self.lose("silent for 90 s");
                 } else if now >= self.next_ping() {
-                    // Nothing came for a while.
-                    self.wire.shrink();
-                    self.receiver.shrink();
-                    self.sender.shrink();
                     self.sender.ping();
                     self.pinged = now;
                 }

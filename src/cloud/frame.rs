@@ -261,9 +261,12 @@ impl Header<'_> {
 /// The header with the leading zeros of its frame id taken away, if that is what it has.
 fn without_leading_zeros(header: &str) -> Option<String> {
     const KEY: &str = "\"frame_id\"";
-    let after_key = header.find(KEY)? + KEY.len();
-    let colon = after_key + header[after_key..].find(|c: char| !c.is_ascii_whitespace())?;
-    let value = header[colon..].strip_prefix(':')?.trim_start();
+    // The same text may be a value before it is the key.
+    let (after_key, value) = header.match_indices(KEY).find_map(|(at, _)| {
+        let after_key = at + KEY.len();
+        let value = header[after_key..].trim_ascii_start().strip_prefix(':')?;
+        Some((after_key, value.trim_ascii_start()))
+    })?;
     let after_zeros = value.trim_start_matches('0');
     let has_more = after_zeros.starts_with(|c: char| c.is_ascii_digit());
     let zero = if has_more { "" } else { "0" };

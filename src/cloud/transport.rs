@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::read_ahead::ReadAhead;
-use super::tls::{TlsStream, MAX_RECORD};
+use super::tls::TlsStream;
 use super::ByteStream;
 use crate::sys;
 
@@ -15,13 +15,11 @@ pub(crate) struct Socket {
     tcp: TcpStream,
     written: u64,
     drained: bool,
-    /// What is written next has a continuation that follows at once.
-    more: bool,
 }
 
 impl Socket {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Socket { tcp, written: 0, drained: false, more: false }
+        Socket { tcp, written: 0, drained: false }
     }
 
     pub(crate) fn arm(&mut self) {
@@ -49,7 +47,7 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = sys::send(&self.tcp, bytes, self.more)?;
+        let written = self.tcp.write(bytes)?;
         self.written += written as u64;
         Ok(written)
     }
@@ -124,11 +122,7 @@ impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Transport::Plain(socket) => socket.write(bytes),
-            Transport::Tls(stream) => {
-                // One call writes one record. The kernel gathers them, and wakes the cloud once.
-                stream.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
-                stream.write(bytes)
-            }
+            Transport::Tls(stream) => stream.write(bytes),
         }
     }
     fn flush(&mut self) -> io::Result<()> {

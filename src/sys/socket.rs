@@ -90,15 +90,6 @@ pub(crate) fn send_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::R
     }
 }
 
-/// Writes as far as the socket takes it. With `more`, what follows at once travels along: the
-/// peer is not woken for this part alone.
-pub(crate) fn send(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
-    // SAFETY: the pointer and the length are those of a live slice, which send only reads.
-    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-}
-
 /// Lets the kernel queue about so many bytes that are not on their way yet; by itself it takes
 /// megabytes, before which a keystroke would wait on a slow link. A hint: a kernel that
 /// does not know it queues more.

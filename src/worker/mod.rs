@@ -320,6 +320,8 @@ impl Life {
                 }
             }
         };
+        // While a session stops the reading, `poll` does not say what there is to read.
+        relay.link.transport.arm();
         let (mut transport, closing) = relay.into_closing(Instant::now());
         transport.shutdown();
         *self.closing.borrow_mut() = closing;
@@ -342,14 +344,14 @@ impl Life {
     /// One wait, and everything that it found ready.
     fn turn(&self, relay: &mut TunnelRelay, set: &mut PollSet) -> Result<(), End> {
         let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
-        let backlog = !relay.link.sender.is_empty();
         let now = Instant::now();
+        let wants_room = relay.wants_room(now);
         let deadline = if relay.is_ready() { now } else { relay.deadline(now) };
 
         let table = &relay.table;
         set.clear();
         set.push(self.control.waker.as_fd(), true, false);
-        set.push(relay.link.transport.as_fd(), wants_cloud, backlog);
+        set.push(relay.link.transport.as_fd(), wants_cloud, wants_room);
         for session in &table.sessions {
             match &session.state {
                 State::Open(outlet) => {
@@ -370,6 +372,11 @@ impl Life {
         }
         if ready[1].read {
             relay.link.transport.arm();
+            relay.readable = true;
+        }
+        if ready[1].write {
+            relay.writable = true;
+            // TLS may have waited for it to go on reading.
             relay.readable = true;
         }
 

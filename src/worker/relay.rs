@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::session::{Closing, Local, Outlet, Session, State};
+use super::session::{Closing, Local, Outlet, Session, State, MAX_BATCH};
 use crate::cloud::frame::{
     self, lost, release, response, Frame, FrameType, HeaderTemplate, Malformed, MAX_PAYLOAD_SENT,
 };
@@ -20,6 +20,8 @@ use crate::sys::Ready;
 
 /// One read from a local service at most.
 const READ: usize = 15 * 4096;
+/// How long until a transport that has room and takes nothing is offered it again.
+const STUCK: Duration = Duration::from_millis(100);
 /// Session ids whose end the cloud knows of; data for them is late, not wrong.
 const REMEMBERED: usize = 256;
 
@@ -49,9 +51,13 @@ pub(crate) struct Relay<T: ByteStream, L: Local> {
     scratch: Vec<u8>,
     /// The sessions that are ready to be read, in the order of their reads.
     order: Vec<usize>,
-    /// The session whose turn it is to be read, and how many bytes it has left of it.
+    /// The busy session whose turn it is to be read, and how many bytes it has left of it.
     first: usize,
     left: usize,
+    /// The other session that is read first: the one for which there was no room the last time.
+    first_short: usize,
+    /// The others left no room for busy ones the last time.
+    starved: bool,
     /// The session whose full buffer stops the reading of the WebSocket.
     blocked: Option<usize>,
     /// The transport may have more to read than `poll` knows of.
@@ -60,6 +66,10 @@ pub(crate) struct Relay<T: ByteStream, L: Local> {
     undealt: bool,
     /// The last flush left bytes behind.
     backlog: bool,
+    /// `poll` found room in the transport.
+    pub(crate) writable: bool,
+    /// It took nothing all the same: until when it is not asked again.
+    stuck: Option<Instant>,
     /// Bytes that the cloud's kernel had acknowledged at the last ping, and had yet to.
     acknowledged: u64,
     unsent: usize,
@@ -117,10 +127,14 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             order: Vec::new(),
             first: 0,
             left: READ,
+            first_short: 0,
+            starved: false,
             blocked: None,
             readable: true,
             undealt: false,
             backlog: false,
+            writable: false,
+            stuck: None,
             acknowledged: 0,
             unsent: 0,
             closed: false,
@@ -145,10 +159,17 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         self.link.sender.len() < self.table.limits.send_buffer
     }
 
+    /// Whether to wait for room in the transport. Where there is room but TLS wants to read before it
+    /// writes, as in a renegotiation, that would return at once, again and again.
+    pub(crate) fn wants_room(&self, now: Instant) -> bool {
+        !self.link.sender.is_empty() && self.stuck.is_none_or(|until| now >= until)
+    }
+
     /// The nearest time at which [`tick`](Self::tick) has something to do.
     pub(crate) fn deadline(&self, now: Instant) -> Instant {
         let limits = &self.table.limits;
         let mut nearest = self.next_ping.min(self.last_heard + limits.pong_timeout);
+        nearest = self.stuck.map_or(nearest, |until| nearest.min(until));
         for session in &self.table.sessions {
             match (&session.state, session.blocked_since) {
                 (State::Dialing { deadline, .. }, _) => nearest = nearest.min(*deadline),
@@ -334,32 +355,48 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     }
 
     /// Reads the local services that are ready, as far as there is room. Those whose last read
-    /// was short go first: a keystroke does not wait for a file. The others take turns at
-    /// [`READ`] bytes each, in however many reads.
+    /// was short go first: a keystroke does not wait for a file. The busy ones take turns at
+    /// [`READ`] bytes each, in however many reads. Where there was no room for all, neither the
+    /// short ones at the back nor the busy ones wait again.
     fn read_locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
         let Relay { link: Link { sender, .. }, table, scratch, order, first, left, .. } = self;
         let (count, limit) = (ready.len(), table.limits.send_buffer);
-        let in_turn = (*first..*first + count).map(|index| index % count);
-        let is_bulk = |index: &usize| table.sessions[*index].is_bulk;
-        let in_turn = in_turn.filter(|index| ready[*index].read);
+        let is_bulk = |index: usize, table: &Table<L>| table.sessions[index].is_bulk;
+        let ready_from = |from: usize, bulk: bool| {
+            let in_turn = (from..from + count).map(move |index| index % count);
+            let table = &*table;
+            in_turn.filter(move |index| ready[*index].read && is_bulk(*index, table) == bulk)
+        };
         order.clear();
-        order.extend(in_turn.clone().filter(|index| !is_bulk(index)));
-        order.extend(in_turn.filter(is_bulk));
+        order.extend(ready_from(self.first_short, false));
+        let short = order.len();
+        order.extend(ready_from(*first, true));
         if order.is_empty() {
             return 0;
         }
+        if std::mem::take(&mut self.starved) {
+            order.rotate_left(short);
+        }
         scratch.resize(READ, 0);
-        let mut read = 0;
+        let (mut read, mut read_bulk) = (0, false);
         // In the table's order, so that those at the back can be taken out first.
         let mut ended: Vec<(usize, Option<io::Error>)> = Vec::new();
         let mut end = |index, error| {
             ended.insert(ended.partition_point(|(other, _)| *other < index), (index, error))
         };
-        for &index in order.iter() {
-            let Some(room @ 1..) = limit.checked_sub(sender.len()) else { break };
+        for (position, &index) in order.iter().enumerate() {
+            let Some(room @ 1..) = limit.checked_sub(sender.len()) else {
+                if !is_bulk(index, table) {
+                    self.first_short = index;
+                }
+                let left_out = &order[position..];
+                self.starved = !read_bulk && left_out.iter().any(|index| is_bulk(*index, table));
+                break;
+            };
             let session = &mut table.sessions[index];
             let State::Open(outlet) = &mut session.state else { continue };
             let takes_turns = session.is_bulk;
+            read_bulk |= takes_turns;
             if takes_turns && index != *first {
                 (*first, *left) = (index, READ);
             }
@@ -374,7 +411,8 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                         sender.binary(&table.header, payload);
                     }
                     read += length;
-                    session.is_bulk = length > MAX_PAYLOAD_SENT.min(limit / 32);
+                    // One that was cut short had more.
+                    session.is_bulk = length == share || length > MAX_PAYLOAD_SENT.min(limit / 32);
                     if takes_turns {
                         *left -= length;
                         if length < share || *left == 0 {
@@ -404,6 +442,8 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         // The kernel's buffer was full and has room again: the cloud takes bytes, so it lives,
         // though its pong may stand far behind what it sends, or our ping behind what we send.
         let left = self.link.sender.len();
+        let is_stuck = std::mem::take(&mut self.writable) && left > 0 && left == before;
+        self.stuck = is_stuck.then(|| now + STUCK);
         if std::mem::replace(&mut self.backlog, left > 0) && left < before {
             self.last_heard = now;
         }
@@ -418,6 +458,8 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         let limits = &self.table.limits;
         self.next_ping = now + limits.ping_interval;
         debug!(Code::Tunnel, "websocket {} ping", self.table.id);
+        // Before the ping stands in it.
+        self.link.sender.shrink();
         if self.link.sender.len() < 2 * limits.send_buffer {
             self.link.sender.ping();
         }
@@ -431,8 +473,10 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
         (self.acknowledged, self.unsent) = (acknowledged, unsent);
         self.link.transport.shrink();
         self.link.receiver.shrink();
-        self.link.sender.shrink();
         self.scratch = Vec::new();
+        for session in &mut self.table.sessions {
+            session.batch.shrink_to_fit();
+        }
         self.table.forgive();
     }
 
@@ -538,7 +582,8 @@ impl<L: Local> Table<L> {
             return Step::Done;
         }
         let waiting = session.waiting();
-        if waiting > 0 && waiting + length > self.limits.session_buffer {
+        let is_full = waiting > 0 && waiting + length > self.limits.session_buffer;
+        if is_full || session.batch.len() == MAX_BATCH {
             return Step::Flush(index);
         }
         match at {

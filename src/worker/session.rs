@@ -12,6 +12,8 @@ use crate::sys;
 
 /// Slices of one write.
 const MAX_SLICES: usize = 128;
+/// Payloads of one turn before they are handed over: a cloud's frames may be of one byte each.
+pub(crate) const MAX_BATCH: usize = 4 * MAX_SLICES;
 /// By how much a session's parked bytes grow.
 const GROWTH: usize = 64 * 1024;
 /// How often a closed session looks whether the local service's kernel has taken everything.
@@ -85,7 +87,7 @@ pub(crate) struct Session<L: Local> {
     pub(crate) parked: Parked,
     /// Since when a full buffer stops the whole tunnel.
     pub(crate) blocked_since: Option<Instant>,
-    /// Its last read brought more than a frame.
+    /// Its last read brought more than a frame, or was cut short.
     pub(crate) is_bulk: bool,
     /// The cloud has released it while it was dialing: it is closed once its bytes are handed on.
     pub(crate) released: bool,

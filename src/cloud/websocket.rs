@@ -457,6 +457,12 @@ impl Sender {
         Ok(true)
     }
 
+    /// Bytes that the buffer takes.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Gives the buffer back when nothing waits in it.
     pub(crate) fn shrink(&mut self) {
         if self.is_empty() {

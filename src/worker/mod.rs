@@ -7,6 +7,8 @@ pub(crate) mod property;
 mod relay;
 mod retry;
 mod session;
+#[cfg(test)]
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::io;

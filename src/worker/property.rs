@@ -59,19 +59,19 @@ fn assert_content(what: &str, salt: usize, at: usize, bytes: &[u8]) {
 
 /// The WebSocket's byte stream.
 #[derive(Default)]
-struct Wire {
+pub(super) struct Wire {
     to_device: Vec<u8>,
     read: usize,
     /// How far the device may read.
-    arrived: usize,
+    pub(super) arrived: usize,
     closed: bool,
     from_device: Vec<u8>,
     /// Bytes that the cloud takes.
-    takes: usize,
+    pub(super) takes: usize,
 }
 
 #[derive(Clone, Default)]
-struct Transport(Rc<RefCell<Wire>>);
+pub(super) struct Transport(pub(super) Rc<RefCell<Wire>>);
 
 impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -115,27 +115,27 @@ impl ByteStream for Transport {
 }
 
 /// The far end of one local connection.
-struct Peer {
+pub(super) struct Peer {
     session: usize,
     /// `None` while the connect is under way.
     connected: Option<Result<(), ErrorKind>>,
     /// The how manieth of its session's that was opened.
     opened: Option<usize>,
-    received: Vec<u8>,
+    pub(super) received: Vec<u8>,
     /// Bytes that it takes.
-    takes: usize,
+    pub(super) takes: usize,
     write_error: Option<ErrorKind>,
     /// Bytes that it has sent, and how many of them were read.
-    sent: usize,
-    read: usize,
-    end: Option<Result<(), ErrorKind>>,
+    pub(super) sent: usize,
+    pub(super) read: usize,
+    pub(super) end: Option<Result<(), ErrorKind>>,
     /// Whether it did what ends a session early.
     spoiled: bool,
     /// The device lets the stream end in a reset.
     aborted: bool,
 }
 
-type Shared = Rc<RefCell<Peer>>;
+pub(super) type Shared = Rc<RefCell<Peer>>;
 
 impl Peer {
     fn is_readable(&self) -> bool {
@@ -143,7 +143,7 @@ impl Peer {
     }
 }
 
-struct Stream {
+pub(super) struct Stream {
     peer: Shared,
     salt: usize,
 }
@@ -201,22 +201,22 @@ impl LocalStream for Stream {
 
 /// What the next connect to a session's service leads to.
 #[derive(Clone, Copy, PartialEq)]
-enum Answer {
+pub(super) enum Answer {
     AtOnce,
     Later,
     Refused,
     NoSocket,
 }
 
-struct Side {
-    peers: Vec<Shared>,
+pub(super) struct Side {
+    pub(super) peers: Vec<Shared>,
     answers: [Answer; IDS],
     /// How many streams each session's service has opened.
     opened: [usize; IDS],
 }
 
 #[derive(Clone)]
-struct Backend(Rc<RefCell<Side>>);
+pub(super) struct Backend(pub(super) Rc<RefCell<Side>>);
 
 impl Local for Backend {
     type Dial = Shared;
@@ -285,14 +285,14 @@ struct Told {
     lost: bool,
 }
 
-struct World<'a> {
-    input: &'a [u8],
-    limits: Limits,
+pub(super) struct World<'a> {
+    pub(super) input: &'a [u8],
+    pub(super) limits: Limits,
     began: Instant,
-    now: Instant,
-    wire: Transport,
-    side: Backend,
-    relay: Relay<Transport, Backend>,
+    pub(super) now: Instant,
+    pub(super) wire: Transport,
+    pub(super) side: Backend,
+    pub(super) relay: Relay<Transport, Backend>,
     told: [Told; IDS],
     next_frame: u64,
     /// Frame ids that must be answered, and whose they are.
@@ -300,13 +300,17 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(input: &'a [u8]) -> Self {
+    pub(super) fn new(input: &'a [u8]) -> Self {
         let limits = Limits {
             max_sessions: MAX_SESSIONS,
             session_buffer: 64 * 1024,
             send_buffer: 8 * 1024,
             ..Limits::default()
         };
+        World::with_limits(input, limits)
+    }
+
+    pub(super) fn with_limits(input: &'a [u8], limits: Limits) -> Self {
         let services: Services = (0..IDS)
             .map(|n| {
                 let port = Port::new(1).unwrap();
@@ -464,7 +468,7 @@ impl<'a> World<'a> {
     }
 
     /// What the worker does: sees what is ready, and lets the relay deal with it.
-    fn turn(&mut self, spurious: bool) -> Result<(), End> {
+    pub(super) fn turn(&mut self, spurious: bool) -> Result<(), End> {
         let (wants_cloud, wants_local) = (self.relay.wants_cloud(), self.relay.wants_local());
         self.relay.readable |= wants_cloud;
         let ready: Vec<Ready> = self
@@ -508,7 +512,7 @@ impl<'a> World<'a> {
         assert!(held <= 520 * 1024, "the receive buffer has {held} bytes");
     }
 
-    fn cloud_creates(&mut self) {
+    pub(super) fn cloud_creates(&mut self) {
         let (id, service) = (self.id(), self.argument());
         let frame_id = self.frame_id();
         let name = if service % 16 == 15 { "nope".to_owned() } else { format!("v{id}") };
@@ -520,7 +524,7 @@ impl<'a> World<'a> {
         self.frame(&header, &[]);
     }
 
-    fn cloud_sends(&mut self, id: usize, length: usize) {
+    pub(super) fn cloud_sends(&mut self, id: usize, length: usize) {
         let length = length.min(64 * 1024);
         let payload = self.next_content(id, length);
         let frame_id = self.frame_id();

@@ -824,6 +824,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_heard_all_the_time_has_its_buffers_given_back_all_the_same() {
+        let start = Instant::now();
+        let pong = [0x8a, 0];
+        let mut peer = peer(&pong, start);
+        let now = start + SHRINK_AFTER;
+        peer.pump(start, |_, _| true);
+        peer.receive(now);
+        peer.pump(now, |_, _| true);
+        assert!(peer.heard == now && peer.receiver.capacity() > 0);
+        peer.tick(now, true);
+        assert_eq!(peer.receiver.capacity(), 0);
+        assert!(peer.is_sent(), "it is pinged");
+    }
+
+    #[test]
     fn complaints_are_written_again_in_a_new_window() {
         let start = Instant::now();
         let mut throttle = Throttle::default();

@@ -453,6 +453,14 @@ mod tests {
                 let bytes = message(&header, b"");
                 let frame = Frame::parse(&bytes).unwrap();
                 assert_eq!((frame.frame_id, &*frame.session_id), (Some(id), "s"));
+                // The same text as a value is not the key.
+                let named = format!(
+                    r#"{{"session_id":{space}"frame_id","frame_type":4,"frame_id":{text}}}"#
+                );
+                let bytes = message(&named, b"");
+                let frame = Frame::parse(&bytes).unwrap();
+                assert_eq!((frame.frame_id, &*frame.session_id), (Some(id), "frame_id"));
+                scan_agrees(named.as_bytes());
             }
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::relay::{End, Relay};
-use super::session::{Local, LocalStream, State};
+use super::session::{Local, LocalStream, State, MAX_BATCH};
 use crate::cloud::websocket::{Receiver, Role, Sender};
 use crate::cloud::{ByteStream, Link};
 use crate::config::{Limits, Port, Service, Services, TunnelId};
@@ -471,6 +471,8 @@ impl<'a> World<'a> {
     pub(super) fn turn(&mut self, spurious: bool) -> Result<(), End> {
         let (wants_cloud, wants_local) = (self.relay.wants_cloud(), self.relay.wants_local());
         self.relay.readable |= wants_cloud;
+        let has_room = spurious || self.wire.0.borrow().takes > 0;
+        self.relay.writable = self.relay.wants_room(self.now) && has_room;
         let ready: Vec<Ready> = self
             .relay
             .table
@@ -500,6 +502,7 @@ impl<'a> World<'a> {
         assert!(table.sessions.iter().filter(|session| !session.released).count() <= MAX_SESSIONS);
         // A batch points into the receive buffer, which the next turn may move or give back.
         assert!(table.sessions.iter().all(|session| session.batch.is_empty()));
+        assert!(table.sessions.iter().all(|session| session.batch.capacity() <= MAX_BATCH));
         assert!(table.sessions.len() + table.closing.len() <= MAX_SESSIONS * 3 / 2);
         let parked = table.sessions.iter().map(|session| session.parked.len());
         let parked = parked.chain(table.closing.iter().map(|closing| closing.parked.len()));

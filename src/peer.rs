@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::cloud::frame::{Frame, FrameType, Malformed};
 use crate::cloud::read_ahead::ReadAhead;
-use crate::cloud::tls::TlsStream;
+use crate::cloud::tls::{TlsStream, MAX_RECORD};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
 use crate::logging::Complaints;
 use crate::sys::{self, poll, PollFd, Waker};
@@ -48,6 +48,8 @@ const LEAST_PROGRESS: u64 = 4096;
 pub(crate) struct Socket {
     tcp: TcpStream,
     patience: Option<Patience>,
+    /// What is written next has a continuation that follows at once.
+    more: bool,
 }
 
 struct Patience {
@@ -60,7 +62,7 @@ impl Socket {
     pub(crate) fn patient(tcp: TcpStream, deadline: Instant, stop: Arc<Waker>) -> io::Result<Self> {
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
-        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }) })
+        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }), more: false })
     }
 
     fn retry<T>(
@@ -106,9 +108,14 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.retry(true, |tcp| tcp.write(bytes))
+        let more = self.more;
+        self.retry(true, |tcp| sys::send(tcp, bytes, more))
     }
+    /// Of a record that had to wait, the rest goes with the next one, which may have been the last.
     fn flush(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.more) {
+            sys::push(&self.tcp);
+        }
         Ok(())
     }
 }
@@ -242,7 +249,10 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(tls) => tls.write(bytes),
+            Stream::Tls(tls) => {
+                tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
+                tls.write(bytes)
+            }
         }
     }
     fn flush(&mut self) -> io::Result<()> {

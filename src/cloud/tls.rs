@@ -21,6 +21,9 @@ use zeroize::Zeroizing;
 
 use crate::config::{ClientIdentity, Security, TlsConfig};
 
+/// Longest plain text of a record (RFC 8446, 5.1). One write makes one record.
+pub(crate) const MAX_RECORD: usize = 16 * 1024;
+
 /// A security setting and, once it is needed, the connector made from it. Shared by the
 /// workers: the root certificates are parsed and kept once, not once a tunnel.
 #[derive(Clone)]

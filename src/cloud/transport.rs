@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::read_ahead::ReadAhead;
-use super::tls::TlsStream;
+use super::tls::{TlsStream, MAX_RECORD};
 use super::ByteStream;
 use crate::sys;
 
@@ -15,11 +15,13 @@ pub(crate) struct Socket {
     tcp: TcpStream,
     written: u64,
     drained: bool,
+    /// What is written next has a continuation that follows at once.
+    more: bool,
 }
 
 impl Socket {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        Socket { tcp, written: 0, drained: false }
+        Socket { tcp, written: 0, drained: false, more: false }
     }
 
     pub(crate) fn arm(&mut self) {
@@ -47,11 +49,15 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.tcp.write(bytes)?;
+        let written = sys::send(&self.tcp, bytes, self.more)?;
         self.written += written as u64;
         Ok(written)
     }
+    /// Of a record that had to wait, the rest goes with the next one, which may have been the last.
     fn flush(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.more) {
+            sys::push(&self.tcp);
+        }
         Ok(())
     }
 }
@@ -122,10 +128,17 @@ impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Transport::Plain(socket) => socket.write(bytes),
-            Transport::Tls(stream) => stream.write(bytes),
+            Transport::Tls(stream) => {
+                // One call writes one record. The kernel gathers them, and wakes the cloud once.
+                stream.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
+                stream.write(bytes)
+            }
         }
     }
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Transport::Plain(socket) => socket.flush(),
+            Transport::Tls(stream) => stream.flush(),
+        }
     }
 }

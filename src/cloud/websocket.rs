@@ -454,6 +454,7 @@ impl Sender {
             }
         }
         (self.start, self.end) = (0, 0);
+        sink.flush()?;
         Ok(true)
     }
 
@@ -630,6 +631,31 @@ mod tests {
         let payload = vec![7; MAX_MESSAGE];
         let bytes = wire(&[(BINARY, &payload, true)]);
         assert_eq!(read(&bytes, 1000).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_sink_is_told_when_nothing_more_follows() {
+        /// Takes so many bytes, and counts how often it is flushed.
+        struct Sink(usize, usize);
+        impl Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let taken = bytes.len().min(self.0);
+                self.0 -= taken;
+                (taken > 0).then_some(taken).ok_or(io::ErrorKind::WouldBlock.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                self.1 += 1;
+                Ok(())
+            }
+        }
+        let mut sender = Sender::new(Role::Server);
+        sender.binary(&[1; 100], &[2; 100]);
+        let mut sink = Sink(50, 0);
+        assert!(!sender.flush(&mut sink).unwrap());
+        assert_eq!(sink.1, 0);
+        sink.0 = 1000;
+        assert!(sender.flush(&mut sink).unwrap());
+        assert_eq!(sink.1, 1);
     }
 
     proptest! {

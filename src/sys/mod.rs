@@ -7,5 +7,7 @@ mod waker;
 
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet, Ready};
-pub(crate) use socket::{connect, limit_queue, reset_on_close, send_vectored, unsent, Connecting};
+pub(crate) use socket::{
+    connect, limit_queue, push, reset_on_close, send, send_vectored, unsent, Connecting,
+};
 pub(crate) use waker::Waker;

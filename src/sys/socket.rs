@@ -90,6 +90,21 @@ pub(crate) fn send_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::R
     }
 }
 
+/// Writes as far as the socket takes it. With `more`, the kernel waits up to 200 ms for what
+/// follows, or for [`push`]: the peer is not woken for this part alone.
+pub(crate) fn send(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+    // SAFETY: the pointer and the length are those of a live slice, which send only reads.
+    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends on what waits for more: nothing follows.
+pub(crate) fn push(stream: &TcpStream) {
+    // To set it sends at once, though it is set already (tcp(7)).
+    let _ = stream.set_nodelay(true);
+}
+
 /// Lets the kernel queue about so many bytes that are not on their way yet; by itself it takes
 /// megabytes, before which a keystroke would wait on a slow link. A hint: a kernel that
 /// does not know it queues more.
@@ -120,5 +135,32 @@ pub(crate) fn unsent(stream: &TcpStream) -> usize {
         count as usize
     } else {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Bytes that the kernel holds back (`SIOCOUTQNSD`).
+    fn held_back(stream: &TcpStream) -> libc::c_int {
+        const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+        let mut count: libc::c_int = -1;
+        // SAFETY: the request writes one int, and `count` is one.
+        unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD as _, &mut count) };
+        count
+    }
+
+    #[test]
+    fn what_waits_for_more_is_sent_when_it_is_pushed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nodelay(true).unwrap();
+        assert_eq!(send(&stream, b"part", true).unwrap(), 4);
+        assert_eq!(held_back(&stream), 4);
+        push(&stream);
+        assert_eq!(held_back(&stream), 0);
     }
 }

@@ -20,8 +20,9 @@ use crate::config::ConnectParams;
 use crate::logging::{info, warn, Code};
 use crate::sys;
 
-/// Bytes in the kernel that are not on their way yet: two send buffers (docs/performance.md).
-const MAX_QUEUE: i32 = 256 * 1024;
+/// Bytes in the kernel that are not on their way yet: a millisecond of a fast link, ten seconds of a
+/// very slow one (docs/performance.md).
+const MAX_QUEUE: i32 = 128 * 1024;
 /// Longest head of an HTTP response.
 const MAX_HEAD: usize = 16 * 1024;
 

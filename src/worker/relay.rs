@@ -439,7 +439,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
     fn send(&mut self, now: Instant) -> Result<(), End> {
         let before = self.link.sender.len();
         let result = self.link.sender.flush(&mut self.link.transport);
-        // The kernel's buffer was full and has room again: the cloud takes bytes, so it lives,
+        // The kernel's queue was full and has room again: the cloud takes bytes, so it lives,
         // though its pong may stand far behind what it sends, or our ping behind what we send.
         let left = self.link.sender.len();
         let is_stuck = std::mem::take(&mut self.writable) && left > 0 && left == before;

@@ -295,6 +295,8 @@ pub(crate) struct Peer<W: Wire = Stream> {
     held: bool,
     /// The last read found nothing.
     dry: bool,
+    /// Nothing more comes, and why: it is lost when what came before is dealt with.
+    ended: Option<String>,
     /// Writing has failed. What the peer sent before is read to its end all the same.
     mute: bool,
     /// Bytes written so far.
@@ -367,6 +369,7 @@ impl<W: Wire> Peer<W> {
             shrunk: now,
             held: true,
             dry: false,
+            ended: None,
             mute: false,
             written: 0,
             #[cfg(feature = "gateway")]
@@ -458,7 +461,7 @@ impl<W: Wire> Peer<W> {
         }
         loop {
             match self.receiver.fill(&mut self.wire) {
-                Ok(0) => self.lose("end of stream"),
+                Ok(0) => self.ended = Some("end of stream".into()),
                 Ok(_) => {
                     self.heard = now;
                     self.held = true;
@@ -469,12 +472,23 @@ impl<W: Wire> Peer<W> {
                     self.dry = true;
                     break;
                 }
-                Err(e) => self.lose(&e.to_string()),
+                Err(e) => self.ended = Some(e.to_string()),
             }
             // TLS gives one record at a time.
-            if !self.reads() || self.receiver.is_full() || !self.wire.holds_bytes() {
+            if self.ended.is_some() || self.receiver.is_full() || !self.wire.holds_bytes() {
                 break;
             }
+        }
+        self.end();
+    }
+
+    /// Nothing is left of what came before the end.
+    fn end(&mut self) {
+        if self.held {
+            return;
+        }
+        if let Some(reason) = self.ended.take().filter(|_| self.reads()) {
+            self.lose(&reason);
         }
     }
 
@@ -536,6 +550,7 @@ impl<W: Wire> Peer<W> {
                 break;
             }
         }
+        self.end();
     }
 
     /// Writes what the socket takes.
@@ -813,6 +828,82 @@ mod tests {
             0
         }
         fn shut_down(&mut self) {}
+    }
+
+    /// TLS: its records and its end are fetched together, and read one by one.
+    struct Ahead(std::collections::VecDeque<io::Result<Vec<u8>>>);
+
+    impl Read for Ahead {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let record = self.0.pop_front().unwrap_or(Err(io::ErrorKind::WouldBlock.into()))?;
+            buffer[..record.len()].copy_from_slice(&record);
+            Ok(record.len())
+        }
+    }
+
+    impl Write for Ahead {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wire for Ahead {
+        fn end_patience(&mut self) {}
+        fn holds_bytes(&self) -> bool {
+            !self.0.is_empty()
+        }
+        fn unsent(&self) -> usize {
+            0
+        }
+        fn shut_down(&mut self) {}
+    }
+
+    #[test]
+    fn what_came_with_the_end_counts() {
+        let now = Instant::now();
+        let mut sender = Sender::new(Role::Server);
+        let mut record = |code: Option<u16>| {
+            match code {
+                Some(code) => sender.close(Some(code)),
+                None => sender.binary(b"\0\x10{\"frame_type\":4}", b"x"),
+            }
+            let mut bytes = Vec::new();
+            sender.flush(&mut bytes).unwrap();
+            bytes
+        };
+        let (data, close) = (record(None), record(Some(4001)));
+        for (end, reason) in
+            [(Ok(Vec::new()), "end of stream"), (Err(io::ErrorKind::ConnectionReset), "reset")]
+        {
+            let end = || end.clone().map_err(io::Error::from);
+            let wire = Ahead([Ok(data.clone()), Ok(data.clone()), end()].into());
+            let mut peer = Peer::new(wire, Role::Client, b"", now);
+            peer.pump(now, |_, _| true);
+            peer.receive(now);
+            assert!(peer.is_open() && peer.is_held());
+            let mut count = 0;
+            // Its owner may take one at a time.
+            while peer.is_held() {
+                peer.pump(now, |_, _| {
+                    count += 1;
+                    false
+                });
+            }
+            assert_eq!(count, 2);
+            assert!(peer.is_gone() && peer.reason().contains(reason), "{}", peer.reason());
+
+            // A close frame is the end that counts, and is answered.
+            let wire = Ahead([Ok(data.clone()), Ok(close.clone()), end()].into());
+            let mut peer = Peer::new(wire, Role::Client, b"", now);
+            peer.pump(now, |_, _| true);
+            peer.receive(now);
+            peer.pump(now, |_, _| true);
+            assert_eq!(peer.close_code, Some(4001));
+            assert!(!peer.is_sent() && !peer.is_gone() && !peer.is_held());
+        }
     }
 
     fn peer(said: &[u8], now: Instant) -> Peer<Full> {

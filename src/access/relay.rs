@@ -515,6 +515,7 @@ impl<'a> Relay<'a> {
             let lingers = |session: &Session| matches!(session.state, State::Lingering { .. });
             let check = self.sessions.values().any(lingers).then_some(now + LINGER_CHECK);
             let peer = self.peer.deadline().filter(|_| !self.peer.is_gone());
+            let peer = if self.peer.is_held() { Some(now) } else { peer };
             if poll(&mut fds, give_up.into_iter().chain(check).chain(peer).min()).is_err() {
                 return;
             }
@@ -524,7 +525,7 @@ impl<'a> Relay<'a> {
             if told {
                 (stopped, since) = (true, now);
             }
-            if readable {
+            if readable || self.peer.is_held() {
                 self.peer.receive(now);
             }
             self.peer.pump(now, |_, _| true);

@@ -105,6 +105,8 @@ struct Pipe {
     inbound: VecDeque<u8>,
     /// Most bytes of one read.
     chunk: usize,
+    /// As with TLS, what came is fetched already, be it an end.
+    ahead: bool,
     end: End,
     outbound: Vec<u8>,
     /// Bytes that it still takes.
@@ -165,7 +167,8 @@ impl Write for Line {
 impl Wire for Line {
     fn end_patience(&mut self) {}
     fn holds_bytes(&self) -> bool {
-        false
+        let pipe = self.0.borrow();
+        pipe.ahead && !(pipe.inbound.is_empty() && pipe.end == End::Not)
     }
     fn unsent(&self) -> usize {
         0
@@ -258,8 +261,9 @@ impl World {
         }
     }
 
-    fn connect(&mut self, side: Side, chunk: usize) {
-        let pipe = Pipe { chunk, room: usize::MAX, ..Pipe::default() };
+    fn connect(&mut self, side: Side, how: u8) {
+        let (chunk, ahead) = (CHUNKS[usize::from(how) % CHUNKS.len()], how >= 128);
+        let pipe = Pipe { chunk, ahead, room: usize::MAX, ..Pipe::default() };
         let pipe = Rc::new(RefCell::new(pipe));
         let peer = Peer::new(Line(pipe.clone()), Role::Server, b"", self.now);
         self.tunnel.join(side, peer.greet(GREETING.to_vec(), Box::new(())), self.now);
@@ -702,10 +706,10 @@ pub(crate) fn frames(data: &[u8]) {
         let device = world.pick(Side::Device, *which);
         match (operation % 16, client) {
             (0, _) if world.clients.len() < 12 => {
-                world.connect(Side::Device, CHUNKS[usize::from(*how) % CHUNKS.len()]);
+                world.connect(Side::Device, *how);
             }
             (1, _) if world.clients.len() < 12 => {
-                world.connect(Side::Access, CHUNKS[usize::from(*how) % CHUNKS.len()]);
+                world.connect(Side::Access, *how);
             }
             (2, _) => access.map_or((), |access| world.create(access, *how == 255)),
             (3, _) => device.map_or((), |device| world.answer(device, *how, 0)),

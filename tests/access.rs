@@ -821,6 +821,27 @@ fn a_service_that_closes_is_an_orderly_end_in_the_real_devices_words() {
 }
 
 #[test]
+fn a_device_that_takes_its_leave_is_understood_with_tls_as_without() {
+    let pair = certificate::self_signed();
+    let config = aiot_tunnel::TlsConfig::new().with_ca_pem(&pair.0).unwrap();
+    let ca = Scratch::new("leave-ca", &pair.0);
+    let secure = Tunnel::new(gateway(Some(&pair)), Security::Tls(config));
+    for (tunnel, scheme, more) in
+        [(Tunnel::plain(), "ws", &[][..]), (secure, "wss", &["--ca", ca.0.to_str().unwrap()])]
+    {
+        let url = format!("{scheme}://{}", tunnel.gateway.local_addr());
+        let mut program = Program::access(&url, &[&["--stdio"], more].concat());
+        let mut stdin = program.stdin();
+        stdin.write_all(b"there and back").unwrap();
+        let mut echo = [0; 14];
+        program.child().stdout.as_mut().unwrap().read_exact(&mut echo).unwrap();
+        // Its last words and the end of the connection leave it together.
+        tunnel.handle.delete(&TunnelId::new("t1").unwrap()).unwrap();
+        program.fails_with("the tunnel is closed");
+    }
+}
+
+#[test]
 fn tls_works_with_the_right_ca_and_fails_with_a_wrong_one() {
     let pair = certificate::self_signed();
     let config = aiot_tunnel::TlsConfig::new().with_ca_pem(&pair.0).unwrap();

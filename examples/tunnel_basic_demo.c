@@ -32,6 +32,7 @@
 #define DEFAULT_SERVICE "_SSH"
 #define DEFAULT_QUEUE_KEY 1234
 #define MESSAGE_TYPE 1
+#define MAX_CA_LEN (1024 * 1024)
 
 /* How long to wait for the listen thread before it is woken once more. */
 #define WAKE_AGAIN_MS 20
@@ -262,23 +263,29 @@ static char *demo_read_file(const char *path, uint32_t *len)
 {
     FILE *file = fopen(path, "rb");
     char *text = NULL;
-    long size = -1;
+    size_t room = 0;
     size_t got = 0;
+    size_t part = 1;
 
     if (file == NULL) {
         return NULL;
     }
-    if (fseek(file, 0, SEEK_END) == 0) {
-        size = ftell(file);
-        rewind(file);
+    /* It may be a pipe, whose size nobody knows. */
+    while (part > 0 && got < MAX_CA_LEN) {
+        if (room - got < 2) {
+            char *grown = realloc(text, 2 * room + 4096);
+            if (grown == NULL) {
+                free(text);
+                fclose(file);
+                return NULL;
+            }
+            text = grown;
+            room = 2 * room + 4096;
+        }
+        part = fread(text + got, 1, room - got - 1, file);
+        got += part;
     }
-    if (size >= 0) {
-        text = malloc((size_t)size + 1);
-    }
-    if (text != NULL) {
-        got = fread(text, 1, (size_t)size, file);
-        text[got] = '\0';
-    }
+    text[got] = '\0';
     fclose(file);
     *len = (uint32_t)got;
     return text;

@@ -102,7 +102,9 @@ fn system(
 fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
-    context.set_options(SslOptions::NO_COMPRESSION);
+    // Renegotiation is of no use here, and a write that waits for it wants to read.
+    context
+        .set_options(SslOptions::ALL | SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
     context.set_cipher_list(
         "DEFAULT:!aNULL:!eNULL:!MD5:!3DES:!DES:!RC4:!IDEA:!SEED:!aDSS:!SRP:!PSK",
     )?;

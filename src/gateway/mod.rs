@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
-use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
 use parking_lot::Mutex;
 use tungstenite::http::StatusCode;
@@ -578,6 +578,7 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     };
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
+    acceptor.set_options(SslOptions::NO_RENEGOTIATION);
     acceptor.set_certificate(own).map_err(invalid)?;
     for certificate in others {
         acceptor.add_extra_chain_cert(certificate.clone()).map_err(invalid)?;

@@ -123,6 +123,31 @@ fn names_and_addresses_are_verified_with_and_without_sni() {
     }
 }
 
+#[test]
+fn a_device_shows_its_certificate_with_the_chain_up_to_a_root() {
+    let authority = Authority::new();
+    let intermediate = authority.intermediate();
+    let (own, key) = intermediate.certificate_and_key("device");
+    let (own, key) = (own.to_pem().unwrap(), key.private_key_to_pem_pkcs8().unwrap());
+    let chain = [own.clone(), intermediate.pem()].concat();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        for (shown, good) in [(&chain, true), (&own, false)] {
+            let mut acceptor = acceptor(&authority, "127.0.0.1");
+            acceptor.clear_options(SslOptions::NO_TLSV1_3);
+            acceptor.set_max_proto_version(Some(version)).unwrap();
+            acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+            acceptor.cert_store_mut().add_cert(X509::from_pem(&authority.pem()).unwrap()).unwrap();
+            let config = trusting(&authority).with_client_pem(shown, &key).unwrap();
+            let running = Running::start(secured(config));
+            running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
+            let result = handshake(&acceptor.build(), &listener);
+            assert_eq!(result.is_ok(), good, "{version:?}: {result:?}");
+        }
+    }
+}
+
 /// Whether a ClientHello has the extension server_name, number 0.
 fn sni_of(record: &[u8]) -> bool {
     let number = |at: usize| usize::from(u16::from_be_bytes([record[at], record[at + 1]]));

@@ -295,6 +295,13 @@ impl Authority {
         Authority { key, certificate }
     }
 
+    /// An intermediate CA that this one has certified.
+    pub fn intermediate(&self) -> Self {
+        let key = new_key();
+        let certificate = certify(&key, "test intermediate CA", Some(self), None, 1);
+        Authority { key, certificate }
+    }
+
     pub fn pem(&self) -> Vec<u8> {
         self.certificate.to_pem().unwrap()
     }
@@ -356,7 +363,7 @@ fn certify(
     let time = |offset: i64| Asn1Time::from_unix(now + offset * 86_400).unwrap();
     builder.set_not_before(&time(days.min(0) - 1)).unwrap();
     builder.set_not_after(&time(days)).unwrap();
-    if issuer.is_none() {
+    if host.is_none() {
         let constraints = BasicConstraints::new().critical().ca().build().unwrap();
         builder.append_extension(constraints).unwrap();
     }

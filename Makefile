@@ -18,8 +18,13 @@ installed := $(DESTDIR)$(abspath $(PREFIX))
 CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_portfile \
   g_aiot_sysdep_portfile
 # The shared library by itself, as it is installed: built together with the Rust library it would keep
-# what only Rust callers can reach, a fifth of its size.
-shared_library := $(CARGO) rustc --lib --crate-type cdylib
+# what only Rust callers can reach, a fifth of its size. In a directory of its own, for the two builds would
+# take each other's files for stale.
+define shared_library
+	$(CARGO) rustc --lib --crate-type cdylib --profile $(1) --target-dir target/shared
+	@mkdir -p target/$(1)
+	ln -f target/shared/$(1)/libaiot_tunnel.so target/$(1)/libaiot_tunnel.so
+endef
 weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
@@ -48,10 +53,12 @@ help:
 setup:
 	@scripts/setup
 
+# The static library is not weakened in place: cargo has a link to it, and would build it again.
 build: setup
 	$(CARGO) build --release --features $(FEATURES)
-	$(weaken) target/release/libaiot_tunnel.a
-	$(shared_library) --release
+	$(weaken) target/release/libaiot_tunnel.a target/release/weakened.a
+	mv -f target/release/weakened.a target/release/libaiot_tunnel.a
+	$(call shared_library,release)
 
 install:
 	@scripts/setup cargo-c
@@ -82,7 +89,7 @@ test: setup
 	rm -rf $(TEST_LOGS) && mkdir -p $(TEST_LOGS)
 	$(CARGO) test --features $(FEATURES)
 	$(CARGO) build --release --features $(FEATURES)
-	$(shared_library) --release
+	$(call shared_library,release)
 	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
 	cmake --build $(CMAKE_DIR)
 	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
@@ -114,7 +121,7 @@ soak: setup
 	scripts/soak --duration $(DURATION)
 
 bench: c-demo
-	$(shared_library) --profile release-small
+	$(call shared_library,release-small)
 	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json $(OPTIONS)
 
 microbench:

@@ -123,12 +123,14 @@ impl Ends {
             thread::sleep(window);
             let bytes = so_far() - bytes;
             let (used, seconds) = (cpu().zip(used).map(|(b, a)| b - a), began.elapsed());
-            assert_eq!(self.ask(local::BUSY), connections as u64, "a connection was lost");
+            let busy = self.ask(local::BUSY);
             for stream in &streams {
                 // Closed with a reset: a sender whom we have stopped reading would not notice else.
                 set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
                 let _ = stream.shutdown(Shutdown::Both);
             }
+            // Not before, for the threads would be waited for, and they would never end.
+            assert_eq!(busy, connections as u64, "a connection was lost");
             (bytes as f64, used, seconds.as_secs_f64())
         });
         drop(streams);

@@ -35,7 +35,7 @@ use memory::{wire, Rig};
 const PAYLOADS: [usize; 2] = [4096, 1];
 /// As long as the platform's.
 const SESSION: &str = "0f8c8a1e5d9b4c6fa1b2c3d4e5f60718";
-/// What the receiver's buffer holds.
+/// What comes in one turn; the receiver's buffer takes four times as much.
 const RECEIVED: usize = 128 * 1024;
 
 fn message(header: &str, payload: usize) -> Vec<u8> {

@@ -84,7 +84,7 @@ impl ByteStream for Transport {
     }
 }
 
-/// How much each local service has to say a turn, and the bytes that were read of them and written
+/// How much each local service has to say a read, and the bytes that were read of them and written
 /// to them.
 #[derive(Default)]
 struct Services {

@@ -13,7 +13,7 @@ use openssl::x509::X509;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use tungstenite::handshake::derive_accept_key;
 
-/// TLS 1.3 with AES-128-GCM, as today's servers choose it.
+/// TLS 1.3; with OpenSSL at both ends that is AES-256-GCM.
 pub fn acceptor(certificate: &[u8], key: &[u8]) -> SslAcceptor {
     let certificate = X509::from_pem(certificate).unwrap();
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
@@ -106,8 +106,11 @@ pub struct Link {
 
 impl Link {
     fn accept(listener: &TcpListener, tls: Option<&SslAcceptor>) -> Stream {
+        let comes = PollFd::new(listener, PollFlags::IN);
+        assert!(wait(&mut [comes], Instant::now() + PATIENCE), "nobody connects");
         let (tcp, _) = listener.accept().unwrap();
         tcp.set_nodelay(true).unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         let stream = match tls {
             None => Stream::Plain(tcp),
             Some(acceptor) => Stream::Tls(Box::new(acceptor.accept(tcp).unwrap())),
@@ -330,6 +333,8 @@ impl Link {
                     next = Instant::now() + BETWEEN_KEYS;
                 }
             }
+            let hangs = pressed.is_some_and(|at| at.elapsed() > PATIENCE);
+            assert!(!hangs, "a keystroke has no echo");
             if !moved {
                 let until = if pressed.is_some() { Instant::now() + PATIENCE } else { next };
                 wait(&mut [self.stream.poll_fd(true, written < out.len())], until);

@@ -90,7 +90,7 @@ struct Bench {
     settings: Settings,
     listener: TcpListener,
     acceptor: SslAcceptor,
-    /// The CA's file, which goes with the directory.
+    /// The CA's file.
     ca: String,
     local: Process,
     service: u16,
@@ -121,6 +121,12 @@ struct Sample {
     down: f64,
     up: f64,
     cpu: f64,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.ca);
+    }
 }
 
 impl Bench {
@@ -251,7 +257,6 @@ impl Bench {
         if "library".contains(&self.settings.only) {
             self.library();
         }
-        let _ = std::fs::remove_file(&self.ca);
         if let Some(file) = &self.settings.json {
             let report = json!({ "machine": machine, "rows": self.rows });
             let text = serde_json::to_string_pretty(&report).unwrap();
@@ -469,6 +474,10 @@ impl Bench {
         let stripped = std::env::temp_dir().join(format!("aiot-bench-{}.so", std::process::id()));
         for (profile, most) in [("release", 1024.0), ("release-small", 700.0)] {
             let library = target.join(profile).join("libaiot_tunnel.so");
+            if !library.exists() {
+                eprintln!("there is no {}: `make bench` builds it", library.display());
+                continue;
+            }
             let strip =
                 Command::new("strip").arg("-s").arg(&library).arg("-o").arg(&stripped).status();
             assert!(strip.is_ok_and(|status| status.success()), "strips {}", library.display());

@@ -5,6 +5,7 @@ mod open;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod property;
 pub(crate) mod read_ahead;
+pub(crate) mod stream;
 pub(crate) mod tls;
 mod transport;
 pub(crate) mod websocket;

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::frame::{SUBPROTOCOL, TOKEN_HEADER};
 use super::read_ahead::ReadAhead;
+use super::stream::Socket as _;
 use super::tls::{Connector, Handshake, TlsContext, TlsStream};
 use super::transport::{Socket, Transport};
 use super::websocket::{Receiver, Role, Sender};

@@ -325,7 +325,7 @@ impl Life {
         // While a session stops the reading, `poll` does not say what there is to read.
         relay.link.transport.arm();
         let (mut transport, closing) = relay.into_closing(Instant::now());
-        transport.shutdown();
+        transport.shut_down();
         *self.closing.borrow_mut() = closing;
         outcome
     }

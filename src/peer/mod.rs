@@ -1,38 +1,30 @@
 //! One WebSocket of the gateway or of the access side, after its handshake: a stream, what was
 //! received and what waits to be sent, keep-alive, and the orderly close.
 
+mod stream;
+mod throttle;
+
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use zeroize::Zeroizing;
-
 use crate::cloud::frame::{Frame, FrameType, Malformed};
-use crate::cloud::read_ahead::ReadAhead;
-use crate::cloud::tls::{TlsStream, MAX_RECORD};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
-use crate::logging::Complaints;
-use crate::sys::{self, poll, PollFd, Waker};
+use crate::sys::PollFd;
 
+pub(crate) use stream::{Socket, Stream};
+pub(crate) use throttle::Throttle;
+
+/// The target of this module's lines: the gateway's, whichever end runs.
+const TARGET: &str = "aiot_tunnel::gateway";
 /// Bytes that may wait for a peer before what feeds it is read no more.
 pub(crate) const FULL: usize = 256 * 1024;
 /// A peer that lets this much wait floods us with requests whose answers it does not read.
 const FLOODED: usize = 4 * FULL;
-/// Longest request or response head of a handshake.
-const MAX_HEAD: usize = 16 * 1024;
-/// How long, and for how many bytes, a refused client is heard out.
-#[cfg(feature = "gateway")]
-const PARTING: Duration = Duration::from_secs(1);
-#[cfg(feature = "gateway")]
-const MAX_PARTING: usize = 256 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
 /// How often buffers that hold nothing are given back.
 const SHRINK_AFTER: Duration = Duration::from_secs(30);
-/// A window in which the lines about one source of trouble are counted.
-const COMPLAINTS_WINDOW: Duration = Duration::from_secs(30);
 /// How long a closing peer may take to answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a close that is to lose nothing waits while none of its bytes gets through.
@@ -42,150 +34,6 @@ const LINGER: Duration = Duration::from_secs(10);
 /// its siblings up as one that takes nothing does.
 #[cfg(feature = "gateway")]
 const LEAST_PROGRESS: u64 = 4096;
-
-/// A non-blocking socket that can be made to wait: the handshakes are written as if it blocked,
-/// yet end at one deadline however their bytes are split.
-pub(crate) struct Socket {
-    tcp: TcpStream,
-    patience: Option<Patience>,
-    /// What is written next has a continuation that follows at once.
-    more: bool,
-}
-
-struct Patience {
-    deadline: Instant,
-    stop: Arc<Waker>,
-}
-
-impl Socket {
-    /// Reads and writes wait until `deadline`, or until `stop` is woken.
-    pub(crate) fn patient(tcp: TcpStream, deadline: Instant, stop: Arc<Waker>) -> io::Result<Self> {
-        tcp.set_nonblocking(true)?;
-        tcp.set_nodelay(true)?;
-        Ok(Socket { tcp, patience: Some(Patience { deadline, stop }), more: false })
-    }
-
-    fn retry<T>(
-        &mut self,
-        writes: bool,
-        mut attempt: impl FnMut(&mut TcpStream) -> io::Result<T>,
-    ) -> io::Result<T> {
-        // A peer that always has bytes for us would never be waited for.
-        if self.patience.as_ref().is_some_and(|patience| Instant::now() >= patience.deadline) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        loop {
-            match (attempt(&mut self.tcp), &self.patience) {
-                (Err(e), Some(patience)) if e.kind() == io::ErrorKind::WouldBlock => {
-                    patience.wait(self.tcp.as_fd(), writes)?;
-                }
-                (result, _) => return result,
-            }
-        }
-    }
-}
-
-impl Patience {
-    fn wait(&self, fd: BorrowedFd<'_>, writes: bool) -> io::Result<()> {
-        let mut fds =
-            [PollFd::new(fd, !writes, writes), PollFd::new(self.stop.as_fd(), true, false)];
-        poll(&mut fds, Some(self.deadline))?;
-        if fds[1].ready().read {
-            return Err(io::Error::other("stopping"));
-        }
-        if Instant::now() >= self.deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        Ok(())
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.retry(false, |tcp| tcp.read(buffer))
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let more = self.more;
-        self.retry(true, |tcp| sys::send(tcp, bytes, more))
-    }
-    /// Of a record that had to wait, the rest goes with the next one, which may have been the last.
-    fn flush(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.more) {
-            sys::push(&self.tcp);
-        }
-        Ok(())
-    }
-}
-
-/// An HTTP head, and the bytes that came after it.
-pub(crate) type Head = (Zeroizing<Vec<u8>>, Vec<u8>);
-
-/// Plain or secured.
-pub(crate) enum Stream {
-    Plain(Socket),
-    Tls(Box<TlsStream<ReadAhead<Socket>>>),
-}
-
-impl Stream {
-    fn socket(&self) -> &Socket {
-        match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_ref().get_ref(),
-        }
-    }
-
-    /// Reads up to the end of an HTTP head; gives it, which may hold a token, and what came
-    /// after it, or nothing for a head that is too long.
-    pub(crate) fn read_head(&mut self) -> io::Result<Option<Head>> {
-        // Never grows, for that would leave copies behind.
-        let mut head = Zeroizing::new(vec![0; MAX_HEAD]);
-        let mut length = 0;
-        while length < MAX_HEAD {
-            let read = match self.read(&mut head[length..]) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            let from = length.saturating_sub(3);
-            length += read;
-            let end = head[from..length].windows(4).position(|bytes| bytes == b"\r\n\r\n");
-            if let Some(end) = end {
-                let end = from + end + 4;
-                let rest = head[end..length].to_vec();
-                head.truncate(end);
-                return Ok(Some((head, rest)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Says a last word that the peer shall be able to read: closing a socket with unread bytes
-    /// would reset the connection, so some of what still comes is read and dropped.
-    #[cfg(feature = "gateway")]
-    pub(crate) fn part(&mut self, word: &[u8]) -> io::Result<()> {
-        self.write_all(word)?;
-        self.shut_down();
-        let socket = match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_mut().get_mut(),
-        };
-        if let Some(patience) = &mut socket.patience {
-            patience.deadline = patience.deadline.min(Instant::now() + PARTING);
-        }
-        let mut scratch = [0; 4096];
-        for _ in 0..MAX_PARTING / scratch.len() {
-            if socket.read(&mut scratch).is_ok_and(|length| length > 0) {
-                continue;
-            }
-            break;
-        }
-        Ok(())
-    }
-}
 
 /// What an open WebSocket needs of the stream beneath it.
 pub(crate) trait Wire: Read + Write {
@@ -203,69 +51,19 @@ pub(crate) trait Wire: Read + Write {
 
 impl Wire for Stream {
     fn end_patience(&mut self) {
-        let socket = match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(tls) => tls.get_mut().get_mut(),
-        };
-        socket.patience = None;
+        self.socket_mut().end_patience();
     }
-
-    /// What was decrypted or fetched, but not read.
     fn holds_bytes(&self) -> bool {
-        match self {
-            Stream::Plain(_) => false,
-            Stream::Tls(tls) => tls.has_buffered() || tls.get_ref().holds_bytes(),
-        }
+        self.holds_bytes()
     }
-
     fn unsent(&self) -> usize {
-        sys::unsent(&self.socket().tcp)
+        self.unsent()
     }
-
     fn shut_down(&mut self) {
-        if let Stream::Tls(tls) = self {
-            tls.shutdown();
-        }
-        let _ = self.socket().tcp.shutdown(Shutdown::Write);
+        self.shut_down();
     }
-
     fn shrink(&mut self) {
-        if let Stream::Tls(tls) = self {
-            tls.get_mut().shrink();
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Plain(socket) => socket.read(buffer),
-            Stream::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(tls) => {
-                tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
-                tls.write(bytes)
-            }
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Stream::Plain(socket) => socket.flush(),
-            Stream::Tls(tls) => tls.flush(),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket().tcp.as_fd()
+        self.shrink();
     }
 }
 
@@ -742,41 +540,6 @@ impl<W: Wire> Drop for Peer<W> {
     }
 }
 
-/// The target of this module's lines: the gateway's, whichever end runs.
-const TARGET: &str = "aiot_tunnel::gateway";
-
-/// Writes lines about what others do wrong, some in each window of time, then their count.
-#[derive(Default)]
-pub(crate) struct Throttle {
-    complaints: Complaints,
-    ends: Option<Instant>,
-}
-
-impl Throttle {
-    pub(crate) fn complain(&mut self, now: Instant, what: std::fmt::Arguments<'_>) {
-        self.tick(now);
-        self.ends.get_or_insert(now + COMPLAINTS_WINDOW);
-        if self.complaints.count() {
-            log::warn!(target: TARGET, "{what}");
-        }
-    }
-
-    /// Ends the window when its time has come.
-    pub(crate) fn tick(&mut self, now: Instant) {
-        if self.ends.is_some_and(|at| now >= at) {
-            self.ends = None;
-            if let more @ 1.. = self.complaints.forgive() {
-                log::warn!(target: TARGET, "{more} more such lines were left out");
-            }
-        }
-    }
-
-    /// When [`tick`](Self::tick) has something to say.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.ends.filter(|_| self.complaints.left_out() > 0)
-    }
-}
-
 /// The code that answers a close frame: its own, unless that must not stand in a frame.
 fn answer_to(code: u16) -> u16 {
     match code {
@@ -937,22 +700,6 @@ mod tests {
         peer.tick(now, true);
         assert_eq!(peer.receiver.capacity(), 0);
         assert!(peer.is_sent(), "it is pinged");
-    }
-
-    #[test]
-    fn complaints_are_written_again_in_a_new_window() {
-        let start = Instant::now();
-        let mut throttle = Throttle::default();
-        for _ in 0..20 {
-            throttle.complain(start, format_args!("x"));
-        }
-        // Nothing is left to be said: no reason to wake up.
-        assert_eq!(throttle.deadline(), None);
-        throttle.complain(start, format_args!("x"));
-        let end = start + COMPLAINTS_WINDOW;
-        assert_eq!(throttle.deadline(), Some(end));
-        throttle.tick(end);
-        assert!(throttle.deadline().is_none() && !throttle.complaints.are_many());
     }
 
     #[test]

@@ -295,9 +295,7 @@ impl<'a> Relay<'a> {
         if ready[0].read {
             return Ok(true);
         }
-        if ready[1].read || reads && self.peer.is_held() {
-            self.peer.receive(Instant::now());
-        }
+        self.peer.receive(Instant::now(), ready[1].read, reads);
         let keys: Vec<u64> = self.sessions.keys().copied().collect();
         let readable = keys.iter().zip(&ready[2..]).filter(|(_, ready)| ready.read);
         self.send_locals(readable.map(|(key, _)| *key).collect());
@@ -319,16 +317,14 @@ impl<'a> Relay<'a> {
     }
 
     fn deadline(&self, reads: bool) -> Instant {
-        if reads && self.peer.is_held() {
-            return Instant::now();
-        }
+        let now = Instant::now();
         let times = self.sessions.values().filter_map(|session| match session.state {
             State::Opening { deadline, .. } => Some(deadline),
-            State::Lingering { .. } => Some(Instant::now() + LINGER_CHECK),
+            State::Lingering { .. } => Some(now + LINGER_CHECK),
             _ if self.listening => session.stalled.map(|since| since + STALL_TIMEOUT),
             _ => None,
         });
-        times.chain(self.peer.deadline()).min().unwrap_or_else(Instant::now)
+        times.fold(self.peer.deadline(now, reads), Instant::min)
     }
 
     fn accept(&mut self, listener: &TcpListener) {
@@ -514,8 +510,7 @@ impl<'a> Relay<'a> {
             }));
             let lingers = |session: &Session| matches!(session.state, State::Lingering { .. });
             let check = self.sessions.values().any(lingers).then_some(now + LINGER_CHECK);
-            let peer = self.peer.deadline().filter(|_| !self.peer.is_gone());
-            let peer = if self.peer.is_held() { Some(now) } else { peer };
+            let peer = (!self.peer.is_gone()).then(|| self.peer.deadline(now, true));
             if poll(&mut fds, give_up.into_iter().chain(check).chain(peer).min()).is_err() {
                 return;
             }
@@ -525,9 +520,7 @@ impl<'a> Relay<'a> {
             if told {
                 (stopped, since) = (true, now);
             }
-            if readable || self.peer.is_held() {
-                self.peer.receive(now);
-            }
+            self.peer.receive(now, readable, true);
             self.peer.pump(now, |_, _| true);
             self.settle();
             self.peer.tick(now, true);

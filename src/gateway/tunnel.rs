@@ -153,9 +153,7 @@ impl<W: Wire> Tunnel<W> {
         });
         let leaving = self.leaving.iter_mut().map(|peer| (peer, true));
         for ((peer, reads), ready) in device.chain(accesses).chain(leaving).zip(ready) {
-            if *ready || reads && peer.is_held() {
-                peer.receive(now);
-            }
+            peer.receive(now, *ready, reads);
         }
     }
 
@@ -191,12 +189,7 @@ impl<W: Wire> Tunnel<W> {
 
     /// When [`step`](Self::step) has something to do, whatever the connections do.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let peers = self.members().map(|(peer, reads)| {
-            if reads && peer.is_held() {
-                return now;
-            }
-            peer.deadline().unwrap_or(now)
-        });
+        let peers = self.members().map(|(peer, reads)| peer.deadline(now, reads));
         let stalls = self.accesses.values().filter_map(|peer| peer.stalls_at(self.limits.stall));
         let device_stalls = self.device.iter().filter_map(|peer| peer.stalls_at(DEVICE_STALL));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);

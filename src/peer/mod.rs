@@ -219,7 +219,7 @@ impl<W: Wire> Peer<W> {
     }
 
     /// Whether there is something to pump without waiting for the socket.
-    pub(crate) fn is_held(&self) -> bool {
+    fn is_held(&self) -> bool {
         self.reads() && (self.held || !self.dry && self.wire.holds_bytes())
     }
 
@@ -252,9 +252,11 @@ impl<W: Wire> Peer<W> {
         &mut self.sender
     }
 
-    /// Reads what the socket has, up to a buffer's length; nothing while messages wait already.
-    pub(crate) fn receive(&mut self, now: Instant) {
-        if self.held || !self.reads() {
+    /// Reads what there is, up to a buffer's length; nothing while messages wait already. `ready`:
+    /// what `poll` has found; `reads`: whether it is to be read at all.
+    pub(crate) fn receive(&mut self, now: Instant, ready: bool, reads: bool) {
+        let has_some = ready || reads && self.is_held();
+        if !has_some || self.held || !self.reads() {
             return;
         }
         loop {
@@ -505,15 +507,18 @@ impl<W: Wire> Peer<W> {
         self.heard.max(self.pinged) + PING_AFTER
     }
 
-    /// When [`tick`](Self::tick) has something to do; `None` for at once.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    /// When it is to be seen to, whatever its socket does. `reads`: whether it is to be read.
+    pub(crate) fn deadline(&self, now: Instant, reads: bool) -> Instant {
+        if reads && self.is_held() {
+            return now;
+        }
         match self.life {
             Life::Open => {
                 let due = self.next_ping().min(self.heard + DEAD_AFTER);
-                Some(self.throttle.deadline().map_or(due, |at| at.min(due)))
+                self.throttle.deadline().map_or(due, |at| at.min(due))
             }
-            Life::Closing(deadline) | Life::Closed(deadline) => Some(deadline),
-            Life::Lost => None,
+            Life::Closing(deadline) | Life::Closed(deadline) => deadline,
+            Life::Lost => now,
         }
     }
 
@@ -556,72 +561,54 @@ pub(crate) fn is_temporary(e: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
-    /// A connection of memory: what it is fed, then a reset. It takes nothing.
-    struct Full(Vec<u8>);
+    /// A connection of memory: what each read brings, fetched together as TLS does.
+    struct Script {
+        reads: VecDeque<io::Result<Vec<u8>>>,
+        /// Whether it takes what is written.
+        takes: bool,
+    }
 
-    impl Read for Full {
+    impl Read for Script {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            if self.0.is_empty() {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
-            let length = buffer.len().min(self.0.len());
-            buffer[..length].copy_from_slice(&self.0[..length]);
-            self.0.drain(..length);
-            Ok(length)
+            let bytes = self.reads.pop_front().unwrap_or(Err(io::ErrorKind::WouldBlock.into()))?;
+            (&bytes[..]).read(buffer)
         }
     }
 
-    impl Write for Full {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::WouldBlock.into())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Wire for Full {
-        fn end_patience(&mut self) {}
-        fn holds_bytes(&self) -> bool {
-            false
-        }
-        fn unsent(&self) -> usize {
-            0
-        }
-        fn shut_down(&mut self) {}
-    }
-
-    /// TLS: its records and its end are fetched together, and read one by one.
-    struct Ahead(std::collections::VecDeque<io::Result<Vec<u8>>>);
-
-    impl Read for Ahead {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let record = self.0.pop_front().unwrap_or(Err(io::ErrorKind::WouldBlock.into()))?;
-            buffer[..record.len()].copy_from_slice(&record);
-            Ok(record.len())
-        }
-    }
-
-    impl Write for Ahead {
+    impl Write for Script {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
+            self.takes.then_some(bytes.len()).ok_or(io::ErrorKind::WouldBlock.into())
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
 
-    impl Wire for Ahead {
+    impl Wire for Script {
         fn end_patience(&mut self) {}
         fn holds_bytes(&self) -> bool {
-            !self.0.is_empty()
+            !self.reads.is_empty()
         }
         fn unsent(&self) -> usize {
             0
         }
         fn shut_down(&mut self) {}
+    }
+
+    /// A peer that has said nothing yet.
+    fn peer<const N: usize>(
+        reads: [io::Result<Vec<u8>>; N],
+        takes: bool,
+        now: Instant,
+    ) -> Peer<Script> {
+        let wire = Script { reads: reads.into(), takes };
+        let mut peer = Peer::new(wire, Role::Client, b"", now);
+        peer.pump(now, |_, _| true);
+        peer
     }
 
     #[test]
@@ -642,10 +629,8 @@ mod tests {
             [(Ok(Vec::new()), "end of stream"), (Err(io::ErrorKind::ConnectionReset), "reset")]
         {
             let end = || end.clone().map_err(io::Error::from);
-            let wire = Ahead([Ok(data.clone()), Ok(data.clone()), end()].into());
-            let mut peer = Peer::new(wire, Role::Client, b"", now);
-            peer.pump(now, |_, _| true);
-            peer.receive(now);
+            let mut peer = peer([Ok(data.clone()), Ok(data.clone()), end()], true, now);
+            peer.receive(now, true, true);
             assert!(peer.is_open() && peer.is_held());
             let mut count = 0;
             // Its owner may take one at a time.
@@ -659,42 +644,34 @@ mod tests {
             assert!(peer.is_gone() && peer.reason().contains(reason), "{}", peer.reason());
 
             // A close frame is the end that counts, and is answered.
-            let wire = Ahead([Ok(data.clone()), Ok(close.clone()), end()].into());
-            let mut peer = Peer::new(wire, Role::Client, b"", now);
-            peer.pump(now, |_, _| true);
-            peer.receive(now);
+            let mut peer = self::peer([Ok(data.clone()), Ok(close.clone()), end()], true, now);
+            peer.receive(now, true, true);
             peer.pump(now, |_, _| true);
             assert_eq!(peer.close_code, Some(4001));
             assert!(!peer.is_sent() && !peer.is_gone() && !peer.is_held());
         }
     }
 
-    fn peer(said: &[u8], now: Instant) -> Peer<Full> {
-        Peer::new(Full(said.to_vec()), Role::Client, b"", now)
-    }
-
     #[test]
     fn a_lost_peer_is_waited_for_in_no_way_though_bytes_wait_for_it() {
         let now = Instant::now();
-        let mut peer = peer(b"", now);
+        let mut peer = peer([Err(io::ErrorKind::ConnectionReset.into())], false, now);
         peer.sender().ping();
         peer.flush(now);
         assert_eq!(peer.interest(true), (true, true));
-        peer.pump(now, |_, _| true);
-        peer.receive(now);
+        peer.receive(now, true, true);
         assert!(peer.is_gone() && peer.waiting() > 0);
         assert_eq!(peer.interest(true), (false, false));
-        assert!(!peer.is_held() && peer.deadline().is_none());
+        assert!(!peer.is_held() && peer.deadline(now, true) == now);
     }
 
     #[test]
     fn a_peer_that_is_heard_all_the_time_has_its_buffers_given_back_all_the_same() {
         let start = Instant::now();
-        let pong = [0x8a, 0];
-        let mut peer = peer(&pong, start);
+        let pong = vec![0x8a, 0];
+        let mut peer = peer([Ok(pong)], true, start);
         let now = start + SHRINK_AFTER;
-        peer.pump(start, |_, _| true);
-        peer.receive(now);
+        peer.receive(now, true, true);
         peer.pump(now, |_, _| true);
         assert!(peer.heard == now && peer.receiver.capacity() > 0);
         peer.tick(now, true);

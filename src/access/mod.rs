@@ -10,6 +10,7 @@
 
 mod connect;
 mod relay;
+mod session;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -25,7 +26,8 @@ use crate::config::{ConnectParams, Security, Service};
 use crate::error::{Error as CrateError, Result as CrateResult};
 use crate::sys::{poll, PollFd, Waker};
 use connect::Connector;
-use relay::{Local, Relay};
+use relay::Relay;
+use session::Local;
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);

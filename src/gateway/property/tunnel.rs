@@ -1,103 +1,16 @@
-//! What must hold whatever bytes come, as functions of bytes: for property tests and fuzzers.
+//! The life of a tunnel, against a model of its connections.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{self, Cursor, Read, Write};
 use std::rc::Rc;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::handshake::Opening;
-use super::tunnel::{Limits, Tunnel};
-use super::{Gateway, Shared, Side, TunnelConfig};
-use crate::cloud::frame::{status, Frame, FrameType, HeaderTemplate, Status, TOKEN_HEADER};
+use crate::cloud::frame::{status, Frame, FrameType, HeaderTemplate, Status};
 use crate::cloud::websocket::{Incoming, Receiver, Role, Sender};
-use crate::config::{Token, TunnelId};
+use crate::gateway::tunnel::{Limits, Tunnel};
+use crate::gateway::Side;
 use crate::peer::{Peer, Wire};
-
-const DEVICE_TOKEN: &str = "hush-device";
-const ACCESS_TOKEN: &str = "hush-access";
-
-fn gateway() -> &'static Shared {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let shared = Gateway::builder().connection_limit(usize::MAX).shared().unwrap();
-        let tunnel = TunnelConfig {
-            id: TunnelId::new("t1").unwrap(),
-            device_token: Token::new(DEVICE_TOKEN).unwrap(),
-            access_token: Token::new(ACCESS_TOKEN).unwrap(),
-            expires: None,
-        };
-        shared.add(&tunnel).unwrap();
-        shared
-    })
-}
-
-/// A request head, whole or made of a good one and of pieces of `data`: it never panics, and who
-/// is let in has named one end of the tunnel, in one way, and has given this end's token, once.
-pub(crate) fn handshake(data: &[u8]) {
-    let (kind, data) = data.split_first().unwrap_or((&0, b""));
-    let mut head = Vec::new();
-    if kind.is_multiple_of(4) {
-        head.extend_from_slice(data);
-    } else {
-        let token: &[u8] = if kind & 16 == 0 { b"hush-access" } else { b"hush-device" };
-        let path: &[u8] = if kind & 32 == 0 { b"/tunnel/t1/source" } else { b"/tunnel/t1/dest" };
-        let (path, token, more) = match kind % 4 {
-            1 => (data, token, &b""[..]),
-            2 => (path, data, &b""[..]),
-            _ => (path, token, data),
-        };
-        for part in [
-            b"GET ",
-            path,
-            b" HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\ntunnel-access-token: ",
-            token,
-            b"\r\n",
-            more,
-            b"\r\n\r\n",
-        ] {
-            head.extend_from_slice(part);
-        }
-        // `more` may end in a line's end of its own.
-        let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
-        head.truncate(end + 4);
-    }
-    let Ok(opening) = Opening::parse(&head) else { return };
-
-    // The same again, by plain means.
-    let text = String::from_utf8_lossy(&head);
-    let lines: Vec<&str> = text.trim_start_matches(['\r', '\n']).split('\n').collect();
-    let target = lines[0].split(' ').nth(1).unwrap();
-    let end = match opening.side {
-        Side::Device => "dest",
-        Side::Access => "source",
-    };
-    let path = target.split('?').next().unwrap();
-    assert_eq!(path, format!("/tunnel/{}/{end}", opening.tunnel));
-    assert!(!opening.tunnel.contains('/') && !opening.tunnel.is_empty());
-    let tokens: Vec<&str> = lines[1..]
-        .iter()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(name, _)| name.eq_ignore_ascii_case(TOKEN_HEADER))
-        .map(|(_, value)| value.trim_matches([' ', '\t', '\r']))
-        .collect();
-    assert!(tokens.len() <= 1, "{text:?}");
-    let token = tokens.first().copied().unwrap_or("");
-    assert_eq!(String::from_utf8_lossy(opening.token), token);
-
-    let answer = String::from_utf8(opening.answer()).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"));
-    assert!(matches!(answer.lines().count(), 5 | 6), "{answer:?}");
-
-    let is_right = match opening.side {
-        Side::Device => token == DEVICE_TOKEN,
-        Side::Access => token == ACCESS_TOKEN,
-    };
-    let may_in = is_right && opening.tunnel == "t1";
-    assert_eq!(gateway().seat(&opening).is_ok(), may_in, "{text:?}");
-}
 
 /// One connection's bytes, seen from the gateway.
 #[derive(Default)]
@@ -772,84 +685,4 @@ fn is_lawful(message: &[u8]) -> bool {
     Frame::parse(message).is_ok_and(|frame| {
         frame.frame_type == FrameType::SessionCreate || !frame.session_id.is_empty()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
-
-        #[test]
-        fn only_the_right_token_for_the_right_end_is_let_in(
-            kind: u8,
-            data in prop_oneof![
-                proptest::collection::vec(any::<u8>(), 0..200),
-                "(/tunnel|/|t1|dest|source|\\.\\.|%2f|\\?|#|http://x| |\t|hush-access|hush-device|\r\n|tunnel-access-token|:|x){0,12}"
-                    .prop_map(String::into_bytes),
-            ],
-        ) {
-            handshake(&[&[kind][..], &data].concat());
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
-
-        #[test]
-        fn bytes_go_in_order_between_the_two_ends_of_their_session_only(
-            operations in proptest::collection::vec(any::<[u8; 3]>(), 0..120),
-        ) {
-            // Connections first, or nothing much happens.
-            let begin = [[0, 0, 5], [1, 0, 5], [193, 0, 5], [194, 0, 0], [195, 0, 0]];
-            frames(&[&begin[..], &operations].concat().concat());
-        }
-    }
-
-    #[test]
-    fn a_session_that_lost_data_does_not_go_on() {
-        let open = [[192, 0, 5], [193, 0, 5], [194, 0, 0], [195, 0, 0]];
-        for end in [1, 129] {
-            for length in [0, 64] {
-                frames(&[&open[..], &[[207, end, length]]].concat().concat());
-            }
-        }
-    }
-
-    /// Random inputs without end, for as long as `HUNT_SECONDS` says.
-    #[test]
-    #[ignore = "a hunt for defects, by hand"]
-    fn hunt() {
-        use rand::{rngs::StdRng, RngExt, SeedableRng};
-        let seconds: u64 = std::env::var("HUNT_SECONDS").unwrap().parse().unwrap();
-        let end = Instant::now() + Duration::from_secs(seconds);
-        let first: u64 =
-            std::env::var("HUNT_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
-        let mut seed = first;
-        let (mut shakes, mut lives) = (0, 0);
-        while Instant::now() < end {
-            let result = std::panic::catch_unwind(|| {
-                let mut random = StdRng::seed_from_u64(seed);
-                let length = random.random_range(0..600);
-                let mut data = vec![0; length];
-                random.fill(&mut data[..]);
-                // Small numbers often, so that the same parties meet.
-                let begin = [[0, 0, 5], [1, 0, 5], [193, 0, 5], [194, 0, 0], [195, 0, 0]].concat();
-                frames(&[&begin[..], &data].concat());
-                for part in data.chunks(40) {
-                    handshake(part);
-                }
-                data.len().div_ceil(40)
-            });
-            match result {
-                Ok(count) => shakes += count,
-                Err(_) => panic!("HUNT_SEED={seed}"),
-            }
-            lives += 1;
-            seed = seed.wrapping_add(1);
-        }
-        println!("from seed {first}: {lives} lives, {shakes} handshakes");
-    }
 }

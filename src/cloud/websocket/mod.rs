@@ -1,0 +1,240 @@
+//! WebSocket messages (RFC 6455) to bytes and back, without I/O and without a copy to spare.
+//!
+//! tungstenite reads and writes the frame headers. Its own message layer is not used: it turns
+//! the close code 401 into 1002, fails the connection where one message is too long or its text
+//! is not UTF-8, copies each payload, and logs handshakes, the token included.
+
+mod receiver;
+mod sender;
+
+pub(crate) use receiver::{Incoming, Receiver};
+pub(crate) use sender::Sender;
+
+/// Which end this is: a client masks what it sends, a server what it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Client,
+    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
+    Server,
+}
+
+/// XOR with the mask, eight bytes a step.
+fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
+    let wide = widened(mask);
+    let mut chunks = bytes.chunks_exact_mut(8);
+    for chunk in &mut chunks {
+        let mut word = [0; 8];
+        word.copy_from_slice(chunk);
+        chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
+    }
+    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// As [`apply_mask`], from one place to another of the same length.
+fn copy_masked(from: &[u8], to: &mut [u8], mask: [u8; 4]) {
+    let wide = widened(mask);
+    let whole = from.len() / 8 * 8;
+    let (words, rest) = from.split_at(whole);
+    let (word_targets, rest_targets) = to.split_at_mut(whole);
+    for (source, target) in words.chunks_exact(8).zip(word_targets.chunks_exact_mut(8)) {
+        let mut word = [0; 8];
+        word.copy_from_slice(source);
+        target.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
+    }
+    for ((source, target), key) in rest.iter().zip(rest_targets).zip(mask.iter().cycle()) {
+        *target = source ^ key;
+    }
+}
+
+fn widened([a, b, c, d]: [u8; 4]) -> u64 {
+    u64::from_ne_bytes([a, b, c, d, a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Cursor, Read, Write};
+
+    use super::receiver::Violation;
+    use super::*;
+    use crate::cloud::frame::MAX_MESSAGE;
+    use proptest::prelude::*;
+    use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+    use tungstenite::protocol::frame::FrameHeader;
+    use tungstenite::protocol::{frame::Frame, Role as PeerRole, WebSocketConfig};
+    use tungstenite::{Message, WebSocket};
+
+    /// Bytes that arrive as given and can be written to.
+    struct Wire(Cursor<Vec<u8>>);
+    impl Read for Wire {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                length => Ok(length),
+            }
+        }
+    }
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a server's frames look like on the wire.
+    fn wire(frames: &[(OpCode, &[u8], bool)]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (opcode, payload, is_final) in frames {
+            let header = FrameHeader { opcode: *opcode, is_final: *is_final, ..Default::default() };
+            Frame::from_payload(header, payload.to_vec().into()).format(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    /// Everything that a client makes of bytes that arrive `step` at a time.
+    fn read(bytes: &[u8], step: usize) -> Result<Vec<String>, Violation> {
+        let mut receiver = Receiver::new(Role::Client);
+        let mut seen = Vec::new();
+        for chunk in bytes.chunks(step) {
+            let mut chunk = Cursor::new(chunk);
+            while chunk.position() < chunk.get_ref().len() as u64 {
+                receiver.fill(&mut chunk).unwrap();
+                while let Some(incoming) = receiver.peek()? {
+                    seen.push(match incoming {
+                        Incoming::Binary { message, .. } => {
+                            format!("binary {}", String::from_utf8_lossy(message))
+                        }
+                        Incoming::TooLong { length, .. } => format!("too long {length}"),
+                        other => format!("{other:?}"),
+                    });
+                    receiver.consume();
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    const BINARY: OpCode = OpCode::Data(Data::Binary);
+    const CONTINUE: OpCode = OpCode::Data(Data::Continue);
+    const PING: OpCode = OpCode::Control(Control::Ping);
+    const CLOSE: OpCode = OpCode::Control(Control::Close);
+
+    #[test]
+    fn fragments_join_and_control_frames_may_stand_between_them() {
+        let bytes = wire(&[
+            (BINARY, b"one", true),
+            (BINARY, b"a", false),
+            (PING, b"p", true),
+            (CONTINUE, b"b", false),
+            (CONTINUE, b"c", true),
+            (OpCode::Data(Data::Text), b"\xff", true),
+            (CLOSE, &401u16.to_be_bytes(), true),
+        ]);
+        for step in [1, 2, 7, 1000] {
+            assert_eq!(
+                read(&bytes, step).unwrap(),
+                ["binary one", "Ping([112])", "binary abc", "Text", "Close(Some(401))"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_skipped_whole_or_in_fragments() {
+        let long = vec![0; 1 << 20];
+        let half = vec![0; MAX_MESSAGE / 2 + 1];
+        let bytes = wire(&[
+            (BINARY, &long, true),
+            (BINARY, b"after", true),
+            (BINARY, &half, false),
+            (CONTINUE, &half, false),
+            (CONTINUE, b"end", true),
+            (BINARY, b"last", true),
+        ]);
+        for step in [1000, 65_536] {
+            let length = 2 * half.len() + 3;
+            assert_eq!(
+                read(&bytes, step).unwrap(),
+                ["too long 1048576", "binary after", &format!("too long {length}"), "binary last"]
+            );
+        }
+    }
+
+    #[test]
+    fn violations_fail_the_connection() {
+        let huge = [&[0x82, 127][..], &(1u64 << 62).to_be_bytes()].concat();
+        assert_eq!(read(&huge, 100).unwrap_err().close_code(), 1009);
+        let masked = [0x82, 0x81, 1, 2, 3, 4, 5];
+        let reserved_bit = [0xC2, 0];
+        let reserved_opcode = [0x83, 0];
+        let lone_continuation = [0x80, 0];
+        let long_ping = [&[0x89, 126, 0, 126][..], &[0; 126]].concat();
+        let cases: [&[u8]; 5] =
+            [&masked, &reserved_bit, &reserved_opcode, &lone_continuation, &long_ping];
+        for bytes in cases {
+            assert_eq!(read(bytes, 100).unwrap_err().close_code(), 1002, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_buffer_makes_room_for_one_whole_message() {
+        let payload = vec![7; MAX_MESSAGE];
+        let bytes = wire(&[(BINARY, &payload, true)]);
+        assert_eq!(read(&bytes, 1000).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_sink_is_told_when_nothing_more_follows() {
+        /// Takes so many bytes, and counts how often it is flushed.
+        struct Sink(usize, usize);
+        impl Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let taken = bytes.len().min(self.0);
+                self.0 -= taken;
+                (taken > 0).then_some(taken).ok_or(io::ErrorKind::WouldBlock.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                self.1 += 1;
+                Ok(())
+            }
+        }
+        let mut sender = Sender::new(Role::Server);
+        sender.binary(&[1; 100], &[2; 100]);
+        let mut sink = Sink(50, 0);
+        assert!(!sender.flush(&mut sink).unwrap());
+        assert_eq!(sink.1, 0);
+        sink.0 = 1000;
+        assert!(sender.flush(&mut sink).unwrap());
+        assert_eq!(sink.1, 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..500), step in 1usize..50) {
+            let _ = read(&bytes, step);
+        }
+
+        #[test]
+        fn tungstenite_reads_what_the_sender_writes(
+            messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..70_000), 1..4),
+        ) {
+            let mut sender = Sender::new(Role::Client);
+            for message in &messages {
+                let (head, payload) = message.split_at(message.len() / 3);
+                sender.binary(head, payload);
+            }
+            let mut bytes = Vec::new();
+            prop_assert!(sender.flush(&mut bytes).unwrap());
+            let config = WebSocketConfig::default();
+            let wire = Wire(Cursor::new(bytes));
+            let mut peer = WebSocket::from_raw_socket(wire, PeerRole::Server, Some(config));
+            for message in messages {
+                prop_assert_eq!(peer.read().unwrap(), Message::binary(message));
+            }
+        }
+    }
+}

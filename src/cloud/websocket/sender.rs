@@ -1,0 +1,123 @@
+//! From messages to bytes.
+
+use std::io::{self, Cursor, Write};
+
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::frame::FrameHeader;
+
+use super::{copy_masked, Role};
+
+/// Longest header of a frame (RFC 6455, 5.2).
+const MAX_FRAME_HEADER: usize = 14;
+
+/// Turns messages into bytes that wait to be written.
+pub(crate) struct Sender {
+    role: Role,
+    buffer: Vec<u8>,
+    /// What waits is `start..end`.
+    start: usize,
+    end: usize,
+}
+
+impl Sender {
+    pub(crate) fn new(role: Role) -> Self {
+        Sender { role, buffer: Vec::new(), start: 0, end: 0 }
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Queues a binary message made of two parts.
+    pub(crate) fn binary(&mut self, head: &[u8], payload: &[u8]) {
+        self.frame(OpCode::Data(Data::Binary), head, payload);
+    }
+
+    pub(crate) fn ping(&mut self) {
+        self.frame(OpCode::Control(Control::Ping), &[], &[]);
+    }
+
+    pub(crate) fn pong(&mut self, payload: &[u8]) {
+        self.frame(OpCode::Control(Control::Pong), payload, &[]);
+    }
+
+    /// Queues a close frame; without a code it has no payload.
+    pub(crate) fn close(&mut self, code: Option<u16>) {
+        let code = code.map(u16::to_be_bytes);
+        let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
+        self.frame(OpCode::Control(Control::Close), payload, &[]);
+    }
+
+    fn frame(&mut self, opcode: OpCode, head: &[u8], payload: &[u8]) {
+        // RFC 6455 asks for masks that the sender's data cannot predict: a new random one each.
+        let mask = (self.role == Role::Client).then(rand::random::<[u8; 4]>);
+        let header = FrameHeader { opcode, mask, ..FrameHeader::default() };
+        let length = head.len() + payload.len();
+        self.make_room(MAX_FRAME_HEADER + length);
+        let room = &mut self.buffer[self.end..];
+        let mut cursor = Cursor::new(&mut *room);
+        // There is room.
+        let _ = header.format(length as u64, &mut cursor);
+        let first = cursor.position() as usize;
+        let (head_room, payload_room) = room[first..][..length].split_at_mut(head.len());
+        if let Some(mut mask) = mask {
+            copy_masked(head, head_room, mask);
+            mask.rotate_left(head.len() % 4);
+            copy_masked(payload, payload_room, mask);
+        } else {
+            head_room.copy_from_slice(head);
+            payload_room.copy_from_slice(payload);
+        }
+        self.end += first + length;
+    }
+
+    /// Makes room for so many more bytes.
+    fn make_room(&mut self, length: usize) {
+        if self.buffer.len() - self.end >= length {
+            return;
+        }
+        // Written bytes at the front must not pile up behind a slow peer.
+        if self.start * 2 > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let needed = self.end + length;
+        if self.buffer.len() < needed {
+            self.buffer.resize(needed.max(self.buffer.len() * 2), 0);
+        }
+    }
+
+    /// Writes until nothing waits (true) or the sink takes no more (false).
+    pub(crate) fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+        while self.start < self.end {
+            match sink.write(&self.buffer[self.start..self.end]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.start += written,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+        (self.start, self.end) = (0, 0);
+        sink.flush()?;
+        Ok(true)
+    }
+
+    /// Bytes that the buffer takes.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Gives the buffer back when nothing waits in it.
+    pub(crate) fn shrink(&mut self) {
+        if self.is_empty() {
+            *self = Sender::new(self.role);
+        }
+    }
+}

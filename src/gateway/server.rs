@@ -1,0 +1,328 @@
+//! What all threads of the gateway share: who may in, and the hubs that serve the tunnels.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+use openssl::ssl::SslAcceptor;
+use parking_lot::Mutex;
+use tungstenite::http::StatusCode;
+
+use super::admission::{Digest, Digester, Handshake, Handshakes, Places, Seat};
+use super::handshake::{refusal, Opening};
+use super::hub::{Hub, Order};
+use super::tunnel::Tunnel;
+use super::{Settings, Side, TunnelConfig, ACCEPT_PAUSE, TARGET};
+use crate::cloud::read_ahead::ReadAhead;
+use crate::cloud::tls;
+use crate::cloud::websocket::Role;
+use crate::config::Token;
+use crate::error::{Error, Result};
+use crate::peer::{Peer, Socket, Stream, Throttle};
+use crate::sys::{poll, PollFd, Waker};
+
+/// A tunnel's device connections: the one in use, and older ones in their closing handshake.
+const MAX_DEVICE_CONNECTIONS: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Registry {
+    pub(super) tunnels: HashMap<String, Entry>,
+    /// Hubs that have ended, or will soon, to be joined.
+    pub(super) ended: Vec<JoinHandle<()>>,
+    pub(super) hubs_created: u64,
+}
+
+pub(super) struct Entry {
+    pub(super) device_token: Digest,
+    pub(super) access_token: Digest,
+    pub(super) expires: Option<Instant>,
+    pub(super) hub: Option<HubHandle>,
+    pub(super) devices: Places,
+    pub(super) accesses: Places,
+}
+
+pub(super) struct HubHandle {
+    pub(super) serial: u64,
+    pub(super) orders: Sender<Order>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) thread: JoinHandle<()>,
+}
+
+impl Entry {
+    pub(super) fn order(&self, order: Order) {
+        if let Some(hub) = &self.hub {
+            if hub.orders.send(order).is_err() {
+                log::error!(target: TARGET, "a tunnel's thread is gone: an order is lost");
+            }
+            hub.waker.wake();
+        }
+    }
+
+    fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|at| Instant::now() >= at)
+    }
+}
+
+pub(super) struct Shared {
+    pub(super) tls: Option<SslAcceptor>,
+    pub(super) settings: Settings,
+    pub(super) digester: Digester,
+    pub(super) registry: Mutex<Registry>,
+    /// Woken once, to stop; never reset.
+    pub(super) stop: Arc<Waker>,
+    pub(super) handshakes: Arc<Handshakes>,
+    /// Those past their handshakes.
+    pub(super) connections: Places,
+    /// About strangers.
+    pub(super) throttle: Mutex<Throttle>,
+}
+
+impl Shared {
+    pub(super) fn add(&self, config: &TunnelConfig) -> Result<()> {
+        // An access token must never open the device's end, nor an absent one either end.
+        check_not_empty(&config.device_token)?;
+        check_not_empty(&config.access_token)?;
+        let device_token = self.digester.of_token(&config.device_token);
+        let access_token = self.digester.of_token(&config.access_token);
+        check_different(&device_token, &access_token)?;
+        let mut registry = self.registry.lock();
+        let id = config.id.as_str().to_owned();
+        let entry = registry.tunnels.entry(id).or_insert_with(|| Entry {
+            device_token,
+            access_token,
+            expires: None,
+            hub: None,
+            devices: Places::default(),
+            accesses: Places::default(),
+        });
+        (entry.device_token, entry.access_token) = (device_token, access_token);
+        entry.expires = config.expires;
+        entry.order(Order::ExpireAt(config.expires));
+        Ok(())
+    }
+
+    /// The accept thread: ends when stopped, after all handshakes.
+    pub(super) fn accept(self: Arc<Self>, listener: &TcpListener) {
+        let mut handshakes: Vec<JoinHandle<()>> = Vec::new();
+        loop {
+            let mut fds = [
+                PollFd::new(self.stop.as_fd(), true, false),
+                PollFd::new(listener.as_fd(), true, false),
+            ];
+            let deadline = self.throttle.lock().deadline();
+            if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
+                break;
+            }
+            self.throttle.lock().tick(Instant::now());
+            handshakes.retain(|thread| !thread.is_finished());
+            match listener.accept() {
+                Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => {
+                    self.complain(format_args!("accept: {e}"));
+                    let mut stop = [PollFd::new(self.stop.as_fd(), true, false)];
+                    let _ = poll(&mut stop, Some(Instant::now() + ACCEPT_PAUSE));
+                }
+            }
+        }
+        for thread in handshakes {
+            let _ = thread.join();
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
+        let handshake = match self.handshakes.begin(address.ip(), &stream) {
+            Ok((handshake, None)) => handshake,
+            Ok((handshake, Some(ip))) => {
+                self.complain(format_args!("{ip}: a handshake gives way to newer ones"));
+                handshake
+            }
+            Err(e) => {
+                self.complain(format_args!("{address}: {e}"));
+                return None;
+            }
+        };
+        let shared = self.clone();
+        let run = move || {
+            if let Err(e) = shared.handshake(stream, &handshake) {
+                shared.complain(format_args!("{address}: handshake: {e}"));
+            }
+        };
+        let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
+        if let Err(e) = &thread {
+            self.complain(format_args!("create a handshake thread: {e}"));
+        }
+        thread.ok()
+    }
+
+    fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
+        let deadline = Instant::now() + self.settings.handshake_timeout;
+        let socket = Socket::patient(tcp, deadline, self.stop.clone())?;
+        let mut stream = match &self.tls {
+            None => Stream::Plain(socket),
+            Some(tls) => match tls.accept(ReadAhead::new(socket)).into() {
+                tls::Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
+                tls::Handshake::Failed(why) => return Err(io::Error::other(why)),
+                tls::Handshake::Waits(_) => return Err(io::ErrorKind::TimedOut.into()),
+            },
+        };
+        let Some((head, rest)) = stream.read_head()? else {
+            return stream.part(&refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        };
+        let opening = match Opening::parse(&head) {
+            Ok(opening) => opening,
+            Err(status) => return stream.part(&refusal(status)),
+        };
+        let seat = match self.seat(&opening) {
+            Ok(seat) => seat,
+            Err(status) => {
+                let (tunnel, side) = (opening.tunnel, opening.side);
+                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
+                return stream.part(&refusal(status));
+            }
+        };
+        if !handshake.succeeds() {
+            return Err(io::Error::other("gave way to newer ones"));
+        }
+        // The answer is the hub's to send: it knows of the connection by then.
+        let peer = Peer::new(stream, Role::Server, &rest, Instant::now());
+        let peer = peer.greet(opening.answer(), Box::new(seat));
+        self.join(&opening, Box::new(peer))
+    }
+
+    /// Logs what a stranger can cause as often as he likes.
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        self.throttle.lock().complain(Instant::now(), what);
+    }
+
+    /// A place for whoever has the token.
+    pub(super) fn seat(&self, opening: &Opening<'_>) -> std::result::Result<Seat, StatusCode> {
+        let presented = self.digester.of(opening.token);
+        let registry = self.registry.lock();
+        let entry = registry.tunnels.get(opening.tunnel);
+        let expected = entry.map(|entry| match opening.side {
+            Side::Device => &entry.device_token,
+            Side::Access => &entry.access_token,
+        });
+        let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
+        let entry = entry.filter(|entry| has_token && !entry.is_expired());
+        let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
+        let (places, limit) = match opening.side {
+            Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
+            Side::Access => (&entry.accesses, self.settings.access_connections),
+        };
+        let seat = places.take(limit, &self.connections, self.settings.connections);
+        seat.ok_or(StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// Hands a connection to its tunnel's hub, which is created if there is none.
+    fn join(self: &Arc<Self>, opening: &Opening<'_>, peer: Box<Peer>) -> io::Result<()> {
+        let mut registry = self.registry.lock();
+        let threads = std::mem::take(&mut registry.ended).into_iter();
+        let (mut ended, running) = threads.partition::<Vec<_>, _>(JoinHandle::is_finished);
+        registry.ended = running;
+        registry.hubs_created += 1;
+        let serial = registry.hubs_created;
+        let Some(entry) = registry.tunnels.get_mut(opening.tunnel) else { return Ok(()) };
+        // One that has panicked has not taken itself off.
+        let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
+        ended.extend(dead.map(|hub| hub.thread));
+        if entry.hub.is_none() {
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
+        }
+        entry.order(Order::Join(opening.side, peer, entry.expires));
+        drop(registry);
+        for thread in ended {
+            if thread.join().is_err() {
+                log::error!(target: TARGET, "a tunnel's thread has panicked");
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
+        let waker = Arc::new(Waker::new()?);
+        let (orders, receiver) = crossbeam_channel::unbounded();
+        let core = Tunnel::new(tunnel.to_owned(), self.settings.tunnel);
+        let hub = Hub::new(core, receiver, waker.clone());
+        let (shared, tunnel) = (self.clone(), tunnel.to_owned());
+        let thread = thread::Builder::new()
+            .name("gateway-hub".into())
+            .spawn(move || hub.run(|orders| shared.retire(&tunnel, serial, orders)))?;
+        Ok(HubHandle { serial, orders, waker, thread })
+    }
+
+    /// Takes an idle hub off its tunnel, unless an order has come meanwhile.
+    fn retire(&self, tunnel: &str, serial: u64, orders: &Receiver<Order>) -> bool {
+        let mut registry = self.registry.lock();
+        if !orders.is_empty() {
+            return false;
+        }
+        let entry = registry.tunnels.get_mut(tunnel);
+        let hub = entry.and_then(|entry| entry.hub.take_if(|hub| hub.serial == serial));
+        registry.ended.extend(hub.map(|hub| hub.thread));
+        true
+    }
+}
+
+pub(super) fn check_not_empty(token: &Token) -> Result<()> {
+    match token.expose() {
+        "" => Err(Error::invalid("token", "empty")),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check_different(own: &Digest, other: &Digest) -> Result<()> {
+    if own.matches(other) {
+        return Err(Error::invalid("token", "the same for device and access side"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::TunnelId;
+    use crate::gateway::Gateway;
+
+    #[test]
+    fn a_tunnel_whose_thread_has_panicked_gets_another_with_the_next_connection() {
+        let token = |text| Token::new(text).unwrap();
+        let tunnel = TunnelConfig {
+            id: TunnelId::new("t1").unwrap(),
+            device_token: token("hush-device"),
+            access_token: token("hush-access"),
+            expires: None,
+        };
+        let gateway = Gateway::builder().tunnel(tunnel);
+        let gateway = gateway.start("127.0.0.1:0".parse().unwrap()).unwrap();
+        // As a hub leaves it that ends without a word.
+        let (orders, _) = crossbeam_channel::unbounded();
+        let thread = thread::spawn(|| {});
+        while !thread.is_finished() {
+            thread::yield_now();
+        }
+        let waker = Arc::new(Waker::new().unwrap());
+        let dead = HubHandle { serial: u64::MAX, orders, waker, thread };
+        gateway.shared.registry.lock().tunnels.get_mut("t1").unwrap().hub = Some(dead);
+
+        let mut device = TcpStream::connect(gateway.local_addr()).unwrap();
+        device.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let request =
+            "GET /tunnel/t1/dest HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                       tunnel-access-token: hush-device\r\n\r\n";
+        device.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 13];
+        device.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 101 ");
+    }
+}

@@ -8,36 +8,54 @@ use std::time::{Duration, Instant};
 
 use aiot_tunnel::gateway::{Builder, Gateway, TunnelConfig};
 use aiot_tunnel::{Token, TunnelId};
+use openssl::ssl::{SslConnector, SslMethod};
+use openssl::x509::X509;
 use serde_json::{json, Value};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Error, Message, WebSocket};
 
+#[path = "common/certificate.rs"]
+mod certificate;
 mod common;
 use common::{ACCESS_TOKEN, DEVICE_TOKEN};
 
 const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
 
-struct Client(WebSocket<TcpStream>);
+struct Client<S = TcpStream>(WebSocket<S>);
+
+fn tcp(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
 
 fn connect(address: SocketAddr, path: &str, token: Option<&str>) -> Result<Client, u16> {
+    connect_over(tcp(address), address, path, token)
+}
+
+fn connect_over<S: Read + Write>(
+    stream: S,
+    address: SocketAddr,
+    path: &str,
+    token: Option<&str>,
+) -> Result<Client<S>, u16> {
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     let headers = request.headers_mut();
     headers.insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
     if let Some(token) = token {
         headers.insert("tunnel-access-token", token.parse().unwrap());
     }
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     match tungstenite::client(request, stream) {
         Ok((socket, _)) => Ok(Client(socket)),
         Err(tungstenite::HandshakeError::Failure(Error::Http(response))) => {
             Err(response.status().as_u16())
         }
-        Err(e) => panic!("{e}"),
+        Err(tungstenite::HandshakeError::Failure(e)) => panic!("{e}"),
+        Err(tungstenite::HandshakeError::Interrupted(_)) => panic!("no answer"),
     }
 }
 
-impl Client {
+impl<S: Read + Write> Client<S> {
     fn send(&mut self, header: Value, payload: &[u8]) {
         let header = header.to_string();
         let mut bytes = (header.len() as u16).to_be_bytes().to_vec();
@@ -91,7 +109,11 @@ fn pair(gateway: &Gateway) -> (Client, Client) {
 }
 
 /// Opens a session; the access side's frame id is `frame_id`.
-fn open(device: &mut Client, access: &mut Client, frame_id: u64) -> String {
+fn open<D, A>(device: &mut Client<D>, access: &mut Client<A>, frame_id: u64) -> String
+where
+    D: Read + Write,
+    A: Read + Write,
+{
     let create = json!({"frame_type": 2, "frame_id": frame_id, "service_type": "_SSH"});
     access.send(create, b"");
     let (header, _) = device.receive();
@@ -178,6 +200,74 @@ fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
     let (header, payload) = access.receive();
     assert_eq!((&header["frame_id"], code(&payload)), (&json!(9), 2));
     assert_eq!(code(&device.receive().1), 2);
+}
+
+/// Holds back what is written while it is told to, so that it arrives as one.
+#[derive(Debug)]
+struct Corked {
+    stream: TcpStream,
+    held: Option<Vec<u8>>,
+}
+
+impl Read for Corked {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Corked {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match &mut self.held {
+            Some(held) => held.write(bytes),
+            None => self.stream.write(bytes),
+        }
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_comes_in_one_piece_with_the_end_of_a_tls_connection_is_delivered() {
+    let (certificate, key) = certificate::self_signed();
+    common::logs::note_secret(&key);
+    let gateway = start(Gateway::builder().tls_pem(&certificate, &key).unwrap());
+    let address = gateway.local_addr();
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+    connector.cert_store_mut().add_cert(X509::from_pem(&certificate).unwrap()).unwrap();
+    let connector = connector.build();
+    let join = |path, token| {
+        let stream = Corked { stream: tcp(address), held: None };
+        let stream = connector.connect("127.0.0.1", stream).unwrap();
+        connect_over(stream, address, path, Some(token)).unwrap_or_else(|e| panic!("{e}"))
+    };
+    // With a close frame before the end, and without one.
+    for closes in [true, false] {
+        let mut device = join("/tunnel/t1/dest", DEVICE_TOKEN);
+        let mut access = join("/tunnel/t1/source", ACCESS_TOKEN);
+        let session = open(&mut device, &mut access, 41);
+        device.0.get_mut().get_mut().held = Some(Vec::new());
+        for n in 1..4 {
+            let data = json!({"frame_type": 4, "session_id": session, "frame_id": n});
+            device.send(data, &[n; 3000]);
+        }
+        let release = json!({"frame_type": 3, "session_id": session, "frame_id": 4});
+        device.send(release, br#"{"code":1,"msg":"bye"}"#);
+        if closes {
+            device.0.close(None).unwrap();
+        }
+        let tls = device.0.get_mut();
+        tls.shutdown().unwrap();
+        let corked = tls.get_mut();
+        let held = corked.held.take().unwrap();
+        corked.write_all(&held).unwrap();
+
+        for n in 1..4 {
+            assert_eq!(access.receive().1, [n; 3000]);
+        }
+        let (header, payload) = access.receive();
+        assert_eq!((&header["frame_type"], code(&payload)), (&json!(3), 1));
+    }
 }
 
 #[test]

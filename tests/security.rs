@@ -100,6 +100,31 @@ fn tls_below_1_2_is_refused_whatever_the_server_allows() {
 }
 
 #[test]
+fn a_server_that_asks_for_a_renegotiation_is_refused() {
+    use foreign_types::ForeignTypeRef;
+    extern "C" {
+        fn SSL_renegotiate(ssl: *mut openssl_sys::SSL) -> libc::c_int;
+    }
+    let authority = Authority::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let running = Running::start(secured(trusting(&authority)));
+    let port = listener.local_addr().unwrap().port();
+    running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
+    let mut acceptor = acceptor(&authority, "127.0.0.1");
+    acceptor.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+    let stream = accept(&listener);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = acceptor.build().accept(stream).unwrap();
+    assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
+    // SAFETY: the session is alive, and its handshake done.
+    assert_eq!(unsafe { SSL_renegotiate(stream.ssl().as_ptr()) }, 1);
+    // It asks, and does not wait for the answer.
+    stream.do_handshake().unwrap();
+    let refusal = stream.read(&mut [0; 1]).unwrap_err().to_string();
+    assert!(refusal.contains("no renegotiation"), "{refusal}");
+}
+
+#[test]
 fn names_and_addresses_are_verified_with_and_without_sni() {
     let authority = Authority::new();
     for (host, certified, good) in [

@@ -6,8 +6,9 @@ use std::ops::Range;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
 
-use super::{apply_mask, Role};
-use crate::cloud::frame::{MAX_HEADER, MAX_MESSAGE};
+use super::mask::apply_mask;
+use super::Role;
+use crate::frame::{MAX_HEADER, MAX_MESSAGE};
 
 /// The receive buffer while data flows. It begins small and doubles as reads fill it. What a turn
 /// finds for one session goes to its service in one write, so that ten busy sessions make small
@@ -23,7 +24,7 @@ const MAX_CONTROL: u64 = 125;
 
 /// Why the connection must be failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Violation {
+pub enum Violation {
     #[error("frame header: {0}")]
     Header(#[from] tungstenite::Error),
     #[error("reserved bits are set")]
@@ -40,7 +41,7 @@ pub(crate) enum Violation {
 
 impl Violation {
     /// The close code that says so.
-    pub(crate) fn close_code(&self) -> u16 {
+    pub fn close_code(&self) -> u16 {
         match self {
             Violation::TooLong(_) => 1009,
             _ => 1002,
@@ -50,7 +51,7 @@ impl Violation {
 
 /// What the peer sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Incoming<'a> {
+pub enum Incoming<'a> {
     /// A whole binary message. `at` tells where it stands in the receive buffer, unless it came
     /// in fragments.
     Binary {
@@ -68,6 +69,16 @@ pub(crate) enum Incoming<'a> {
     Pong,
     /// A close frame, with its code if it has one.
     Close(Option<u16>),
+}
+
+/// What kind of message comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Binary, text, or too long.
+    Message,
+    Ping,
+    Pong,
+    Close,
 }
 
 /// The unread frame at the beginning of the buffer.
@@ -100,7 +111,7 @@ struct Assembly {
 }
 
 /// Turns received bytes into messages. `peek` shows the next message until it is consumed.
-pub(crate) struct Receiver {
+pub struct Receiver {
     role: Role,
     buffer: Vec<u8>,
     start: usize,
@@ -114,7 +125,7 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(role: Role) -> Self {
+    pub fn new(role: Role) -> Self {
         Receiver {
             role,
             buffer: Vec::new(),
@@ -128,7 +139,7 @@ impl Receiver {
     }
 
     /// Takes bytes that came with the opening handshake.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: &[u8]) {
         self.needed = self.needed.max(bytes.len());
         self.make_room();
         self.buffer[self.end..][..bytes.len()].copy_from_slice(bytes);
@@ -136,7 +147,7 @@ impl Receiver {
     }
 
     /// One read. Moves what is unread to the front, so positions from before are void.
-    pub(crate) fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
+    pub fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room = &mut self.buffer[self.end..];
         let length = source.read(room)?;
@@ -152,12 +163,12 @@ impl Receiver {
     }
 
     /// Whether [`fill`](Self::fill) can take more without growing.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.start == 0 && self.end == self.buffer.len() && self.end >= self.needed
     }
 
     /// Gives the buffer back when nothing waits in it.
-    pub(crate) fn shrink(&mut self) {
+    pub fn shrink(&mut self) {
         if self.start == self.end && self.pending.is_none() {
             self.buffer = Vec::new();
             (self.start, self.end, self.needed) = (0, 0, FIRST_BUFFER);
@@ -168,13 +179,12 @@ impl Receiver {
     }
 
     /// The bytes at a position that `peek` gave since the last fill.
-    pub(crate) fn bytes(&self, at: Range<usize>) -> &[u8] {
+    pub fn bytes(&self, at: Range<usize>) -> &[u8] {
         &self.buffer[at]
     }
 
     /// Bytes that the buffer takes.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
 
@@ -197,10 +207,23 @@ impl Receiver {
     }
 
     /// The next message, if it is complete; the same one until [`consume`](Self::consume).
-    pub(crate) fn peek(&mut self) -> Result<Option<Incoming<'_>>, Violation> {
+    pub fn peek(&mut self) -> Result<Option<Incoming<'_>>, Violation> {
+        Ok(self.advance()?.and_then(|_| self.current()))
+    }
+
+    /// Finds the next message: its kind, if it is complete. [`current`](Self::current) is the
+    /// message.
+    pub fn advance(&mut self) -> Result<Option<Kind>, Violation> {
         loop {
             match &self.pending {
-                Some(pending) if pending.what != What::Nothing => break,
+                Some(pending) if pending.what != What::Nothing => {
+                    return Ok(Some(match pending.header.opcode {
+                        OpCode::Data(_) => Kind::Message,
+                        OpCode::Control(Control::Ping) => Kind::Ping,
+                        OpCode::Control(Control::Close) => Kind::Close,
+                        OpCode::Control(_) => Kind::Pong,
+                    }));
+                }
                 Some(_) => self.consume(),
                 None => {}
             }
@@ -209,9 +232,13 @@ impl Receiver {
                 return Ok(None);
             }
         }
-        let Some(pending) = &self.pending else { return Ok(None) };
+    }
+
+    /// The message that [`advance`](Self::advance) found.
+    pub fn current(&self) -> Option<Incoming<'_>> {
+        let pending = self.pending.as_ref()?;
         let payload = &self.buffer[pending.payload.clone()];
-        Ok(Some(match (pending.header.opcode, pending.what) {
+        Some(match (pending.header.opcode, pending.what) {
             (OpCode::Control(Control::Ping), _) => Incoming::Ping(payload),
             (OpCode::Control(Control::Close), _) => {
                 Incoming::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))
@@ -228,11 +255,11 @@ impl Receiver {
             }
             (OpCode::Data(_), _) if self.assembly.opcode == Some(Data::Text) => Incoming::Text,
             (OpCode::Data(_), _) => Incoming::Binary { message: &self.assembly.bytes, at: None },
-        }))
+        })
     }
 
     /// Drops the message that `peek` showed.
-    pub(crate) fn consume(&mut self) {
+    pub fn consume(&mut self) {
         let Some(pending) = self.pending.take() else { return };
         self.start = pending.payload.end;
         self.skip = pending.beyond;

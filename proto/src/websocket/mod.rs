@@ -1,64 +1,31 @@
-//! WebSocket messages (RFC 6455) to bytes and back, without I/O and without a copy to spare.
+//! WebSocket messages (RFC 6455) to bytes and back, with as few copies as possible.
 //!
-//! tungstenite reads and writes the frame headers. Its own message layer is not used: it turns
-//! the close code 401 into 1002, fails the connection where one message is too long or its text
-//! is not UTF-8, copies each payload, and logs handshakes, the token included.
+//! tungstenite reads and writes the frame headers. Its message layer is not used: it turns
+//! the close code 401 into 1002, fails the connection when one message is too long or its text
+//! is not UTF-8, copies each payload, and logs handshakes, including the token.
+
+pub mod close;
+mod mask;
 
 mod receiver;
 mod sender;
 
-pub(crate) use receiver::{Incoming, Receiver};
-pub(crate) use sender::Sender;
+pub use receiver::{Incoming, Kind, Receiver, Violation};
+pub use sender::Sender;
 
 /// Which end this is: a client masks what it sends, a server what it does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     Client,
-    #[cfg_attr(not(feature = "gateway"), allow(dead_code))]
     Server,
-}
-
-/// XOR with the mask, eight bytes a step.
-fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
-    let wide = widened(mask);
-    let mut chunks = bytes.chunks_exact_mut(8);
-    for chunk in &mut chunks {
-        let mut word = [0; 8];
-        word.copy_from_slice(chunk);
-        chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
-    }
-    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= key;
-    }
-}
-
-/// As [`apply_mask`], from one place to another of the same length.
-fn copy_masked(from: &[u8], to: &mut [u8], mask: [u8; 4]) {
-    let wide = widened(mask);
-    let whole = from.len() / 8 * 8;
-    let (words, rest) = from.split_at(whole);
-    let (word_targets, rest_targets) = to.split_at_mut(whole);
-    for (source, target) in words.chunks_exact(8).zip(word_targets.chunks_exact_mut(8)) {
-        let mut word = [0; 8];
-        word.copy_from_slice(source);
-        target.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
-    }
-    for ((source, target), key) in rest.iter().zip(rest_targets).zip(mask.iter().cycle()) {
-        *target = source ^ key;
-    }
-}
-
-fn widened([a, b, c, d]: [u8; 4]) -> u64 {
-    u64::from_ne_bytes([a, b, c, d, a, b, c, d])
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{self, Cursor, Read, Write};
 
-    use super::receiver::Violation;
     use super::*;
-    use crate::cloud::frame::MAX_MESSAGE;
+    use crate::frame::MAX_MESSAGE;
     use proptest::prelude::*;
     use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
     use tungstenite::protocol::frame::FrameHeader;

@@ -1,30 +1,32 @@
-//! The server's half of the opening handshake: bytes to what they ask for, and answers to bytes.
-//! The request holds a token: nothing here logs it, and nothing here copies it.
+//! The server's half of the opening handshake: reads the request's head and writes the answer.
+//! The request holds a token, which is neither logged nor copied here.
 
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::StatusCode;
 
-use super::Side;
-use crate::cloud::frame::{SUBPROTOCOL, TOKEN_HEADER};
-use crate::config::TunnelId;
+use crate::frame::{MAX_NAME, SUBPROTOCOL, TOKEN_HEADER};
+use crate::Side;
 
 /// Header lines of a request; tungstenite's limit, too.
 const MAX_HEADERS: usize = 124;
 
-/// A request that is well formed; whether it may in is the caller's decision.
+/// A well-formed request. The caller decides whether to accept it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Opening<'a> {
-    pub(super) tunnel: &'a str,
-    pub(super) side: Side,
+pub struct Opening<'a> {
+    pub tunnel: &'a str,
+    pub side: Side,
     /// What the client presents; empty when it has none.
-    pub(super) token: &'a [u8],
+    pub token: &'a [u8],
     key: &'a [u8],
     offers_subprotocol: bool,
 }
 
 impl<'a> Opening<'a> {
-    /// Reads a request's head; one that is no opening is to be answered with its error.
-    pub(super) fn parse(head: &'a [u8]) -> Result<Self, StatusCode> {
+    /// Reads a request's head.
+    ///
+    /// # Errors
+    /// The status with which to answer a head that opens no tunnel.
+    pub fn parse(head: &'a [u8]) -> Result<Self, StatusCode> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(head) {
@@ -40,7 +42,7 @@ impl<'a> Opening<'a> {
         let headers = Headers(request.headers);
         let (tunnel, side) = route(request.path.unwrap_or("")).ok_or(StatusCode::NOT_FOUND)?;
         headers.check_upgrade()?;
-        // Two of them: which one counts would be a matter of taste, and a matter of rights.
+        // A second token header would leave open which of them counts.
         let token = headers.only(TOKEN_HEADER)?.unwrap_or(b"");
         let key = headers.only("sec-websocket-key")?.filter(|key| is_key(key));
         // A client that names it in its plain `subprotocol` header has offered none to accept.
@@ -49,8 +51,8 @@ impl<'a> Opening<'a> {
         Ok(Opening { tunnel, side, token, key, offers_subprotocol })
     }
 
-    /// The answer that lets it in.
-    pub(super) fn answer(&self) -> Vec<u8> {
+    /// The 101 answer that accepts the request.
+    pub fn answer(&self) -> Vec<u8> {
         let mut answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Accept: {}\r\n",
@@ -64,8 +66,8 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// An answer that refuses.
-pub(super) fn refusal(status: StatusCode) -> Vec<u8> {
+/// An answer that refuses a request.
+pub fn refusal(status: StatusCode) -> Vec<u8> {
     let version = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
         _ => "",
@@ -84,8 +86,9 @@ fn route(target: &str) -> Option<(&str, Side)> {
         "source" => Side::Access,
         _ => return None,
     };
-    // No tunnel has a longer one, and it stands in the log.
-    TunnelId::new(id).is_ok().then_some((id, side))
+    // The id appears in the log, and no tunnel has a longer one.
+    let is_name = (1..=MAX_NAME).contains(&id.len()) && !id.contains(char::is_control);
+    is_name.then_some((id, side))
 }
 
 /// 16 bytes in base64.

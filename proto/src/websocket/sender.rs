@@ -5,13 +5,14 @@ use std::io::{self, Cursor, Write};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
 
-use super::{copy_masked, Role};
+use super::mask::copy_masked;
+use super::Role;
 
 /// Longest header of a frame (RFC 6455, 5.2).
 const MAX_FRAME_HEADER: usize = 14;
 
 /// Turns messages into bytes that wait to be written.
-pub(crate) struct Sender {
+pub struct Sender {
     role: Role,
     buffer: Vec<u8>,
     /// What waits is `start..end`.
@@ -20,34 +21,41 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new(role: Role) -> Self {
+    pub fn new(role: Role) -> Self {
         Sender { role, buffer: Vec::new(), start: 0, end: 0 }
     }
 
     /// Bytes that wait.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Queues bytes as they are: the answer to an opening handshake, before any frame.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.make_room(bytes.len());
+        self.buffer[self.end..][..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
     /// Queues a binary message made of two parts.
-    pub(crate) fn binary(&mut self, head: &[u8], payload: &[u8]) {
+    pub fn binary(&mut self, head: &[u8], payload: &[u8]) {
         self.frame(OpCode::Data(Data::Binary), head, payload);
     }
 
-    pub(crate) fn ping(&mut self) {
+    pub fn ping(&mut self) {
         self.frame(OpCode::Control(Control::Ping), &[], &[]);
     }
 
-    pub(crate) fn pong(&mut self, payload: &[u8]) {
+    pub fn pong(&mut self, payload: &[u8]) {
         self.frame(OpCode::Control(Control::Pong), payload, &[]);
     }
 
     /// Queues a close frame; without a code it has no payload.
-    pub(crate) fn close(&mut self, code: Option<u16>) {
+    pub fn close(&mut self, code: Option<u16>) {
         let code = code.map(u16::to_be_bytes);
         let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
         self.frame(OpCode::Control(Control::Close), payload, &[]);
@@ -93,7 +101,7 @@ impl Sender {
     }
 
     /// Writes until nothing waits (true) or the sink takes no more (false).
-    pub(crate) fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+    pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         while self.start < self.end {
             match sink.write(&self.buffer[self.start..self.end]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -109,13 +117,12 @@ impl Sender {
     }
 
     /// Bytes that the buffer takes.
-    #[cfg(test)]
-    pub(crate) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
 
     /// Gives the buffer back when nothing waits in it.
-    pub(crate) fn shrink(&mut self) {
+    pub fn shrink(&mut self) {
         if self.is_empty() {
             *self = Sender::new(self.role);
         }

@@ -1,0 +1,208 @@
+//! The access side of a relay: it asks for a session for each local stream, and the device answers.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::connection::Transport;
+use crate::frame::{reason, release, response, Frame, FrameType, HeaderTemplate, Status};
+use crate::observer::{Event, Observer};
+use crate::relay::{Relay, Side, Step};
+use crate::session::{Local, LocalStream, Outputs, Sessions};
+
+/// Time for the answer to a session_create; longer than the 10 s that the gateway gives the device.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why there is no session, or how it ended other than in order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The gateway or the device refused it. The words are quoted.
+    #[error("session refused: code {code}, {msg}")]
+    Refused { code: i64, msg: String },
+    /// It was released with a code or with words that tell of a loss. The words are quoted.
+    #[error("session lost: code {code}, {msg}")]
+    Released { code: i64, msg: String },
+}
+
+/// A session that was asked for.
+struct Opening<S> {
+    local: Local<S>,
+    /// Of its session_create.
+    frame_id: u64,
+    deadline: Instant,
+}
+
+/// The access side's part of a relay.
+pub struct AccessSide<S: LocalStream> {
+    service_type: String,
+    opening: Vec<Opening<S>>,
+    over: bool,
+}
+
+impl<S: LocalStream> AccessSide<S> {
+    /// `service_type`: what every session asks the device for.
+    pub fn new(service_type: &str) -> Self {
+        AccessSide { service_type: service_type.to_owned(), opening: Vec::new(), over: false }
+    }
+
+    /// Whether an answer of the device is awaited.
+    pub fn is_opening(&self) -> bool {
+        !self.opening.is_empty()
+    }
+
+    fn answered(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let status = Status::parse(frame.payload);
+        let code = status.as_ref().map_or(i64::from(response::REFUSED), |status| status.code);
+        let id = &*frame.session_id;
+        let is_success = code == i64::from(response::SUCCESS) && !id.is_empty();
+        let asked = |opening: &mut Opening<S>| Some(opening.frame_id) == frame.frame_id;
+        let Some(opening) = self.opening.extract_if(.., asked).next() else {
+            // Nothing waits for this session any more.
+            let is_known = sessions.find(id).is_some() || sessions.has_ended(id);
+            if is_success && !is_known {
+                sessions.write_release(id, "closed", out.sender);
+            }
+            return;
+        };
+        if is_success {
+            let key = sessions.add(id, &self.service_type, Some(opening.local));
+            let Some(index) = sessions.find_key(key) else { return };
+            let (service_type, counters) = (&*self.service_type, sessions.open[index].counters());
+            out.journal.tell(Event::Opened { id, service_type, counters });
+        } else {
+            refuse(opening, SessionError::Refused { code, msg: quoted(status) }, out);
+        }
+    }
+
+    fn released(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) -> Step {
+        let Some(index) = sessions.find(&frame.session_id) else { return Step::Done };
+        let status = Status::parse(frame.payload);
+        let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
+        let is_loss = code > i64::from(release::BY_DEVICE);
+        let tells_of_loss =
+            status.as_ref().is_some_and(|status| tells_of_loss(&status.msg, &self.service_type));
+        let error = SessionError::Released { code, msg: quoted(status) };
+        if is_loss {
+            if let Some(local) = sessions.open[index].local_mut() {
+                local.cut();
+            }
+            out.journal.tell(Event::Failed(&error));
+        } else if tells_of_loss {
+            out.journal.tell(Event::Odd(&error));
+        }
+        Step::Released(index)
+    }
+}
+
+impl<S: LocalStream> Side for AccessSide<S> {
+    type Stream = S;
+    const RELEASE_CODE: u8 = release::BY_ACCESS;
+    const STALLED: &'static str = "the local program takes nothing";
+
+    fn frame(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) -> Step {
+        match frame.frame_type {
+            FrameType::CommonResponse => self.answered(frame, sessions, out),
+            FrameType::SessionRelease => return self.released(frame, sessions, out),
+            FrameType::SessionCreate | FrameType::DataTransport => {}
+        }
+        Step::Done
+    }
+
+    fn step(&mut self, _: &mut Sessions<S>, out: &mut Outputs<'_, impl Observer>) {
+        let (now, over) = (out.now, self.over);
+        let late = |opening: &mut Opening<S>| now >= opening.deadline || over;
+        for opening in self.opening.extract_if(.., late) {
+            let msg = if over { "the connection is closed" } else { "no response within 15 s" };
+            let code = i64::from(response::REFUSED);
+            refuse(opening, SessionError::Refused { code, msg: msg.to_owned() }, out);
+        }
+    }
+
+    /// Every session in its table is open.
+    fn cancel(&mut self, _: u64, _: &str, _: &mut Sessions<S>, _: &mut Outputs<'_, impl Observer>) {
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.opening.iter().map(|opening| opening.deadline).min()
+    }
+
+    fn conclude(&mut self) {
+        self.over = true;
+    }
+
+    fn end_of_stream(&self, _: &str, error: Option<&io::Error>) -> String {
+        match error {
+            None => "closed".to_owned(),
+            Some(e) => format!("local connection: {e}"),
+        }
+    }
+}
+
+/// A relay of the access side.
+pub type AccessRelay<T, S, O> = Relay<T, AccessSide<S>, O>;
+
+impl<T: Transport, S: LocalStream, O: Observer> Relay<T, AccessSide<S>, O> {
+    /// Asks for a session for a local stream.
+    pub fn open(&mut self, stream: S, now: Instant) {
+        let (side, sessions, connection) = self.parts();
+        let frame_id = sessions.next_frame_id();
+        let mut header = Vec::new();
+        HeaderTemplate::new(FrameType::SessionCreate, "", Some(&side.service_type))
+            .write(frame_id, &mut header);
+        connection.sender().binary(&header, &[]);
+        let deadline = now + RESPONSE_TIMEOUT;
+        side.opening.push(Opening { local: Local::new(stream), frame_id, deadline });
+    }
+
+    /// Whether no local stream is left, open, opening or lingering.
+    pub fn is_idle(&self) -> bool {
+        self.is_over() && self.lingering().is_empty()
+    }
+
+    /// Whether no session is open or opening.
+    pub fn is_over(&self) -> bool {
+        self.sessions().is_empty() && !self.side().is_opening()
+    }
+}
+
+fn refuse<S: LocalStream>(
+    mut opening: Opening<S>,
+    error: SessionError,
+    out: &mut Outputs<'_, impl Observer>,
+) {
+    opening.local.shut_down();
+    out.journal.tell(Event::Failed(&error));
+}
+
+/// Whether these are the words of this project's device for a session that was cut. The words of
+/// other devices tell nothing: their code 1 is an orderly end.
+fn tells_of_loss(msg: &str, service_type: &str) -> bool {
+    let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
+    let failed = of_service.is_some_and(|rest| rest.starts_with(": "));
+    let cut = [
+        reason::STALLED,
+        reason::TUNNEL_CLOSED,
+        reason::FRAME_TOO_LONG,
+        reason::UNKNOWN_SESSION,
+    ];
+    failed || cut.contains(&msg)
+}
+
+/// A peer's words on one line, whatever they hold.
+fn quoted(status: Option<Status>) -> String {
+    format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
+}

@@ -1,0 +1,270 @@
+//! The device side of a relay: the cloud asks for sessions, and the device connects to its services.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::frame::{reason, release, response, status, write_response, Frame, FrameType};
+use crate::observer::{Event, Observer};
+use crate::relay::{Relay, Side, Step};
+use crate::session::{LocalStream, Outputs, Sessions};
+use crate::websocket::Sender;
+use crate::Ready;
+
+/// How the device reaches its services. Nothing here blocks.
+pub trait Connect {
+    /// A connect under way.
+    type Dial;
+    type Stream: LocalStream;
+
+    /// Begins to connect to a service.
+    ///
+    /// # Errors
+    /// There is no such service, or not even the beginning succeeded.
+    fn dial(&mut self, service_type: &str) -> Result<Self::Dial, DialError>;
+
+    /// Moves a connect on. `ready` says that `poll` found its descriptor ready.
+    fn step(&mut self, dial: &mut Self::Dial, ready: bool) -> Option<io::Result<Self::Stream>>;
+
+    /// When to [`step`](Self::step) again, whatever `poll` says.
+    fn deadline(&self, _: &Self::Dial) -> Option<Instant> {
+        None
+    }
+
+    /// Where a service is, for people.
+    fn address(&self, service_type: &str) -> String;
+}
+
+/// Why a connect has not begun.
+#[derive(Debug)]
+pub enum DialError {
+    NoService,
+    Io(io::Error),
+}
+
+/// Limits of the device side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLimits {
+    /// Sessions at once; one more is answered with code 1.
+    pub max_sessions: usize,
+    /// Time for connecting to a service.
+    pub connect_timeout: Duration,
+}
+
+/// A session whose service is being connected.
+struct Dialing<D> {
+    /// Of its session in the table.
+    key: u64,
+    dial: D,
+    deadline: Instant,
+    /// The frame id of its `session_create`, which awaits an answer.
+    create_id: u64,
+    ready: bool,
+}
+
+/// The device's part of a relay.
+pub struct DeviceSide<C: Connect> {
+    connect: C,
+    limits: DeviceLimits,
+    dialing: Vec<Dialing<C::Dial>>,
+    /// The connection is over: no session is opened any more.
+    over: bool,
+}
+
+impl<C: Connect> DeviceSide<C> {
+    pub fn new(connect: C, limits: DeviceLimits) -> Self {
+        DeviceSide { connect, limits, dialing: Vec::new(), over: false }
+    }
+
+    /// The connects under way, for `poll`, in the order in which [`ready`](Self::ready) expects them.
+    pub fn dials(&self) -> impl Iterator<Item = &C::Dial> {
+        self.dialing.iter().map(|dialing| &dialing.dial)
+    }
+
+    /// Learns what `poll` found of the connects.
+    pub fn ready(&mut self, ready: &[Ready]) {
+        for (dialing, ready) in self.dialing.iter_mut().zip(ready) {
+            dialing.ready |= ready.write;
+        }
+    }
+
+    /// Begins to connect to a service, or says with which code and why not.
+    fn admit(
+        &mut self,
+        id: &str,
+        service_type: &str,
+        sessions: &Sessions<C::Stream>,
+    ) -> Result<C::Dial, (u8, String)> {
+        if self.over {
+            return Err((response::REFUSED, reason::TUNNEL_CLOSED.into()));
+        }
+        if sessions.find(id).is_some() {
+            return Err((response::REFUSED, "the session id is in use".into()));
+        }
+        let most = self.limits.max_sessions;
+        let open = sessions.open.iter().filter(|session| !session.is_released()).count();
+        let alive = sessions.open.len() + sessions.lingering.len();
+        if open >= most || alive >= most + (most / 2).max(1) {
+            return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
+        }
+        self.connect.dial(service_type).map_err(|e| match e {
+            DialError::NoService => (response::REFUSED, format!("no service {service_type} here")),
+            DialError::Io(e) => (response::REFUSED, self.not_connected(service_type, &e.to_string())),
+        })
+    }
+
+    fn not_connected(&self, service_type: &str, why: &str) -> String {
+        let address = self.connect.address(service_type);
+        format!("connect to {address} (service {service_type}): {why}")
+    }
+
+    fn create(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let (id, service_type) = (&*frame.session_id, &*frame.service_type);
+        let Some(create_id) = frame.frame_id.filter(|_| !id.is_empty()) else {
+            return out.journal.tell_limited(out.now, Event::Incomplete);
+        };
+        out.journal.tell_unless_limited(Event::Requested { id, service_type });
+        let dial = match self.admit(id, service_type, sessions) {
+            Ok(dial) => dial,
+            Err((code, reason)) => {
+                out.journal.tell_limited(out.now, Event::Refused { id, reason: &reason });
+                return respond(out.sender, id, service_type, create_id, code, &reason);
+            }
+        };
+        let key = sessions.add(id, service_type, None);
+        let deadline = out.now + self.limits.connect_timeout;
+        self.dialing.push(Dialing { key, dial, deadline, create_id, ready: false });
+        self.step_one(self.dialing.len() - 1, sessions, out);
+    }
+
+    /// Moves one connect on.
+    fn step_one(
+        &mut self,
+        index: usize,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let dialing = &mut self.dialing[index];
+        let ready = std::mem::take(&mut dialing.ready);
+        match self.connect.step(&mut dialing.dial, ready) {
+            Some(Ok(stream)) => self.connected(index, stream, sessions, out),
+            Some(Err(e)) => self.failed(index, &e.to_string(), sessions, out),
+            None if out.now >= dialing.deadline => self.failed(index, "timed out", sessions, out),
+            None => {}
+        }
+    }
+
+    fn connected(
+        &mut self,
+        index: usize,
+        stream: C::Stream,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let Dialing { key, create_id, .. } = self.dialing.remove(index);
+        let Some(index) = sessions.find_key(key) else { return };
+        let session = &mut sessions.open[index];
+        session.connect(stream);
+        let (id, service_type) = (session.id(), session.service_type());
+        let words = if session.is_released() { "connected and released" } else { "success" };
+        respond(out.sender, id, service_type, create_id, response::SUCCESS, words);
+        out.journal.tell(Event::Opened { id, service_type, counters: session.counters() });
+        session.write_buffer(out.now);
+        if session.is_released() {
+            sessions.close(index, out);
+        }
+    }
+
+    /// A service could not be reached.
+    fn failed(
+        &mut self,
+        index: usize,
+        why: &str,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let key = self.dialing[index].key;
+        let Some(at) = sessions.find_key(key) else { return };
+        let why = self.not_connected(sessions.open[at].service_type(), why);
+        self.cancel(key, &why, sessions, out);
+    }
+}
+
+impl<C: Connect> Side for DeviceSide<C> {
+    type Stream = C::Stream;
+    const RELEASE_CODE: u8 = release::BY_DEVICE;
+    const STALLED: &'static str = reason::STALLED;
+
+    fn frame(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) -> Step {
+        match frame.frame_type {
+            FrameType::SessionCreate => self.create(frame, sessions, out),
+            FrameType::SessionRelease => {
+                let (id, service_type) = (&frame.session_id, &frame.service_type);
+                if let Some(frame_id) = frame.frame_id {
+                    let code = response::SUCCESS;
+                    respond(out.sender, id, service_type, frame_id, code, "released");
+                }
+                return sessions.find(id).map_or(Step::Done, Step::Released);
+            }
+            // The cloud's answer to a release of the device; data is the relay's.
+            FrameType::CommonResponse | FrameType::DataTransport => {}
+        }
+        Step::Done
+    }
+
+    fn step(&mut self, sessions: &mut Sessions<C::Stream>, out: &mut Outputs<'_, impl Observer>) {
+        for index in (0..self.dialing.len()).rev() {
+            self.step_one(index, sessions, out);
+        }
+    }
+
+    fn cancel(
+        &mut self,
+        key: u64,
+        why: &str,
+        sessions: &mut Sessions<C::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let dialing = self.dialing.extract_if(.., |dialing| dialing.key == key).next();
+        let (Some(dialing), Some(index)) = (dialing, sessions.find_key(key)) else { return };
+        let session = sessions.open.remove(index);
+        let (id, service_type) = (session.id(), session.service_type());
+        out.journal.tell_limited(out.now, Event::Refused { id, reason: why });
+        respond(out.sender, id, service_type, dialing.create_id, response::REFUSED, why);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let of_one = |dialing: &Dialing<C::Dial>| {
+            let own = self.connect.deadline(&dialing.dial);
+            own.map_or(dialing.deadline, |own| own.min(dialing.deadline))
+        };
+        self.dialing.iter().map(of_one).min()
+    }
+
+    fn conclude(&mut self) {
+        self.over = true;
+    }
+
+    fn end_of_stream(&self, service_type: &str, error: Option<&io::Error>) -> String {
+        match error {
+            None => format!("service {service_type} closed the connection"),
+            Some(e) => format!("service {service_type}: {e}"),
+        }
+    }
+}
+
+/// A relay of the device side.
+pub type DeviceRelay<T, C, O> = Relay<T, DeviceSide<C>, O>;
+
+fn respond(sender: &mut Sender, id: &str, service: &str, frame_id: u64, code: u8, words: &str) {
+    write_response(sender, id, service, frame_id, &status(code, words));
+}

@@ -1,0 +1,326 @@
+//! Tunnel frames (`aliyun.iot.securetunnel-v1.1`) to bytes and back.
+//!
+//! One frame is one binary WebSocket message: the header's length (2 bytes, big-endian), the
+//! header (a JSON object), the payload. Whole messages are read and written here; this module knows
+//! neither sessions nor connections.
+
+mod header;
+mod status;
+mod write;
+
+use std::borrow::Cow;
+
+use header::Header;
+pub use status::{reason, release, response, status, Status};
+pub use write::{write_release, write_response, HeaderTemplate};
+
+/// The WebSocket subprotocol's name.
+pub const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
+/// The HTTP header that carries the token of either end.
+pub const TOKEN_HEADER: &str = "tunnel-access-token";
+
+/// Longest header, in bytes.
+pub const MAX_HEADER: usize = 2048;
+/// Longest payload that is accepted; the protocol's own limit is [`MAX_PAYLOAD_SENT`], yet
+/// clients exist that send more.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// Longest payload that is sent.
+pub const MAX_PAYLOAD_SENT: usize = 4096;
+/// Longest message that can be a frame.
+pub const MAX_MESSAGE: usize = 2 + MAX_HEADER + MAX_PAYLOAD;
+/// Longest tunnel id and service type, in bytes.
+pub const MAX_NAME: usize = 127;
+/// Longest session id that is accepted, in bytes.
+pub const MAX_SESSION_ID: usize = 256;
+
+/// What a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameType {
+    CommonResponse = 1,
+    SessionCreate = 2,
+    SessionRelease = 3,
+    DataTransport = 4,
+}
+
+/// A received frame; its texts and payload borrow the message.
+#[derive(Debug, PartialEq)]
+pub struct Frame<'a> {
+    pub frame_type: FrameType,
+    /// Empty when the header has none.
+    pub session_id: Cow<'a, str>,
+    pub frame_id: Option<u64>,
+    /// Empty when the header has none.
+    pub service_type: Cow<'a, str>,
+    pub payload: &'a [u8],
+}
+
+/// Why a message is no frame. The frame is dropped; the tunnel and its sessions go on.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("it has {0} bytes")]
+    Short(usize),
+    #[error("its header length is {0}, not 1 to {MAX_HEADER}")]
+    HeaderLength(usize),
+    #[error("its header length {0} points past its end")]
+    Truncated(usize),
+    #[error("its header is not UTF-8")]
+    NotUtf8,
+    #[error("its header is not a JSON object with the protocol's fields: {0}")]
+    NotJson(String),
+    #[error("its frame_type {0} is unknown")]
+    UnknownType(u64),
+    #[error("its session_id has {0} bytes, more than {MAX_SESSION_ID}")]
+    SessionId(usize),
+    #[error("its payload has {0} bytes, more than {MAX_PAYLOAD}")]
+    Payload(usize),
+}
+
+impl<'a> Frame<'a> {
+    /// Reads one message.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Malformed> {
+        let frame = Frame::parse_header(message)?;
+        if frame.payload.len() > MAX_PAYLOAD {
+            return Err(Malformed::Payload(frame.payload.len()));
+        }
+        Ok(frame)
+    }
+
+    /// As [`parse`](Self::parse) with a payload of any length: `message` may be the beginning
+    /// of one that is too long to keep.
+    pub fn parse_header(message: &'a [u8]) -> Result<Self, Malformed> {
+        let [high, low, rest @ ..] = message else {
+            return Err(Malformed::Short(message.len()));
+        };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if !(1..=MAX_HEADER).contains(&length) {
+            return Err(Malformed::HeaderLength(length));
+        }
+        let (header, payload) =
+            rest.split_at_checked(length).ok_or(Malformed::Truncated(length))?;
+        if let Some(header) = Header::scan(header) {
+            return Frame::from_header(header, payload);
+        }
+        let text = std::str::from_utf8(header).map_err(|_| Malformed::NotUtf8)?;
+        // serde would also read the fields from an array, in order.
+        if !text.trim_start().starts_with('{') {
+            return Err(Malformed::NotJson("not an object".into()));
+        }
+        match serde_json::from_str::<Header<'a>>(text) {
+            Ok(header) => Frame::from_header(header, payload),
+            Err(e) => {
+                // The C SDK writes some numbers with leading zeros, which is not JSON.
+                let mended =
+                    header::without_leading_zeros(text).ok_or_else(|| Malformed::NotJson(e.to_string()))?;
+                let header = serde_json::from_str::<Header<'_>>(&mended)
+                    .map_err(|e| Malformed::NotJson(e.to_string()))?;
+                Frame::from_header(header.into_owned(), payload)
+            }
+        }
+    }
+
+    fn from_header(header: Header<'a>, payload: &'a [u8]) -> Result<Self, Malformed> {
+        let frame_type = match header.frame_type {
+            1 => FrameType::CommonResponse,
+            2 => FrameType::SessionCreate,
+            3 => FrameType::SessionRelease,
+            4 => FrameType::DataTransport,
+            other => return Err(Malformed::UnknownType(other)),
+        };
+        let session_id = header.session_id.0;
+        if session_id.len() > MAX_SESSION_ID {
+            return Err(Malformed::SessionId(session_id.len()));
+        }
+        let (frame_id, service_type) = (header.frame_id.0, header.service_type.0);
+        Ok(Frame { frame_type, session_id, frame_id, service_type, payload })
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(header: &str, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (header.len() as u16).to_be_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    #[test]
+    fn field_order_white_space_and_unknown_fields_do_not_matter() {
+        let bytes = message(
+            " { \"x\" : [1,{\"y\":null}], \"frame_id\":\"17\",\n\"session_id\":\"a\\u0062\", \"frame_type\": 4 } ",
+            b"data",
+        );
+        let frame = Frame::parse(&bytes).unwrap();
+        assert_eq!(frame.frame_type, FrameType::DataTransport);
+        assert_eq!((&*frame.session_id, frame.frame_id), ("ab", Some(17)));
+        assert_eq!((&*frame.service_type, frame.payload), ("", &b"data"[..]));
+    }
+
+    #[test]
+    fn absent_null_and_empty_texts_are_the_same() {
+        for header in [
+            r#"{"frame_type":2,"frame_id":1}"#,
+            r#"{"frame_type":2,"frame_id":1,"session_id":null,"service_type":null}"#,
+            r#"{"frame_type":2,"frame_id":1,"session_id":"","service_type":""}"#,
+        ] {
+            let bytes = message(header, b"");
+            let frame = Frame::parse(&bytes).unwrap();
+            assert_eq!((&*frame.session_id, &*frame.service_type), ("", ""));
+        }
+    }
+
+    #[test]
+    fn the_c_sdks_leading_zeros_are_read_as_decimals() {
+        for (text, id) in [("012345678", 12_345_678), ("000000001", 1), ("000000000", 0)] {
+            for space in ["", " "] {
+                let header =
+                    format!("{{\"frame_type\":4,\"frame_id\":{space}{text},\"session_id\":\"s\"}}");
+                let bytes = message(&header, b"");
+                let frame = Frame::parse(&bytes).unwrap();
+                assert_eq!((frame.frame_id, &*frame.session_id), (Some(id), "s"));
+                // The same text as a value is not the key.
+                let named = format!(
+                    r#"{{"session_id":{space}"frame_id","frame_type":4,"frame_id":{text}}}"#
+                );
+                let bytes = message(&named, b"");
+                let frame = Frame::parse(&bytes).unwrap();
+                assert_eq!((frame.frame_id, &*frame.session_id), (Some(id), "frame_id"));
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_messages_are_told_apart() {
+        let parse = |bytes: &[u8]| Frame::parse(bytes).map(|_| ()).unwrap_err();
+        assert_eq!(parse(b""), Malformed::Short(0));
+        assert_eq!(parse(b"\0"), Malformed::Short(1));
+        assert_eq!(parse(b"\0\0{}"), Malformed::HeaderLength(0));
+        assert_eq!(parse(b"\x08\x01{}"), Malformed::HeaderLength(2049));
+        assert_eq!(parse(b"\0\x09{}"), Malformed::Truncated(9));
+        assert_eq!(parse(b"\0\x02\xff\xfe"), Malformed::NotUtf8);
+        assert_eq!(parse(&message(r#"{"frame_type":9}"#, b"")), Malformed::UnknownType(9));
+        for header in [
+            "null",
+            "[4,\"s\",1,\"\"]",
+            "{",
+            "{}",
+            "{\"frame_type\":-1}",
+            "{\"frame_type\":4.5}",
+            "{\"frame_type\":4,\"session_id\":7}",
+            "{\"frame_type\":4,\"frame_id\":9223372036854775808}",
+            "{\"frame_type\":4,\"frame_id\":-1}",
+            "{\"frame_type\":4,\"frame_id\":\"x\"}",
+            "{\"frame_type\":4}{}",
+        ] {
+            let error = parse(&message(header, b""));
+            assert!(matches!(error, Malformed::NotJson(_)), "{header}: {error:?}");
+        }
+        let long = format!("{{\"frame_type\":4,\"session_id\":\"{}\"}}", "s".repeat(257));
+        assert_eq!(parse(&message(&long, b"")), Malformed::SessionId(257));
+        let big = message("{\"frame_type\":4}", &vec![0; MAX_PAYLOAD + 1]);
+        assert_eq!(parse(&big), Malformed::Payload(MAX_PAYLOAD + 1));
+    }
+
+    #[test]
+    fn a_deeply_nested_header_is_malformed_and_harmless() {
+        let header = format!("{{\"x\":{}", "[".repeat(2000));
+        assert!(Frame::parse(&message(&header, b"")).is_err());
+    }
+
+    #[test]
+    fn a_status_quotes_at_most_256_bytes_of_a_message() {
+        let long = "\u{e9}".repeat(500);
+        let parsed = Status::parse(&status(2, &long)).unwrap();
+        assert_eq!((parsed.code, parsed.msg.len()), (2, 256));
+    }
+
+    /// Headers that are nearly right, and right ones.
+    fn header() -> impl Strategy<Value = String> {
+        let part = proptest::sample::select(vec![
+            "{",
+            "}",
+            ",",
+            ":",
+            "\"",
+            " ",
+            "\\",
+            "0",
+            "1",
+            "4",
+            "007",
+            "12345",
+            "999999999999999999",
+            "9999999999999999999",
+            "1.5",
+            "1e3",
+            "-1",
+            "null",
+            "\u{1}",
+            "\u{e9}",
+            "\"frame_type\":4",
+            "\"frame_id\":",
+            "\"frame_id\":17",
+            "\"session_id\":\"s1\"",
+            "\"session_id\":",
+            "\"service_type\":\"_SSH\"",
+            "\"x\":1",
+            "\"a\\u0062\"",
+        ]);
+        let separator = proptest::sample::select(vec!["", ","]);
+        (proptest::collection::vec(part, 0..6), separator).prop_map(|(parts, separator)| {
+            format!("{{\"frame_type\":4,{}}}", parts.join(separator))
+        })
+    }
+
+    #[test]
+    fn usual_headers_are_scanned() {
+        for header in [
+            r#"{"frame_type":4,"frame_id":1,"session_id":"s"}"#,
+            "{\"frame_type\":2,\"frame_id\":0,\"session_id\":\"\u{e9}\",\"service_type\":\"_SSH\"}",
+            r#"{"session_id":"","frame_type":4}"#,
+        ] {
+            assert!(Header::scan(header.as_bytes()).is_some(), "{header}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_scanned_is_what_serde_reads(header in header()) {
+            scan_agrees(header.as_bytes());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Frame::parse(&bytes);
+        }
+
+        #[test]
+        fn what_a_template_writes_is_read_back(
+            session in "\\PC{0,60}", service in proptest::option::of("\\PC{0,60}"),
+            id in 0..=i64::MAX as u64, payload in proptest::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let template = HeaderTemplate::new(FrameType::SessionCreate, &session, service.as_deref());
+            let mut bytes = Vec::new();
+            template.write(id, &mut bytes);
+            bytes.extend_from_slice(&payload);
+            let frame = Frame::parse(&bytes).unwrap();
+            prop_assert_eq!(frame.frame_type, FrameType::SessionCreate);
+            prop_assert_eq!(frame.session_id, session);
+            prop_assert_eq!(frame.service_type, service.unwrap_or_default());
+            prop_assert_eq!(frame.frame_id, Some(id));
+            prop_assert_eq!(frame.payload, payload);
+        }
+    }
+}

@@ -1,0 +1,653 @@
+//! The gateway's part: one tunnel's connections, and the sessions between them. Frames go from the
+//! device's connection to an access connection and back; the gateway has no local streams.
+//!
+//! It neither sleeps nor reads a clock: its owner does. The protocol has no flow control per session,
+//! so the device is not read while an access connection is over its high-water mark, and access
+//! connections are not read while the device's is. A full access connection that takes next to nothing
+//! for the stall time is closed with code 1008, its sessions are released towards the device (code 2),
+//! and the other access connections go on. A device has longer, since it waits for its own services:
+//! [`DEVICE_STALL`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::connection::{Connection, Dropped, Ping, Received, Transport, Upkeep};
+use crate::frame::{
+    reason, release, response, status, write_release, write_response, Frame, FrameType,
+    HeaderTemplate, Status, MAX_NAME,
+};
+use crate::log_limiter::LogLimiter;
+use crate::schedule::RoundRobin;
+use crate::session::RecentIds;
+use crate::websocket::{close, Sender};
+use crate::{Ready, Side};
+
+/// Bytes that may wait for a connection before what feeds it is no longer read.
+pub const HIGH_WATER: usize = 256 * 1024;
+
+/// Times and limits of the gateway's connections, and of the access side's.
+pub const UPKEEP: Upkeep = Upkeep {
+    ping: Ping::AfterSilence(Duration::from_secs(30)),
+    silence_limit: Duration::from_secs(90),
+    shrink_interval: Duration::from_secs(30),
+    high_water: HIGH_WATER,
+    flood_limit: 4 * HIGH_WATER,
+};
+
+/// How long a device may take to answer a session_create.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An access connection is read, though it is over its high-water mark, until so much waits for it.
+const ACCESS_LIMIT: usize = 2 * HIGH_WATER;
+/// A device releases sessions whose service stalls, ten seconds each by default, and reads
+/// nothing meanwhile; one that takes next to nothing for this long is closed.
+const DEVICE_STALL: Duration = Duration::from_secs(60);
+
+/// What happens in a tunnel, for an owner that logs or counts it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TunnelEvent<'a> {
+    DeviceConnected,
+    AccessConnected(u64),
+    DeviceLeft { why: &'a str },
+    AccessLeft { key: u64, why: &'a str },
+    Expired,
+    SessionCreated { id: &'a str, service_type: &'a str },
+    /// The device has refused a session.
+    DeviceRefused(&'a str),
+    /// One of the ends has released a session.
+    Released(Side, &'a str),
+    /// A session has lost bytes.
+    Cut { id: &'a str, why: &'a str },
+    /// A connection takes nothing and is closed.
+    Stalled,
+    /// A session_create of an access side is refused: why.
+    Refused(&'a str),
+    /// A session_create without frame_id is dropped.
+    Incomplete,
+    /// A session_create of a device is dropped.
+    CreateFromDevice,
+    /// Data for a session that does not exist is dropped.
+    UnknownSession(&'a str),
+    /// A message is dropped.
+    Dropped(Side, &'a Dropped),
+    /// So many events were left out.
+    LeftOut(u32),
+}
+
+impl TunnelEvent<'_> {
+    /// Whether it tells of something wrong.
+    pub fn is_warning(&self) -> bool {
+        use TunnelEvent::*;
+        match self {
+            Cut { .. } | Stalled | Refused(_) | Incomplete | CreateFromDevice => true,
+            UnknownSession(_) | TunnelEvent::Dropped(..) | LeftOut(_) => true,
+            DeviceConnected | AccessConnected(_) | DeviceLeft { .. } | AccessLeft { .. } => false,
+            Expired | SessionCreated { .. } | DeviceRefused(_) | Released(..) => false,
+        }
+    }
+}
+
+impl fmt::Display for TunnelEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use TunnelEvent::*;
+        match self {
+            DeviceConnected => f.write_str("device connected"),
+            AccessConnected(key) => write!(f, "access {key} connected"),
+            DeviceLeft { why } => write!(f, "device left: {why}"),
+            AccessLeft { key, why } => write!(f, "access {key} left: {why}"),
+            Expired => f.write_str("expired"),
+            SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
+            DeviceRefused(id) => write!(f, "device refused {id:?}"),
+            Released(Side::Device, id) => write!(f, "device released {id:?}"),
+            Released(Side::Access, id) => write!(f, "access released {id:?}"),
+            Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
+            Stalled => f.write_str("a connection takes nothing"),
+            Refused(why) => write!(f, "session_create refused: {why}"),
+            Incomplete => f.write_str("session_create without frame_id"),
+            CreateFromDevice => f.write_str("session_create from a device"),
+            UnknownSession(id) => write!(f, "data for unknown session {id:?}"),
+            TunnelEvent::Dropped(side, what) => write!(f, "{side:?}: {what}"),
+            LeftOut(count) => write!(f, "{count} more such lines were left out"),
+        }
+    }
+}
+
+/// Learns what happens in a tunnel.
+pub trait TunnelObserver {
+    fn event(&mut self, event: TunnelEvent<'_>);
+}
+
+/// Nobody wants to know.
+impl TunnelObserver for () {
+    fn event(&mut self, _: TunnelEvent<'_>) {}
+}
+
+struct Session {
+    access: u64,
+    /// The id of the access side's session_create; the response carries it.
+    frame_id: u64,
+    service_type: String,
+    /// When an unanswered session_create counts as refused.
+    deadline: Option<Instant>,
+    /// Header of its data frames, in either direction. Frames are not passed on as they came:
+    /// where parsers disagree (field names in another case, say), each end would see its own.
+    data: HeaderTemplate,
+}
+
+/// What a tunnel may have.
+#[derive(Debug, Clone, Copy)]
+pub struct TunnelLimits {
+    pub sessions: usize,
+    /// How long a full access connection may take next to nothing.
+    pub stall: Duration,
+}
+
+pub struct Tunnel<T: Transport, O> {
+    limits: TunnelLimits,
+    expires: Option<Instant>,
+    device: Option<Connection<T>>,
+    accesses: BTreeMap<u64, Connection<T>>,
+    /// Connections in their closing handshake.
+    leaving: Vec<Connection<T>>,
+    sessions: HashMap<String, Session>,
+    ended: RecentIds,
+    next_access: u64,
+    /// Frames of several sources meet on one connection, where ids must increase: all but a
+    /// response's are the gateway's own.
+    next_frame: u64,
+    /// Which access connection may feed the device first.
+    turns: RoundRobin,
+    /// Scratch for a header.
+    head: Vec<u8>,
+    limiter: LogLimiter,
+    observer: O,
+}
+
+impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
+    /// A tunnel without connections.
+    pub fn new(limits: TunnelLimits, observer: O) -> Self {
+        Tunnel {
+            limits,
+            expires: None,
+            device: None,
+            accesses: BTreeMap::new(),
+            leaving: Vec::new(),
+            sessions: HashMap::new(),
+            ended: RecentIds::default(),
+            next_access: 1,
+            next_frame: 1,
+            turns: RoundRobin::default(),
+            head: Vec::new(),
+            limiter: LogLimiter::default(),
+            observer,
+        }
+    }
+
+    /// Whether it has no connection.
+    pub fn is_empty(&self) -> bool {
+        self.members().next().is_none()
+    }
+
+    pub fn expire_at(&mut self, at: Option<Instant>) {
+        self.expires = at;
+    }
+
+    /// Takes a connection in; an older device connection gives way.
+    pub fn join(&mut self, side: Side, member: Connection<T>, now: Instant) {
+        match side {
+            Side::Device => {
+                if let Some(mut old) = self.device.take() {
+                    old.close(close::NORMAL, "replaced by a new connection", now);
+                    self.leave_device(old);
+                }
+                self.observer.event(TunnelEvent::DeviceConnected);
+                self.device = Some(member);
+            }
+            Side::Access => {
+                let key = next(&mut self.next_access);
+                self.observer.event(TunnelEvent::AccessConnected(key));
+                self.accesses.insert(key, member);
+            }
+        }
+    }
+
+    /// Its sessions, open and opening.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// How many ended sessions it remembers.
+    pub fn remembered(&self) -> usize {
+        self.ended.len()
+    }
+
+    /// Closes every connection, and those that join until it is asked again.
+    pub fn stop(&mut self, now: Instant) {
+        self.close_all(close::GOING_AWAY, "the gateway stops", now);
+    }
+
+    /// Its connections, and whether each is to be read.
+    pub fn members(&self) -> impl Iterator<Item = (&Connection<T>, bool)> {
+        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
+        let device = self.device.iter().map(move |member| (member, read_device));
+        let accesses = self.accesses.values();
+        let accesses = accesses.map(move |member| (member, read_accesses && !over_access_limit(member)));
+        device.chain(accesses).chain(self.leaving.iter().map(|member| (member, true)))
+    }
+
+    /// Reads from those that are ready, in the order of [`members`](Self::members).
+    pub fn receive(&mut self, now: Instant, ready: &[Ready]) {
+        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
+        let device = self.device.iter_mut().map(|member| (member, read_device));
+        let accesses = self.accesses.values_mut().map(|member| {
+            let reads = read_accesses && !over_access_limit(member);
+            (member, reads)
+        });
+        let leaving = self.leaving.iter_mut().map(|member| (member, true));
+        for ((member, reads), ready) in device.chain(accesses).chain(leaving).zip(ready) {
+            member.ready(ready.read, ready.write);
+            if reads && !member.has_messages() {
+                member.receive(now, usize::MAX);
+            }
+        }
+    }
+
+    /// Does all there is to do.
+    pub fn step(&mut self, now: Instant) {
+        if self.expires.is_some_and(|at| now >= at) {
+            self.expires = None;
+            self.observer.event(TunnelEvent::Expired);
+            self.close_all(close::EXPIRED, "expired", now);
+        }
+        self.pump_device(now);
+        self.pump_accesses(now);
+        for member in &mut self.leaving {
+            while member.peek(now).is_some() {
+                member.consume();
+            }
+        }
+        self.give_up_unanswered(now);
+        if let Some(count) = self.limiter.tick(now) {
+            self.observer.event(TunnelEvent::LeftOut(count));
+        }
+        self.tick(now);
+        self.flush(now);
+        self.part_with_stalled(now);
+        self.dismiss(now);
+    }
+
+    /// A source is read while what it feeds has room.
+    fn reads_device(&self) -> bool {
+        !self.accesses.values().any(Connection::over_high_water)
+            && !self.device.as_ref().is_some_and(Connection::over_high_water)
+    }
+
+    fn reads_accesses(&self) -> bool {
+        !self.device.as_ref().is_some_and(Connection::over_high_water)
+    }
+
+    /// When [`step`](Self::step) has something to do, whatever the connections do.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let members = self.members().map(|(member, reads)| member.deadline(now, reads));
+        let stalls = self.accesses.values().filter_map(|member| member.stalls_at(self.limits.stall));
+        let device_stalls = self.device.iter().filter_map(|member| member.stalls_at(DEVICE_STALL));
+        let sessions = self.sessions.values().filter_map(|session| session.deadline);
+        let own = sessions.chain(self.expires).chain(self.limiter.deadline());
+        members.chain(stalls).chain(device_stalls).chain(own).min()
+    }
+
+    fn close_all(&mut self, code: u16, reason: &'static str, now: Instant) {
+        for member in self.device.iter_mut().chain(self.accesses.values_mut()) {
+            member.close(code, reason, now);
+        }
+        self.dismiss(now);
+    }
+
+    fn pump_device(&mut self, now: Instant) {
+        let Some(mut device) = self.device.take() else { return };
+        while !device.over_high_water() && self.reads_device() {
+            let Some((received, sender)) = device.peek(now) else { break };
+            match received {
+                Received::Frame(frame, _) => self.take_from_device(&frame, sender, now),
+                Received::Dropped { what, lossy } => {
+                    self.limited(now, TunnelEvent::Dropped(Side::Device, &what));
+                    if let Some(frame) = lossy {
+                        self.lost_by_device(&frame.session_id, sender, now);
+                    }
+                }
+                Received::Pong => {}
+            }
+            device.consume();
+        }
+        self.device = Some(device);
+    }
+
+    /// In turn, so that one that fills the device's buffer each time does not starve the rest.
+    fn pump_accesses(&mut self, now: Instant) {
+        let keys = self.turns.turn(self.accesses.keys().copied().collect());
+        for key in keys {
+            let Some(mut access) = self.accesses.remove(&key) else { continue };
+            while !over_access_limit(&access) && self.reads_accesses() {
+                let Some((received, sender)) = access.peek(now) else { break };
+                match received {
+                    Received::Frame(frame, _) => self.take_from_access(key, &frame, sender, now),
+                    Received::Dropped { what, lossy } => {
+                        self.limited(now, TunnelEvent::Dropped(Side::Access, &what));
+                        if let Some(frame) = lossy {
+                            self.lost_by_access(key, &frame.session_id, sender, now);
+                        }
+                    }
+                    Received::Pong => {}
+                }
+                access.consume();
+            }
+            self.accesses.insert(key, access);
+        }
+    }
+
+    /// Tells an event that a peer can cause as often as it likes.
+    fn limited(&mut self, now: Instant, event: TunnelEvent<'_>) {
+        if self.limiter.permits(now) {
+            self.observer.event(event);
+        }
+    }
+
+    fn take_from_device(&mut self, frame: &Frame<'_>, device: &mut Sender, now: Instant) {
+        let id = &*frame.session_id;
+        let Some(session) = self.sessions.get_mut(id) else {
+            if frame.frame_type == FrameType::DataTransport {
+                self.report_unknown(id, release::ACCESS_LOST, device, now);
+            }
+            return;
+        };
+        // Nothing follows a close frame.
+        let access = self.accesses.get_mut(&session.access);
+        let Some(access) = open_sender(access) else { return };
+        match frame.frame_type {
+            FrameType::DataTransport => {
+                let frame_id = next(&mut self.next_frame);
+                session.data.write(frame_id, &mut self.head);
+                access.binary(&self.head, frame.payload);
+            }
+            FrameType::SessionRelease => {
+                if session.deadline.is_some() {
+                    // It waits for a response, and knows no session that could be released.
+                    let msg = status(response::REFUSED, "the device released it unanswered");
+                    respond(access, id, session, &msg);
+                } else {
+                    let frame_id = next(&mut self.next_frame);
+                    write_release(access, id, frame_id, frame.payload);
+                }
+                self.observer.event(TunnelEvent::Released(Side::Device, id));
+                self.end(id);
+            }
+            FrameType::CommonResponse => {
+                // A second one would answer nothing.
+                if session.deadline.take().is_none() {
+                    return;
+                }
+                respond(access, id, session, frame.payload);
+                if Status::parse(frame.payload).is_none_or(|status| status.code != 0) {
+                    self.observer.event(TunnelEvent::DeviceRefused(id));
+                    self.end(id);
+                }
+            }
+            FrameType::SessionCreate => {
+                self.limited(now, TunnelEvent::CreateFromDevice);
+            }
+        }
+    }
+
+    fn take_from_access(&mut self, key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
+        if frame.frame_type == FrameType::SessionCreate {
+            return self.create(key, frame, access, now);
+        }
+        let id = &*frame.session_id;
+        let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
+            if frame.frame_type == FrameType::DataTransport {
+                self.report_unknown(id, release::DEVICE_LOST, access, now);
+            }
+            return;
+        };
+        let Some(device) = open_sender(self.device.as_mut()) else { return };
+        match frame.frame_type {
+            FrameType::DataTransport => {
+                let frame_id = next(&mut self.next_frame);
+                session.data.write(frame_id, &mut self.head);
+                device.binary(&self.head, frame.payload);
+            }
+            FrameType::SessionRelease => {
+                let frame_id = next(&mut self.next_frame);
+                write_release(device, id, frame_id, frame.payload);
+                self.observer.event(TunnelEvent::Released(Side::Access, id));
+                self.end(id);
+            }
+            FrameType::CommonResponse | FrameType::SessionCreate => {}
+        }
+    }
+
+    fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
+        let Some(session) = self.sessions.get(id) else {
+            return self.report_unknown(id, release::ACCESS_LOST, device, now);
+        };
+        self.observer.event(TunnelEvent::Cut { id, why: reason::FRAME_TOO_LONG });
+        let access = self.accesses.get_mut(&session.access);
+        cut(id, session, open_sender(access), Some(device), &mut self.next_frame);
+        self.end(id);
+    }
+
+    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
+        let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
+            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+        };
+        self.observer.event(TunnelEvent::Cut { id, why: reason::FRAME_TOO_LONG });
+        let device = open_sender(self.device.as_mut());
+        cut(id, session, Some(access), device, &mut self.next_frame);
+        self.end(id);
+    }
+
+    fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
+        let Some(frame_id) = frame.frame_id else {
+            return self.limited(now, TunnelEvent::Incomplete);
+        };
+        let too_long = frame.service_type.len() > MAX_NAME;
+        let service_type = if too_long { "" } else { &*frame.service_type };
+        let id = format!("{:032x}", rand::random::<u128>());
+        let session = Session {
+            access: access_key,
+            frame_id,
+            service_type: service_type.to_owned(),
+            deadline: Some(now + RESPONSE_TIMEOUT),
+            data: HeaderTemplate::new(FrameType::DataTransport, &id, None),
+        };
+        let mut refuse = |access: &mut Sender, code, msg: &str| {
+            if self.limiter.permits(now) {
+                self.observer.event(TunnelEvent::Refused(msg));
+            }
+            respond(access, "", &session, &status(code, msg));
+        };
+        if too_long {
+            // Its header would be too long for the device, which would never answer.
+            return refuse(access, response::REFUSED, "the service type is over 127 bytes long");
+        }
+        if self.sessions.len() >= self.limits.sessions {
+            let msg = format!("the tunnel has {} sessions already", self.limits.sessions);
+            return refuse(access, response::SESSION_LIMIT, &msg);
+        }
+        let Some(device) = open_sender(self.device.as_mut()) else {
+            return refuse(access, response::REFUSED, "the device is not connected");
+        };
+        HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type))
+            .write(next(&mut self.next_frame), &mut self.head);
+        device.binary(&self.head, &[]);
+        let service_type = &*session.service_type;
+        self.observer.event(TunnelEvent::SessionCreated { id: &id, service_type });
+        self.sessions.insert(id, session);
+    }
+
+    /// Data of no session: tells its sender once.
+    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender, now: Instant) {
+        if id.is_empty() || self.ended.contains(id) {
+            return;
+        }
+        self.limited(now, TunnelEvent::UnknownSession(id));
+        let frame_id = next(&mut self.next_frame);
+        write_release(sender, id, frame_id, &status(code, reason::UNKNOWN_SESSION));
+        self.ended.push(id);
+    }
+
+    fn end(&mut self, id: &str) {
+        self.sessions.remove(id);
+        self.ended.push(id);
+    }
+
+    fn give_up_unanswered(&mut self, now: Instant) {
+        let late = |session: &Session| session.deadline.is_some_and(|deadline| now >= deadline);
+        let late: Vec<String> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| late(session))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in late {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
+                let msg = status(response::REFUSED, "timeout: the device did not answer");
+                respond(access, &id, session, &msg);
+            }
+            self.end(&id);
+            if let Some(device) = open_sender(self.device.as_mut()) {
+                let msg = status(release::BY_ACCESS, "answered too late");
+                write_release(device, &id, next(&mut self.next_frame), &msg);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
+        self.device.iter_mut().for_each(|member| drop(member.tick(now, read_device)));
+        for member in self.accesses.values_mut() {
+            member.tick(now, read_accesses && !over_access_limit(member));
+        }
+        self.leaving.iter_mut().for_each(|member| drop(member.tick(now, true)));
+    }
+
+    fn flush(&mut self, now: Instant) {
+        let members = self.device.iter_mut().chain(self.accesses.values_mut());
+        members.chain(&mut self.leaving).for_each(|member| member.flush(now));
+    }
+
+    fn part_with_stalled(&mut self, now: Instant) {
+        let device = self.device.iter_mut().map(|member| (member, DEVICE_STALL));
+        let accesses = self.accesses.values_mut().map(|member| (member, self.limits.stall));
+        for (member, limit) in device.chain(accesses) {
+            if member.is_stalled(now, limit) {
+                self.observer.event(TunnelEvent::Stalled);
+                member.close(close::POLICY, "it takes nothing and holds others up", now);
+            }
+        }
+    }
+
+    /// Parts with peers that are open no more, and with their sessions.
+    fn dismiss(&mut self, now: Instant) {
+        if let Some(device) = self.device.take_if(|device| !device.is_open()) {
+            self.leave_device(device);
+        }
+        let closed = self.accesses.iter().filter(|(_, member)| !member.is_open());
+        for key in closed.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let Some(member) = self.accesses.remove(&key) else { continue };
+            let why = &member_end(&member);
+            self.observer.event(TunnelEvent::AccessLeft { key, why });
+            self.leaving.push(member);
+            self.release_all(|session| session.access == key);
+        }
+        self.flush(now);
+        self.leaving.retain(|member| !member.is_gone());
+    }
+
+    fn leave_device(&mut self, device: Connection<T>) {
+        self.observer.event(TunnelEvent::DeviceLeft { why: &member_end(&device) });
+        self.leaving.push(device);
+        self.release_all(|_| true);
+    }
+
+    /// Ends sessions that lost one of their sides, and tells the other.
+    fn release_all(&mut self, concerned: impl Fn(&Session) -> bool) {
+        let ids: Vec<String> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| concerned(session))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ids {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            if self.accesses.contains_key(&session.access) {
+                let access = open_sender(self.accesses.get_mut(&session.access));
+                let msg = "the device's connection is lost";
+                match (access, session.deadline) {
+                    // It waits for a response, not for a release.
+                    (Some(access), Some(_)) => {
+                        respond(access, &id, session, &status(response::REFUSED, msg));
+                    }
+                    (Some(access), None) => {
+                        let msg = status(release::DEVICE_LOST, msg);
+                        write_release(access, &id, next(&mut self.next_frame), &msg);
+                    }
+                    (None, _) => {}
+                }
+            } else if let Some(device) = open_sender(self.device.as_mut()) {
+                let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
+                write_release(device, &id, next(&mut self.next_frame), &msg);
+            }
+            self.end(&id);
+        }
+    }
+}
+
+fn open_sender<T: Transport>(member: Option<&mut Connection<T>>) -> Option<&mut Sender> {
+    member.filter(|member| member.is_open()).map(Connection::sender)
+}
+
+fn over_access_limit<T: Transport>(member: &Connection<T>) -> bool {
+    member.waiting() > ACCESS_LIMIT
+}
+
+fn respond(access: &mut Sender, id: &str, session: &Session, payload: &[u8]) {
+    write_response(access, id, &session.service_type, session.frame_id, payload);
+}
+
+/// Data of a session did not get through. It must not go on as if nothing were missing: it is
+/// lost for both ends.
+fn cut(
+    id: &str,
+    session: &Session,
+    access: Option<&mut Sender>,
+    device: Option<&mut Sender>,
+    next_frame: &mut u64,
+) {
+    match (access, session.deadline) {
+        // It waits for a response, not for a release.
+        (Some(access), Some(_)) => {
+            respond(access, id, session, &status(response::REFUSED, reason::FRAME_TOO_LONG));
+        }
+        (Some(access), None) => {
+            let msg = status(release::DEVICE_LOST, reason::FRAME_TOO_LONG);
+            write_release(access, id, next(next_frame), &msg);
+        }
+        (None, _) => {}
+    }
+    if let Some(device) = device {
+        let msg = status(release::ACCESS_LOST, reason::FRAME_TOO_LONG);
+        write_release(device, id, next(next_frame), &msg);
+    }
+}
+
+fn next(counter: &mut u64) -> u64 {
+    *counter += 1;
+    *counter - 1
+}
+
+fn member_end<T: Transport>(member: &Connection<T>) -> String {
+    member.end().map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,87 @@
+//! Keeps what a peer does wrong from filling the log: so many lines in a window of time, then a count.
+//! It writes nothing itself.
+
+use std::time::{Duration, Instant};
+
+/// Lines that may be written in one window.
+const LINES: u32 = 20;
+
+/// Counts lines about one source of trouble.
+#[derive(Debug)]
+pub struct LogLimiter {
+    window: Duration,
+    count: u32,
+    ends: Option<Instant>,
+}
+
+impl LogLimiter {
+    /// The window for sources that have no interval of their own.
+    pub const WINDOW: Duration = Duration::from_secs(30);
+
+    pub fn new(window: Duration) -> Self {
+        LogLimiter { window, count: 0, ends: None }
+    }
+
+    /// Counts one more line. Whether it may be written.
+    pub fn permits(&mut self, now: Instant) -> bool {
+        self.ends.get_or_insert(now + self.window);
+        self.count = self.count.saturating_add(1);
+        self.count <= LINES
+    }
+
+    /// Whether the window has no line left.
+    pub fn is_exhausted(&self) -> bool {
+        self.count >= LINES
+    }
+
+    /// Ends the window when its time has come: how many lines it left out, if any.
+    pub fn tick(&mut self, now: Instant) -> Option<u32> {
+        self.ends.take_if(|at| now >= *at)?;
+        let left_out = std::mem::take(&mut self.count).saturating_sub(LINES);
+        (left_out > 0).then_some(left_out)
+    }
+
+    /// When [`tick`](Self::tick) has a count to report. `None` is no reason to wake up.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.ends.filter(|_| self.count > LINES)
+    }
+}
+
+impl Default for LogLimiter {
+    fn default() -> Self {
+        LogLimiter::new(Self::WINDOW)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twenty_lines_a_window_are_written_and_the_rest_counted() {
+        let mut now = Instant::now();
+        let mut limiter = LogLimiter::default();
+        for _ in 0..2 {
+            assert_eq!((0..50).filter(|_| limiter.permits(now)).count(), 20);
+            assert!(limiter.is_exhausted());
+            assert_eq!(limiter.tick(now), None);
+            now += LogLimiter::WINDOW;
+            assert_eq!(limiter.tick(now), Some(30));
+            assert!(!limiter.is_exhausted());
+        }
+        assert_eq!(limiter.tick(now), None);
+    }
+
+    #[test]
+    fn only_a_count_that_is_owed_is_a_reason_to_wake_up() {
+        let start = Instant::now();
+        let mut limiter = LogLimiter::default();
+        (0..20).for_each(|_| drop(limiter.permits(start)));
+        assert_eq!(limiter.deadline(), None);
+        limiter.permits(start);
+        let end = start + LogLimiter::WINDOW;
+        assert_eq!(limiter.deadline(), Some(end));
+        assert_eq!(limiter.tick(end), Some(1));
+        assert!(limiter.deadline().is_none() && !limiter.is_exhausted());
+    }
+}

@@ -1,0 +1,171 @@
+//! Whose turn it is: fair shares of what the connection takes.
+
+use std::io;
+
+use crate::frame::MAX_PAYLOAD_SENT;
+use crate::session::{LocalStream, Sessions};
+use crate::websocket::Sender;
+use crate::Ready;
+
+/// Bytes that one read of a local stream brings at most.
+pub(crate) const READ: usize = 15 * MAX_PAYLOAD_SENT;
+
+/// The order in which local streams are read.
+///
+/// Streams whose last read was short go first, so that a keystroke does not wait for a file. Busy
+/// streams take turns at [`READ`] bytes each, in however many reads. Where there was no room for
+/// all, neither the short ones at the back nor the busy ones wait a second time.
+pub(crate) struct Schedule {
+    /// The streams that are ready, in the order of their reads.
+    order: Vec<usize>,
+    /// The busy stream whose turn it is, and how many bytes are left of that turn.
+    first_bulk: usize,
+    left: usize,
+    /// The short stream for which there was no room the last time.
+    first_short: usize,
+    /// The short streams left no room for busy ones the last time.
+    starved: bool,
+}
+
+/// What one round of reads brought.
+#[derive(Default)]
+pub(crate) struct Reads {
+    pub(crate) bytes: usize,
+    /// Streams that have ended, and with which error, in the order of their sessions.
+    pub(crate) ended: Vec<(usize, Option<io::Error>)>,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule { order: Vec::new(), first_bulk: 0, left: READ, first_short: 0, starved: false }
+    }
+}
+
+impl Schedule {
+    /// Reads the streams that are ready while less than `limit` bytes wait in the sender.
+    pub(crate) fn read<S: LocalStream>(
+        &mut self,
+        sessions: &mut Sessions<S>,
+        sender: &mut Sender,
+        scratch: &mut Vec<u8>,
+        limit: usize,
+        ready: &[Ready],
+    ) -> Reads {
+        let mut reads = Reads::default();
+        self.put_in_order(sessions, ready);
+        if self.order.is_empty() {
+            return reads;
+        }
+        scratch.resize(READ, 0);
+        let mut read_bulk = false;
+        for position in 0..self.order.len() {
+            let index = self.order[position];
+            let is_bulk = sessions.open[index].is_bulk;
+            let Some(room @ 1..) = limit.checked_sub(sender.len()) else {
+                self.leave_out(sessions, position, read_bulk);
+                break;
+            };
+            read_bulk |= is_bulk;
+            let share = room.max(MAX_PAYLOAD_SENT).min(self.turn_of(index, is_bulk));
+            let Some(local) = sessions.open[index].local_mut() else { continue };
+            match local.read(&mut scratch[..share]) {
+                Ok(0) => reads.end(index, None),
+                Ok(length) => {
+                    sessions.queue(index, &scratch[..length], sender);
+                    reads.bytes += length;
+                    // One that was cut short had more.
+                    let many = MAX_PAYLOAD_SENT.min(limit / 32);
+                    sessions.open[index].is_bulk = length == share || length > many;
+                    if is_bulk {
+                        self.took(index, length, share);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => reads.end(index, Some(e)),
+            }
+        }
+        reads
+    }
+
+    fn put_in_order<S: LocalStream>(&mut self, sessions: &Sessions<S>, ready: &[Ready]) {
+        let count = ready.len();
+        let ready_from = |from: usize, bulk: bool| {
+            let in_turn = (from..from + count).map(move |index| index % count);
+            in_turn.filter(move |index| {
+                ready[*index].read && sessions.open[*index].is_bulk == bulk
+            })
+        };
+        self.order.clear();
+        self.order.extend(ready_from(self.first_short, false));
+        let short = self.order.len();
+        self.order.extend(ready_from(self.first_bulk, true));
+        if !self.order.is_empty() && std::mem::take(&mut self.starved) {
+            self.order.rotate_left(short);
+        }
+    }
+
+    /// There is no room from this position on: these go first the next time.
+    fn leave_out<S: LocalStream>(&mut self, sessions: &Sessions<S>, from: usize, read_bulk: bool) {
+        let is_bulk = |index: &usize| sessions.open[*index].is_bulk;
+        let left_out = &self.order[from..];
+        if let Some(index) = left_out.first().filter(|index| !is_bulk(index)) {
+            self.first_short = *index;
+        }
+        self.starved = !read_bulk && left_out.iter().any(is_bulk);
+    }
+
+    /// How many bytes a stream may bring now.
+    fn turn_of(&mut self, index: usize, is_bulk: bool) -> usize {
+        if !is_bulk {
+            return READ;
+        }
+        if index != self.first_bulk {
+            (self.first_bulk, self.left) = (index, READ);
+        }
+        self.left
+    }
+
+    fn took(&mut self, index: usize, length: usize, share: usize) {
+        self.left -= length;
+        if length < share || self.left == 0 {
+            (self.first_bulk, self.left) = (index + 1, READ);
+        }
+    }
+}
+
+impl Reads {
+    fn end(&mut self, index: usize, error: Option<io::Error>) {
+        let at = self.ended.partition_point(|(other, _)| *other < index);
+        self.ended.insert(at, (index, error));
+    }
+}
+
+/// Members that go first in turn: the one after the last first one, in the order of their keys.
+#[derive(Default)]
+pub(crate) struct RoundRobin(u64);
+
+impl RoundRobin {
+    /// The keys in the order of this turn; `keys` ascend.
+    pub(crate) fn turn(&mut self, mut keys: Vec<u64>) -> Vec<u64> {
+        let first = keys.partition_point(|key| *key < self.0);
+        keys.rotate_left(first);
+        self.0 = keys.first().map_or(0, |key| key + 1);
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_member_goes_first_in_turn() {
+        let mut turns = RoundRobin::default();
+        let firsts = |keys: &[u64], turns: &mut RoundRobin| turns.turn(keys.to_vec())[0];
+        let order: Vec<u64> = (0..5).map(|_| firsts(&[3, 5, 9], &mut turns)).collect();
+        assert_eq!(order, [3, 5, 9, 3, 5]);
+        // One that has left is passed over.
+        assert_eq!(firsts(&[3, 5], &mut turns), 3);
+        assert!(turns.turn(Vec::new()).is_empty());
+    }
+}

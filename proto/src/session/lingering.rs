@@ -1,0 +1,97 @@
+//! The end of a local stream: its session is over, and its last bytes are still delivered.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::buffer::LocalBuffer;
+use super::stream::{Local, LocalStream};
+use crate::progress::Progress;
+
+/// How often a lingering stream looks whether the other end's kernel has acknowledged everything.
+const CHECK: Duration = Duration::from_millis(200);
+
+/// A local stream whose session is over.
+///
+/// What the other end still sends is read and dropped: closing a socket with unread bytes would
+/// reset the connection, and with it what the other end has not read yet. Dropped with bytes left,
+/// it resets the stream.
+pub struct Lingering<S: LocalStream> {
+    local: Local<S>,
+    buffer: LocalBuffer,
+    shut_down: bool,
+    /// The other end has ended its direction: there is nothing more to read, ever.
+    input_ended: bool,
+    progress: Progress,
+    stall_timeout: Option<Duration>,
+}
+
+impl<S: LocalStream> Lingering<S> {
+    /// `stall_timeout`: how long it may get nowhere before it is reset; `None` is for ever.
+    pub(crate) fn new(
+        local: Local<S>,
+        buffer: LocalBuffer,
+        stall_timeout: Option<Duration>,
+        now: Instant,
+    ) -> Self {
+        let progress = Progress::new(now);
+        Lingering { local, buffer, shut_down: false, input_ended: false, progress, stall_timeout }
+    }
+
+    /// The stream, for `poll`.
+    pub fn stream(&self) -> &S {
+        self.local.stream()
+    }
+
+    /// Bytes that wait for it.
+    pub fn waiting(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub fn wants_read(&self) -> bool {
+        !self.input_ended
+    }
+
+    pub fn wants_write(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// When to [`step`](Self::step) next, whatever `poll` says.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        now + CHECK
+    }
+
+    /// Moves on. True when the stream can be closed.
+    pub fn step(&mut self, now: Instant, scratch: &mut [u8]) -> bool {
+        if !self.buffer.is_empty() && self.buffer.write(&mut self.local) {
+            self.progress.touch(now);
+        }
+        if self.buffer.is_empty() && !self.shut_down {
+            self.local.shut_down();
+            self.shut_down = true;
+        }
+        if !self.input_ended {
+            self.input_ended = match self.local.read(scratch) {
+                Ok(length) => length == 0,
+                Err(e) => e.kind() != io::ErrorKind::WouldBlock,
+            };
+        }
+        let unacked = self.local.unacked();
+        self.progress.update(unacked, now);
+        let delivered = self.shut_down && (self.input_ended || unacked == 0);
+        let stalled = self.stall_timeout.is_some_and(|limit| {
+            now.duration_since(self.progress.since()) >= limit
+        });
+        if stalled && !delivered {
+            self.local.cut();
+        }
+        delivered || self.local.is_closed() || stalled
+    }
+}
+
+impl<S: LocalStream> Drop for Lingering<S> {
+    fn drop(&mut self) {
+        if self.wants_write() {
+            self.local.cut();
+        }
+    }
+}

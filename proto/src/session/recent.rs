@@ -1,0 +1,37 @@
+//! Ids of sessions that ended a short while ago: data for them is late, not wrong.
+
+use std::collections::VecDeque;
+
+/// How many ids are remembered.
+pub const REMEMBERED: usize = 256;
+
+/// The latest ids, the oldest first.
+#[derive(Debug, Default)]
+pub struct RecentIds(VecDeque<String>);
+
+impl RecentIds {
+    pub fn contains(&self, id: &str) -> bool {
+        self.0.iter().any(|recent| recent == id)
+    }
+
+    /// Remembers an id; the oldest gives way.
+    pub fn push(&mut self, id: &str) {
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(id.to_owned());
+    }
+
+    /// The id is in use again.
+    pub fn remove(&mut self, id: &str) {
+        self.0.retain(|recent| recent != id);
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

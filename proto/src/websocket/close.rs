@@ -1,0 +1,54 @@
+//! Close codes: the one place for their numbers and what they mean.
+
+/// The connection is no longer needed.
+pub const NORMAL: u16 = 1000;
+/// The end that closes it stops.
+pub const GOING_AWAY: u16 = 1001;
+/// The peer takes nothing and holds others up.
+pub const POLICY: u16 = 1008;
+/// The token is no longer valid.
+pub const EXPIRED: u16 = 4001;
+/// The same, as the C SDK writes it.
+const EXPIRED_C_SDK: u16 = 401;
+
+/// Whether a close code says that the token is no longer valid.
+pub fn means_expired(code: u16) -> bool {
+    matches!(code, EXPIRED | EXPIRED_C_SDK)
+}
+
+/// The code that answers a close frame: its own, unless that must not appear in a frame.
+pub(crate) fn answer_to(code: u16) -> u16 {
+    match code {
+        1004..=1006 | 1015 => NORMAL,
+        1000..5000 => code,
+        _ => NORMAL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_code_that_must_not_stand_in_a_frame_is_answered_with_1000() {
+        for (code, answer) in [
+            (0, 1000),
+            (401, 1000),
+            (999, 1000),
+            (1000, 1000),
+            (1001, 1001),
+            (1004, 1000),
+            (1005, 1000),
+            (1006, 1000),
+            (1007, 1007),
+            (1014, 1014),
+            (1015, 1000),
+            (4001, 4001),
+            (4999, 4999),
+            (5000, 1000),
+            (65_535, 1000),
+        ] {
+            assert_eq!(answer_to(code), answer, "{code}");
+        }
+    }
+}

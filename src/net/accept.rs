@@ -1,0 +1,84 @@
+//! The server's half of an opening: TLS, then the head of the request, within one deadline.
+
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use aiot_tunnel_proto::connection::Transport;
+use aiot_tunnel_proto::handshake::{Head, HeadReader};
+use openssl::ssl::SslAcceptor;
+
+use super::open::{finish_tls, read_head, write_all, HandshakeError, TlsError};
+use super::read_ahead::ReadAhead;
+use super::{Socket, Stream, Wait};
+
+/// How long, and for how many bytes, a refused client is heard out.
+const PARTING: Duration = Duration::from_secs(1);
+const MAX_PARTING: usize = 256 * 1024;
+
+/// Makes a stream of a connection that was accepted, secured if there is an acceptor.
+///
+/// # Errors
+/// The socket's, those of the TLS handshake, and `TimedOut`.
+pub(crate) fn secure(
+    tcp: TcpStream,
+    tls: Option<&SslAcceptor>,
+    wait: &impl Wait,
+    deadline: Instant,
+) -> io::Result<Stream> {
+    tcp.set_nonblocking(true)?;
+    tcp.set_nodelay(true)?;
+    let socket = Socket::new(tcp);
+    let Some(tls) = tls else { return Ok(Stream::Plain(socket)) };
+    let handshake = tls.accept(ReadAhead::new(socket)).into();
+    finish_tls(handshake, wait, deadline).map_err(|e| match e {
+        TlsError::Wait(e) => e.into(),
+        TlsError::Failed(why) => io::Error::other(why),
+    })
+}
+
+/// The head of the request, and what came after it; `InvalidData` for a head that is too long.
+pub(crate) fn read_request(
+    stream: &mut Stream,
+    wait: &impl Wait,
+    deadline: Instant,
+) -> io::Result<Head> {
+    read_head(stream, &mut HeadReader::default(), wait, deadline).map_err(to_io)
+}
+
+/// Sends a last answer that the client shall be able to read: closing a socket with unread bytes would
+/// reset the connection, so some of what still comes is read and dropped.
+pub(crate) fn refuse(
+    mut stream: Stream,
+    answer: &[u8],
+    wait: &impl Wait,
+    deadline: Instant,
+) -> io::Result<()> {
+    write_all(&mut stream, answer, wait, deadline).map_err(to_io)?;
+    stream.shut_down();
+    let until = deadline.min(Instant::now() + PARTING);
+    let (mut scratch, mut left) = ([0; 4096], MAX_PARTING);
+    let mut socket = stream.socket().tcp();
+    while left > 0 && Instant::now() < until {
+        match socket.read(&mut scratch) {
+            Ok(0) => break,
+            Ok(length) => left = left.saturating_sub(length),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if wait.wait(Some(socket.as_fd()), false, until).is_err() {
+                    break;
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+fn to_io(e: HandshakeError) -> io::Error {
+    match e {
+        HandshakeError::Wait(e) => e.into(),
+        HandshakeError::Io(e) => e,
+    }
+}

@@ -1,0 +1,77 @@
+//! The ways to a peer, one file each: [`tcp`], [`unix`]. A way is a connect under way that is moved on
+//! when `poll` finds its descriptor ready; none blocks.
+
+pub(crate) mod tcp;
+pub(crate) mod unix;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use aiot_tunnel_proto::device::{Connect, DialError};
+
+use super::local::LocalSocket;
+use super::resolver::Resolver;
+use crate::config::{Services, Target};
+
+/// A connect to a local service.
+pub(crate) enum Dial {
+    Tcp(tcp::TcpDial),
+    Unix(unix::UnixDial),
+}
+
+impl Dial {
+    /// The descriptor that becomes writable when the connect can move on; none while a name is looked
+    /// up, which wakes the resolver's waker.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Dial::Tcp(dial) => dial.fd(),
+            Dial::Unix(_) => None,
+        }
+    }
+}
+
+/// Connects a device's sessions to its services.
+pub(crate) struct Dialer {
+    pub(crate) services: Arc<Services>,
+    pub(crate) resolver: Rc<Resolver>,
+}
+
+impl Connect for Dialer {
+    type Dial = Dial;
+    type Stream = LocalSocket;
+
+    fn dial(&mut self, service_type: &str) -> Result<Dial, DialError> {
+        let service = self.services.get(service_type).ok_or(DialError::NoService)?;
+        match service.target() {
+            Target::Tcp { host, port } => tcp::TcpDial::new(&self.resolver, host, port.get())
+                .map(Dial::Tcp)
+                .map_err(DialError::Io),
+            Target::Unix(path) => Ok(Dial::Unix(unix::UnixDial::new(path))),
+        }
+    }
+
+    fn step(&mut self, dial: &mut Dial, ready: bool) -> Option<io::Result<LocalSocket>> {
+        match dial {
+            Dial::Tcp(dial) => {
+                let stream = dial.step(ready)?;
+                Some(stream.and_then(|tcp| tcp.set_nodelay(true).map(|()| LocalSocket::Tcp(tcp))))
+            }
+            Dial::Unix(dial) => Some(dial.step()?.map(LocalSocket::Unix)),
+        }
+    }
+
+    fn deadline(&self, dial: &Dial) -> Option<Instant> {
+        match dial {
+            Dial::Tcp(_) => None,
+            Dial::Unix(dial) => dial.deadline(),
+        }
+    }
+
+    fn address(&self, service_type: &str) -> String {
+        let service = self.services.get(service_type);
+        service.map(|service| service.target().to_string()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,61 @@
+//! A connected local stream: a service of the device, or a program at the access side.
+
+use std::io::{self, IoSlice, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use aiot_tunnel_proto::session::LocalStream;
+
+use crate::sys;
+
+/// A non-blocking TCP or Unix stream.
+pub(crate) enum LocalSocket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl LocalStream for LocalSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            LocalSocket::Tcp(stream) => stream.read(buffer),
+            LocalSocket::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::send_vectored(self.as_fd(), slices)
+    }
+
+    fn shut_down(&mut self) {
+        let _ = match self {
+            LocalSocket::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            LocalSocket::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
+    fn reset_on_close(&mut self) {
+        match self {
+            LocalSocket::Tcp(stream) => sys::reset_on_close(stream),
+            // A Unix stream has no reset; its other end sees an end of file.
+            LocalSocket::Unix(_) => {}
+        }
+    }
+
+    fn unacked(&self) -> usize {
+        match self {
+            LocalSocket::Tcp(stream) => sys::unsent(stream),
+            // What was written is in the other end's queue, and stays there.
+            LocalSocket::Unix(_) => 0,
+        }
+    }
+}
+
+impl AsFd for LocalSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            LocalSocket::Tcp(stream) => stream.as_fd(),
+            LocalSocket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The network: sockets, TLS, names, and the ways to a peer. Nothing here knows sessions; nothing here
+//! blocks but through [`Wait`], which its caller can interrupt.
+
+#[cfg(feature = "gateway")]
+pub(crate) mod accept;
+pub(crate) mod dial;
+pub(crate) mod local;
+pub(crate) mod open;
+pub(crate) mod read_ahead;
+pub(crate) mod resolver;
+pub(crate) mod stream;
+pub(crate) mod tls;
+mod wait;
+
+pub(crate) use dial::{Dial, Dialer};
+pub(crate) use local::LocalSocket;
+pub(crate) use stream::{Socket, Stream};
+pub(crate) use wait::{Wait, WaitError};

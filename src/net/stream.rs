@@ -1,0 +1,162 @@
+//! A byte stream to another machine: TCP, or TLS over it. Non-blocking.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aiot_tunnel_proto::connection::Transport;
+
+use super::read_ahead::ReadAhead;
+use super::tls::{TlsStream, MAX_RECORD};
+use crate::sys;
+
+/// A TCP stream that remembers what its last calls said, which saves others.
+pub(crate) struct Socket {
+    tcp: TcpStream,
+    /// It has nothing more to read: the read that would only say so is left out until `poll` finds it
+    /// readable ([`arm`](Socket::arm)).
+    drained: bool,
+    /// The last call that would block was a write.
+    blocked_on_write: bool,
+    /// What is written next has a continuation that follows at once.
+    more: bool,
+    written: u64,
+}
+
+impl Socket {
+    /// `tcp` is non-blocking.
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        Socket { tcp, drained: false, blocked_on_write: false, more: false, written: 0 }
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    pub(crate) fn arm(&mut self) {
+        self.drained = false;
+    }
+
+    /// What to wait for after a call that would block: room, or else bytes.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.blocked_on_write
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.drained {
+            self.blocked_on_write = false;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let result = self.tcp.read(buffer);
+        self.drained = match &result {
+            Ok(length) => (1..buffer.len()).contains(length),
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        };
+        self.blocked_on_write = false;
+        result
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = sys::send(&self.tcp, bytes, self.more);
+        match &result {
+            Ok(written) => self.written += *written as u64,
+            Err(e) => self.blocked_on_write = e.kind() == io::ErrorKind::WouldBlock,
+        }
+        result
+    }
+    /// Of a record that had to wait, the rest goes with the next one, which may have been the last.
+    fn flush(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.more) {
+            sys::push(&self.tcp);
+        }
+        Ok(())
+    }
+}
+
+/// Plain or secured.
+pub(crate) enum Stream {
+    Plain(Socket),
+    Tls(Box<TlsStream<ReadAhead<Socket>>>),
+}
+
+impl Stream {
+    pub(crate) fn socket(&self) -> &Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_ref().get_ref(),
+        }
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_mut().get_mut(),
+        }
+    }
+}
+
+impl Transport for Stream {
+    fn written(&self) -> u64 {
+        self.socket().written
+    }
+
+    fn unacked(&self) -> usize {
+        sys::unsent(self.socket().tcp())
+    }
+
+    fn arm(&mut self) {
+        self.socket_mut().arm();
+    }
+
+    fn shrink(&mut self) {
+        if let Stream::Tls(tls) = self {
+            tls.get_mut().shrink();
+        }
+    }
+
+    /// TLS says so first, then TCP.
+    fn shut_down(&mut self) {
+        if let Stream::Tls(tls) = self {
+            tls.shutdown();
+        }
+        let _ = self.socket().tcp().shutdown(Shutdown::Write);
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().tcp().as_fd()
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.read(buffer),
+            Stream::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.write(bytes),
+            Stream::Tls(tls) => {
+                // One call writes one record. The kernel gathers them, and wakes the peer once.
+                tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
+                tls.write(bytes)
+            }
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Plain(socket) => socket.flush(),
+            Stream::Tls(tls) => tls.flush(),
+        }
+    }
+}

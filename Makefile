@@ -3,20 +3,8 @@ CARGO ?= cargo
 CMAKE_DIR := target/ctest
 # Every feature that switches code of ours; `vendored` only builds OpenSSL from source.
 FEATURES := cli
-# Every log line of the test run, to be searched for tokens and keys (scripts/scan-logs).
-TEST_LOGS := $(CURDIR)/target/test-logs
-
-# make install
-PREFIX ?= /usr/local
-LIBDIR ?= lib
-DESTDIR ?=
-# More for cargo-c, e.g. INSTALL_FLAGS="--features vendored" or "--target aarch64-unknown-linux-gnu".
-INSTALL_FLAGS ?=
-OBJCOPY ?= objcopy
-installed := $(DESTDIR)$(abspath $(PREFIX))
-# What the Link SDK's core defines, too. Weak in the static library, they give way to the core's.
-CORE_SYMBOLS := aiot_state_set_logcb aiot_sysdep_set_portfile aiot_sysdep_get_portfile \
-  g_aiot_sysdep_portfile
+# `make install` and `make uninstall`: see scripts/install. Make never splits or joins these paths; the scripts do.
+export PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY CARGO
 # The shared library by itself, as it is installed: built together with the Rust library it would keep
 # what only Rust callers can reach, a fifth of its size. In a directory of its own, for the two builds would
 # take each other's files for stale.
@@ -25,10 +13,9 @@ define shared_library
 	@mkdir -p target/$(1)
 	ln -f target/shared/$(1)/libaiot_tunnel.so target/$(1)/libaiot_tunnel.so
 endef
-weaken := $(OBJCOPY) $(CORE_SYMBOLS:%=--weaken-symbol=%)
 
 .PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install faults fuzz soak bench microbench isolation scale compare c-demo
+  test-install test-spaces faults fuzz soak bench microbench isolation scale compare c-demo
 
 help:
 	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
@@ -37,6 +24,7 @@ help:
 	@echo "make install  headers, libraries, .pc file and CMake package: PREFIX, LIBDIR, DESTDIR"
 	@echo "make uninstall          and away again"
 	@echo "make test-install       installs below target/ and builds programs against that"
+	@echo "make test-spaces        make test, demo, install and uninstall in a path with spaces (long)"
 	@echo "make memcheck make racecheck   the C programs under valgrind, after make test"
 	@echo "make faults   2000 seeds of the fault suite; FAULT_SEEDS=n, or FAULT_SEED=n for that one"
 	@echo "make fuzz     each fuzz target for SECONDS (1200); scripts/fuzz --help"
@@ -56,24 +44,23 @@ setup:
 # The static library is not weakened in place: cargo has a link to it, and would build it again.
 build: setup
 	$(CARGO) build --release --features $(FEATURES)
-	$(weaken) target/release/libaiot_tunnel.a target/release/weakened.a
+	scripts/weaken target/release/libaiot_tunnel.a target/release/weakened.a
 	mv -f target/release/weakened.a target/release/libaiot_tunnel.a
 	$(call shared_library,release)
 
 install:
 	@scripts/setup cargo-c
-	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) cinstall --release --prefix=$(abspath $(PREFIX)) \
-	  --libdir=$(LIBDIR) $(if $(DESTDIR),--destdir=$(DESTDIR)) $(INSTALL_FLAGS)
-	$(weaken) $(installed)/$(LIBDIR)/libaiot_tunnel.a
+	scripts/install
 
 uninstall:
-	rm -f $(addprefix $(installed)/$(LIBDIR)/,libaiot_tunnel.a libaiot_tunnel.so \
-	  libaiot_tunnel.so.* pkgconfig/aiot_tunnel.pc)
-	rm -f $(addprefix $(installed)/,$(wildcard include/*.h))
-	rm -rf $(installed)/share/cmake/aiot_tunnel
+	scripts/uninstall
 
 test-install: setup
-	@ctest/install/run $(CURDIR)/target/install-test
+	@ctest/install/run
+
+test-spaces: setup
+	@scripts/setup cargo-c
+	scripts/test-spaces --full
 
 c-demo: build
 	@mkdir -p target/demo
@@ -84,17 +71,19 @@ c-demo: build
 demo: c-demo
 	@scripts/demo
 
-test: export AIOT_TUNNEL_TEST_LOGS := $(TEST_LOGS)
+# Every log line of the test run goes to target/test-logs, and scripts/scan-logs searches it for tokens and keys.
+test: export AIOT_TUNNEL_TEST_LOGS = $(CURDIR)/target/test-logs
 test: setup
-	rm -rf $(TEST_LOGS) && mkdir -p $(TEST_LOGS)
+	scripts/test-spaces
+	rm -rf target/test-logs && mkdir -p target/test-logs
 	$(CARGO) test --features $(FEATURES)
 	$(CARGO) build --release --features $(FEATURES)
 	$(call shared_library,release)
 	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
 	cmake --build $(CMAKE_DIR)
 	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
-	cp $(CMAKE_DIR)/Testing/Temporary/LastTest.log $(TEST_LOGS)
-	scripts/scan-logs $(TEST_LOGS)
+	cp $(CMAKE_DIR)/Testing/Temporary/LastTest.log target/test-logs
+	scripts/scan-logs target/test-logs
 	@echo "all tests passed"
 
 lint: setup
@@ -122,7 +111,7 @@ soak: setup
 
 bench: c-demo
 	$(call shared_library,release-small)
-	$(CARGO) bench --bench tunnel -- --json $(CURDIR)/target/bench.json $(OPTIONS)
+	$(CARGO) bench --bench tunnel -- --json "$(CURDIR)/target/bench.json" $(OPTIONS)
 
 microbench:
 	$(CARGO) bench --bench codec -- $(if $(MICROBENCH),'$(MICROBENCH)')
@@ -132,10 +121,10 @@ isolation: setup
 
 # --quick in OPTIONS for a look only.
 scale: setup
-	$(CARGO) bench --bench scale -- --json $(CURDIR)/target/scale.json $(OPTIONS)
+	$(CARGO) bench --bench scale -- --json "$(CURDIR)/target/scale.json" $(OPTIONS)
 
 compare: build
-	scripts/compare --json $(CURDIR)/target/compare.json $(OPTIONS)
+	scripts/compare --json "$(CURDIR)/target/compare.json" $(OPTIONS)
 
 # The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
 memcheck racecheck:

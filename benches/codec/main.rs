@@ -17,6 +17,8 @@ mod error;
 #[path = "../../src/logging.rs"]
 mod logging;
 mod memory;
+#[path = "../../src/state.rs"]
+mod state;
 #[path = "../../src/sys/mod.rs"]
 mod sys;
 mod worker;

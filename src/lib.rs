@@ -27,7 +27,9 @@ pub mod state;
 mod sys;
 mod worker;
 
-pub use config::{ConnectParams, Limits, Port, Security, Service, TlsConfig, Token, TunnelId};
+pub use config::{
+    ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
+};
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use manager::{Builder, EventHandler, Handle, Manager};

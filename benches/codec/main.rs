@@ -10,7 +10,7 @@
 
 #[path = "../../src/cloud/mod.rs"]
 mod cloud;
-#[path = "../../src/config.rs"]
+#[path = "../../src/config/mod.rs"]
 mod config;
 #[path = "../../src/error.rs"]
 mod error;

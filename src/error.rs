@@ -2,63 +2,7 @@
 
 use std::io;
 
-/// State codes of the C surface (`aiot_state_api.h`), as the Link SDK numbers them.
-///
-/// Codes from `-0x1C84` down are this library's own.
-pub mod state {
-    /// Success.
-    pub const SUCCESS: i32 = 0;
-    /// A required pointer is NULL.
-    pub const USER_INPUT_NULL_POINTER: i32 = -0x0101;
-    /// A value is outside its documented range.
-    pub const USER_INPUT_OUT_RANGE: i32 = -0x0102;
-    /// The option does not exist.
-    pub const USER_INPUT_UNKNOWN_OPTION: i32 = -0x0103;
-    /// No host was given.
-    pub const USER_INPUT_MISSING_HOST: i32 = -0x0108;
-    /// The handle is not a live one.
-    pub const USER_INPUT_EXEC_DISABLED: i32 = -0x0109;
-    /// Out of memory.
-    pub const SYS_DEPEND_MALLOC_FAILED: i32 = -0x0201;
-    /// No network connection could be established.
-    pub const SYS_DEPEND_NWK_EST_FAILED: i32 = -0x0203;
-    /// The network connection is closed.
-    pub const SYS_DEPEND_NWK_CLOSED: i32 = -0x0204;
-    /// The network credential is not usable.
-    pub const SYS_DEPEND_NWK_INVALID_CRED: i32 = -0x0208;
-    /// The host name did not resolve.
-    pub const PORT_NETWORK_DNS_FAILED: i32 = -0x0F0B;
-    /// Connecting took too long.
-    pub const PORT_NETWORK_CONNECT_TIMEOUT: i32 = -0x0F0F;
-    /// Connecting failed.
-    pub const PORT_NETWORK_CONNECT_FAILED: i32 = -0x0F10;
-    /// The credential option cannot be used.
-    pub const PORT_TLS_INVALID_CRED_OPTION: i32 = -0x0F16;
-    /// The CA certificate is not valid PEM.
-    pub const PORT_TLS_INVALID_SERVER_CERT: i32 = -0x0F18;
-    /// The client certificate is not valid PEM.
-    pub const PORT_TLS_INVALID_CLIENT_CERT: i32 = -0x0F19;
-    /// The client key is not valid PEM, or does not belong to the certificate.
-    pub const PORT_TLS_INVALID_CLIENT_KEY: i32 = -0x0F1A;
-    /// The TLS handshake failed.
-    pub const PORT_TLS_INVALID_HANDSHAKE: i32 = -0x0F23;
-    /// Common code of the network adapter's log lines.
-    pub const ADAPTER_COMMON: i32 = -0x1000;
-    /// Common code of the tunnel's log lines.
-    pub const TUNNEL_BASE: i32 = -0x1C80;
-    /// A tunnel operation failed.
-    pub const TUNNEL_FAILED: i32 = -0x1C81;
-    /// A tunnel operation took too long.
-    pub const TUNNEL_TIMEOUT: i32 = -0x1C82;
-    /// The peer reset the tunnel.
-    pub const TUNNEL_RESET: i32 = -0x1C83;
-    /// The tunnel limit is reached (ours).
-    pub const TUNNEL_LIMIT: i32 = -0x1C84;
-    /// Too many commands wait for the start thread (ours).
-    pub const TUNNEL_BUSY: i32 = -0x1C85;
-    /// The start thread already runs (ours).
-    pub const TUNNEL_RUNNING: i32 = -0x1C86;
-}
+use crate::state;
 
 /// Everything that a call of this crate can report.
 ///

@@ -23,10 +23,13 @@ mod logging;
 mod manager;
 #[cfg(any(feature = "gateway", feature = "access"))]
 mod peer;
+pub mod state;
 mod sys;
 mod worker;
 
-pub use config::{ConnectParams, Limits, Port, Security, Service, TlsConfig, Token, TunnelId};
-pub use error::{state, Error, Result};
+pub use config::{
+    ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
+};
+pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use manager::{Builder, EventHandler, Handle, Manager};

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::Level;
 use parking_lot::Mutex;
 
-use crate::error::state;
+use crate::state;
 
 const TARGET: &str = "aiot_tunnel";
 

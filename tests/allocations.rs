@@ -119,7 +119,7 @@ impl Tunnel {
         let (sender, connections) = mpsc::channel();
         let sender = Mutex::new(sender);
         let local = service("local", move |stream| sender.lock().unwrap().send(stream).unwrap());
-        let limits = Limits { ping_interval: NEVER, pong_timeout: NEVER, ..Limits::default() };
+        let limits = Limits::new().with_ping_interval(NEVER).with_pong_timeout(NEVER);
         let builder = Manager::builder().security(security).service(local).limits(limits);
         let running = Running::start(builder);
         running.handle.add(&id("t"), cloud.params()).unwrap();

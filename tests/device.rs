@@ -66,7 +66,7 @@ fn session_ids_that_share_a_prefix_do_not_touch_each_other() {
 #[test]
 fn an_id_in_use_and_one_session_too_many_are_refused() {
     let cloud = Cloud::plain();
-    let limits = Limits { max_sessions: 2, ..Limits::default() };
+    let limits = Limits::new().with_max_sessions(2);
     let running = Running::start(plain().service(echo("e")).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();
@@ -336,7 +336,7 @@ fn stop_is_prompt_while_tunnels_connect_and_it_is_sticky() {
 fn a_reader_that_takes_nothing_does_not_hold_its_siblings_for_ever() {
     let (keep, kept) = mpsc::channel();
     let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
-    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::new().with_stall_timeout(Duration::from_millis(300));
     let cloud = Cloud::plain();
     let running = Running::start(plain().service(deaf).service(echo("e")).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();

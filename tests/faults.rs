@@ -211,14 +211,12 @@ fn try_seed(
         None => Security::Plain,
     };
     // A keep-alive so quick that a connection whose bytes are garbled shows it soon.
-    let limits = Limits {
-        ping_interval: Duration::from_millis(250),
-        pong_timeout: Duration::from_secs(8),
-        session_buffer: [64, 256][rng.below(2) as usize] * 1024,
-        send_buffer: [8, 64][rng.below(2) as usize] * 1024,
-        stall_timeout: Duration::from_millis(if impatient { 250 } else { 10_000 }),
-        ..Limits::default()
-    };
+    let limits = Limits::new()
+        .with_ping_interval(Duration::from_millis(250))
+        .with_pong_timeout(Duration::from_secs(8))
+        .with_session_buffer([64, 256][rng.below(2) as usize] * 1024)
+        .with_send_buffer([8, 64][rng.below(2) as usize] * 1024)
+        .with_stall_timeout(Duration::from_millis(if impatient { 250 } else { 10_000 }));
     let reports = Arc::new(Mutex::new(Reports::default()));
     let manager = Manager::builder()
         .security(security)

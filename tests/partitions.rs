@@ -568,7 +568,7 @@ fn drip(mut tcp: TcpStream, bytes: impl Iterator<Item = u8>) {
 
 #[test]
 fn an_http_answer_that_drips_ends_at_the_handshake_timeout() {
-    let limits = Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() };
+    let limits = Limits::new().with_handshake_timeout(Duration::from_secs(1));
     impostor("HTTP drips", limits, |mut tcp| {
         request(&mut tcp);
         let head = b"HTTP/1.1 101 Switching Protocols\r\nX: ".iter().copied();
@@ -578,7 +578,7 @@ fn an_http_answer_that_drips_ends_at_the_handshake_timeout() {
 
 #[test]
 fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
-    let limits = Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() };
+    let limits = Limits::new().with_handshake_timeout(Duration::from_secs(1));
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
     let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));

@@ -71,11 +71,9 @@ fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
 #[test]
 fn a_cloud_that_says_nothing_is_given_up_after_the_pong_timeout() {
     let cloud = Cloud::plain();
-    let limits = Limits {
-        ping_interval: Duration::from_millis(200),
-        pong_timeout: Duration::from_millis(700),
-        ..Limits::default()
-    };
+    let limits = Limits::new()
+        .with_ping_interval(Duration::from_millis(200))
+        .with_pong_timeout(Duration::from_millis(700));
     let running = Running::start(plain().service(echo("e")).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     // It reads nothing, so it answers no ping.
@@ -94,7 +92,7 @@ fn a_service_that_hangs_on_connect_is_refused_in_time_and_its_siblings_go_on() {
     let (address, held) = troubles::black_hole();
     let port = Port::new(address.port()).unwrap();
     let hangs = Service::new("hangs", "127.0.0.1", port).unwrap();
-    let limits = Limits { connect_timeout: Duration::from_secs(1), ..Limits::default() };
+    let limits = Limits::new().with_connect_timeout(Duration::from_secs(1));
     let cloud = Cloud::plain();
     let running = Running::start(plain().service(echo("e")).service(hangs).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
@@ -231,7 +229,7 @@ fn a_deleted_tunnel_still_hands_on_what_it_has_received() {
     });
     let cloud = Cloud::plain();
     // More than the kernel's buffers may take meanwhile.
-    let limits = Limits { session_buffer: 8 * 1024 * 1024, ..Limits::default() };
+    let limits = Limits::new().with_session_buffer(8 * 1024 * 1024);
     let running = Running::start(plain().service(sleeper).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();

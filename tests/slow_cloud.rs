@@ -17,11 +17,9 @@ fn a_cloud_that_takes_a_long_upload_slowly_is_not_taken_for_dead() {
         let chunk = pattern(1, 65_536);
         while stream.write_all(&chunk).is_ok() {}
     });
-    let limits = Limits {
-        ping_interval: Duration::from_millis(50),
-        pong_timeout: Duration::from_secs(3),
-        ..Limits::default()
-    };
+    let limits = Limits::new()
+        .with_ping_interval(Duration::from_millis(50))
+        .with_pong_timeout(Duration::from_secs(3));
     let cloud = Cloud::plain();
     // The cloud's kernel acknowledges what its buffer has room for: in small steps.
     rustix::net::sockopt::set_socket_recv_buffer_size(&cloud.listener, 32 * 1024).unwrap();

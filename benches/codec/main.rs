@@ -10,13 +10,15 @@
 
 #[path = "../../src/cloud/mod.rs"]
 mod cloud;
-#[path = "../../src/config.rs"]
+#[path = "../../src/config/mod.rs"]
 mod config;
 #[path = "../../src/error.rs"]
 mod error;
 #[path = "../../src/logging.rs"]
 mod logging;
 mod memory;
+#[path = "../../src/state.rs"]
+mod state;
 #[path = "../../src/sys/mod.rs"]
 mod sys;
 mod worker;

@@ -104,7 +104,7 @@ fn device(count: usize, cloud: u16, service: u16, ca: Option<&str>) {
     let counters: Arc<[AtomicUsize; 2]> = Arc::default();
     let events = counters.clone();
     let manager = Manager::builder()
-        .limits(Limits { max_tunnels: count, ..Limits::default() })
+        .limits(Limits::new().with_max_tunnels(count))
         .service(Service::new(SERVICE, "127.0.0.1", port(service)).unwrap())
         .security(security)
         .on_event(move |_, event| {

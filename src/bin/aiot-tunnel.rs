@@ -379,14 +379,11 @@ fn split_url(url: &str) -> Result<(bool, &str, Port, &str)> {
     Ok((secure, host, port, path))
 }
 
-/// `TYPE=HOST:PORT`
+/// `TYPE=HOST:PORT` or `TYPE=unix:PATH`
 fn service(text: &str) -> Result<Service> {
-    let parts = text.split_once('=').and_then(|(name, address)| {
-        let (host, port) = address.rsplit_once(':')?;
-        Some((name, host, port))
-    });
-    let (name, host, port) = parts.ok_or_else(|| format!("{text:?} is not TYPE=HOST:PORT"))?;
-    Ok(Service::new(name, host, port.parse()?)?)
+    let (name, target) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is not TYPE=HOST:PORT"))?;
+    Ok(Service::at(name, target.parse()?)?)
 }
 
 fn tls(ca: Option<&Path>) -> Result<TlsConfig> {

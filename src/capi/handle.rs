@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::state::*;
+use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
 use super::{input, Outcome};
 use crate::config::Security;
 use crate::event::{Event, EventKind};
 use crate::manager::{self, Manager};
+use crate::state;
 
 /// Added to every handle's number. On 64-bit systems the sum is no address that a process can
 /// have, so a caller that dereferences a handle fails at once, and a small made-up number or a
@@ -50,14 +51,14 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 /// The live instance behind a handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null(handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(STATE_USER_INPUT_EXEC_DISABLED)
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
 }
 
 /// Takes an instance out of the registry. Of two callers, one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null(handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or(STATE_USER_INPUT_EXEC_DISABLED);
+    let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
     if registry.live.is_empty() {
         // An empty map keeps its last node, which nobody would free at a dlclose.
         registry.live = BTreeMap::new();
@@ -93,10 +94,10 @@ impl Instance {
     pub(super) fn run(&self) -> Outcome {
         let mut state = self.state.lock();
         if state.ended {
-            return Err(STATE_USER_INPUT_EXEC_DISABLED);
+            return Err(state::USER_INPUT_EXEC_DISABLED);
         }
         if state.start_thread.is_some() {
-            return Err(STATE_TUNNEL_RUNNING);
+            return Err(state::TUNNEL_RUNNING);
         }
         state.start_thread = Some(current_thread());
         drop(state);

@@ -5,12 +5,12 @@ use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::{ptr, slice, str};
 
-use super::state::*;
 use super::sysdep::{aiot_sysdep_network_cred_option_t, aiot_sysdep_network_cred_t};
 use super::tunnel::{aiot_tunnel_connect_param_t, aiot_tunnel_service_t};
 use super::Outcome;
 use crate::config::{ConnectParams, Port, Security, Service, TlsConfig, Token, TunnelId};
 use crate::error::Error;
+use crate::state;
 
 /// Longest text of the C surface, with its NUL: firmware passes 128-byte fields of an IPC
 /// message straight through, and a hostile message may leave out the NUL.
@@ -22,7 +22,7 @@ pub(super) fn code(error: Error) -> i32 {
 
 pub(super) fn non_null<T>(pointer: *const T) -> Outcome {
     if pointer.is_null() {
-        return Err(STATE_USER_INPUT_NULL_POINTER);
+        return Err(state::USER_INPUT_NULL_POINTER);
     }
     Ok(())
 }
@@ -57,7 +57,7 @@ pub(super) unsafe fn connect_params(
 }
 
 pub(super) fn service(service: &aiot_tunnel_service_t) -> Outcome<Service> {
-    let port = u16::try_from(service.port).map_err(|_| STATE_USER_INPUT_OUT_RANGE)?;
+    let port = u16::try_from(service.port).map_err(|_| state::USER_INPUT_OUT_RANGE)?;
     let port = Port::new(port).map_err(code)?;
     // SAFETY: arrays of 128 bytes, the bound of the scan.
     let (name, ip) = unsafe { (text(service.r#type.as_ptr())?, text(service.ip.as_ptr())?) };
@@ -72,7 +72,7 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
     match enum_number(cred.option) {
         NONE => return Ok(Security::Plain),
         CA => {}
-        _ => return Err(STATE_PORT_TLS_INVALID_CRED_OPTION),
+        _ => return Err(state::PORT_TLS_INVALID_CRED_OPTION),
     }
     // SAFETY: as the caller promises, for each of the three.
     let (ca, cert, key) = unsafe {
@@ -82,13 +82,13 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
             pem(cred.x509_client_privkey, cred.x509_client_privkey_len),
         )
     };
-    let ca = ca.ok_or(STATE_PORT_TLS_INVALID_SERVER_CERT)?;
+    let ca = ca.ok_or(state::PORT_TLS_INVALID_SERVER_CERT)?;
     let tls = TlsConfig::new().with_sni(cred.sni_enabled != 0).with_ca_pem(ca).map_err(code)?;
     let tls = match (cert, key) {
         (None, None) => tls,
         (Some(cert), Some(key)) => tls.with_client_pem(cert, key).map_err(code)?,
-        (Some(_), None) => return Err(STATE_PORT_TLS_INVALID_CLIENT_KEY),
-        (None, Some(_)) => return Err(STATE_PORT_TLS_INVALID_CLIENT_CERT),
+        (Some(_), None) => return Err(state::PORT_TLS_INVALID_CLIENT_KEY),
+        (None, Some(_)) => return Err(state::PORT_TLS_INVALID_CLIENT_CERT),
     };
     Ok(Security::Tls(tls))
 }
@@ -111,11 +111,11 @@ unsafe fn text<'a>(start: *const c_char) -> Outcome<&'a str> {
     // SAFETY: as the caller promises; strnlen reads nothing behind the NUL.
     let length = unsafe { libc::strnlen(start, TEXT_SIZE) };
     if length == TEXT_SIZE {
-        return Err(STATE_USER_INPUT_OUT_RANGE);
+        return Err(state::USER_INPUT_OUT_RANGE);
     }
     // SAFETY: just scanned.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
-    str::from_utf8(bytes).map_err(|_| STATE_USER_INPUT_OUT_RANGE)
+    str::from_utf8(bytes).map_err(|_| state::USER_INPUT_OUT_RANGE)
 }
 
 /// PEM text without the NULs at its end, which some callers count and some do not. `None` when

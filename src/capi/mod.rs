@@ -1,7 +1,7 @@
 //! The C surface: translate, call, translate back.
 //!
-//! One file per header, and its comments are the C manual: `state.rs` becomes
-//! `include/aiot_state_api.h`, `sysdep.rs` `aiot_sysdep_api.h`, `tunnel.rs` `aiot_tunnel_api.h`
+//! One file per header, and its comments are the C manual: `state.rs`, with the codes of
+//! `src/state.rs`, becomes `include/aiot_state_api.h`, `sysdep.rs` `aiot_sysdep_api.h`, `tunnel.rs` `aiot_tunnel_api.h`
 //! (`tests/c_headers.rs` generates them). `handle.rs` knows which handles are alive, `input.rs`
 //! reads what a C caller points to.
 //!
@@ -22,6 +22,8 @@ pub mod tunnel;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use crate::state as code;
+
 /// What a function of ours reports to C: `Err` carries the state code.
 type Outcome<T = ()> = Result<T, i32>;
 
@@ -32,9 +34,9 @@ fn guard<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
 
 /// [`guard`] for the many functions that return a state code.
 fn guard_code(body: impl FnOnce() -> Outcome) -> i32 {
-    guard(state::STATE_TUNNEL_FAILED, || match body() {
-        Ok(()) => state::STATE_SUCCESS,
-        Err(code) => code,
+    guard(code::TUNNEL_FAILED, || match body() {
+        Ok(()) => code::SUCCESS,
+        Err(number) => number,
     })
 }
 
@@ -44,6 +46,6 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_a_state_code() {
-        assert_eq!(guard_code(|| panic!("on purpose")), state::STATE_TUNNEL_FAILED);
+        assert_eq!(guard_code(|| panic!("on purpose")), code::TUNNEL_FAILED);
     }
 }

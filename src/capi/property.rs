@@ -6,22 +6,22 @@ use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::OnceLock;
 
-use super::state::*;
 use super::sysdep::aiot_sysdep_network_cred_t;
 use super::tunnel::*;
+use crate::state;
 
 /// What `aiot_tunnel_setopt` may answer to a service or a credential.
 const SETOPT: [i32; 7] = [
-    STATE_SUCCESS,
-    STATE_USER_INPUT_NULL_POINTER,
-    STATE_USER_INPUT_OUT_RANGE,
-    STATE_PORT_TLS_INVALID_CRED_OPTION,
-    STATE_PORT_TLS_INVALID_SERVER_CERT,
-    STATE_PORT_TLS_INVALID_CLIENT_CERT,
-    STATE_PORT_TLS_INVALID_CLIENT_KEY,
+    state::SUCCESS,
+    state::USER_INPUT_NULL_POINTER,
+    state::USER_INPUT_OUT_RANGE,
+    state::PORT_TLS_INVALID_CRED_OPTION,
+    state::PORT_TLS_INVALID_SERVER_CERT,
+    state::PORT_TLS_INVALID_CLIENT_CERT,
+    state::PORT_TLS_INVALID_CLIENT_KEY,
 ];
 const COMMAND: [i32; 4] =
-    [STATE_SUCCESS, STATE_USER_INPUT_OUT_RANGE, STATE_TUNNEL_LIMIT, STATE_TUNNEL_BUSY];
+    [state::SUCCESS, state::USER_INPUT_OUT_RANGE, state::TUNNEL_LIMIT, state::TUNNEL_BUSY];
 
 /// The beginning of `data` says what it is; the rest fills structs and texts.
 pub(crate) fn options(data: &[u8]) {
@@ -37,7 +37,7 @@ pub(crate) fn options(data: &[u8]) {
     aiot_tunnel_stop(handle);
     assert!(aiot_tunnel_start(handle).is_null());
     // SAFETY: the address of a live handle.
-    assert_eq!(unsafe { aiot_tunnel_deinit(&mut handle) }, STATE_SUCCESS);
+    assert_eq!(unsafe { aiot_tunnel_deinit(&mut handle) }, state::SUCCESS);
     assert!(handle.is_null());
 }
 
@@ -60,7 +60,7 @@ fn service(handle: *mut c_void, data: &[u8]) {
     let code = setopt(handle, 3, bytes.as_mut_ptr().cast());
     assert!(SETOPT.contains(&code), "{code}");
     let text = |at: usize| bytes[at..at + 128].split(|byte| *byte == 0).next().unwrap_or(&[]);
-    if code == STATE_SUCCESS {
+    if code == state::SUCCESS {
         assert!((1..128).contains(&text(0).len()) && (1..128).contains(&text(128).len()));
         assert!(text(128).iter().all(u8::is_ascii_graphic));
     }
@@ -119,9 +119,9 @@ fn credential(handle: *mut c_void, data: &[u8]) {
     };
     let code = setopt(handle, 2, ptr::from_mut(&mut cred).cast());
     assert!(SETOPT.contains(&code), "{code}");
-    assert!(code != STATE_SUCCESS || option < 2, "a credential option that there is not");
+    assert!(code != state::SUCCESS || option < 2, "a credential option that there is not");
     let both = [&cert, &key] == [&pair().0, &pair().1] && ca == pair().0;
-    assert!(!both || option != 1 || code == STATE_SUCCESS, "a good pair is refused: {code}");
+    assert!(!both || option != 1 || code == state::SUCCESS, "a good pair is refused: {code}");
 }
 
 fn numbers(handle: *mut c_void, data: &[u8]) {
@@ -131,9 +131,9 @@ fn numbers(handle: *mut c_void, data: &[u8]) {
         // The options that there are dereference what they get.
         if number >= 4 {
             let code = setopt(handle, number, ptr::from_mut(&mut some).cast());
-            assert_eq!(code, STATE_USER_INPUT_OUT_RANGE);
+            assert_eq!(code, state::USER_INPUT_OUT_RANGE);
         }
-        assert_eq!(setopt(handle, number, ptr::null_mut()), STATE_USER_INPUT_NULL_POINTER);
+        assert_eq!(setopt(handle, number, ptr::null_mut()), state::USER_INPUT_NULL_POINTER);
     }
 }
 
@@ -161,7 +161,7 @@ fn command(handle: *mut c_void, data: &[u8]) {
     };
     assert!(COMMAND.contains(&code), "{code}");
     let text = |at: usize| bytes[at * 128..][..128].split(|byte| *byte == 0).next().unwrap_or(&[]);
-    if code == STATE_SUCCESS {
+    if code == state::SUCCESS {
         assert!((1..128).contains(&text(0).len()));
         for at in if update % 3 < 2 { 1..5 } else { 0..0 } {
             assert!(text(at).len() < 128 && text(at).iter().all(u8::is_ascii_graphic));

@@ -5,9 +5,10 @@ use std::mem::{transmute, MaybeUninit};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::state::*;
+use super::state::{aiot_state_logcb_t, install};
 use super::{guard, guard_code, handle, input, Outcome};
 use crate::config::{ConnectParams, TunnelId};
+use crate::state;
 
 /// What happened to a tunnel. (Link SDK 4.x)
 #[repr(C)]
@@ -152,7 +153,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
         input::non_null(data)?;
         let option = input::enum_number(option);
         if option >= MAX {
-            return Err(STATE_USER_INPUT_OUT_RANGE);
+            return Err(state::USER_INPUT_OUT_RANGE);
         }
         let instance = handle::get(handle)?;
         match option {
@@ -174,7 +175,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
                 let service = unsafe { input::copied(data) };
                 instance.commands().add_service(input::service(&service)?);
             }
-            _ => return Err(STATE_USER_INPUT_OUT_RANGE),
+            _ => return Err(state::USER_INPUT_OUT_RANGE),
         }
         Ok(())
     })
@@ -226,15 +227,15 @@ pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
 /// STATE_TUNNEL_FAILED: an internal error, reported on stderr.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
-    static NULL_POINTER: i32 = STATE_USER_INPUT_NULL_POINTER;
-    static EXEC_DISABLED: i32 = STATE_USER_INPUT_EXEC_DISABLED;
-    static RUNNING: i32 = STATE_TUNNEL_RUNNING;
-    static FAILED: i32 = STATE_TUNNEL_FAILED;
+    static NULL_POINTER: i32 = state::USER_INPUT_NULL_POINTER;
+    static EXEC_DISABLED: i32 = state::USER_INPUT_EXEC_DISABLED;
+    static RUNNING: i32 = state::TUNNEL_RUNNING;
+    static FAILED: i32 = state::TUNNEL_FAILED;
     let code = match guard(Err(FAILED), || handle::get(handle)?.run()) {
         Ok(()) => return ptr::null_mut(),
-        Err(STATE_USER_INPUT_NULL_POINTER) => &NULL_POINTER,
-        Err(STATE_USER_INPUT_EXEC_DISABLED) => &EXEC_DISABLED,
-        Err(STATE_TUNNEL_RUNNING) => &RUNNING,
+        Err(state::USER_INPUT_NULL_POINTER) => &NULL_POINTER,
+        Err(state::USER_INPUT_EXEC_DISABLED) => &EXEC_DISABLED,
+        Err(state::TUNNEL_RUNNING) => &RUNNING,
         Err(_) => &FAILED,
     };
     ptr::from_ref(code).cast_mut().cast()

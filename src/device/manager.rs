@@ -134,7 +134,7 @@ impl Handle {
     /// Offers a local service, replacing one of the same type. Tunnels connected later see it.
     pub fn add_service(&self, service: Service) {
         let mut services = self.0.options.services.lock();
-        Arc::make_mut(&mut services).insert(service.service_type.clone(), service);
+        Arc::make_mut(&mut services).insert(service.service_type().to_owned(), service);
     }
 
     /// Secures connections made from now on.
@@ -180,7 +180,7 @@ pub struct Builder {
 impl Builder {
     /// Offers a local service; a second one of the same type replaces the first.
     pub fn service(mut self, service: Service) -> Self {
-        self.services.insert(service.service_type.clone(), service);
+        self.services.insert(service.service_type().to_owned(), service);
         self
     }
 

@@ -14,7 +14,7 @@ use crate::cloud::frame::{
 };
 use crate::cloud::websocket::{Incoming, Receiver, Sender};
 use crate::cloud::{means_expired, ByteStream, Link};
-use crate::config::{Limits, Services, TunnelId};
+use crate::config::{Limits, Services, Target, TunnelId};
 use crate::logging::{debug, info, warn, Code, Complaints};
 use crate::sys::Ready;
 
@@ -634,9 +634,12 @@ impl<L: Local> Table<L> {
         let Some(service) = self.services.get(service_type) else {
             return Err((response::REFUSED, format!("no service {service_type} here")));
         };
-        let (host, port) = (service.host(), service.port().get());
-        self.local.dial(host, port).map_err(|e| {
-            let why = format!("connect to {host}:{port} (service {service_type}): {e}");
+        let dial = match service.target() {
+            Target::Tcp { host, port } => self.local.dial(host, port.get()),
+            Target::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        dial.map_err(|e| {
+            let why = format!("connect to {} (service {service_type}): {e}", service.target());
             (response::REFUSED, why)
         })
     }
@@ -708,7 +711,7 @@ impl<L: Local> Table<L> {
         let session = self.sessions.remove(index);
         let (id, service_type) = (&session.id, &session.service_type);
         let at = self.services.get(service_type);
-        let at = at.map(|service| format!("{}:{}", service.host(), service.port()));
+        let at = at.map(|service| service.target().to_string());
         let text = format!("connect to {} (service {service_type}): {why}", at.unwrap_or_default());
         self.complain(format_args!("session {id} is refused: {text}"));
         respond(sender, id, service_type, create_id, response::REFUSED, &text);

@@ -23,7 +23,7 @@ pub const TOKEN: &str = "hush-child-token";
 pub fn spec(limits: Value, services: &[Service]) -> Value {
     let services: Vec<Value> = services
         .iter()
-        .map(|service| json!([service.service_type(), service.host(), service.port().to_string()]))
+        .map(|service| json!([service.service_type(), service.target().to_string()]))
         .collect();
     json!({"limits": limits, "services": services})
 }
@@ -131,8 +131,7 @@ pub fn device_main() {
     let mut builder = Manager::builder().security(Security::Plain).limits(limits(&spec["limits"]));
     for service in spec["services"].as_array().unwrap() {
         let text = |index: usize| service[index].as_str().unwrap();
-        let port = text(2).parse().unwrap();
-        builder = builder.service(Service::new(text(0), text(1), port).unwrap());
+        builder = builder.service(Service::at(text(0), text(1).parse().unwrap()).unwrap());
     }
     // Services within the device's own namespace.
     builder = builder.service(common::echo("own-echo"));

@@ -38,7 +38,7 @@ impl Fleet {
         let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
         let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
         // The one in trouble does not give up, however long the others take.
-        let limits = Limits { handshake_timeout: 10 * PATIENCE, ..Limits::default() };
+        let limits = Limits::new().with_handshake_timeout(10 * PATIENCE);
         let builder = Manager::builder().security(Security::Tls(tls)).service(echo("e"));
         let builder = builder.limits(limits);
         let running = Running::start(builder);

@@ -1,0 +1,19 @@
+//! Tunnel ids, connection data, services, security and limits. A value is checked when it is
+//! made, so no other module checks it again. Nothing here does I/O.
+
+mod ids;
+mod limits;
+mod params;
+mod service;
+mod text;
+mod tls;
+mod token;
+
+pub use ids::{Port, TunnelId};
+pub use limits::Limits;
+pub use params::ConnectParams;
+pub(crate) use service::Services;
+pub use service::{Service, Target};
+pub(crate) use tls::ClientIdentity;
+pub use tls::{Security, TlsConfig};
+pub use token::Token;

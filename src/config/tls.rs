@@ -1,0 +1,131 @@
+//! How connections are secured.
+
+use std::fmt;
+
+use openssl::pkey::{PKey, Private};
+use openssl::x509::X509;
+
+use crate::error::{Error, Result};
+
+/// How the connection to the tunnel service is secured. The default is TLS with the system's
+/// root certificates; plain text has to be asked for by name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Security {
+    /// `wss`: TLS 1.2 or later. Certificate chain and host name are always verified.
+    Tls(TlsConfig),
+    /// `ws`: no encryption, and no authentication of the tunnel service. For labs.
+    Plain,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Security::Tls(TlsConfig::default())
+    }
+}
+
+impl From<TlsConfig> for Security {
+    fn from(config: TlsConfig) -> Self {
+        Security::Tls(config)
+    }
+}
+
+/// TLS settings. The default verifies against the system's root certificates and sends the host
+/// name (SNI).
+#[derive(Clone)]
+#[must_use]
+pub struct TlsConfig {
+    pub(crate) roots: Option<Vec<X509>>,
+    pub(crate) identity: Option<ClientIdentity>,
+    pub(crate) sni: bool,
+}
+
+/// A client's certificate, those between it and a root, and its key.
+#[derive(Clone)]
+pub(crate) struct ClientIdentity {
+    pub(crate) chain: Vec<X509>,
+    pub(crate) key: PKey<Private>,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        TlsConfig { roots: None, identity: None, sni: true }
+    }
+}
+
+impl fmt::Debug for TlsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConfig")
+            .field("roots", &self.roots.as_ref().map(Vec::len))
+            .field("identity", &self.identity.as_ref().map(|_| ".."))
+            .field("sni", &self.sni)
+            .finish()
+    }
+}
+
+impl TlsConfig {
+    /// The system's root certificates, no client certificate, SNI on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Trusts the certificates of this PEM bundle instead of the system's roots.
+    ///
+    /// # Errors
+    /// [`Error::InvalidCa`] when the bundle holds no certificate, or one that cannot be read.
+    pub fn with_ca_pem(mut self, pem: &[u8]) -> Result<Self> {
+        let roots = X509::stack_from_pem(pem).map_err(|e| Error::InvalidCa(e.to_string()))?;
+        if roots.is_empty() {
+            return Err(Error::InvalidCa("the PEM text holds no certificate".into()));
+        }
+        self.roots = Some(roots);
+        Ok(self)
+    }
+
+    /// Presents a client certificate. `chain` is PEM text, the client's own certificate first.
+    /// `key` is PEM text, PKCS#8 or the traditional RSA and EC forms, not encrypted.
+    ///
+    /// # Errors
+    /// [`Error::InvalidClientCert`] when the chain cannot be read. [`Error::InvalidClientKey`]
+    /// when the key cannot be read or belongs to another certificate.
+    pub fn with_client_pem(mut self, chain: &[u8], key: &[u8]) -> Result<Self> {
+        self.identity = Some(client_identity(chain, key)?);
+        Ok(self)
+    }
+
+    /// Sets whether the TLS handshake names the host (SNI); default true. An address is never
+    /// sent.
+    pub fn with_sni(mut self, sni: bool) -> Self {
+        self.sni = sni;
+        self
+    }
+}
+
+fn client_identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity> {
+    let chain = X509::stack_from_pem(chain).map_err(|e| Error::InvalidClientCert(e.to_string()))?;
+    let Some(own) = chain.first() else {
+        return Err(Error::InvalidClientCert("the PEM text holds no certificate".into()));
+    };
+    // The callback refuses encrypted keys; without it OpenSSL would ask on the terminal.
+    let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))
+        .map_err(|_| Error::InvalidClientKey("not a PEM private key, or encrypted".into()))?;
+    let public = own.public_key().map_err(|e| Error::InvalidClientCert(e.to_string()))?;
+    if !key.public_eq(&public) {
+        return Err(Error::InvalidClientKey("does not belong to the client certificate".into()));
+    }
+    Ok(ClientIdentity { chain, key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_bundle_without_a_certificate_is_refused() {
+        for bad in
+            [&b""[..], b"nonsense", b"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----\n"]
+        {
+            assert!(matches!(TlsConfig::new().with_ca_pem(bad), Err(Error::InvalidCa(_))));
+        }
+    }
+}

@@ -10,26 +10,21 @@
 #[cfg(feature = "access")]
 pub mod access;
 pub mod capi;
-mod cloud;
 mod config;
+mod device;
 mod error;
 mod event;
-#[cfg(any(test, fuzzing))]
-pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod listen;
 mod logging;
-mod manager;
-#[cfg(any(feature = "gateway", feature = "access"))]
-mod peer;
+mod net;
 pub mod state;
 mod sys;
-mod worker;
 
 pub use config::{
     ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
 };
+pub use device::manager::{Builder, EventHandler, Handle, Manager};
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
-pub use manager::{Builder, EventHandler, Handle, Manager};

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::config::{ConnectParams, Port, Token, TunnelId};
+use crate::device::manager::Handle;
 use crate::error::{Error, Result};
 use crate::logging::{info, warn, Code};
-use crate::manager::Handle;
 use crate::sys::{self, Access, MessageQueue, Received};
 
 /// The queue's key in the Link SDK's demo.

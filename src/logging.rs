@@ -78,38 +78,6 @@ pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
     }
 }
 
-/// Counts lines about what others do wrong, so that these do not fill the log: so many a window
-/// of time, which is its owner's to end.
-#[derive(Default)]
-pub(crate) struct Complaints(u32);
-
-impl Complaints {
-    const MOST: u32 = 20;
-
-    /// Counts one more; whether it may be written.
-    pub(crate) fn count(&mut self) -> bool {
-        self.0 = self.0.saturating_add(1);
-        self.0 <= Self::MOST
-    }
-
-    /// Whether no more may be written.
-    pub(crate) fn are_many(&self) -> bool {
-        self.0 >= Self::MOST
-    }
-
-    /// How many were not written.
-    pub(crate) fn left_out(&self) -> u32 {
-        self.0.saturating_sub(Self::MOST)
-    }
-
-    /// Begins a new window; how many the last one left out.
-    pub(crate) fn forgive(&mut self) -> u32 {
-        let left_out = self.left_out();
-        self.0 = 0;
-        left_out
-    }
-}
-
 fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();
@@ -136,19 +104,7 @@ pub(crate) use {debug, info, warn_ as warn};
 
 #[cfg(test)]
 mod tests {
-    use super::{one_line, Complaints};
-
-    #[test]
-    fn twenty_complaints_a_window_are_written_and_the_rest_counted() {
-        let mut complaints = Complaints::default();
-        for _ in 0..2 {
-            assert_eq!((0..50).filter(|_| complaints.count()).count(), 20);
-            assert!(complaints.are_many());
-            assert_eq!(complaints.forgive(), 30);
-            assert!(!complaints.are_many());
-        }
-        assert_eq!(complaints.forgive(), 0);
-    }
+    use super::one_line;
 
     #[test]
     fn a_peers_line_breaks_do_not_forge_lines() {

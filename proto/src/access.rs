@@ -193,12 +193,8 @@ fn refuse<S: LocalStream>(
 fn tells_of_loss(msg: &str, service_type: &str) -> bool {
     let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
     let failed = of_service.is_some_and(|rest| rest.starts_with(": "));
-    let cut = [
-        reason::STALLED,
-        reason::TUNNEL_CLOSED,
-        reason::FRAME_TOO_LONG,
-        reason::UNKNOWN_SESSION,
-    ];
+    let cut =
+        [reason::STALLED, reason::TUNNEL_CLOSED, reason::FRAME_TOO_LONG, reason::UNKNOWN_SESSION];
     failed || cut.contains(&msg)
 }
 

@@ -114,7 +114,10 @@ pub enum Received<'a> {
     Frame(Frame<'a>, Option<usize>),
     /// A message that is dropped. `lossy` is the header of a data frame that was too long: its
     /// session has lost bytes.
-    Dropped { what: Dropped, lossy: Option<Frame<'a>> },
+    Dropped {
+        what: Dropped,
+        lossy: Option<Frame<'a>>,
+    },
     Pong,
 }
 
@@ -614,8 +617,12 @@ impl<T: Transport> Connection<T> {
         let far = now + self.upkeep.silence_limit;
         match self.state {
             State::Open => {
-                let timers = [ConnectionTimer::Ping, ConnectionTimer::Silence, ConnectionTimer::Stuck];
-                timers.into_iter().filter_map(|timer| self.timers.get(timer)).fold(far, Instant::min)
+                let timers =
+                    [ConnectionTimer::Ping, ConnectionTimer::Silence, ConnectionTimer::Stuck];
+                timers
+                    .into_iter()
+                    .filter_map(|timer| self.timers.get(timer))
+                    .fold(far, Instant::min)
             }
             _ => self.timers.get(ConnectionTimer::Close).unwrap_or(far),
         }

@@ -108,7 +108,9 @@ impl<C: Connect> DeviceSide<C> {
         }
         self.connect.dial(service_type).map_err(|e| match e {
             DialError::NoService => (response::REFUSED, format!("no service {service_type} here")),
-            DialError::Io(e) => (response::REFUSED, self.not_connected(service_type, &e.to_string())),
+            DialError::Io(e) => {
+                (response::REFUSED, self.not_connected(service_type, &e.to_string()))
+            }
         })
     }
 

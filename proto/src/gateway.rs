@@ -49,16 +49,27 @@ const DEVICE_STALL: Duration = Duration::from_secs(60);
 pub enum TunnelEvent<'a> {
     DeviceConnected,
     AccessConnected(u64),
-    DeviceLeft { why: &'a str },
-    AccessLeft { key: u64, why: &'a str },
+    DeviceLeft {
+        why: &'a str,
+    },
+    AccessLeft {
+        key: u64,
+        why: &'a str,
+    },
     Expired,
-    SessionCreated { id: &'a str, service_type: &'a str },
+    SessionCreated {
+        id: &'a str,
+        service_type: &'a str,
+    },
     /// The device has refused a session.
     DeviceRefused(&'a str),
     /// One of the ends has released a session.
     Released(Side, &'a str),
     /// A session has lost bytes.
-    Cut { id: &'a str, why: &'a str },
+    Cut {
+        id: &'a str,
+        why: &'a str,
+    },
     /// A connection takes nothing and is closed.
     Stalled,
     /// A session_create of an access side is refused: why.
@@ -232,7 +243,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
         let device = self.device.iter().map(move |member| (member, read_device));
         let accesses = self.accesses.values();
-        let accesses = accesses.map(move |member| (member, read_accesses && !over_access_limit(member)));
+        let accesses =
+            accesses.map(move |member| (member, read_accesses && !over_access_limit(member)));
         device.chain(accesses).chain(self.leaving.iter().map(|member| (member, true)))
     }
 
@@ -290,7 +302,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// When [`step`](Self::step) has something to do, whatever the connections do.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let members = self.members().map(|(member, reads)| member.deadline(now, reads));
-        let stalls = self.accesses.values().filter_map(|member| member.stalls_at(self.limits.stall));
+        let stalls =
+            self.accesses.values().filter_map(|member| member.stalls_at(self.limits.stall));
         let device_stalls = self.device.iter().filter_map(|member| member.stalls_at(DEVICE_STALL));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
         let own = sessions.chain(self.expires).chain(self.limiter.deadline());
@@ -526,11 +539,15 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     fn tick(&mut self, now: Instant) {
         let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
-        self.device.iter_mut().for_each(|member| drop(member.tick(now, read_device)));
+        if let Some(device) = &mut self.device {
+            device.tick(now, read_device);
+        }
         for member in self.accesses.values_mut() {
             member.tick(now, read_accesses && !over_access_limit(member));
         }
-        self.leaving.iter_mut().for_each(|member| drop(member.tick(now, true)));
+        for member in &mut self.leaving {
+            member.tick(now, true);
+        }
     }
 
     fn flush(&mut self, now: Instant) {

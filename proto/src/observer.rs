@@ -13,17 +13,34 @@ use crate::session::Counters;
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The cloud asks for a session.
-    Requested { id: &'a str, service_type: &'a str },
+    Requested {
+        id: &'a str,
+        service_type: &'a str,
+    },
     /// A session is open at both ends.
-    Opened { id: &'a str, service_type: &'a str, counters: &'a Arc<Counters> },
+    Opened {
+        id: &'a str,
+        service_type: &'a str,
+        counters: &'a Arc<Counters>,
+    },
     /// A session is refused.
-    Refused { id: &'a str, reason: &'a str },
+    Refused {
+        id: &'a str,
+        reason: &'a str,
+    },
     /// One of the ends has released a session.
-    Released { id: &'a str },
+    Released {
+        id: &'a str,
+    },
     /// A session that was open has left the table.
-    Closed { id: &'a str },
+    Closed {
+        id: &'a str,
+    },
     /// A session has lost bytes and ends in a reset.
-    Cut { id: &'a str, reason: &'a str },
+    Cut {
+        id: &'a str,
+        reason: &'a str,
+    },
     /// On the access side: a session was refused, or did not end in order.
     Failed(&'a SessionError),
     /// On the access side: the device ends a session with words that tell of a loss.
@@ -33,7 +50,9 @@ pub enum Event<'a> {
     /// A session_create without frame_id or session_id was dropped.
     Incomplete,
     /// Data for a session that does not exist was dropped.
-    UnknownSession { id: &'a str },
+    UnknownSession {
+        id: &'a str,
+    },
     /// So many of the limited events above were not told.
     LeftOut(u32),
     Pinged,

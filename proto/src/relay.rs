@@ -32,11 +32,7 @@ pub trait Side {
     ) -> Step;
 
     /// Moves sessions on that are not open yet.
-    fn step(
-        &mut self,
-        sessions: &mut Sessions<Self::Stream>,
-        out: &mut Outputs<'_, impl Observer>,
-    );
+    fn step(&mut self, sessions: &mut Sessions<Self::Stream>, out: &mut Outputs<'_, impl Observer>);
 
     /// Refuses a session of the table that is not open yet.
     fn cancel(

@@ -91,9 +91,7 @@ impl Schedule {
         let count = ready.len();
         let ready_from = |from: usize, bulk: bool| {
             let in_turn = (from..from + count).map(move |index| index % count);
-            in_turn.filter(move |index| {
-                ready[*index].read && sessions.open[*index].is_bulk == bulk
-            })
+            in_turn.filter(move |index| ready[*index].read && sessions.open[*index].is_bulk == bulk)
         };
         self.order.clear();
         self.order.extend(ready_from(self.first_short, false));

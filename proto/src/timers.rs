@@ -1,4 +1,4 @@
-//! Deadlines, one table for each owner: what is due, and when to wake up next. It reads no clock.
+//! Deadlines, one table for each owner: what is due, and when. It reads no clock.
 
 use std::time::Instant;
 
@@ -34,10 +34,5 @@ impl<const N: usize> Timers<N> {
     /// Whether a timer is set and its time has come.
     pub(crate) fn is_due(&self, timer: impl Timer, now: Instant) -> bool {
         self.get(timer).is_some_and(|at| now >= at)
-    }
-
-    /// The nearest deadline.
-    pub(crate) fn next(&self) -> Option<Instant> {
-        self.0.iter().flatten().min().copied()
     }
 }

@@ -8,9 +8,8 @@
 //! A local program that takes nothing holds its siblings up, since they share the WebSocket,
 //! until its session is ended after 10 s.
 
-mod connect;
+mod connector;
 mod relay;
-mod session;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -21,13 +20,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cloud::tls::TlsContext;
+use aiot_tunnel_proto::access::SessionError;
+
 use crate::config::{ConnectParams, Security, Service};
 use crate::error::{Error as CrateError, Result as CrateResult};
+use crate::net::tls::TlsContext;
+use crate::net::LocalSocket;
 use crate::sys::{poll, PollFd, Waker};
-use connect::Connector;
+use connector::Connector;
 use relay::Relay;
-use session::Local;
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);
@@ -69,10 +70,19 @@ pub enum Error {
     },
     /// The session ended because bytes of it were lost on this side.
     #[error("session lost: {0}")]
-    Lost(&'static str),
+    Lost(String),
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Refused { code, msg } => Error::Refused { code, msg },
+            SessionError::Released { code, msg } => Error::Released { code, msg },
+        }
+    }
 }
 
 /// The access side's result.
@@ -130,15 +140,14 @@ impl Client {
     /// [`Error::Unauthorized`], and whatever made the very first connect fail.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
-        let mut connector = Connector::new(&self.params, &self.tls, &self.stop);
+        let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
         let mut connected = false;
         loop {
             let lost = match connector.open() {
-                Ok(peer) => {
+                Ok(opened) => {
                     connected = true;
                     log::info!(target: TARGET, "connected to the tunnel");
-                    let mut relay = Relay::new(peer, &self.service_type, &self.stop);
-                    relay.run(Some(listener))
+                    Relay::new(opened, &self.service_type, &self.stop, true).run(Some(listener))
                 }
                 Err(e) => Err(e),
             };
@@ -162,7 +171,7 @@ impl Client {
     /// # Errors
     /// Whatever kept the session from opening or from ending in order.
     pub fn stdio(&self) -> Result<()> {
-        let peer = Connector::new(&self.params, &self.tls, &self.stop).open()?;
+        let opened = Connector::new(&self.params, &self.tls, &self.stop)?.open()?;
         // stdin and stdout may be shared with other programs, so they are left blocking, each
         // with a thread.
         let (ours, theirs) = UnixStream::pair()?;
@@ -181,8 +190,8 @@ impl Client {
             result
         })?;
         ours.set_nonblocking(true)?;
-        let mut relay = Relay::new(peer, &self.service_type, &self.stop);
-        relay.open(Local::Unix(ours));
+        let mut relay = Relay::new(opened, &self.service_type, &self.stop, false);
+        relay.open(LocalSocket::Unix(ours));
         let result = relay.run(None);
         drop(relay);
         // Who has stopped it does not want to wait for whoever does not read stdout.

@@ -1,165 +1,170 @@
-//! The sessions of one WebSocket and their local connections.
+//! One connection of the access side with its local streams: where it waits, what it accepts, how it
+//! ends.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::session::{Local, Session, State, STALL_TIMEOUT};
+use aiot_tunnel_proto::access::{AccessRelay, AccessSide, SessionError};
+use aiot_tunnel_proto::connection::{Connection, Upkeep};
+use aiot_tunnel_proto::gateway;
+use aiot_tunnel_proto::observer::{Event, Observer};
+use aiot_tunnel_proto::relay::RelayLimits;
+use aiot_tunnel_proto::session::SessionLimits;
+use aiot_tunnel_proto::websocket::Role;
+use aiot_tunnel_proto::{LogLimiter, Ready};
+
 use super::{Error, Result, TARGET};
-use crate::cloud::frame::{
-    lost, release, response, status, Frame, FrameType, HeaderTemplate, Status, MAX_PAYLOAD_SENT,
-};
-use crate::cloud::websocket::Sender;
-use crate::peer::{is_temporary, Peer, Received, FULL};
-use crate::sys::{poll, PollFd, Waker};
+use crate::net::open::Opened;
+use crate::net::{LocalSocket, Stream};
+use crate::sys::{PollSet, Waker};
 
-/// Longer than the 10 s that the gateway gives the device.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Local connections are read while less than this waits for the tunnel.
+/// Bytes from the device that may wait for one local stream.
+const SESSION_BUFFER: usize = 256 * 1024;
+/// Local streams are read while fewer bytes wait for the tunnel.
 const SEND_BUFFER: usize = 64 * 1024;
-/// How often a lingering session looks whether all is delivered.
-const LINGER_CHECK: Duration = Duration::from_millis(200);
-/// How long the end may take when stopped; else, how long without getting on, unless there is
-/// but one session to end.
-const PATIENCE: Duration = Duration::from_secs(5);
-const NORMAL: u16 = 1000;
-const EXPIRED: [Option<u16>; 2] = [Some(4001), Some(401)];
+/// How long a local program may take nothing while its full buffer holds its siblings up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end may take when stopped; else, how long without getting on, unless there is but one
+/// session to end.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+/// After a failed accept (out of descriptors), until the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// One WebSocket with its sessions.
-pub(super) struct Relay<'a> {
-    peer: Peer,
-    service_type: &'a str,
-    stop: &'a Waker,
-    sessions: BTreeMap<u64, Session>,
-    next_key: u64,
-    next_frame: u64,
-    /// The session that may send first; the turn after, it is the next.
-    first: u64,
-    /// Whether it serves a listener: sessions have siblings, and their ends are for the log.
+const UPKEEP: Upkeep = Upkeep { high_water: SEND_BUFFER, ..gateway::UPKEEP };
+
+/// Takes note of how sessions end.
+struct Outcomes {
+    /// Sessions have siblings, and their ends are for the log. Otherwise the end of the only session
+    /// is the result.
     listening: bool,
-    /// The last session's end, for a relay that serves but one.
-    outcome: Result<()>,
+    result: Result<()>,
+}
+
+impl Outcomes {
+    fn failed(&mut self, error: Error) {
+        if self.listening {
+            log::error!(target: TARGET, "{error}");
+        } else {
+            self.result = Err(error);
+        }
+    }
+}
+
+impl Observer for Outcomes {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Failed(e) => self.failed(e.clone().into()),
+            // The protocol has no code that tells a service's reset from its end.
+            Event::Odd(e @ SessionError::Released { msg, .. }) => {
+                if self.listening {
+                    log::warn!(target: TARGET, "session ended by the device: {msg}");
+                } else {
+                    self.failed(e.clone().into());
+                }
+            }
+            Event::Cut { reason, .. } => self.failed(Error::Lost(reason.to_owned())),
+            Event::Dropped(what) => log::warn!(target: TARGET, "{what}"),
+            Event::LeftOut(count) => {
+                log::warn!(target: TARGET, "{count} more such lines were left out");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One connection with its sessions.
+pub(super) struct Relay<'a> {
+    relay: AccessRelay<Stream, LocalSocket, Outcomes>,
+    stop: &'a Waker,
+    polled: PollSet,
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(peer: Peer, service_type: &'a str, stop: &'a Waker) -> Self {
-        Relay {
-            peer,
-            service_type,
-            stop,
-            sessions: BTreeMap::new(),
-            next_key: 1,
-            next_frame: 1,
-            first: 0,
-            listening: false,
-            outcome: Ok(()),
-        }
+    pub(super) fn new(
+        opened: Opened,
+        service_type: &str,
+        stop: &'a Waker,
+        listening: bool,
+    ) -> Self {
+        let now = Instant::now();
+        let connection = Connection::new(opened.stream, Role::Client, &opened.rest, UPKEEP, now);
+        let session = SessionLimits {
+            session_buffer: SESSION_BUFFER,
+            stall_timeout: listening.then_some(STALL_TIMEOUT),
+        };
+        let limits = RelayLimits { session, log_window: LogLimiter::WINDOW };
+        let outcomes = Outcomes { listening, result: Ok(()) };
+        let side = AccessSide::new(service_type);
+        let relay = AccessRelay::new(connection, side, limits, outcomes, Vec::new());
+        Relay { relay, stop, polled: PollSet::default() }
     }
 
     /// Asks for a session.
-    pub(super) fn open(&mut self, local: Local) {
-        let frame_id = next(&mut self.next_frame);
-        let mut head = Vec::new();
-        HeaderTemplate::new(FrameType::SessionCreate, "", Some(self.service_type))
-            .write(frame_id, &mut head);
-        self.peer.sender().binary(&head, &[]);
-        let deadline = Instant::now() + RESPONSE_TIMEOUT;
-        let session = Session {
-            local,
-            state: State::Opening { frame_id, deadline },
-            id: String::new(),
-            data: None,
-            waiting: Vec::new(),
-            written: 0,
-            stalled: None,
-            is_cut: false,
-        };
-        self.sessions.insert(next(&mut self.next_key), session);
+    pub(super) fn open(&mut self, local: LocalSocket) {
+        self.relay.open(local, Instant::now());
     }
 
-    /// Serves until stopped, until the WebSocket ends, or, without a listener, until no session
-    /// is left and the tunnel has taken everything.
+    /// Serves until stopped, until the connection ends, or, without a listener, until no session is
+    /// left and the tunnel has taken everything.
+    ///
+    /// # Errors
+    /// The connection was lost; without a listener also what the session's end says.
     pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
-        self.listening = listener.is_some();
         let mut stopped = false;
-        while self.peer.is_open() && !stopped {
-            if listener.is_none() && self.sessions.is_empty() && self.peer.waiting() == 0 {
+        while !stopped && self.relay.end().is_none() {
+            let is_done = self.relay.is_idle() && self.relay.connection().waiting() == 0;
+            if listener.is_none() && is_done {
                 break;
             }
-            stopped = self.turn(listener)?;
+            stopped = self.turn(listener, None)?;
         }
-        let was_open = self.peer.is_open();
-        let lost = Error::Connection(self.peer.reason().to_owned());
-        let expired = EXPIRED.contains(&self.peer.close_code());
+        let lost = self.relay.end().cloned();
         // A tunnel that ends after its last session has ended takes nothing from it.
-        let is_over = |session: &Session| {
-            matches!(session.state, State::Draining | State::Lingering { .. } | State::Ended)
-        };
-        let was_over = listener.is_none() && self.sessions.values().all(is_over);
-        if !was_open {
-            let cut_off = self.sessions.values_mut().filter(|session| !is_over(session));
-            cut_off.for_each(|session| session.is_cut = true);
+        let was_over = listener.is_none() && self.relay.is_over();
+        self.close(stopped, listener.is_some())?;
+        match lost {
+            Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
+            Some(end) if !was_over => Err(Error::Connection(end.to_string())),
+            _ => std::mem::replace(&mut self.relay.observer_mut().result, Ok(())),
         }
-        self.close(stopped);
-        if was_open || was_over {
-            return std::mem::replace(&mut self.outcome, Ok(()));
-        }
-        Err(if expired { Error::Unauthorized } else { lost })
     }
 
-    /// True when stopped.
-    fn turn(&mut self, listener: Option<&TcpListener>) -> Result<bool> {
-        let reads = self.reads_peer();
-        let takes = self.peer.waiting() < SEND_BUFFER;
-        let deadline = self.deadline(reads);
-        let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false), self.peer.poll_fd(reads)];
-        fds.extend(self.sessions.values().map(|session| {
-            let read = match session.state {
-                State::Open => takes,
-                State::Lingering { .. } => session.drops_input(),
-                _ => false,
-            };
-            PollFd::new(session.local.as_fd(), read, session.waits() > 0)
-        }));
-        fds.extend(listener.map(|listener| PollFd::new(listener.as_fd(), true, false)));
-        poll(&mut fds, Some(deadline))?;
-        let ready: Vec<_> = fds.iter().map(PollFd::ready).collect();
-        drop(fds);
-        if ready[0].read {
-            return Ok(true);
-        }
-        self.peer.receive(Instant::now(), ready[1].read, reads);
-        let keys: Vec<u64> = self.sessions.keys().copied().collect();
-        let readable = keys.iter().zip(&ready[2..]).filter(|(_, ready)| ready.read);
-        self.send_locals(readable.map(|(key, _)| *key).collect());
-        if let (Some(listener), Some(ready)) = (listener, ready.get(2 + keys.len())) {
-            if ready.read {
-                self.accept(listener);
+    /// One `poll`, and everything that it found ready. True when stopped.
+    fn turn(&mut self, listener: Option<&TcpListener>, until: Option<Instant>) -> Result<bool> {
+        let relay = &mut self.relay;
+        let now = Instant::now();
+        let (wants_input, wants_local) = (relay.wants_input(), relay.wants_local());
+        let wants_room = relay.connection().wants_room(now);
+        let deadline = relay.deadline(now);
+        let set = &mut self.polled;
+        set.clear();
+        set.push(self.stop.as_fd(), until.is_none(), false);
+        set.push(relay.connection().transport().as_fd(), wants_input, wants_room);
+        for stream in relay.sessions() {
+            let wants_write = stream.wants_write();
+            match stream.stream() {
+                Some(stream) => set.push(stream.as_fd(), wants_local, wants_write),
+                None => set.push(self.stop.as_fd(), false, false),
             }
         }
-        self.pump();
-        self.settle();
-        let reads = self.reads_peer();
-        self.peer.tick(Instant::now(), reads);
-        self.peer.flush(Instant::now());
-        Ok(false)
-    }
-
-    fn reads_peer(&self) -> bool {
-        self.sessions.values().all(|session| session.waits() < FULL)
-    }
-
-    fn deadline(&self, reads: bool) -> Instant {
-        let now = Instant::now();
-        let times = self.sessions.values().filter_map(|session| match session.state {
-            State::Opening { deadline, .. } => Some(deadline),
-            State::Lingering { .. } => Some(now + LINGER_CHECK),
-            _ if self.listening => session.stalled.map(|since| since + STALL_TIMEOUT),
-            _ => None,
-        });
-        times.fold(self.peer.deadline(now, reads), Instant::min)
+        for lingering in relay.lingering() {
+            let (read, write) = (lingering.wants_read(), lingering.wants_write());
+            set.push(lingering.stream().as_fd(), read, write);
+        }
+        if let Some(listener) = listener {
+            set.push(listener.as_fd(), true, false);
+        }
+        let count = relay.sessions().len();
+        let ready = set.poll(until.map_or(deadline, |until| until.min(deadline)))?;
+        let accepts = listener.filter(|_| ready.last().is_some_and(|ready: &Ready| ready.read));
+        let stopped = ready[0].read;
+        relay.connection_mut().ready(ready[1].read, ready[1].write);
+        relay.turn(Instant::now(), &ready[2..2 + count]);
+        if let Some(listener) = accepts {
+            self.accept(listener);
+        }
+        Ok(stopped)
     }
 
     fn accept(&mut self, listener: &TcpListener) {
@@ -167,311 +172,45 @@ impl<'a> Relay<'a> {
             Ok((stream, _)) => {
                 let prepared = stream.set_nonblocking(true).and(stream.set_nodelay(true));
                 match prepared {
-                    Ok(()) => self.open(Local::Tcp(stream)),
+                    Ok(()) => self.open(LocalSocket::Tcp(stream)),
                     Err(e) => log::warn!(target: TARGET, "local connection: {e}"),
                 }
             }
-            Err(e) if is_temporary(&e) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => {
                 log::warn!(target: TARGET, "accept: {e}");
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(ACCEPT_PAUSE);
             }
         }
     }
 
-    /// Sends what these local ends have, each its share of the room, and another one first each
-    /// time: an upload must not starve its siblings.
-    fn send_locals(&mut self, mut keys: Vec<u64>) {
-        if keys.is_empty() {
-            return;
-        }
-        let room = SEND_BUFFER.saturating_sub(self.peer.waiting());
-        let share = (room / keys.len()).max(MAX_PAYLOAD_SENT);
-        let first = keys.partition_point(|key| *key < self.first);
-        keys.rotate_left(first);
-        self.first = keys[0] + 1;
-        for key in keys {
-            self.send_local(key, share);
-        }
-    }
-
-    /// Sends what the local end has, about its share of it, while the tunnel takes it.
-    fn send_local(&mut self, key: u64, mut share: usize) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        let (State::Open, Some(template)) = (&session.state, &session.data) else { return };
-        let mut head = Vec::new();
-        let mut payload = [0; MAX_PAYLOAD_SENT];
-        while share > 0 && self.peer.waiting() < SEND_BUFFER {
-            match session.local.read(&mut payload) {
-                Ok(length) if length > 0 => {
-                    share = share.saturating_sub(length);
-                    template.write(next(&mut self.next_frame), &mut head);
-                    self.peer.sender().binary(&head, &payload[..length]);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                end => {
-                    let frame_id = next(&mut self.next_frame);
-                    // The other side must not take what it got for all.
-                    let msg = match end {
-                        Ok(_) => "closed".to_owned(),
-                        Err(e) => format!("local connection: {e}"),
-                    };
-                    send_release(self.peer.sender(), &session.id, frame_id, &msg);
-                    session.state = State::Draining;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn pump(&mut self) {
-        if !self.reads_peer() {
-            return;
-        }
-        let (sessions, listening) = (&mut self.sessions, self.listening);
-        let (outcome, service_type) = (&mut self.outcome, self.service_type);
-        let next_frame = &mut self.next_frame;
-        self.peer.pump(Instant::now(), |received, sender| {
-            let frame = match received {
-                Received::Frame(frame) => frame,
-                Received::LostData(frame) => {
-                    lost_data(sessions, outcome, &frame, sender, next_frame);
-                    report(listening, outcome);
-                    return true;
-                }
-            };
-            match frame.frame_type {
-                FrameType::CommonResponse => {
-                    answered(sessions, outcome, &frame, sender, next_frame);
-                    report(listening, outcome);
-                    true
-                }
-                FrameType::SessionRelease => {
-                    released(sessions, outcome, &frame, service_type, listening);
-                    report(listening, outcome);
-                    true
-                }
-                FrameType::DataTransport => {
-                    let id = &frame.session_id;
-                    let session = sessions.values_mut().find(|session| session.id == *id);
-                    let Some(session) = session else { return true };
-                    if matches!(session.state, State::Open) {
-                        session.waiting.extend_from_slice(frame.payload);
-                    }
-                    session.waits() < FULL
-                }
-                FrameType::SessionCreate => true,
-            }
-        });
-    }
-
-    /// Writes to the local ends and parts with the sessions that are over.
-    fn settle(&mut self) {
-        let now = Instant::now();
-        for session in self.sessions.values_mut() {
-            let before = session.waits();
-            let mut is_there = session.flush();
-            let is_stuck = session.waits() >= FULL && session.waits() == before;
-            session.stalled = if is_stuck { session.stalled.or(Some(now)) } else { None };
-            if self.listening && session.stalled.is_some_and(|at| now >= at + STALL_TIMEOUT) {
-                log::warn!(target: TARGET, "session ended: its local end takes nothing");
-                (is_there, session.is_cut) = (false, true);
-            }
-            match session.state {
-                State::Opening { deadline, .. } if now >= deadline => {
-                    let msg = "no response within 15 s".to_owned();
-                    self.outcome = Err(Error::Refused { code: 2, msg });
-                    session.state = State::Ended;
-                }
-                State::Open if !is_there => {
-                    let frame_id = next(&mut self.next_frame);
-                    let msg = "the local program takes nothing more";
-                    send_release(self.peer.sender(), &session.id, frame_id, msg);
-                    session.state = State::Ended;
-                }
-                State::Draining if !is_there => session.state = State::Ended,
-                State::Draining if session.waits() == 0 => {
-                    if !session.is_cut {
-                        session.local.end();
-                    }
-                    session.state = session.linger(now, usize::MAX, now);
-                }
-                State::Lingering { progress, left } => {
-                    session.state = session.linger(progress, left, now);
-                }
-                _ => {}
-            }
-        }
-        report(self.listening, &mut self.outcome);
-        self.sessions.retain(|_, session| !matches!(session.state, State::Ended));
-    }
-
-    /// Delivers what was received and what was sent, then closes the WebSocket.
-    fn close(&mut self, mut stopped: bool) {
-        for session in self.sessions.values_mut() {
-            if let (State::Open, true) = (&session.state, self.peer.is_open()) {
-                let frame_id = next(&mut self.next_frame);
-                send_release(self.peer.sender(), &session.id, frame_id, "stopped");
-            }
-            if matches!(session.state, State::Opening { .. } | State::Open) {
-                session.state = State::Draining;
-            }
-        }
+    /// Delivers what was received and what was sent, then closes the connection.
+    fn close(&mut self, mut stopped: bool, listening: bool) -> Result<()> {
         let begun = Instant::now();
-        if stopped {
-            self.peer.close(NORMAL, "done", begun);
+        if self.relay.end().is_some() {
+            self.relay.cut_all(begun);
+        } else if stopped {
+            self.relay.close("stopped", begun);
         } else {
-            self.peer.close_gently(NORMAL, "done", begun);
+            self.relay.close_gently("done", begun);
         }
         let (mut since, mut left) = (begun, usize::MAX);
-        self.settle();
-        while !(self.peer.is_gone() && self.sessions.is_empty()) {
+        while !(self.relay.connection().is_gone() && self.relay.lingering().is_empty()) {
             let now = Instant::now();
-            let waits = self.sessions.values().map(Session::waits).sum();
-            if waits < left && !stopped {
-                (since, left) = (now, waits);
+            let waiting = self.relay.lingering().iter().map(|lingering| lingering.waiting()).sum();
+            if waiting < left && !stopped {
+                (since, left) = (now, waiting);
             }
-            let give_up = (self.listening || stopped).then_some(since + PATIENCE);
+            let give_up = (listening || stopped).then_some(since + LAST_BYTES);
             if give_up.is_some_and(|at| now >= at) {
-                return;
+                break;
             }
-            let mut fds =
-                vec![self.peer.poll_fd(true), PollFd::new(self.stop.as_fd(), !stopped, false)];
-            fds.extend(self.sessions.values().map(|session| {
-                let lingers = matches!(session.state, State::Lingering { .. });
-                let reads = lingers && session.drops_input();
-                PollFd::new(session.local.as_fd(), reads, session.waits() > 0)
-            }));
-            let lingers = |session: &Session| matches!(session.state, State::Lingering { .. });
-            let check = self.sessions.values().any(lingers).then_some(now + LINGER_CHECK);
-            let peer = (!self.peer.is_gone()).then(|| self.peer.deadline(now, true));
-            if poll(&mut fds, give_up.into_iter().chain(check).chain(peer).min()).is_err() {
-                return;
+            // Once stopped, the waker stays awake and is no longer waited for.
+            let until = if stopped { give_up } else { None };
+            if self.turn(None, until)? && !stopped {
+                (stopped, since) = (true, Instant::now());
             }
-            let (readable, told) = (fds[0].ready().read, fds[1].ready().read);
-            drop(fds);
-            let now = Instant::now();
-            if told {
-                (stopped, since) = (true, now);
-            }
-            self.peer.receive(now, readable, true);
-            self.peer.pump(now, |_, _| true);
-            self.settle();
-            self.peer.tick(now, true);
-            self.peer.flush(now);
         }
+        Ok(())
     }
-}
-
-type Sessions = BTreeMap<u64, Session>;
-
-fn answered(
-    sessions: &mut Sessions,
-    outcome: &mut Result<()>,
-    frame: &Frame<'_>,
-    sender: &mut Sender,
-    next_frame: &mut u64,
-) {
-    let asked = |session: &&mut Session| match session.state {
-        State::Opening { frame_id, .. } => frame.frame_id == Some(frame_id),
-        _ => false,
-    };
-    let status = Status::parse(frame.payload);
-    let code = status.as_ref().map_or(i64::from(response::REFUSED), |status| status.code);
-    let Some(session) = sessions.values_mut().find(asked) else {
-        // Its local end has gone meanwhile: a session that nobody wants.
-        let in_use = sessions.values().any(|session| session.id == frame.session_id);
-        if code == 0 && !frame.session_id.is_empty() && !in_use {
-            send_release(sender, &frame.session_id, next(next_frame), "closed");
-        }
-        return;
-    };
-    if code == i64::from(response::SUCCESS) && !frame.session_id.is_empty() {
-        session.id = frame.session_id.to_string();
-        session.data = Some(HeaderTemplate::new(FrameType::DataTransport, &session.id, None));
-        session.state = State::Open;
-    } else {
-        let msg = quoted(status);
-        *outcome = Err(Error::Refused { code, msg });
-        session.state = State::Ended;
-    }
-}
-
-fn released(
-    sessions: &mut Sessions,
-    outcome: &mut Result<()>,
-    frame: &Frame<'_>,
-    service_type: &str,
-    listening: bool,
-) {
-    let Some(session) = sessions.values_mut().find(|session| session.id == frame.session_id) else {
-        return;
-    };
-    if !matches!(session.state, State::Open) {
-        return;
-    }
-    let status = Status::parse(frame.payload);
-    let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
-    let is_loss = code > i64::from(release::BY_DEVICE);
-    let is_odd = status.as_ref().is_some_and(|status| tells_of_loss(&status.msg, service_type));
-    session.is_cut = is_loss;
-    session.state = State::Draining;
-    if is_loss || is_odd && !listening {
-        *outcome = Err(Error::Released { code, msg: quoted(status) });
-    } else if is_odd {
-        // The protocol has no code that tells a service's reset from its end.
-        log::warn!(target: TARGET, "session ended by the device: {}", quoted(status));
-    }
-}
-
-/// Whether these are our own device's words for a session that it could not bring to its end. The
-/// words of other devices tell nothing: code 1 is an orderly end.
-fn tells_of_loss(msg: &str, service_type: &str) -> bool {
-    let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
-    let failed = of_service.is_some_and(|reason| reason.starts_with(": "));
-    let given_up = [lost::STALLED, lost::TUNNEL_CLOSED, lost::FRAME_TOO_LONG, lost::UNKNOWN];
-    failed || given_up.contains(&msg)
-}
-
-/// Data of a session did not get through: it cannot go on.
-fn lost_data(
-    sessions: &mut Sessions,
-    outcome: &mut Result<()>,
-    frame: &Frame<'_>,
-    sender: &mut Sender,
-    next_frame: &mut u64,
-) {
-    let is_it = |session: &&mut Session| {
-        session.id == frame.session_id && matches!(session.state, State::Open)
-    };
-    let Some(session) = sessions.values_mut().find(is_it) else { return };
-    let msg = lost::FRAME_TOO_LONG;
-    send_release(sender, &session.id, next(next_frame), msg);
-    (session.is_cut, session.state) = (true, State::Draining);
-    *outcome = Err(Error::Lost(msg));
-}
-
-/// Where sessions come and go, a failed one is for the log and not for the relay's caller.
-fn report(listening: bool, outcome: &mut Result<()>) {
-    if let (true, Err(e)) = (listening, &*outcome) {
-        log::error!(target: TARGET, "{e}");
-        *outcome = Ok(());
-    }
-}
-
-/// A peer's words on one line, whatever they hold.
-fn quoted(status: Option<Status>) -> String {
-    format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
-}
-
-fn send_release(sender: &mut Sender, id: &str, frame_id: u64, msg: &str) {
-    let mut head = Vec::new();
-    HeaderTemplate::new(FrameType::SessionRelease, id, None).write(frame_id, &mut head);
-    sender.binary(&head, &status(release::BY_ACCESS, msg));
-}
-
-fn next(counter: &mut u64) -> u64 {
-    *counter += 1;
-    *counter - 1
 }

@@ -13,8 +13,8 @@ use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
 use super::{input, Outcome};
 use crate::config::Security;
+use crate::device::manager::{self, Manager};
 use crate::event::{Event, EventKind};
-use crate::manager::{self, Manager};
 use crate::state;
 
 /// Added to every handle's number. On 64-bit systems the sum is no address that a process can

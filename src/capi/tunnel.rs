@@ -366,7 +366,7 @@ unsafe fn connection(
     handle: *mut c_void,
     tunnel_id: *const c_char,
     params: *const aiot_tunnel_connect_param_t,
-) -> Outcome<(crate::manager::Handle, TunnelId, ConnectParams)> {
+) -> Outcome<(crate::device::manager::Handle, TunnelId, ConnectParams)> {
     input::non_null(handle)?;
     input::non_null(tunnel_id)?;
     input::non_null(params)?;

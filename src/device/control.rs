@@ -1,22 +1,24 @@
-//! What the start thread leaves for a worker, and what wakes the worker for it.
+//! What the start thread leaves for a worker, and what wakes the worker.
 
 use std::io;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Directive;
+use super::worker::Directive;
 use crate::sys::Waker;
 
 /// A mailbox for one directive. A newer one replaces an older one that was not taken yet, but
 /// nothing replaces a stop.
 pub(crate) struct Control {
     directive: Mutex<Option<Directive>>,
-    pub(crate) waker: Waker,
+    /// Also woken by lookups that have ended.
+    pub(crate) waker: Arc<Waker>,
 }
 
 impl Control {
     pub(crate) fn new(first: Directive) -> io::Result<Self> {
-        Ok(Control { directive: Mutex::new(Some(first)), waker: Waker::new()? })
+        Ok(Control { directive: Mutex::new(Some(first)), waker: Arc::new(Waker::new()?) })
     }
 
     pub(crate) fn direct(&self, directive: Directive) {
@@ -25,10 +27,6 @@ impl Control {
             *slot = Some(directive);
         }
         drop(slot);
-        self.waker.wake();
-    }
-
-    pub(crate) fn wake(&self) {
         self.waker.wake();
     }
 

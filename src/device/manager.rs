@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
-use crate::cloud::tls::TlsContext;
+use super::worker::{self, Directive, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{info, warn, Code};
-use crate::worker::{self, Directive, Report, ReportKind, Worker};
+use crate::net::tls::TlsContext;
 
 /// Commands that may wait for the start thread; one more is refused, so that a flood from the
 /// IPC queue cannot grow the process while an event handler sleeps.

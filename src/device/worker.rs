@@ -1,19 +1,8 @@
-//! connect -> relay -> retry: the life of one tunnel, on a thread of its own.
+//! One tunnel on a thread of its own: connect, relay, and after a loss try again.
 
-mod control;
-mod dial;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod property;
-mod relay;
-mod retry;
-mod session;
-#[cfg(test)]
-mod turns;
-
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,34 +10,36 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::cloud::{self, OpenError, Transport, Wait};
-use crate::config::{ConnectParams, TunnelId};
-use crate::logging::{info, warn, Code};
-use crate::manager::Options;
-use crate::sys::{self, PollFd, PollSet};
-use control::Control;
-use dial::{Resolver, Sockets};
-use relay::{End, Relay};
-use retry::Retry;
-use session::{Closing, State};
+use aiot_tunnel_proto::connection::{Connection, End, Ping, Upkeep};
+use aiot_tunnel_proto::device::{DeviceLimits, DeviceRelay, DeviceSide};
+use aiot_tunnel_proto::frame::reason;
+use aiot_tunnel_proto::relay::RelayLimits;
+use aiot_tunnel_proto::session::SessionLimits;
+use aiot_tunnel_proto::websocket::Role;
 
-type TunnelRelay = Relay<Transport, Sockets>;
+use super::control::Control;
+use super::log::{log_failure, log_progress, RelayLog};
+use super::manager::Options;
+use super::poll::{turn, Waiter};
+use super::retry::Retry;
+use crate::config::{ConnectParams, Limits, TunnelId};
+use crate::logging::{info, warn, Code};
+use crate::net::open::{OpenError, Opened, Opener};
+use crate::net::resolver::Resolver;
+use crate::net::{Dialer, Stream};
+use crate::sys::PollSet;
+
+pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayLog>;
 
 /// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
-
-/// When the system has no memory even for a `poll`: how long until the next one.
-const POLL_RETRY: Duration = Duration::from_millis(50);
 
 /// A connection that is lost within this time does not reset the retry schedule twice in a row:
 /// a cloud that accepts and closes would be called without a pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// How long a worker whose tunnel is gone stays for services that take their last bytes slowly.
+/// How long a worker whose tunnel is deleted stays for services that take their last bytes slowly.
 const LEAVE: Duration = Duration::from_secs(60);
-
-/// Addresses that failed, as far back as they are remembered.
-const MAX_FAILED: usize = 32;
 
 /// What the start thread wants of a worker.
 pub(crate) enum Directive {
@@ -56,7 +47,7 @@ pub(crate) enum Directive {
         params: ConnectParams,
         epoch: u64,
     },
-    /// Close the connection, hand on what local services are still to get, and end.
+    /// Close the connection, deliver the last bytes to local services, and end.
     Leave,
     /// End at once.
     Stop,
@@ -103,6 +94,9 @@ impl Worker {
 }
 
 /// Starts the worker of one tunnel.
+///
+/// # Errors
+/// Neither a thread nor its waker can be created.
 pub(crate) fn spawn(
     id: TunnelId,
     options: Arc<Options>,
@@ -112,43 +106,46 @@ pub(crate) fn spawn(
     static SERIAL: AtomicU64 = AtomicU64::new(1);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let control = Arc::new(Control::new(first)?);
-    let control_of_life = control.clone();
-    let life = move || Life {
-        id,
-        serial,
-        options,
-        resolver: Rc::new(Resolver::new(control_of_life.clone())),
-        control: control_of_life,
-        current: None,
-        report: Box::new(report),
-        retry: Retry::default(),
-        early: Cell::default(),
-        closing: RefCell::default(),
-        failed: RefCell::default(),
-        pause: None,
-        leaving: false,
+    let of_thread = control.clone();
+    let run = move || {
+        let mut thread = WorkerThread {
+            resolver: Rc::new(Resolver::new(of_thread.waker.clone())),
+            waiter: Waiter::new(id.clone(), of_thread),
+            id,
+            serial,
+            options,
+            current: None,
+            report: Box::new(report),
+            retry: Retry::default(),
+            was_short: false,
+            failed: RefCell::default(),
+            pause: None,
+            leaving: false,
+        };
+        thread.run_despite_panics();
+        thread.tell(0, ReportKind::Ended);
     };
-    let thread = thread::Builder::new()
-        .name("aiot-tunnel".into())
-        .stack_size(STACK)
-        .spawn(move || life().run())?;
+    let thread = thread::Builder::new().name("aiot-tunnel".into()).stack_size(STACK).spawn(run)?;
     Ok(Worker { serial, control, thread })
 }
 
+/// What to connect to, and the epoch of that directive.
+struct Assignment {
+    params: ConnectParams,
+    epoch: u64,
+}
+
 /// The worker's own side.
-struct Life {
+struct WorkerThread {
     id: TunnelId,
     serial: u64,
     options: Arc<Options>,
-    control: Arc<Control>,
-    /// What to connect to, and the epoch of that directive.
-    current: Option<(ConnectParams, u64)>,
+    waiter: Waiter,
+    current: Option<Rc<Assignment>>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
     /// Whether the last connection was lost right after it was opened.
-    early: Cell<bool>,
-    /// Sessions of former connections whose last bytes still go to their services.
-    closing: RefCell<Vec<Closing<TcpStream>>>,
+    was_short: bool,
     resolver: Rc<Resolver>,
     /// The cloud's addresses that failed since the last success, the latest last.
     failed: RefCell<Vec<SocketAddr>>,
@@ -158,29 +155,22 @@ struct Life {
     leaving: bool,
 }
 
-/// How one connection ended.
+/// How one attempt at a connection ended.
 enum Outcome {
     /// A directive waits.
     Directed,
     /// It was open, and is lost: try again at once.
     Lost,
-    /// It was lost right after it was opened, and the one before it, too.
-    LostEarly,
-    /// It could not be opened: try again after a while.
+    /// It could not be opened, or was lost right after it was opened, as the one before it: try again
+    /// after a while.
     Failed,
     Expired,
 }
 
-impl Life {
-    fn run(mut self) {
-        self.keep_alive();
-        self.tell(0, ReportKind::Ended);
-    }
-
-    /// Whatever panics, until a stop.
-    fn keep_alive(&mut self) {
-        while catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
-            // It may be the logger that panics.
+impl WorkerThread {
+    fn run_despite_panics(&mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            // The logger itself may be what panics.
             let _ = catch_unwind(|| {
                 warn!(
                     Code::TunnelFailed,
@@ -188,283 +178,170 @@ impl Life {
                 );
             });
             // One of these may be what panics.
-            self.give_up_closing();
-            if let Some((_, epoch)) = self.current {
-                self.tell(epoch, ReportKind::Lost);
+            self.waiter.give_up_lingering();
+            if let Some(current) = &self.current {
+                self.tell(current.epoch, ReportKind::Lost);
             }
             self.pause = Some(Instant::now() + self.retry.after_failure(rand::random()));
         }
     }
 
     /// From connection to connection, until a stop.
-    fn live(&mut self) {
-        loop {
-            if self.leaving {
-                // A panic has cut the leave-taking short.
-                return;
-            }
+    fn run(&mut self) {
+        // A panic may have cut the leaving short.
+        while !self.leaving {
             if let Some(until) = self.pause.take() {
-                self.sleep(Some(until));
+                self.waiter.sleep(Some(until));
             }
-            match self.control.take() {
-                Some(Directive::Stop) => return self.give_up_closing(),
+            match self.waiter.control.take() {
+                Some(Directive::Stop) => break,
                 Some(Directive::Leave) => {
                     self.leaving = true;
-                    return self.leave();
+                    self.waiter.linger(LEAVE);
+                    break;
                 }
                 Some(Directive::Connect { params, epoch }) => {
                     self.retry.clear();
-                    self.current = Some((params, epoch));
+                    self.current = Some(Rc::new(Assignment { params, epoch }));
                 }
                 None => {}
             }
-            let Some((params, epoch)) = &self.current else {
-                self.sleep(None);
-                continue;
-            };
-            let epoch = *epoch;
-            match self.connection(params, epoch) {
-                Outcome::Directed => {}
-                Outcome::Lost => self.retry.clear(),
-                // Opened and lost at once, again and again: no better than not opened.
-                Outcome::LostEarly | Outcome::Failed => {
-                    let gap = self.retry.after_failure(rand::random());
-                    info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
-                    self.pause = Some(Instant::now() + gap);
-                }
-                Outcome::Expired => {
-                    warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
-                    self.tell(epoch, ReportKind::Expired);
-                    self.current = None;
-                }
+            match self.current.clone() {
+                Some(current) => self.attempt(&current),
+                None => self.waiter.sleep(None),
             }
         }
+        self.waiter.give_up_lingering();
     }
 
-    /// Stays until local services have what they are still to get.
-    fn leave(&self) {
-        let until = Instant::now() + LEAVE;
-        while !self.closing.borrow().is_empty() && Instant::now() < until {
-            if self.control.waits() {
-                break;
+    /// One connection, and what follows from its end.
+    fn attempt(&mut self, current: &Assignment) {
+        match self.connection(current) {
+            Outcome::Directed => {}
+            Outcome::Lost => self.retry.clear(),
+            Outcome::Failed => {
+                let gap = self.retry.after_failure(rand::random());
+                info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
+                self.pause = Some(Instant::now() + gap);
             }
-            self.poll_with(&mut [], Some(until));
+            Outcome::Expired => {
+                warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
+                self.tell(current.epoch, ReportKind::Expired);
+                self.current = None;
+            }
         }
-        self.give_up_closing();
-    }
-
-    fn give_up_closing(&self) {
-        self.closing.take().into_iter().for_each(Closing::give_up);
     }
 
     fn tell(&self, epoch: u64, kind: ReportKind) {
         (self.report)(Report { id: self.id.clone(), worker: self.serial, epoch, kind });
     }
 
-    /// Sleeps until a directive waits or the time has come.
-    fn sleep(&self, until: Option<Instant>) {
-        while !self.control.waits() && until.is_none_or(|until| Instant::now() < until) {
-            self.poll_with(&mut [], until);
-        }
-    }
-
     /// One connection, from the first lookup to its end.
-    fn connection(&self, params: &ConnectParams, epoch: u64) -> Outcome {
-        let limits = &self.options.limits;
-        let deadline = Instant::now() + limits.handshake_timeout;
-        let link = match cloud::open(params, &self.options.tls(), self, deadline) {
-            Ok(link) => link,
+    fn connection(&mut self, current: &Assignment) -> Outcome {
+        let opened = match self.open(&current.params) {
+            Ok(opened) => opened,
             Err(OpenError::Interrupted) => return Outcome::Directed,
-            Err(OpenError::Expired) => return Outcome::Expired,
-            Err(OpenError::Failed(code, text)) => {
-                warn!(code, "tunnel {}: {text}", self.id);
+            Err(OpenError::Unauthorized) => return Outcome::Expired,
+            Err(OpenError::Failed(failure)) => {
+                log_failure(&self.id, &failure);
                 return Outcome::Failed;
             }
         };
         info!(Code::Tunnel, "websocket {} opened", self.id);
-        self.tell(epoch, ReportKind::Connected);
-        self.failed.borrow_mut().clear();
-        let opened = Instant::now();
-
-        let mut relay = Relay::new(
-            link,
-            self.id.clone(),
-            self.options.services(),
-            limits.clone(),
-            Sockets(self.resolver.clone()),
-            self.closing.take(),
-            opened,
-        );
-        let end = self.relay(&mut relay);
-        let outcome = match &end {
-            None => {
-                relay.close(Instant::now());
-                info!(Code::Tunnel, "end the cloud channel.");
-                info!(Code::Tunnel, "close cloud channel!");
-                info!(Code::Tunnel, "websocket {} closed", self.id);
-                info!(Code::Adapter, "adapter_network_deinit");
-                Outcome::Directed
-            }
-            Some(end) => {
-                if let End::Lost(why) = end {
-                    warn!(Code::TunnelReset, "tunnel {}: {why}", self.id);
-                }
-                info!(Code::Tunnel, "websocket {} closed", self.id);
-                info!(Code::Tunnel, "end the cloud channel.");
-                info!(Code::Tunnel, "close cloud channel!");
-                info!(Code::Adapter, "adapter_network_deinit");
-                self.tell(epoch, ReportKind::Lost);
-                let early = opened.elapsed() < SHORT_LIFE;
-                match end {
-                    End::Expired => Outcome::Expired,
-                    End::Lost(_) if self.early.replace(early) && early => Outcome::LostEarly,
-                    End::Lost(_) => Outcome::Lost,
-                }
-            }
+        self.tell(current.epoch, ReportKind::Connected);
+        let since = Instant::now();
+        let mut relay = self.relay(opened, since);
+        let outcome = match self.run_relay(&mut relay) {
+            None => self.closed_as_directed(&mut relay),
+            Some(end) => self.lost(&end, current.epoch, since.elapsed() < SHORT_LIFE),
         };
-        // While a session stops the reading, `poll` does not say what there is to read.
-        relay.link.transport.arm();
-        let (mut transport, closing) = relay.into_closing(Instant::now());
-        transport.shut_down();
-        *self.closing.borrow_mut() = closing;
+        self.waiter.keep_lingering(relay.into_lingering(Instant::now()));
         outcome
     }
 
-    /// Relays until the connection ends, or a directive waits (`None`).
-    fn relay(&self, relay: &mut TunnelRelay) -> Option<End> {
-        let mut set = PollSet::default();
-        loop {
-            if self.control.waits() {
-                return None;
-            }
-            if let Err(end) = self.turn(relay, &mut set) {
-                return Some(end);
-            }
-        }
+    fn open(&self, params: &ConnectParams) -> Result<Opened, OpenError> {
+        let opener = Opener {
+            wait: &self.waiter,
+            resolver: &self.resolver,
+            failed: &self.failed,
+            progress: &|step| log_progress(params, step),
+        };
+        let deadline = Instant::now() + self.options.limits.handshake_timeout;
+        opener.open(params, &self.options.tls(), deadline)
     }
 
-    /// One wait, and everything that it found ready.
-    fn turn(&self, relay: &mut TunnelRelay, set: &mut PollSet) -> Result<(), End> {
-        let (wants_cloud, wants_local) = (relay.wants_cloud(), relay.wants_local());
-        let now = Instant::now();
-        let wants_room = relay.wants_room(now);
-        let deadline = if relay.is_ready() { now } else { relay.deadline(now) };
-
-        let table = &relay.table;
-        set.clear();
-        set.push(self.control.waker.as_fd(), true, false);
-        set.push(relay.link.transport.as_fd(), wants_cloud, wants_room);
-        for session in &table.sessions {
-            match &session.state {
-                State::Open(outlet) => {
-                    set.push(outlet.stream.as_fd(), wants_local, !session.parked.is_empty())
-                }
-                State::Dialing { dial, .. } => match dial.fd() {
-                    Some(fd) => set.push(fd, false, true),
-                    None => set.push(self.control.waker.as_fd(), false, false),
-                },
-            }
-        }
-        for closing in &table.closing {
-            set.push(closing.outlet.stream.as_fd(), closing.wants_read(), closing.wants_write());
-        }
-        let ready = set.poll(deadline).map_err(|e| End::Lost(format!("poll: {e}")))?;
-        if ready[0].read {
-            self.control.waker.reset();
-        }
-        if ready[1].read {
-            relay.link.transport.arm();
-            relay.readable = true;
-        }
-        if ready[1].write {
-            relay.writable = true;
-            // TLS may have waited for it to go on reading.
-            relay.readable = true;
-        }
-
-        let count = relay.table.sessions.len();
-        relay.turn(Instant::now(), &ready[2..2 + count])
-    }
-
-    /// Waits on `fds` and the waker, while the closing sessions go on.
-    fn poll_with(&self, fds: &mut [(BorrowedFd<'_>, bool)], deadline: Option<Instant>) -> bool {
-        let mut closing = self.closing.borrow_mut();
-        let mut polled = Vec::with_capacity(1 + fds.len() + closing.len());
-        polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
-        polled.extend(fds.iter().map(|(fd, write)| PollFd::new(*fd, !write, *write)));
-        polled.extend(
-            closing
-                .iter()
-                .map(|c| PollFd::new(c.outlet.stream.as_fd(), c.wants_read(), c.wants_write())),
+    fn relay(&self, opened: Opened, now: Instant) -> TunnelRelay {
+        let limits = &self.options.limits;
+        let connection =
+            Connection::new(opened.stream, Role::Client, &opened.rest, upkeep(limits), now);
+        let dialer = Dialer { services: self.options.services(), resolver: self.resolver.clone() };
+        let side = DeviceSide::new(
+            dialer,
+            DeviceLimits {
+                max_sessions: limits.max_sessions,
+                connect_timeout: limits.connect_timeout,
+            },
         );
-        let now = Instant::now();
-        let nearest = closing.iter().map(|closing| closing.deadline(now)).chain(deadline).min();
-        if let Err(e) = sys::poll(&mut polled, nearest) {
-            warn!(Code::TunnelFailed, "tunnel {}: poll: {e}; trying again", self.id);
-            thread::sleep(POLL_RETRY);
-            return false;
+        let session = SessionLimits {
+            session_buffer: limits.session_buffer,
+            stall_timeout: Some(limits.stall_timeout),
+        };
+        let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
+        let log = RelayLog { id: self.id.clone() };
+        DeviceRelay::new(connection, side, relay_limits, log, self.waiter.take_lingering())
+    }
+
+    /// Relays until the connection ends, or a directive waits (`None`).
+    fn run_relay(&self, relay: &mut TunnelRelay) -> Option<End> {
+        let mut set = PollSet::default();
+        while !self.waiter.control.waits() {
+            if let Err(e) = turn(relay, &self.waiter.control, &mut set) {
+                return Some(End::Receive(format!("poll: {e}")));
+            }
+            if let Some(end) = relay.end() {
+                return Some(end.clone());
+            }
         }
-        if polled[0].ready().read {
-            self.control.waker.reset();
+        None
+    }
+
+    fn closed_as_directed(&self, relay: &mut TunnelRelay) -> Outcome {
+        relay.close(reason::TUNNEL_CLOSED, Instant::now());
+        info!(Code::Tunnel, "end the cloud channel.");
+        info!(Code::Tunnel, "close cloud channel!");
+        info!(Code::Tunnel, "websocket {} closed", self.id);
+        info!(Code::Adapter, "adapter_network_deinit");
+        Outcome::Directed
+    }
+
+    fn lost(&mut self, end: &End, epoch: u64, is_short: bool) -> Outcome {
+        if !end.is_expired() {
+            warn!(Code::TunnelReset, "tunnel {}: {end}", self.id);
         }
-        let ready = polled[1..1 + fds.len()].iter().any(|fd| fd.ready() != Default::default());
-        drop(polled);
-        if !closing.is_empty() {
-            let (now, mut scratch) = (Instant::now(), [0; 8192]);
-            closing.retain_mut(|closing| !closing.step(now, &mut scratch));
+        info!(Code::Tunnel, "websocket {} closed", self.id);
+        info!(Code::Tunnel, "end the cloud channel.");
+        info!(Code::Tunnel, "close cloud channel!");
+        info!(Code::Adapter, "adapter_network_deinit");
+        self.tell(epoch, ReportKind::Lost);
+        if end.is_expired() {
+            return Outcome::Expired;
         }
-        ready
+        // Opened and lost at once, again and again, is no better than not opened.
+        let was_short = std::mem::replace(&mut self.was_short, is_short);
+        if was_short && is_short {
+            return Outcome::Failed;
+        }
+        Outcome::Lost
     }
 }
 
-impl Wait for Life {
-    fn wait(&self, fd: BorrowedFd<'_>, write: bool, deadline: Instant) -> Result<(), OpenError> {
-        loop {
-            if self.control.waits() {
-                return Err(OpenError::Interrupted);
-            }
-            if Instant::now() >= deadline {
-                return Err(cloud::timed_out("connect", self.options.limits.handshake_timeout));
-            }
-            if self.poll_with(&mut [(fd, write)], Some(deadline)) {
-                return Ok(());
-            }
-        }
-    }
-
-    fn resolve(
-        &self,
-        host: &str,
-        port: u16,
-        deadline: Instant,
-    ) -> Result<Vec<SocketAddr>, OpenError> {
-        let failed = |e: io::Error| OpenError::Failed(Code::Dns, format!("look up {host}: {e}"));
-        let lookup = self.resolver.look_up(host, port).map_err(failed)?;
-        loop {
-            if let Some(result) = lookup.poll() {
-                let mut addresses = result.map_err(failed)?;
-                // Those that failed come last: one may take the connection and never say a word,
-                // in whatever order the name server lists them.
-                let failures = self.failed.borrow();
-                addresses.sort_by_key(|address| failures.iter().position(|a| a == address));
-                return Ok(addresses);
-            }
-            if self.control.waits() {
-                return Err(OpenError::Interrupted);
-            }
-            if Instant::now() >= deadline {
-                return Err(cloud::timed_out("look up", self.options.limits.handshake_timeout));
-            }
-            self.poll_with(&mut [], Some(deadline));
-        }
-    }
-
-    fn tries(&self, address: SocketAddr) {
-        let mut failed = self.failed.borrow_mut();
-        failed.retain(|other| *other != address);
-        if failed.len() == MAX_FAILED {
-            failed.remove(0);
-        }
-        failed.push(address);
+fn upkeep(limits: &Limits) -> Upkeep {
+    Upkeep {
+        ping: Ping::Every(limits.ping_interval),
+        silence_limit: limits.pong_timeout,
+        shrink_interval: limits.ping_interval,
+        high_water: limits.send_buffer,
+        // It is not read while so much waits for it that this could be reached.
+        flood_limit: usize::MAX,
     }
 }

@@ -1,4 +1,4 @@
-//! Who may in: tokens, places, and the handshakes under way.
+//! Admission: tokens, permits, and the handshakes under way.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -54,7 +54,7 @@ impl Digester {
 pub(super) struct Places(Arc<AtomicUsize>);
 
 /// A place in each of two; given back when dropped.
-pub(super) struct Seat([Places; 2]);
+pub(super) struct Permit([Places; 2]);
 
 impl Places {
     fn has_room(&self, limit: usize) -> bool {
@@ -63,11 +63,11 @@ impl Places {
 
     /// A place here and one in `other`, if both have one left. Only one thread at a time takes
     /// places: the caller holds a lock.
-    pub(super) fn take(&self, limit: usize, other: &Places, other_limit: usize) -> Option<Seat> {
+    pub(super) fn take(&self, limit: usize, other: &Places, other_limit: usize) -> Option<Permit> {
         if !self.has_room(limit) || !other.has_room(other_limit) {
             return None;
         }
-        let seat = Seat([self.clone(), other.clone()]);
+        let seat = Permit([self.clone(), other.clone()]);
         for places in &seat.0 {
             places.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -75,7 +75,7 @@ impl Places {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
         for places in &self.0 {
             places.0.fetch_sub(1, Ordering::Relaxed);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_is_given_back_in_both_places() {
+    fn a_permit_is_given_back_in_both_places() {
         let (all, tunnel) = (Places::default(), Places::default());
         let first = all.take(2, &tunnel, 1).unwrap();
         assert!(all.take(2, &tunnel, 1).is_none());

@@ -5,31 +5,49 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use aiot_tunnel_proto::gateway::{Tunnel, TunnelEvent, TunnelObserver};
+use aiot_tunnel_proto::Ready;
 use crossbeam_channel::Receiver;
 
-use super::tunnel::Tunnel;
-use super::{Side, TARGET};
-use crate::peer::Peer;
+use super::{GatewayConnection, MemberStream, Side, TARGET};
 use crate::sys::{poll, PollFd, Waker};
 
 /// What a hub is told.
 pub(super) enum Order {
     /// A connection that passed its handshake, and when the tunnel expires.
-    Join(Side, Box<Peer>, Option<Instant>),
+    Join(Side, Box<GatewayConnection>, Option<Instant>),
     ExpireAt(Option<Instant>),
     Stop,
 }
 
+/// Writes one tunnel's lines.
+pub(super) struct TunnelLog {
+    pub(super) name: String,
+}
+
+impl TunnelObserver for TunnelLog {
+    fn event(&mut self, event: TunnelEvent<'_>) {
+        let level = if event.is_warning() { log::Level::Warn } else { log::Level::Info };
+        log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name);
+    }
+}
+
 pub(super) struct Hub {
-    tunnel: Tunnel,
+    name: String,
+    tunnel: Tunnel<MemberStream, TunnelLog>,
     orders: Receiver<Order>,
     waker: Arc<Waker>,
     stopping: bool,
 }
 
 impl Hub {
-    pub(super) fn new(tunnel: Tunnel, orders: Receiver<Order>, waker: Arc<Waker>) -> Self {
-        Hub { tunnel, orders, waker, stopping: false }
+    pub(super) fn new(
+        name: String,
+        tunnel: Tunnel<MemberStream, TunnelLog>,
+        orders: Receiver<Order>,
+        waker: Arc<Waker>,
+    ) -> Self {
+        Hub { name, tunnel, orders, waker, stopping: false }
     }
 
     /// Serves until told to stop, or until no connection is left and `may_end` agrees.
@@ -41,7 +59,7 @@ impl Hub {
             }
             if let Err(e) = self.wait() {
                 // Out of memory; what is there to serve with? A new hub comes with the next one.
-                log::error!(target: TARGET, "tunnel {:?}: poll: {e}", self.tunnel.name());
+                log::error!(target: TARGET, "tunnel {:?}: poll: {e}", self.name);
                 self.tunnel.stop(Instant::now());
                 std::thread::sleep(super::ACCEPT_PAUSE);
             }
@@ -55,13 +73,17 @@ impl Hub {
 
     /// Sleeps until there is something to do, and receives from who is ready.
     fn wait(&mut self) -> io::Result<()> {
-        let deadline = self.tunnel.deadline(Instant::now());
+        let now = Instant::now();
+        let deadline = self.tunnel.deadline(now);
         let mut fds = vec![PollFd::new(self.waker.as_fd(), true, false)];
-        fds.extend(self.tunnel.members().map(|(peer, reads)| peer.poll_fd(reads)));
+        fds.extend(self.tunnel.members().map(|(member, reads)| {
+            let stream = &member.transport().stream;
+            PollFd::new(stream.as_fd(), reads && member.reads(), member.wants_room(now))
+        }));
         poll(&mut fds, deadline)?;
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.ready().read).collect();
+        let ready: Vec<Ready> = fds.iter().map(PollFd::ready).collect();
         drop(fds);
-        if ready[0] {
+        if ready[0].read {
             self.waker.reset();
         }
         self.tunnel.receive(Instant::now(), &ready[1..]);
@@ -70,9 +92,9 @@ impl Hub {
 
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Join(side, peer, expires) => {
+            Order::Join(side, member, expires) => {
                 self.tunnel.expire_at(expires);
-                self.tunnel.join(side, *peer, now);
+                self.tunnel.join(side, *member, now);
                 if self.stopping {
                     self.tunnel.stop(now);
                 }

@@ -14,18 +14,18 @@
 //! released towards the device (code 2), and the tunnel's other access connections go on.
 
 mod admission;
-mod handshake;
 mod hub;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod property;
 mod server;
-mod tunnel;
 
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::connection::{Connection, Transport};
+use aiot_tunnel_proto::gateway::TunnelLimits;
+use aiot_tunnel_proto::LogLimiter;
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
 use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
@@ -34,23 +34,57 @@ use parking_lot::Mutex;
 
 use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
+use crate::net::Stream;
 use crate::sys::Waker;
-use admission::{Digester, Handshakes, Places};
+use admission::{Digester, Handshakes, Permit, Places};
 use hub::Order;
 use server::{check_different, check_not_empty, Shared};
-use tunnel::Limits;
 
 const TARGET: &str = "aiot_tunnel::gateway";
 /// After a failed accept (out of descriptors), until the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// One of the two ends of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// `/tunnel/<id>/dest`
-    Device,
-    /// `/tunnel/<id>/source`
-    Access,
+pub use aiot_tunnel_proto::Side;
+
+/// The byte stream of a connection, and its permit, which is given back with it.
+struct MemberStream {
+    stream: Stream,
+    _permit: Permit,
+}
+
+type GatewayConnection = Connection<MemberStream>;
+
+impl Read for MemberStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for MemberStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl Transport for MemberStream {
+    fn written(&self) -> u64 {
+        self.stream.written()
+    }
+    fn unacked(&self) -> usize {
+        self.stream.unacked()
+    }
+    fn arm(&mut self) {
+        self.stream.arm();
+    }
+    fn shrink(&mut self) {
+        self.stream.shrink();
+    }
+    fn shut_down(&mut self) {
+        self.stream.shut_down();
+    }
 }
 
 /// A tunnel that the gateway serves.
@@ -75,7 +109,7 @@ pub struct Builder {
 
 #[derive(Clone, Copy)]
 struct Settings {
-    tunnel: Limits,
+    tunnel: TunnelLimits,
     connections: usize,
     access_connections: usize,
     handshakes: usize,
@@ -168,7 +202,7 @@ impl Builder {
             stop: Arc::new(stop),
             handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
             connections: Places::default(),
-            throttle: Mutex::default(),
+            limiter: Mutex::new(LogLimiter::default()),
         };
         for tunnel in &self.tunnels {
             shared.add(tunnel)?;
@@ -207,7 +241,7 @@ impl Gateway {
     /// Starts with no tunnel, without TLS, with 10 sessions a tunnel.
     pub fn builder() -> Builder {
         let settings = Settings {
-            tunnel: Limits { sessions: 10, stall: Duration::from_secs(10) },
+            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
             connections: 1024,
             access_connections: 32,
             handshakes: 64,

@@ -3,27 +3,27 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use aiot_tunnel_proto::connection::Connection;
+use aiot_tunnel_proto::gateway::{self, Tunnel};
+use aiot_tunnel_proto::handshake::server::{refusal, Opening};
+use aiot_tunnel_proto::handshake::StatusCode;
+use aiot_tunnel_proto::websocket::Role;
+use aiot_tunnel_proto::LogLimiter;
 use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
-use tungstenite::http::StatusCode;
 
-use super::admission::{Digest, Digester, Handshake, Handshakes, Places, Seat};
-use super::handshake::{refusal, Opening};
-use super::hub::{Hub, Order};
-use super::tunnel::Tunnel;
-use super::{Settings, Side, TunnelConfig, ACCEPT_PAUSE, TARGET};
-use crate::cloud::read_ahead::ReadAhead;
-use crate::cloud::tls;
-use crate::cloud::websocket::Role;
+use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Places};
+use super::hub::{Hub, Order, TunnelLog};
+use super::{GatewayConnection, MemberStream, Settings, Side, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
-use crate::peer::{Peer, Socket, Stream, Throttle};
+use crate::net::{accept, Wait, WaitError};
 use crate::sys::{poll, PollFd, Waker};
 
 /// A tunnel's device connections: the one in use, and older ones in their closing handshake.
@@ -79,7 +79,7 @@ pub(super) struct Shared {
     /// Those past their handshakes.
     pub(super) connections: Places,
     /// About strangers.
-    pub(super) throttle: Mutex<Throttle>,
+    pub(super) limiter: Mutex<LogLimiter>,
 }
 
 impl Shared {
@@ -114,11 +114,13 @@ impl Shared {
                 PollFd::new(self.stop.as_fd(), true, false),
                 PollFd::new(listener.as_fd(), true, false),
             ];
-            let deadline = self.throttle.lock().deadline();
+            let deadline = self.limiter.lock().deadline();
             if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
-            self.throttle.lock().tick(Instant::now());
+            if let Some(count) = self.limiter.lock().tick(Instant::now()) {
+                log::warn!(target: TARGET, "{count} more such lines were left out");
+            }
             handshakes.retain(|thread| !thread.is_finished());
             match listener.accept() {
                 Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
@@ -162,46 +164,48 @@ impl Shared {
 
     fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
-        let socket = Socket::patient(tcp, deadline, self.stop.clone())?;
-        let mut stream = match &self.tls {
-            None => Stream::Plain(socket),
-            Some(tls) => match tls.accept(ReadAhead::new(socket)).into() {
-                tls::Handshake::Done(stream) => Stream::Tls(Box::new(stream)),
-                tls::Handshake::Failed(why) => return Err(io::Error::other(why)),
-                tls::Handshake::Waits(_) => return Err(io::ErrorKind::TimedOut.into()),
-            },
+        let wait = HandshakeWait { stop: &self.stop };
+        let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
+        let refuse = |stream, status| accept::refuse(stream, &refusal(status), &wait, deadline);
+        let request = match accept::read_request(&mut stream, &wait, deadline) {
+            Ok(request) => request,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                return refuse(stream, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            }
+            Err(e) => return Err(e),
         };
-        let Some((head, rest)) = stream.read_head()? else {
-            return stream.part(&refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
-        };
-        let opening = match Opening::parse(&head) {
+        let opening = match Opening::parse(&request.head) {
             Ok(opening) => opening,
-            Err(status) => return stream.part(&refusal(status)),
+            Err(status) => return refuse(stream, status),
         };
-        let seat = match self.seat(&opening) {
-            Ok(seat) => seat,
+        let permit = match self.permit(&opening) {
+            Ok(permit) => permit,
             Err(status) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
                 self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
-                return stream.part(&refusal(status));
+                return refuse(stream, status);
             }
         };
         if !handshake.succeeds() {
             return Err(io::Error::other("gave way to newer ones"));
         }
-        // The answer is the hub's to send: it knows of the connection by then.
-        let peer = Peer::new(stream, Role::Server, &rest, Instant::now());
-        let peer = peer.greet(opening.answer(), Box::new(seat));
-        self.join(&opening, Box::new(peer))
+        // The hub sends the answer: by then it knows of the connection.
+        let member = MemberStream { stream, _permit: permit };
+        let now = Instant::now();
+        let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
+        member.sender().raw(&opening.answer());
+        self.join(&opening, Box::new(member))
     }
 
     /// Logs what a stranger can cause as often as he likes.
     fn complain(&self, what: std::fmt::Arguments<'_>) {
-        self.throttle.lock().complain(Instant::now(), what);
+        if self.limiter.lock().permits(Instant::now()) {
+            log::warn!(target: TARGET, "{what}");
+        }
     }
 
     /// A place for whoever has the token.
-    pub(super) fn seat(&self, opening: &Opening<'_>) -> std::result::Result<Seat, StatusCode> {
+    pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
         let entry = registry.tunnels.get(opening.tunnel);
@@ -216,12 +220,16 @@ impl Shared {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
-        let seat = places.take(limit, &self.connections, self.settings.connections);
-        seat.ok_or(StatusCode::SERVICE_UNAVAILABLE)
+        let permit = places.take(limit, &self.connections, self.settings.connections);
+        permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// Hands a connection to its tunnel's hub, which is created if there is none.
-    fn join(self: &Arc<Self>, opening: &Opening<'_>, peer: Box<Peer>) -> io::Result<()> {
+    fn join(
+        self: &Arc<Self>,
+        opening: &Opening<'_>,
+        member: Box<GatewayConnection>,
+    ) -> io::Result<()> {
         let mut registry = self.registry.lock();
         let threads = std::mem::take(&mut registry.ended).into_iter();
         let (mut ended, running) = threads.partition::<Vec<_>, _>(JoinHandle::is_finished);
@@ -235,7 +243,7 @@ impl Shared {
         if entry.hub.is_none() {
             entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
         }
-        entry.order(Order::Join(opening.side, peer, entry.expires));
+        entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
         for thread in ended {
             if thread.join().is_err() {
@@ -248,8 +256,9 @@ impl Shared {
     fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let core = Tunnel::new(tunnel.to_owned(), self.settings.tunnel);
-        let hub = Hub::new(core, receiver, waker.clone());
+        let log = TunnelLog { name: tunnel.to_owned() };
+        let core = Tunnel::new(self.settings.tunnel, log);
+        let hub = Hub::new(tunnel.to_owned(), core, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let thread = thread::Builder::new()
             .name("gateway-hub".into())
@@ -267,6 +276,35 @@ impl Shared {
         let hub = entry.and_then(|entry| entry.hub.take_if(|hub| hub.serial == serial));
         registry.ended.extend(hub.map(|hub| hub.thread));
         true
+    }
+}
+
+/// How a handshake's thread waits: until the gateway stops.
+struct HandshakeWait<'a> {
+    stop: &'a Waker,
+}
+
+impl Wait for HandshakeWait<'_> {
+    fn wait(
+        &self,
+        fd: Option<BorrowedFd<'_>>,
+        write: bool,
+        deadline: Instant,
+    ) -> std::result::Result<(), WaitError> {
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false)];
+        fds.extend(fd.map(|fd| PollFd::new(fd, !write, write)));
+        loop {
+            poll(&mut fds, Some(deadline)).map_err(WaitError::Io)?;
+            if fds[0].ready().read {
+                return Err(WaitError::Interrupted);
+            }
+            if fds[1..].iter().any(|fd| fd.ready() != Default::default()) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(WaitError::TimedOut);
+            }
+        }
     }
 }
 

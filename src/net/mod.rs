@@ -12,7 +12,7 @@ pub(crate) mod stream;
 pub(crate) mod tls;
 mod wait;
 
-pub(crate) use dial::{Dial, Dialer};
+pub(crate) use dial::Dialer;
 pub(crate) use local::LocalSocket;
 pub(crate) use stream::{Socket, Stream};
 pub(crate) use wait::{Wait, WaitError};

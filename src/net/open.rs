@@ -28,7 +28,10 @@ const MAX_FAILED: usize = 32;
 /// A step towards an open WebSocket, for the log.
 pub(crate) enum Progress {
     Connecting,
-    Connected { fd: i32, local_port: u16 },
+    Connected {
+        fd: i32,
+        local_port: u16,
+    },
     Securing,
     Secured,
     /// The answer names no subprotocol, and is accepted all the same.
@@ -196,8 +199,8 @@ impl<W: Wait> Opener<'_, W> {
         let local_port = tcp.local_addr().map_or(0, |address| address.port());
         (self.progress)(Progress::Connected { fd: tcp.as_raw_fd(), local_port });
         let connector = tls.connector();
-        let connector = connector
-            .map_err(|e| OpenError::Failed(Failure::Tls(format!("set up TLS: {e}"))))?;
+        let connector =
+            connector.map_err(|e| OpenError::Failed(Failure::Tls(format!("set up TLS: {e}"))))?;
         let (stream, default_port) = match connector {
             None => (Stream::Plain(Socket::new(tcp)), 80),
             Some(connector) => (self.secure(&connector, params.host(), tcp, deadline)?, 443),

@@ -28,12 +28,6 @@ impl<S> ReadAhead<S> {
         &mut self.stream
     }
 
-    /// Whether it has bytes that the stream no longer has.
-    #[cfg(any(feature = "gateway", feature = "access"))]
-    pub(crate) fn holds_bytes(&self) -> bool {
-        self.start < self.end
-    }
-
     /// Gives the buffer back when nothing is in it.
     pub(crate) fn shrink(&mut self) {
         if self.start == self.end {

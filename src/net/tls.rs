@@ -229,15 +229,6 @@ impl<S: Read + Write> TlsStream<S> {
         }
     }
 
-    /// Whether decrypted bytes wait that the stream beneath knows nothing of.
-    #[cfg(any(feature = "gateway", feature = "access"))]
-    pub(crate) fn has_buffered(&self) -> bool {
-        match self {
-            TlsStream::System(stream) => stream.buffered_read_size().is_ok_and(|size| size > 0),
-            TlsStream::Own(stream) => stream.ssl().pending() > 0,
-        }
-    }
-
     /// Says that nothing more comes from here, as far as the stream takes that.
     pub(crate) fn shutdown(&mut self) {
         match self {

@@ -6,8 +6,9 @@ mod socket;
 mod waker;
 
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
-pub(crate) use poll::{poll, PollFd, PollSet, Ready};
+pub(crate) use poll::{poll, PollFd, PollSet};
 pub(crate) use socket::{
-    connect, limit_queue, push, reset_on_close, send, send_vectored, unsent, Connecting,
+    connect, connect_unix, limit_queue, push, reset_on_close, send, send_vectored, unsent,
+    Connecting,
 };
 pub(crate) use waker::Waker;

@@ -4,20 +4,13 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::Ready;
+
 /// One descriptor and what is waited for on it.
 #[repr(transparent)]
 pub(crate) struct PollFd<'a> {
     raw: libc::pollfd,
     lifetime: std::marker::PhantomData<BorrowedFd<'a>>,
-}
-
-/// What a descriptor is ready for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Ready {
-    /// A read will not block: data, end of file, or an error.
-    pub(crate) read: bool,
-    /// A write will not block: space, or an error.
-    pub(crate) write: bool,
 }
 
 impl<'a> PollFd<'a> {

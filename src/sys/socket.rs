@@ -4,6 +4,9 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// A TCP connect under way. Ready for writing means that it has ended, one way or the other.
 pub(crate) struct Connecting(TcpStream);
@@ -73,9 +76,34 @@ fn connect_raw<T>(fd: i32, address: &T) -> io::Result<()> {
     }
 }
 
+/// Connects to a Unix stream socket: the connected, non-blocking stream. `WouldBlock` when the
+/// listener's backlog is full.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: an all-zero `sockaddr_un` is a valid value of that plain structure.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    // The last byte stays a NUL.
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long"));
+    }
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers; the result is checked before use.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is a fresh descriptor that nothing else owns.
+    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    connect_raw(fd, &address).map(|()| stream)
+}
+
 /// Writes the slices in order, as far as the socket takes them. std's `write_vectored` would
 /// raise SIGPIPE in a host program that leaves the signal at its default.
-pub(crate) fn send_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn send_vectored(stream: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: an all-zero `msghdr` is a valid, empty one.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();

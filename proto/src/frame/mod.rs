@@ -110,8 +110,8 @@ impl<'a> Frame<'a> {
             Ok(header) => Frame::from_header(header, payload),
             Err(e) => {
                 // The C SDK writes some numbers with leading zeros, which is not JSON.
-                let mended =
-                    header::without_leading_zeros(text).ok_or_else(|| Malformed::NotJson(e.to_string()))?;
+                let mended = header::without_leading_zeros(text)
+                    .ok_or_else(|| Malformed::NotJson(e.to_string()))?;
                 let header = serde_json::from_str::<Header<'_>>(&mended)
                     .map_err(|e| Malformed::NotJson(e.to_string()))?;
                 Frame::from_header(header.into_owned(), payload)

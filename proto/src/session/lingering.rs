@@ -78,9 +78,9 @@ impl<S: LocalStream> Lingering<S> {
         let unacked = self.local.unacked();
         self.progress.update(unacked, now);
         let delivered = self.shut_down && (self.input_ended || unacked == 0);
-        let stalled = self.stall_timeout.is_some_and(|limit| {
-            now.duration_since(self.progress.since()) >= limit
-        });
+        let stalled = self
+            .stall_timeout
+            .is_some_and(|limit| now.duration_since(self.progress.since()) >= limit);
         if stalled && !delivered {
             self.local.cut();
         }

@@ -1,0 +1,78 @@
+//! What happens to a tunnel of the device, as lines of the log. The Link SDK's texts are kept.
+
+use aiot_tunnel_proto::observer::{Event, Observer};
+
+use crate::config::{ConnectParams, TunnelId};
+use crate::logging::{debug, info, warn, Code};
+use crate::net::open::{Failure, Progress};
+
+/// A step towards an open connection.
+pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
+    let (host, port) = (params.host(), params.port());
+    match step {
+        Progress::Connecting => {
+            info!(Code::Tunnel, "start to create cloud channel");
+            info!(Code::Tunnel, "connect remote service host {host}, port {port}");
+        }
+        Progress::Connected { fd, local_port } => {
+            info!(Code::Adapter, "success to establish tcp, fd={fd}");
+            info!(Code::Adapter, "local port: {local_port}");
+        }
+        Progress::Securing => info!(
+            Code::Adapter,
+            "establish tls connection with server(host='{host}', port=[{port}])"
+        ),
+        Progress::Secured => info!(Code::Adapter, "success to establish tls connection"),
+        Progress::NoSubprotocol => {
+            warn!(Code::Tunnel, "the server names no subprotocol; going on");
+        }
+        Progress::Opened => info!(Code::Channel, "open_cloud_proxy_channel success"),
+    }
+}
+
+/// Why there is no connection.
+pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
+    let code = match failure {
+        Failure::Lookup(_) => Code::Dns,
+        Failure::Connect(_) => Code::Channel,
+        Failure::TimedOut(_) => Code::TunnelTimeout,
+        Failure::Tls(_) => Code::Handshake,
+        Failure::Status(_) | Failure::Answer(_) => Code::TunnelFailed,
+        Failure::Broken(_) => Code::TunnelReset,
+    };
+    warn!(code, "tunnel {id}: {failure}");
+}
+
+/// Writes one tunnel's lines.
+pub(super) struct RelayLog {
+    pub(super) id: TunnelId,
+}
+
+impl Observer for RelayLog {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Requested { id, service_type } => {
+                info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
+            }
+            Event::Released { id } => info!(Code::Tunnel, "release the session: {id}"),
+            Event::Refused { id, reason } => {
+                warn!(Code::TunnelFailed, "session {id} is refused: {reason}");
+            }
+            Event::Cut { id, reason } => warn!(Code::TunnelFailed, "session {id}: {reason}"),
+            Event::Dropped(what) => warn!(Code::TunnelFailed, "{what}"),
+            Event::Incomplete => warn!(
+                Code::TunnelFailed,
+                "a session_create without frame_id or session_id is dropped"
+            ),
+            Event::UnknownSession { id } => {
+                warn!(Code::TunnelFailed, "data for unknown session {id} is dropped");
+            }
+            Event::LeftOut(count) => {
+                warn!(Code::TunnelFailed, "{count} more such messages were dropped");
+            }
+            Event::Pinged => debug!(Code::Tunnel, "websocket {} ping", self.id),
+            Event::Pong => debug!(Code::Tunnel, "websocket {} pong", self.id),
+            _ => {}
+        }
+    }
+}

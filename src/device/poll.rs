@@ -1,0 +1,156 @@
+//! Where a worker waits: one `poll` over its waker, its connection and its local streams.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aiot_tunnel_proto::session::Lingering;
+
+use super::control::Control;
+use super::worker::TunnelRelay;
+use crate::config::TunnelId;
+use crate::logging::{warn, Code};
+use crate::net::{LocalSocket, Wait, WaitError};
+use crate::sys::{self, PollFd, PollSet};
+
+/// When the system has no memory even for a `poll`: how long until the next one.
+const POLL_RETRY: Duration = Duration::from_millis(50);
+
+/// One wait of a relay, and everything that it found ready.
+pub(super) fn turn(
+    relay: &mut TunnelRelay,
+    control: &Control,
+    set: &mut PollSet,
+) -> io::Result<()> {
+    let (wants_input, wants_local) = (relay.wants_input(), relay.wants_local());
+    let now = Instant::now();
+    let wants_room = relay.connection().wants_room(now);
+    let deadline = relay.deadline(now);
+
+    set.clear();
+    set.push(control.waker.as_fd(), true, false);
+    set.push(relay.connection().transport().as_fd(), wants_input, wants_room);
+    for session in relay.sessions() {
+        match session.stream() {
+            Some(stream) => set.push(stream.as_fd(), wants_local, session.wants_write()),
+            None => set.push(control.waker.as_fd(), false, false),
+        }
+    }
+    for lingering in relay.lingering() {
+        set.push(lingering.stream().as_fd(), lingering.wants_read(), lingering.wants_write());
+    }
+    for dial in relay.side().dials() {
+        match dial.fd() {
+            Some(fd) => set.push(fd, false, true),
+            None => set.push(control.waker.as_fd(), false, false),
+        }
+    }
+    let count = relay.sessions().len();
+    let dials = 2 + count + relay.lingering().len();
+    let ready = set.poll(deadline)?;
+    if ready[0].read {
+        control.waker.reset();
+    }
+    relay.connection_mut().ready(ready[1].read, ready[1].write);
+    relay.side_mut().ready(&ready[dials..]);
+    relay.turn(Instant::now(), &ready[2..2 + count]);
+    Ok(())
+}
+
+/// Waits while there is no relay. Local streams of former connections go on meanwhile.
+pub(super) struct Waiter {
+    id: TunnelId,
+    pub(super) control: Arc<Control>,
+    lingering: RefCell<Vec<Lingering<LocalSocket>>>,
+}
+
+impl Waiter {
+    pub(super) fn new(id: TunnelId, control: Arc<Control>) -> Self {
+        Waiter { id, control, lingering: RefCell::default() }
+    }
+
+    pub(super) fn take_lingering(&self) -> Vec<Lingering<LocalSocket>> {
+        self.lingering.take()
+    }
+
+    pub(super) fn keep_lingering(&self, lingering: Vec<Lingering<LocalSocket>>) {
+        *self.lingering.borrow_mut() = lingering;
+    }
+
+    /// Local streams that still have bytes to take are reset.
+    pub(super) fn give_up_lingering(&self) {
+        drop(self.lingering.take());
+    }
+
+    /// Sleeps until a directive waits or the time has come.
+    pub(super) fn sleep(&self, until: Option<Instant>) {
+        while !self.control.waits() && until.is_none_or(|until| Instant::now() < until) {
+            self.poll(None, false, until);
+        }
+    }
+
+    /// Waits until every local stream has its last bytes, a directive waits, or so long.
+    pub(super) fn linger(&self, most: Duration) {
+        let until = Instant::now() + most;
+        while !self.lingering.borrow().is_empty() && Instant::now() < until {
+            if self.control.waits() {
+                break;
+            }
+            self.poll(None, false, Some(until));
+        }
+    }
+
+    /// One `poll`. Whether the descriptor is ready.
+    fn poll(&self, fd: Option<BorrowedFd<'_>>, write: bool, deadline: Option<Instant>) -> bool {
+        let mut lingering = self.lingering.borrow_mut();
+        let mut polled = Vec::with_capacity(2 + lingering.len());
+        polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
+        polled.extend(fd.map(|fd| PollFd::new(fd, !write, write)));
+        polled.extend(lingering.iter().map(|lingering| {
+            let (read, write) = (lingering.wants_read(), lingering.wants_write());
+            PollFd::new(lingering.stream().as_fd(), read, write)
+        }));
+        let now = Instant::now();
+        let nearest = lingering.iter().map(|one| one.deadline(now)).chain(deadline).min();
+        if let Err(e) = sys::poll(&mut polled, nearest) {
+            warn!(Code::TunnelFailed, "tunnel {}: poll: {e}; trying again", self.id);
+            thread::sleep(POLL_RETRY);
+            return false;
+        }
+        if polled[0].ready().read {
+            self.control.waker.reset();
+        }
+        let ready = fd.is_some() && polled[1].ready() != Default::default();
+        drop(polled);
+        if !lingering.is_empty() {
+            let (now, mut scratch) = (Instant::now(), [0; 8192]);
+            lingering.retain_mut(|lingering| !lingering.step(now, &mut scratch));
+        }
+        ready
+    }
+}
+
+impl Wait for Waiter {
+    fn wait(
+        &self,
+        fd: Option<BorrowedFd<'_>>,
+        write: bool,
+        deadline: Instant,
+    ) -> Result<(), WaitError> {
+        loop {
+            if self.control.waits() {
+                return Err(WaitError::Interrupted);
+            }
+            if Instant::now() >= deadline {
+                return Err(WaitError::TimedOut);
+            }
+            // A lookup that has ended wakes the waker.
+            if self.poll(fd, write, Some(deadline)) || fd.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}

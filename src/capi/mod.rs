@@ -1,8 +1,8 @@
 //! The C interface: converts arguments, calls the Rust library, converts results. No logic of its
 //! own, and no type of this module is part of the Rust API.
 //!
-//! Each header has one file, whose comments are the C manual: `state.rs` becomes
-//! `include/aiot_state_api.h`, `sysdep.rs` becomes `aiot_sysdep_api.h`, `tunnel.rs` becomes
+//! Each header has one file, whose comments are the C manual: `state.rs` (with `src/state.rs`)
+//! becomes `include/aiot_state_api.h`, `sysdep.rs` becomes `aiot_sysdep_api.h`, `tunnel.rs` becomes
 //! `aiot_tunnel_api.h` (`tests/c_headers.rs` generates them). `handle.rs` keeps the valid handles;
 //! `input.rs` reads the memory that a C caller points to.
 //!

@@ -1,10 +1,12 @@
-# find_package(aiot_tunnel CONFIG) gives, as far as they are installed,
+# find_package(aiot_tunnel CONFIG) defines aiot_tunnel_VERSION and, for the installed libraries,
+# these targets:
 #
-#   aiot_tunnel::aiot_tunnel   the shared library; the static one where there is no other, or
-#                              where BUILD_SHARED_LIBS is set and off
-#   aiot_tunnel::shared, aiot_tunnel::static   one or the other
+#   aiot_tunnel::shared        the shared library
+#   aiot_tunnel::static        the static library
+#   aiot_tunnel::aiot_tunnel   the shared library; the static one if BUILD_SHARED_LIBS is set to
+#                              off or no shared library is installed
 #
-# and aiot_tunnel_VERSION. Everything is found relative to this file, so that a prefix may be moved.
+# All paths are relative to this file, so an installed prefix can be moved.
 include(CMakeFindDependencyMacro)
 find_dependency(Threads)
 
@@ -14,7 +16,7 @@ if(CMAKE_LIBRARY_ARCHITECTURE)
   list(PREPEND _aiot_tunnel_folders "lib/${CMAKE_LIBRARY_ARCHITECTURE}")
 endif()
 
-# Sets `variable` to the file of that name below one of the folders, or to NOTFOUND.
+# Sets `variable` to the path of the file `name` in one of the folders, or to NOTFOUND.
 function(_aiot_tunnel_find variable name)
   unset(found)
   find_file(found NAMES "${name}" PATHS "${_aiot_tunnel_prefix}"
@@ -23,7 +25,7 @@ function(_aiot_tunnel_find variable name)
   unset(found CACHE)
 endfunction()
 
-# Adds aiot_tunnel::<name>.
+# Adds the target aiot_tunnel::<name>.
 function(_aiot_tunnel_target name type file headers)
   add_library(aiot_tunnel::${name} ${type} IMPORTED)
   set_target_properties(aiot_tunnel::${name} PROPERTIES
@@ -43,7 +45,7 @@ if(_aiot_tunnel_shared AND NOT TARGET aiot_tunnel::shared)
     Threads::Threads)
 endif()
 if(_aiot_tunnel_static AND _aiot_tunnel_pc AND NOT TARGET aiot_tunnel::static)
-  # What the static library needs depends on how it was built; the .pc file knows.
+  # The libraries that the static library needs depend on its build. The .pc file lists them.
   file(STRINGS "${_aiot_tunnel_pc}" _aiot_tunnel_private REGEX "^Libs\\.private:")
   string(REGEX REPLACE "^Libs\\.private:" "" _aiot_tunnel_private "${_aiot_tunnel_private}")
   separate_arguments(_aiot_tunnel_private UNIX_COMMAND "${_aiot_tunnel_private}")

@@ -1,5 +1,5 @@
-# The version is the header's. What is asked for must be of the same major version, before 1.0 of
-# the same minor one as well (docs/abi.md), and not newer.
+# The package version is that of the header. A requested version is compatible if it has the same
+# major version (before 1.0 also the same minor version, see docs/abi.md) and is not newer.
 get_filename_component(_aiot_tunnel_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 file(STRINGS "${_aiot_tunnel_prefix}/include/aiot_tunnel_api.h" PACKAGE_VERSION
   REGEX "^#define AIOT_TUNNEL_VERSION \"")

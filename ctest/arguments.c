@@ -1,4 +1,4 @@
-/* The code of every function for every kind of bad argument; nothing is queued, nothing crashes. */
+/* Every function returns the right code for every kind of bad argument, and queues nothing. */
 #include "harness.h"
 
 #define MADE_UP ((void *)0x1234)
@@ -30,7 +30,7 @@ static void *stale_handle(void)
     return stale;
 }
 
-/* `handle` is none: every function says so with `code`. */
+/* `handle` is not valid: every function returns `code`. */
 static void check_no_handle(void *handle, int32_t code)
 {
     aiot_tunnel_connect_param_t params = good_params();
@@ -151,7 +151,7 @@ static void credentials_that_cannot_be_used_are_refused(void)
     CHECK_CODE(set_cred(&none), STATE_SUCCESS);
     CHECK_CODE(set_cred(&ca), STATE_SUCCESS);
     cred = ca;
-    cred.x509_server_cert_len = ca_len + 1; /* its NUL, as sizeof counts it */
+    cred.x509_server_cert_len = ca_len + 1; /* with its NUL, as sizeof counts */
     CHECK_CODE(set_cred(&cred), STATE_SUCCESS);
 
     cred = ca;
@@ -190,7 +190,7 @@ static void credentials_that_cannot_be_used_are_refused(void)
     cred.x509_client_privkey_len = key_len;
     cred.x509_client_cert_len = cert_len / 2;
     CHECK_CODE(set_cred(&cred), STATE_PORT_TLS_INVALID_CLIENT_CERT);
-    cred.x509_client_cert = ca_text; /* to which the key does not belong */
+    cred.x509_client_cert = ca_text; /* the key does not belong to it */
     cred.x509_client_cert_len = ca_len;
     CHECK_CODE(set_cred(&cred), STATE_PORT_TLS_INVALID_CLIENT_KEY);
     cred.x509_client_cert = NULL;
@@ -202,7 +202,7 @@ static void credentials_that_cannot_be_used_are_refused(void)
     CHECK_CODE(aiot_tunnel_deinit(&the_handle), STATE_SUCCESS);
 }
 
-/* Both functions, with one member replaced. */
+/* Calls add and update with one member replaced. */
 static void check_params(int member, char *text, int32_t code)
 {
     aiot_tunnel_connect_param_t params = good_params();
@@ -252,7 +252,7 @@ static void malformed_connection_data_is_refused(void)
     CHECK_CODE(aiot_tunnel_deinit(&the_handle), STATE_SUCCESS);
 }
 
-/* The 128 bytes are in memory of just that size, so that a checker sees a read beyond them. */
+/* The buffer has exactly 128 bytes, so that a checker reports a read beyond them. */
 static void texts_are_scanned_for_128_bytes_and_no_more(void)
 {
     char *field = malloc(128);
@@ -321,7 +321,7 @@ static void the_port_file_is_accepted_and_returned(void)
 {
     aiot_sysdep_portfile_t own;
 
-    memset(&own, 0xFF, sizeof(own)); /* nobody looks inside */
+    memset(&own, 0xFF, sizeof(own)); /* its content is never read */
     CHECK(aiot_sysdep_get_portfile() == NULL);
     aiot_sysdep_set_portfile(&own);
     CHECK(aiot_sysdep_get_portfile() == &own);

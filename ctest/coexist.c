@@ -1,7 +1,7 @@
 /*
- * A program that contains the Link SDK's core as well, here a stand-in with its symbols. The
- * program's own definitions prevail, the library calls none of them, and its lines come through
- * aiot_tunnel_set_logcb. Linked with the shared and with the static library.
+ * A program that also contains the Link SDK's core (here a stand-in with its symbols). The
+ * program's own definitions take precedence, the library calls none of them, and its log lines
+ * arrive through aiot_tunnel_set_logcb. Linked with the shared and with the static library.
  */
 #include "harness.h"
 

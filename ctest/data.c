@@ -1,14 +1,14 @@
-/* Bytes through a tunnel, and peers that vanish while SIGPIPE is at its default. */
+/* Data through a tunnel, and peers that disappear while SIGPIPE has its default action. */
 #include "harness.h"
 
 #include <signal.h>
 
-/* The peer closes with 4001 when a scene went as it should. */
-static void check_scene(device_t *device, const char *id, const char *scene)
+/* The peer closes with 4001 if the scenario succeeded. */
+static void check_scenario(device_t *device, const char *id, const char *scenario)
 {
     int first = recorded_count(&device->events);
 
-    CHECK_CODE(add(device, id, scene), STATE_SUCCESS);
+    CHECK_CODE(add(device, id, scenario), STATE_SUCCESS);
     CHECK_EVENT(&device->events, first, AIOT_TUNNEL_EVT_CONNECT, id);
     CHECK_EVENT(&device->events, first + 1, AIOT_TUNNEL_EVT_DISCONNECT, id);
     CHECK_EVENT(&device->events, first + 2, AIOT_TUNNEL_EVT_EXPIRED, id);
@@ -20,8 +20,8 @@ static void a_session_carries_bytes_both_ways(void)
 
     device_open(&device);
     device_start(&device);
-    check_scene(&device, "one", "echo&bytes=1");
-    check_scene(&device, "more", "echo&bytes=1000000");
+    check_scenario(&device, "one", "echo&bytes=1");
+    check_scenario(&device, "more", "echo&bytes=1000000");
     device_close(&device);
 }
 
@@ -31,7 +31,7 @@ static void ten_sessions_at_once_keep_their_bytes_apart(void)
 
     device_open(&device);
     device_start(&device);
-    check_scene(&device, "ten", under_checker() ? "echo&sessions=10&bytes=50000"
+    check_scenario(&device, "ten", under_checker() ? "echo&sessions=10&bytes=50000"
                                                 : "echo&sessions=10&bytes=1000000");
     device_close(&device);
 }
@@ -42,7 +42,7 @@ static void a_service_that_nobody_offers_is_refused(void)
 
     device_open(&device);
     device_start(&device);
-    check_scene(&device, "t1", "unknown");
+    check_scenario(&device, "t1", "unknown");
     device_close(&device);
 }
 
@@ -52,7 +52,7 @@ static void a_local_service_that_resets_kills_nobody(void)
 
     device_open(&device);
     device_start(&device);
-    check_scene(&device, "t1", "reset&times=20");
+    check_scenario(&device, "t1", "reset&times=20");
     device_close(&device);
 }
 
@@ -92,13 +92,13 @@ static void the_client_certificate_is_presented(void)
     free(cert);
     free(key);
     device_start(&device);
-    check_scene(&device, "t1", "client");
+    check_scenario(&device, "t1", "client");
     device_close(&device);
 }
 
 int main(void)
 {
-    /* A shell may have handed down another disposition. */
+    /* A shell may have passed on another disposition. */
     signal(SIGPIPE, SIG_DFL);
     RUN(a_session_carries_bytes_both_ways);
     RUN(ten_sessions_at_once_keep_their_bytes_apart);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plays the business process for examples/tunnel_basic_demo.c; run by peer/peer.py.
+"""Tests examples/tunnel_basic_demo.c as its business process. Run by peer/peer.py.
 
     demo_test.py DEMO
 """
@@ -13,12 +13,11 @@ import subprocess
 import sys
 import time
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
-# The two listings of the document this library comes from: a connect, an update. Each line is
-# there, in this order, with nothing between. What differs from run to run stands in <>; where
-# the document's process says "mbedtls", this one says what it uses, and the line feeds that are
-# missing there are not missing here.
+# Two listings from the Link SDK's documentation: a connect and an update. The demo must print
+# exactly these lines in this order. <> marks the parts that differ from run to run. Two things
+# differ from the documentation: it says "mbedtls", and some of its lines lack a line feed.
 CONNECT = """\
 [<time>][LK-1C80] start to create cloud channel
 [<time>][LK-1C80] connect remote service host <host>, port <port>
@@ -41,7 +40,7 @@ ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT <id>
 [<time>][LK-1C80] websocket <id> closed
 [<time>][LK-1000] adapter_network_deinit
 """ + CONNECT
-# The listen and the tunnel thread have 200 ms each; the rest is for a machine that is busy.
+# The listen thread and the tunnel thread have 200 ms each; the rest allows for a busy machine.
 STOPS_WITHIN = 5.0
 TLS = os.environ["PEER_TLS"] == "1"
 ID = "4a2f0000-0000-0000-b41c-4c601630e51a"
@@ -61,7 +60,7 @@ def message(operation, do="idle", token=None):
 
 
 def form(escaped):
-    """The pattern for a listing's line, from the line escaped."""
+    """Turns an escaped line of a listing into a pattern."""
     for name, pattern in (("time", r"\d{10,}\.\d{3}"), ("host", "localhost"), ("id", ID),
                           ("port", r"\d{1,5}"), ("fd", r"\d+")):
         escaped = escaped.replace(f"<{name}>", pattern)
@@ -83,7 +82,7 @@ class Queue:
         return int.from_bytes(status[20:22], sys.byteorder) & 0o777
 
     def give_to(self, uid):
-        """False where we may not."""
+        """False if we lack the permission."""
         status = ctypes.create_string_buffer(1024)
         assert libc.msgctl(self.id, IPC_STAT, status) == 0
         status[4:8] = uid.to_bytes(4, sys.byteorder)
@@ -113,7 +112,7 @@ class Demo:
         return self
 
     def __exit__(self, *_):
-        """Ends it where the test has failed; in order, so that it removes its queue."""
+        """Stops the demo if the test has failed, in order, so that it removes its queue."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -131,8 +130,8 @@ class Demo:
             self.log.write(data)
 
     def expect(self, pattern):
-        """Returns when a line behind the last one found matches."""
-        deadline = time.monotonic() + PATIENCE
+        """Waits for a matching line after the last one found."""
+        deadline = time.monotonic() + TIMEOUT
         while True:
             found = re.compile(pattern.encode() + rb"[^\n]*\n").search(self.output, self.position)
             if found:
@@ -145,7 +144,7 @@ class Demo:
             self.keep(data)
 
     def count_in_memory(self, secret):
-        """How often the process holds it, in all that it may read."""
+        """Counts the secret in all readable memory of the process."""
         count = 0
         pid = self.process.pid
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
@@ -158,7 +157,7 @@ class Demo:
                 try:
                     count += memory.read(end - begin).count(secret)
                 except OSError:
-                    pass  # e.g. a mapping behind the end of its file
+                    pass  # for example a mapping beyond the end of its file
         return count
 
     def expect_in_any_order(self, *patterns):
@@ -170,7 +169,7 @@ class Demo:
         self.position = max(ends)
 
     def expect_listing(self, listing):
-        """Returns when the lines of a listing came, and no others."""
+        """Waits for the lines of a listing and fails on any other line."""
         last = re.escape(listing.splitlines()[-1])
         began = self.position
         self.expect(form(last))
@@ -186,7 +185,7 @@ class Demo:
     def stop(self, signal_number):
         began = time.monotonic()
         self.process.send_signal(signal_number)
-        rest, _ = self.process.communicate(timeout=PATIENCE)
+        rest, _ = self.process.communicate(timeout=TIMEOUT)
         self.keep(rest)
         assert self.process.returncode == 0, self.process.returncode
         assert time.monotonic() - began < STOPS_WITHIN
@@ -201,7 +200,7 @@ def common_arguments(key):
 
 def check_the_listings(program, key):
     with Demo(program, *common_arguments(key)) as demo:
-        # Two threads, each with a line of its own.
+        # Two threads print these lines, in any order.
         demo.expect_in_any_order("demo_tunnel_listen_task Listen ", "remote proxy thread start!")
         queue = Queue(key)
         assert queue.exists()
@@ -223,21 +222,21 @@ def check_the_listings(program, key):
         demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_CONNECT {ID}")
         check_the_token_is_wiped(demo, queue)
         demo.stop(signal.SIGTERM)
-        assert not Queue(key).exists(), "the demo's queue is left behind"
+        assert not Queue(key).exists(), "the demo left its queue behind"
         assert os.environ["PEER_TOKEN"].encode() not in demo.output, "the token was printed"
 
 
 def check_the_token_is_wiped(demo, queue):
     token = os.environ["PEER_TOKEN"].encode()
     try:
-        assert demo.count_in_memory(token) > 0, "while a tunnel is there, so is its token"
+        assert demo.count_in_memory(token) > 0, "the token of an open tunnel is not in memory"
     except PermissionError:
-        token = None  # nobody may look
+        token = None  # not permitted here
     queue.send(message(0))
     demo.expect(f"ra_event_cb AIOT_TUNNEL_EVT_DISCONNECT {ID}")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while token and (left := demo.count_in_memory(token)) > 0:
-        assert time.monotonic() < deadline, f"the token of a deleted tunnel is there {left} times"
+        assert time.monotonic() < deadline, f"the token of a deleted tunnel is in memory {left} times"
         time.sleep(0.05)
 
 
@@ -245,14 +244,14 @@ def check_a_queue_that_exists_is_used_and_left(program, key):
     queue = Queue(key, create=True)
     assert queue.exists()
     try:
-        # What it finds there is done; the three positional arguments are those of the options.
+        # A waiting message is executed. The positional arguments mean the same as the options.
         queue.send(message(0))
         ca = os.environ["PEER_CA"]
         with Demo(program, os.environ["PEER_ECHO_PORT"], ca, str(key)) as demo:
             demo.expect("demo_tunnel_listen_task Listen ")
             demo.expect(f"close tunnel_id {ID} not found!")
             demo.stop(signal.SIGINT)
-            assert Queue(key).exists(), "the demo removed a queue that it had not made"
+            assert Queue(key).exists(), "the demo removed a queue that it had not created"
     finally:
         queue.remove()
 
@@ -268,7 +267,7 @@ def check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key):
             demo.stop(signal.SIGTERM)
             if queue.give_to(54321):
                 done = subprocess.run([program, *common_arguments(key)], capture_output=True,
-                                      timeout=PATIENCE)
+                                      timeout=TIMEOUT)
                 assert done.returncode == 1, done
                 assert b"the message queue belongs to uid 54321" in done.stdout, done
     finally:
@@ -303,7 +302,7 @@ def main():
         check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key)
         check_stops_at_once(program, key)
     finally:
-        queue = Queue(key)  # of a demo that had to be killed
+        queue = Queue(key)  # left behind by a demo that was killed
         if queue.exists():
             queue.remove()
 

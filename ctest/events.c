@@ -1,4 +1,4 @@
-/* Events: which, in what order, on which thread, and what a handler may do. */
+/* Events: their kind, order and thread, and what an event handler may do. */
 #include "harness.h"
 
 #include <netinet/in.h>
@@ -64,20 +64,21 @@ static void a_lost_tunnel_comes_back(void)
     device_close(&device);
 }
 
-static void check_expires(const char *scene, const char *token, int connects_first)
+static void check_expires(const char *scenario, const char *token, int connects_first)
 {
     device_t device;
     int next = 0;
 
     device_open(&device);
     device_start(&device);
-    CHECK_CODE(connect_tunnel(aiot_tunnel_add, device.handle, "t1", scene, token), STATE_SUCCESS);
+    CHECK_CODE(connect_tunnel(aiot_tunnel_add, device.handle, "t1", scenario, token),
+               STATE_SUCCESS);
     if (connects_first) {
         CHECK_EVENT(&device.events, next++, AIOT_TUNNEL_EVT_CONNECT, "t1");
         CHECK_EVENT(&device.events, next++, AIOT_TUNNEL_EVT_DISCONNECT, "t1");
     }
     CHECK_EVENT(&device.events, next++, AIOT_TUNNEL_EVT_EXPIRED, "t1");
-    /* The tunnel is gone, so this creates it. */
+    /* The tunnel was dropped, so this creates it. */
     CHECK_CODE(update(&device, "t1", "idle"), STATE_SUCCESS);
     CHECK_EVENT(&device.events, next++, AIOT_TUNNEL_EVT_CONNECT, "t1");
     device_close(&device);
@@ -171,7 +172,7 @@ static void a_handler_may_deinit_and_hears_nothing_more(void)
     CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_USER_INPUT_EXEC_DISABLED);
 }
 
-/* An echo service of our own, which knows what it has sent back. */
+/* An echo service that counts the bytes it has sent back. */
 typedef struct {
     int listener;
     pthread_mutex_t lock;
@@ -232,7 +233,7 @@ static void wait_for_the_whole_transfer(void *handle, const aiot_tunnel_event_t 
         return;
     }
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += PATIENCE_MS / 1000;
+    deadline.tv_sec += TIMEOUT_MS / 1000;
     pthread_mutex_lock(&the_echo.lock);
     while (the_echo.echoed < TRANSFER) {
         CHECK(pthread_cond_timedwait(&the_echo.changed, &the_echo.lock, &deadline) == 0);
@@ -246,7 +247,7 @@ static void data_flows_while_a_handler_takes_its_time(void)
     device_t device;
 
     device_open(&device);
-    /* Takes the place of the one that device_open has set. */
+    /* Replaces the service that device_open has set. */
     CHECK_CODE(add_service(device.handle, "_ECHO", "127.0.0.1", echo_listen(&the_echo)), 0);
     CHECK(pthread_create(&echo_thread, NULL, echo_one_connection, &the_echo) == 0);
     device.events.then = wait_for_the_whole_transfer;

@@ -1,11 +1,11 @@
-/* A child that is started while tunnels run inherits none of the library's descriptors. */
+/* A child process started while tunnels run inherits none of the library's descriptors. */
 #include "harness.h"
 
 #include <dirent.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The child: 0 when it has no socket, event or poll descriptor. */
+/* Runs in the child: 0 if it has no socket, pipe, event or poll descriptor. */
 static int inherited(void)
 {
     DIR *dir = opendir("/proc/self/fd");
@@ -63,7 +63,7 @@ int main(int argc, char **argv)
         CHECK_CODE(add(&device, id, "idle"), STATE_SUCCESS);
         recorded(&device.events, i);
     }
-    /* One that connects for as long as it lasts. */
+    /* This tunnel stays in its handshake. */
     CHECK_CODE(add(&device, "hang", "hang"), STATE_SUCCESS);
     for (i = 0; i < 20; i++) {
         check_child(argv[0]);

@@ -1,8 +1,8 @@
 /*
- * Firmware as it is written against the Link SDK, with nothing from the SDK but the three
- * headers: five steps, two threads, 644-byte messages. It stands for programs that are not to be
- * changed, so it is compiled as C99 and as C++17, and uses none of the harness. A third thread
- * plays the business process.
+ * Firmware as it is written against the Link SDK, with only the three headers of the SDK: five
+ * steps, two threads, 644-byte messages. It represents programs that must work unchanged, so it is
+ * compiled as C99 and as C++17 and does not use the harness. A third thread takes the part of the
+ * business process.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -36,7 +36,7 @@ static pthread_t g_tunnel_thread;
 static pthread_t g_switch_thread;
 static int g_queue;
 
-/* What the business process waits for; in real firmware there is no such thing. */
+/* For the business process, which waits for events. Real firmware has nothing like it. */
 static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t g_changed = PTHREAD_COND_INITIALIZER;
 static int g_events[3];
@@ -153,7 +153,7 @@ static void business_process(void)
     wait_for(AIOT_TUNNEL_EVT_CONNECT, 1);
     send_operation(2, "/tunnel/t/dest?do=echo");
     wait_for(AIOT_TUNNEL_EVT_CONNECT, 2);
-    /* The peer compares what comes back from the service and ends the tunnel with 4001. */
+    /* The peer checks the service's echo and ends the tunnel with 4001. */
     wait_for(AIOT_TUNNEL_EVT_EXPIRED, 1);
     send_operation(2, "/tunnel/t/dest?do=idle");
     wait_for(AIOT_TUNNEL_EVT_CONNECT, 3);
@@ -221,7 +221,7 @@ int main(void)
 
     business_process();
 
-    msgctl(g_queue, IPC_RMID, NULL); /* which ends msgrcv */
+    msgctl(g_queue, IPC_RMID, NULL); /* this ends msgrcv */
     pthread_join(g_switch_thread, NULL);
     aiot_tunnel_stop(tunnel_handle);
     pthread_join(g_tunnel_thread, &result);

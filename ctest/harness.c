@@ -5,11 +5,11 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How many times slower a checked program may be. */
+/* How many times slower a program under a checker may be. */
 #define CHECKER_FACTOR 50
 
-/* The library's log of this process, for scripts/scan-logs. A test that sets a callback of its own
- * takes the lines from it. */
+/* The library's log of this process, for scripts/scan-logs. A test that sets its own log callback
+ * diverts the lines from it. */
 static FILE *kept;
 
 static int32_t keep_line(int32_t code, char *message)
@@ -121,7 +121,7 @@ int count_of(const char *directory)
 
 void wait_for_at_most(const char *directory, int count)
 {
-    int64_t deadline = now_ms() + PATIENCE_MS;
+    int64_t deadline = now_ms() + TIMEOUT_MS;
 
     while (count_of(directory) > count) {
         CHECK(now_ms() < deadline);
@@ -153,7 +153,7 @@ seen_t recorded(recorder_t *recorder, int index)
     seen_t seen;
 
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += PATIENCE_MS / 1000;
+    deadline.tv_sec += TIMEOUT_MS / 1000;
     pthread_mutex_lock(&recorder->lock);
     while (recorder->count <= index) {
         CHECK(pthread_cond_timedwait(&recorder->changed, &recorder->lock, &deadline) == 0);
@@ -179,7 +179,7 @@ void set_handler(void *handle, aiot_tunnel_event_handler_t handler)
                STATE_SUCCESS);
 }
 
-/* The credential and its texts are gone when this returns. */
+/* The credential and its strings are overwritten and freed before this returns. */
 void set_peer_credential(void *handle)
 {
     aiot_sysdep_network_cred_t *cred = calloc(1, sizeof(*cred));
@@ -238,8 +238,8 @@ void *joined(pthread_t thread)
 {
     void *result = NULL;
 
-    /* Not pthread_timedjoin_np, which race checkers do not know as a join. */
-    alarm(PATIENCE_MS / 1000);
+    /* Not pthread_timedjoin_np: race checkers do not recognise it as a join. */
+    alarm(TIMEOUT_MS / 1000);
     CHECK(pthread_join(thread, &result) == 0);
     alarm(0);
     return result;
@@ -254,7 +254,7 @@ void device_close(device_t *device)
 }
 
 int32_t connect_tunnel(int32_t (*call)(void *, char *, aiot_tunnel_connect_param_t *),
-                       void *handle, const char *id, const char *scene, const char *token)
+                       void *handle, const char *id, const char *scenario, const char *token)
 {
     char name[256], host[] = "127.0.0.1", port[16], path[256], secret[128];
     aiot_tunnel_connect_param_t params;
@@ -262,14 +262,14 @@ int32_t connect_tunnel(int32_t (*call)(void *, char *, aiot_tunnel_connect_param
 
     snprintf(name, sizeof(name), "%s", id);
     snprintf(port, sizeof(port), "%u", peer_number("PEER_PORT"));
-    snprintf(path, sizeof(path), "/tunnel/%s/dest?do=%s", id, scene);
+    snprintf(path, sizeof(path), "/tunnel/%s/dest?do=%s", id, scenario);
     snprintf(secret, sizeof(secret), "%s", token);
     params.host = host;
     params.port = port;
     params.path = path;
     params.token = secret;
     code = call(handle, name, &params);
-    /* All of it was the caller's. */
+    /* The library has copied everything, so the originals may change. */
     memset(name, 'x', sizeof(name));
     memset(path, 'x', sizeof(path));
     memset(secret, 'x', sizeof(secret));
@@ -277,12 +277,12 @@ int32_t connect_tunnel(int32_t (*call)(void *, char *, aiot_tunnel_connect_param
     return code;
 }
 
-int32_t add(device_t *device, const char *id, const char *scene)
+int32_t add(device_t *device, const char *id, const char *scenario)
 {
-    return connect_tunnel(aiot_tunnel_add, device->handle, id, scene, getenv("PEER_TOKEN"));
+    return connect_tunnel(aiot_tunnel_add, device->handle, id, scenario, getenv("PEER_TOKEN"));
 }
 
-int32_t update(device_t *device, const char *id, const char *scene)
+int32_t update(device_t *device, const char *id, const char *scenario)
 {
-    return connect_tunnel(aiot_tunnel_update, device->handle, id, scene, getenv("PEER_TOKEN"));
+    return connect_tunnel(aiot_tunnel_update, device->handle, id, scenario, getenv("PEER_TOKEN"));
 }

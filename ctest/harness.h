@@ -1,6 +1,6 @@
 /*
- * What the test programs share: checks, a recorder of events, and an instance beside its start
- * thread. A failed check ends the program; nothing waits without a deadline.
+ * Shared code of the test programs: checks, an event recorder, and an instance with its start
+ * thread. A failed check ends the program. Every wait has a deadline.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -15,8 +15,8 @@
 #include "aiot_sysdep_api.h"
 #include "aiot_tunnel_api.h"
 
-/* Nothing takes this long unless it hangs. */
-#define PATIENCE_MS 60000
+/* The longest wait. Only a hanging test reaches it. */
+#define TIMEOUT_MS 60000
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -44,22 +44,22 @@ void fail_code(const char *file, int line, const char *call, int32_t code, const
 
 int64_t now_ms(void);
 
-/* A duration that the library promises, or many times as much under valgrind. */
+/* A duration that the library promises; many times as long under valgrind. */
 int64_t promised_ms(int64_t ms);
 /* 1 under valgrind or a sanitizer. */
 int under_checker(void);
 
-/* A number from the environment that the peer has set; see peer/peer.py. */
+/* A number from the environment, set by the peer; see peer/peer.py. */
 unsigned int peer_number(const char *name);
-/* A file that the environment names, NUL-terminated; free it. */
+/* The content of the file that the environment names, NUL-terminated; the caller frees it. */
 char *peer_file(const char *name, uint32_t *len);
-/* 1 when there is a peer. */
+/* 1 if the peer uses TLS. */
 int peer_has_tls(void);
 
-/* The entries of a directory under /proc/self: "fd" or "task". */
+/* Number of entries of a directory under /proc/self: "fd" or "task". */
 int count_of(const char *directory);
-/* Waits until there are no more than that. Not exactly as many: a thread that was joined may stand
- * under /proc a moment longer, and be in a count taken then. */
+/* Waits until there are at most that many entries. Not exactly that many: a thread that was joined
+ * can remain under /proc for a moment and be included in an earlier count. */
 void wait_for_at_most(const char *directory, int count);
 
 typedef struct {
@@ -73,13 +73,13 @@ typedef struct {
     pthread_cond_t changed;
     int count;
     seen_t seen[256];
-    /* Called with each event when it is recorded; may be NULL. */
+    /* Called with each event after it was recorded; may be NULL. */
     void (*then)(void *handle, const aiot_tunnel_event_t *event);
 } recorder_t;
 
 /* An event handler; its userdata is a recorder_t. */
 void record(void *handle, const aiot_tunnel_event_t *event, void *userdata);
-/* The index-th event, as soon as there is one. */
+/* Waits for the event with this index and returns it. */
 seen_t recorded(recorder_t *recorder, int index);
 int recorded_count(recorder_t *recorder);
 #define CHECK_EVENT(recorder, index, expected_type, id)                                            \
@@ -95,11 +95,11 @@ typedef struct {
     recorder_t events;
 } device_t;
 
-/* An instance with the peer's credential, the services _ECHO and _RESET when there is a peer,
- * and a recorder as its handler. */
+/* Creates an instance with the peer's credential, the peer's services _ECHO and _RESET, and the
+ * recorder as its event handler. */
 void device_open(device_t *device);
 void device_start(device_t *device);
-/* stop, join, deinit */
+/* Stops, joins and frees the instance. */
 void device_close(device_t *device);
 void *joined(pthread_t thread);
 
@@ -107,10 +107,10 @@ void set_handler(void *handle, aiot_tunnel_event_handler_t handler);
 void set_peer_credential(void *handle);
 int32_t add_service(void *handle, const char *type, const char *ip, unsigned int port);
 
-/* add and update towards the peer; `scene` is the query of the path. */
-int32_t add(device_t *device, const char *id, const char *scene);
-int32_t update(device_t *device, const char *id, const char *scene);
+/* Opens or updates a tunnel to the peer. `scenario` is the query of the path. */
+int32_t add(device_t *device, const char *id, const char *scenario);
+int32_t update(device_t *device, const char *id, const char *scenario);
 int32_t connect_tunnel(int32_t (*call)(void *, char *, aiot_tunnel_connect_param_t *),
-                       void *handle, const char *id, const char *scene, const char *token);
+                       void *handle, const char *id, const char *scenario, const char *token);
 
 #endif

@@ -1,4 +1,4 @@
-/* A header stands by itself and may be included twice. */
+/* Each header compiles on its own and can be included twice. */
 #include HEADER
 #include HEADER
 

@@ -1,9 +1,9 @@
 /*
- * Makes calls of the C library fail: load it with LD_PRELOAD.
+ * Makes calls of the C library fail. Load it with LD_PRELOAD.
  *
- * A program arms it by inject_arm (found with dlsym), or the environment does:
- * INJECT=FUNCTION:ERRNO:SKIP:TIMES, e.g. INJECT=socket:24:0:3. SKIP calls go through, TIMES calls
- * fail with that error, and then all go through again. One function at a time.
+ * A program arms it with inject_arm (found with dlsym), or the environment does:
+ * INJECT=FUNCTION:ERRNO:SKIP:TIMES, for example INJECT=socket:24:0:3. SKIP calls succeed, the next
+ * TIMES calls fail with that error, and later calls succeed again. Only one function is armed.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -31,7 +31,7 @@ void inject_arm(const char *function, int code, int skipped, int failing)
     pthread_mutex_unlock(&lock);
 }
 
-/* Calls of the armed function since it was armed, and how many of them have failed. */
+/* Number of calls of the armed function since it was armed, and how many of them failed. */
 void inject_counts(int *all, int *failing)
 {
     pthread_mutex_lock(&lock);
@@ -52,7 +52,7 @@ __attribute__((constructor)) static void from_environment(void)
     }
 }
 
-/* The error that this call of the function shall fail with, or 0. */
+/* The error with which this call of the function is to fail, or 0. */
 static int fails(const char *function)
 {
     int code = 0;
@@ -72,7 +72,7 @@ static int fails(const char *function)
     return code;
 }
 
-/* A function that returns -1 and sets errno; its arguments by declaration and by name. */
+/* Defines a function that returns -1 and sets errno. Parameters: as declared, as passed on. */
 #define INJECT(result, name, parameters, arguments)                                                \
     result name parameters                                                                         \
     {                                                                                              \

@@ -1,4 +1,4 @@
-/* The layout of every public type, and every number, as compiled firmware has them (LP64). */
+/* Layout of every public type and value of every constant, as in compiled firmware (LP64). */
 #include <stddef.h>
 
 #include "aiot_state_api.h"

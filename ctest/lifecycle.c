@@ -1,4 +1,4 @@
-/* init, start, stop and deinit in every order, legal or not, and from many threads at once. */
+/* init, start, stop and deinit in every order, valid or not, and from many threads at once. */
 #include "harness.h"
 
 #include <unistd.h>
@@ -88,7 +88,7 @@ static void stop_ends_start_while_a_tunnel_connects(void)
         device_open(&device);
         device_start(&device);
         CHECK_CODE(add(&device, "t1", "hang"), STATE_SUCCESS);
-        usleep(20000 * i); /* whatever stage it is in by now */
+        usleep(20000 * i); /* stops at different stages of the connect */
         began = now_ms();
         CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_SUCCESS);
         CHECK(joined(device.thread) == NULL);
@@ -129,7 +129,7 @@ static void of_racing_deinits_one_wins(void)
         }
         CHECK(won == 1);
         if (round % 2 == 0) {
-            /* Whichever came first, the thread ends. */
+            /* The thread ends, whichever deinit won. */
             joined(device.thread);
         }
     }
@@ -168,7 +168,7 @@ static void ten_threads_may_call_at_once(void)
 
     device_open(&device);
     device_start(&device);
-    /* Until this one is connected, start may not have begun. */
+    /* Once this tunnel is connected, start is certainly running. */
     CHECK_CODE(add(&device, "first", "idle"), STATE_SUCCESS);
     CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "first");
     for (i = 0; i < THREADS; i++) {
@@ -219,7 +219,7 @@ static void cycles(int count)
 
 static void a_thousand_cycles_leave_nothing_behind(void)
 {
-    enum { MOST_PAGES = 128 }; /* 512 KiB: half a KiB a cycle would show */
+    enum { MOST_PAGES = 128 }; /* 512 KiB: a leak of half a KiB in each cycle is found */
     int descriptors, threads;
     long pages;
 
@@ -227,7 +227,7 @@ static void a_thousand_cycles_leave_nothing_behind(void)
     descriptors = count_of("fd");
     threads = count_of("task");
     pages = resident_pages();
-    /* A checker is slow, and needs fewer: it finds leaks in its own way. */
+    /* Fewer cycles under a checker: it is slow, and finds leaks by itself. */
     cycles(under_checker() ? 100 : 1000);
     wait_for_at_most("fd", descriptors);
     wait_for_at_most("task", threads);

@@ -1,11 +1,11 @@
-/* The log callback: every line, in its order, in its form; and nothing once it is taken off. */
+/* The log callback: content, order and form of every line, and no line after it was removed. */
 #include "harness.h"
 
 #include <regex.h>
 
 #define MOST_LINES 512
 
-/* What came, in the order it came: log lines without their "[time]" and events. */
+/* Log lines without their "[time]", and events, in the order of their arrival. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static char lines[MOST_LINES][512];
@@ -37,14 +37,14 @@ static void forget_lines(void)
     pthread_mutex_unlock(&lock);
 }
 
-/* Returns when the line stands at `from` or behind. */
+/* Waits until the line is at position `from` or later. */
 static void wait_for_line(int from, const char *line)
 {
     struct timespec deadline;
     int i = from;
 
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += PATIENCE_MS / 1000;
+    deadline.tv_sec += TIMEOUT_MS / 1000;
     pthread_mutex_lock(&lock);
     for (;;) {
         for (; i < line_count; i++) {
@@ -74,14 +74,14 @@ static int32_t log_line(int32_t code, char *message)
     char prefix[32];
     size_t length = strlen(message);
 
-    CHECK(__sync_fetch_and_add(&running, 1) == 0); /* one line at a time */
+    CHECK(__sync_fetch_and_add(&running, 1) == 0); /* only one call at a time */
     CHECK(matches(message, "^\\[[0-9]{10,}\\.[0-9]{3}\\]\\[LK-[0-9A-F]{4}\\] [^\r\n]*\r\n$"));
     snprintf(prefix, sizeof(prefix), "][LK-%04X] ", (unsigned int)-code);
     CHECK(strstr(message, prefix) != NULL);
     CHECK(strstr(message, getenv("PEER_TOKEN")) == NULL);
     message[length - 2] = '\0';
     note(strchr(message, ']') + 1);
-    memset(message, 'x', length); /* the text is ours until we return */
+    memset(message, 'x', length); /* the callback may write to the text until it returns */
     CHECK(__sync_fetch_and_sub(&running, 1) == 1);
     return 0;
 }
@@ -97,7 +97,7 @@ static void note_event(void *handle, const aiot_tunnel_event_t *event, void *use
     note(line);
 }
 
-/* Compares what came from line `next` on; returns the line behind. */
+/* Compares the lines from `next` on; returns the position after them. */
 static int check_lines(int next, const char *const *patterns)
 {
     pthread_mutex_lock(&lock);

@@ -1,5 +1,5 @@
-/* dlopen, use, dlclose, again and again: no instance and no log callback is left when the
- * library goes. */
+/* Loads, uses and unloads the library repeatedly. Before each dlclose, no instance and no log
+ * callback remains. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>

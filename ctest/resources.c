@@ -1,7 +1,6 @@
 /*
- * What happens when the system has no more of something: a line that says so, another try, and
- * all is well as soon as there is some again. Nothing is leaked, nothing spins. Run with inject.c
- * preloaded.
+ * The system runs out of a resource: the library logs it, tries again, and recovers as soon as the
+ * resource is available. Nothing leaks and there is no busy loop. Run with inject.c preloaded.
  */
 #include "harness.h"
 
@@ -9,7 +8,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-/* Far above what the few calls of a case come to, far below what a loop without a wait does. */
+/* Far more calls than a case needs, far fewer than a busy loop makes. */
 #define MOST_CALLS 300
 
 static void (*inject_arm)(const char *function, int error, int skip, int times);
@@ -30,7 +29,7 @@ static int32_t log_line(int32_t code, char *message)
     return 0;
 }
 
-/* The text of the line that tells the error. */
+/* The part of a log line that names the error. */
 static const char *text_of(int error)
 {
     static char text[64];
@@ -41,7 +40,7 @@ static const char *text_of(int error)
 
 static void wait_for_no_more_than(int fds, int threads)
 {
-    int64_t deadline = now_ms() + PATIENCE_MS;
+    int64_t deadline = now_ms() + TIMEOUT_MS;
 
     while (count_of("fd") > fds || count_of("task") > threads) {
         CHECK(now_ms() < deadline);
@@ -50,12 +49,11 @@ static void wait_for_no_more_than(int fds, int threads)
 }
 
 /*
- * The peer counts connections by their path, so each case that is `lossy` has one of its own.
- *
- * Lets some calls fail while a tunnel connects and works. The scene ends with close code 4001, so
- * EXPIRED says that everything went well in the end.
+ * Makes some calls fail while a tunnel connects and carries data. The scenario ends with close code
+ * 4001, so EXPIRED shows that everything succeeded in the end. The peer counts connections by their
+ * path, so each `lossy` case has a path of its own.
  */
-static void check(const char *function, int error, int skip, int times, const char *scene)
+static void check(const char *function, int error, int skip, int times, const char *scenario)
 {
     int idle_fds, idle_threads, fds, threads, calls, failed, index = 0;
     device_t device;
@@ -65,7 +63,7 @@ static void check(const char *function, int error, int skip, int times, const ch
     printf("%s: errno %d, %d times after %d calls\n", function, error, times, skip);
     device_open(&device);
     device_start(&device);
-    /* The start thread is there as soon as it executes something. */
+    /* An executed command shows that the start thread is running. */
     CHECK_CODE(add(&device, "warm", "unknown"), STATE_SUCCESS);
     while (recorded(&device.events, index).type != AIOT_TUNNEL_EVT_EXPIRED) {
         index++;
@@ -80,7 +78,7 @@ static void check(const char *function, int error, int skip, int times, const ch
     seen = all_lines = 0;
     pthread_mutex_unlock(&lock);
     inject_arm(function, error, skip, times);
-    CHECK_CODE(add(&device, "t1", scene), STATE_SUCCESS);
+    CHECK_CODE(add(&device, "t1", scenario), STATE_SUCCESS);
     while (recorded(&device.events, index).type != AIOT_TUNNEL_EVT_EXPIRED) {
         index++;
     }
@@ -124,7 +122,7 @@ static void no_port_is_left(void)
 static void no_buffer_for_the_cloud(void)
 {
     check("send", ENOBUFS, 0, 2, "unknown");
-    /* The connection is open by now. */
+    /* The connection is open at that call. */
     check("send", ENOBUFS, peer_has_tls() ? 3 : 1, 1, "lossy&case=1");
     check("recv", ENOMEM, 0, 2, "lossy&times=2&case=2");
 }
@@ -140,7 +138,7 @@ static void no_option_for_a_socket(void)
     check("setsockopt", ENOBUFS, 0, 1, "unknown");
 }
 
-/* The session is released with code 1, and the tunnel goes on. */
+/* The session is released with code 1, and the tunnel continues. */
 static void no_buffer_for_a_local_service(void)
 {
     check("sendmsg", ENOBUFS, 0, 1, "reset&times=2");

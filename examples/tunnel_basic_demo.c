@@ -1,13 +1,13 @@
 /*
- * The remote-login process: keeps tunnels to the cloud, through which an operator reaches a
- * local service, usually sshd. The business process, which talks MQTT, tells it over a System V
+ * The remote-login process. It keeps tunnels to the cloud, through which an operator reaches a
+ * local service, usually sshd. The business process, which speaks MQTT, tells it over a System V
  * message queue which tunnels to open and close.
  *
  *     tunnel_basic_demo [-p PORT] [-c CA_FILE] [-k QUEUE_KEY] [-s SERVICE_TYPE]
  *     tunnel_basic_demo [PORT [CA_FILE [QUEUE_KEY]]]
  *
- * The five steps: initialise, configure, start the tunnel thread, listen for messages, and act
- * on each (demo_tunnel_do_operation). SIGINT and SIGTERM end it.
+ * It has five steps: initialise, configure, start the tunnel thread, listen for messages, and
+ * execute each message (demo_tunnel_do_operation). SIGINT and SIGTERM stop it.
  */
 #define _GNU_SOURCE
 
@@ -34,10 +34,10 @@
 #define MESSAGE_TYPE 1
 #define MAX_CA_LEN (1024 * 1024)
 
-/* How long to wait for the listen thread before it is woken once more. */
+/* Time between two attempts to wake the listen thread. */
 #define WAKE_AGAIN_MS 20
 
-/* What the business process sends. Texts are ended by NUL; the library checks that they are. */
+/* The message of the business process. Strings are NUL-terminated; the library checks that. */
 typedef struct {
     int32_t operation; /* 1 add, 0 delete, 2 update */
     char tunnel_id[128];
@@ -49,7 +49,7 @@ typedef struct {
 
 typedef struct {
     long type;
-    /* One byte more than a message has, so that a longer one is told from a good one. */
+    /* One byte more than a valid message, so that a longer one is noticed. */
     char data[sizeof(demo_tunnel_info_t) + 1];
 } demo_message_t;
 
@@ -65,8 +65,8 @@ typedef struct {
     int queue;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int stopping; /* under lock: the listen thread shall end */
-    int ended;    /* under lock: it has */
+    int stopping; /* protected by lock: the listen thread is to end */
+    int ended;    /* protected by lock: it has ended */
 } demo_listener_t;
 
 extern aiot_sysdep_portfile_t g_aiot_sysdep_portfile;
@@ -78,7 +78,7 @@ static int32_t demo_state_logcb(int32_t code, char *message)
     return 0;
 }
 
-/* Called by the tunnel thread only. */
+/* Only the tunnel thread calls this. */
 static void demo_tunnel_event_cb(void *handle, const aiot_tunnel_event_t *event, void *userdata)
 {
     const char *name = "unknown event";
@@ -100,7 +100,7 @@ static void demo_tunnel_event_cb(void *handle, const aiot_tunnel_event_t *event,
     printf("ra_event_cb %s %s \n", name, event->tunnel_id);
 }
 
-/* Step 5: opens, closes or renews a tunnel. */
+/* Step 5: opens, closes or updates a tunnel. */
 static void demo_tunnel_do_operation(void *tunnel_handle, char *data, int32_t len)
 {
     demo_tunnel_info_t info;
@@ -134,7 +134,7 @@ static void demo_tunnel_do_operation(void *tunnel_handle, char *data, int32_t le
     if (code != STATE_SUCCESS) {
         printf("operation %d failed: -0x%04X\n", (int)info.operation, (unsigned int)-code);
     }
-    /* The token has done its duty. */
+    /* The token is no longer needed. */
     explicit_bzero(&info, sizeof(info));
 }
 
@@ -166,7 +166,7 @@ static void *demo_tunnel_listen_task(void *arg)
             printf("msg recv data len %d, \n", (int)len);
             demo_tunnel_do_operation(listener->tunnel_handle, message.data, (int32_t)len);
         } else if (errno != EINTR) {
-            /* Somebody removed the queue: nothing can arrive any more. */
+            /* The queue was removed: no message can arrive any more. */
             perror("msgrcv");
             failed = 1;
         }
@@ -184,7 +184,7 @@ static void *demo_tunnel_listen_task(void *arg)
     return NULL;
 }
 
-/* Wakes the listen thread by an empty message and returns when it has ended. */
+/* Wakes the listen thread with an empty message and waits until it has ended. */
 static void demo_listener_stop(demo_listener_t *listener)
 {
     const struct {
@@ -197,8 +197,8 @@ static void demo_listener_stop(demo_listener_t *listener)
     while (!listener->ended) {
         struct timespec until;
 
-        /* A full queue is no matter: then the thread is awake. A second listener on this queue
-         * may snatch the message, so it is repeated. */
+        /* If the queue is full, the thread is awake anyway. The message is repeated, because a
+         * second listener on this queue may receive it instead. */
         (void)msgsnd(listener->queue, &wake_up, 0, IPC_NOWAIT);
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += WAKE_AGAIN_MS * 1000000L;
@@ -211,8 +211,9 @@ static void demo_listener_stop(demo_listener_t *listener)
     pthread_mutex_unlock(&listener->lock);
 }
 
-/* Whether a queue that was there already is safe. Who may write to it may open a tunnel to any
- * host: its owner always may, the others as the mode says, which is narrowed. */
+/* Checks a queue that already existed; 1 when it is safe. A process that can write to the queue can
+ * open a tunnel to any host. The owner can always write, so it must be root or this user; for
+ * others the mode decides, and it is narrowed to 0600. */
 static int demo_queue_is_safe(int queue)
 {
     struct msqid_ds status;
@@ -242,7 +243,7 @@ static int demo_queue_is_safe(int queue)
     return 1;
 }
 
-/* Open to this user only. */
+/* Opens the queue, or creates it for this user only. */
 static int demo_queue_open(key_t key, int *created)
 {
     int queue = msgget(key, IPC_CREAT | IPC_EXCL | 0600);
@@ -258,7 +259,7 @@ static int demo_queue_open(key_t key, int *created)
     return queue;
 }
 
-/* The content of a file, NUL-terminated, to be freed by the caller; NULL when it has none. */
+/* Reads a file into a NUL-terminated buffer, which the caller frees. NULL if it cannot be read. */
 static char *demo_read_file(const char *path, uint32_t *len)
 {
     FILE *file = fopen(path, "rb");
@@ -270,7 +271,7 @@ static char *demo_read_file(const char *path, uint32_t *len)
     if (file == NULL) {
         return NULL;
     }
-    /* It may be a pipe, whose size nobody knows. */
+    /* The file may be a pipe, whose size is unknown. */
     while (part > 0 && got < MAX_CA_LEN) {
         if (room - got < 2) {
             char *grown = realloc(text, 2 * room + 4096);
@@ -327,7 +328,7 @@ static int32_t demo_configure(void *tunnel_handle, const demo_settings_t *settin
     if (code != STATE_SUCCESS) {
         return code;
     }
-    /* POSIX, unlike ISO C, lets a function pointer travel as void *. */
+    /* POSIX, unlike ISO C, allows the cast from a function pointer to void *. */
     code = aiot_tunnel_setopt(tunnel_handle, AIOT_TUNNELOPT_EVENT_HANDLER,
                               __extension__(void *) demo_tunnel_event_cb);
     if (code != STATE_SUCCESS) {
@@ -343,7 +344,7 @@ static int32_t demo_configure(void *tunnel_handle, const demo_settings_t *settin
     return code;
 }
 
-/* Steps 4 and 5, until a signal arrives; 0 when all went well. */
+/* Steps 4 and 5, until a signal arrives; 0 on success. */
 static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
 {
     demo_listener_t listener = {tunnel_handle, -1, PTHREAD_MUTEX_INITIALIZER,
@@ -359,7 +360,7 @@ static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
     error = pthread_create(&thread, NULL, demo_tunnel_listen_task, &listener);
     if (error == 0) {
         sigwait(signals, &received);
-        /* Whether the listener sent this signal itself, its queue being gone. */
+        /* The listen thread sends this signal itself when its queue is gone. */
         pthread_mutex_lock(&listener.lock);
         error = listener.ended;
         pthread_mutex_unlock(&listener.lock);
@@ -374,7 +375,7 @@ static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
     return error == 0 ? 0 : -1;
 }
 
-/* Steps 3 to 5; 0 when all went well. */
+/* Steps 3 to 5; 0 on success. */
 static int demo_run(void *tunnel_handle, const demo_settings_t *settings)
 {
     pthread_t tunnel_thread;
@@ -382,7 +383,7 @@ static int demo_run(void *tunnel_handle, const demo_settings_t *settings)
     void *result = NULL;
     int error;
 
-    /* Blocked in all threads, the library's too, so that sigwait receives them. */
+    /* Blocked in all threads, also the library's, so that sigwait receives the signals. */
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
@@ -414,7 +415,7 @@ static void usage(FILE *to, const char *program)
             program, DEFAULT_PORT, DEFAULT_QUEUE_KEY, DEFAULT_SERVICE);
 }
 
-/* A number in least..most; -1 when the text is none. */
+/* Parses a number from least to most; -1 if the text is not one. */
 static int64_t parse_number(const char *text, int64_t least, int64_t most)
 {
     int base = strncmp(text, "0x", 2) == 0 || strncmp(text, "0X", 2) == 0 ? 16 : 10;
@@ -429,7 +430,7 @@ static int64_t parse_number(const char *text, int64_t least, int64_t most)
     return number;
 }
 
-/* 0 when one of the settings can be read from the text, -1 when not. */
+/* set_port and set_queue_key return 0 if the text is valid, otherwise -1. */
 static int set_port(demo_settings_t *settings, const char *text)
 {
     int64_t port = parse_number(text, 1, 65535);
@@ -440,14 +441,14 @@ static int set_port(demo_settings_t *settings, const char *text)
 
 static int set_queue_key(demo_settings_t *settings, const char *text)
 {
-    /* Key 0 is IPC_PRIVATE: a queue that no other process could find. */
+    /* Key 0 is IPC_PRIVATE: a queue that no other process can find. */
     int64_t key = parse_number(text, 1, INT32_MAX);
 
     settings->queue_key = (key_t)key;
     return key < 0 ? -1 : 0;
 }
 
-/* 0: go on; 1: help was asked for; -1: the arguments are wrong. */
+/* 0: continue; 1: help was requested; -1: the arguments are wrong. */
 static int parse_arguments(int argc, char **argv, demo_settings_t *settings)
 {
     static const struct option options[] = {
@@ -506,12 +507,12 @@ int main(int argc, char **argv)
         usage(stderr, argv[0]);
         return 2;
     }
-    /* Whole lines at once, so that a reader at the end of a pipe sees them as they come. */
+    /* Line buffering, so that a reader of a pipe sees each line at once. */
     setvbuf(stdout, NULL, _IOLBF, 0);
     aiot_sysdep_set_portfile(&g_aiot_sysdep_portfile);
     aiot_state_set_logcb(demo_state_logcb);
 
-    /* Step 1: an instance with its defaults. */
+    /* Step 1: create an instance with default settings. */
     tunnel_handle = aiot_tunnel_init();
     if (tunnel_handle == NULL) {
         printf("aiot_tunnel_init failed\n");

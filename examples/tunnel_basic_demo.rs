@@ -1,10 +1,10 @@
-//! The remote-login process in Rust: the five steps of the Link SDK's demo, in their order.
+//! The remote-login process in Rust, with the five steps of the Link SDK's demo.
 //!
 //! ```text
 //! tunnel_basic_demo [SERVICE_PORT [CA_FILE [QUEUE_KEY]]]
 //! ```
-//! The defaults are the document's: port 22 and key 1234. Without a CA file the system's roots
-//! decide. SIGINT and SIGTERM stop it cleanly.
+//! Defaults: port 22 and queue key 1234, as in the SDK's demo. Without a CA file, the cloud is
+//! verified against the system's root certificates. SIGINT and SIGTERM stop the process.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -41,7 +41,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let key = arguments.get(2).map_or(Ok(DEFAULT_KEY), |key| key.parse())?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
 
-    // 1 and 2: make a manager and configure it.
+    // 1 and 2: create and configure a manager.
     let manager = Manager::builder()
         .security(Security::Tls(tls))
         .service(Service::new("_SSH", "127.0.0.1", port)?)

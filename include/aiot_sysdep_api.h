@@ -10,8 +10,8 @@
 #include <stdint.h>
 
 /**
- * Options of a port file's core_sysdep_network_setopt. Part of the port file's type; the
- * library uses none. (Link SDK 4.x)
+ * Options of a port file's core_sysdep_network_setopt. Declared for the port file; not used by
+ * this library. (Link SDK 4.x)
  */
 typedef enum {
     /**
@@ -23,7 +23,7 @@ typedef enum {
      */
     CORE_SYSDEP_NETWORK_HOST,
     /**
-     * Data: char *, the address to use when the host does not resolve.
+     * Data: char *, the address to use if the host name cannot be resolved.
      */
     CORE_SYSDEP_NETWORK_BACKUP_IP,
     /**
@@ -43,74 +43,75 @@ typedef enum {
      */
     CORE_SYSDEP_NETWORK_PSK,
     /**
-     * The number of options; not an option.
+     * Number of options; not an option itself.
      */
     CORE_SYSDEP_NETWORK_MAX,
 } core_sysdep_network_option_t;
 
 /**
- * How the cloud is authenticated. (Link SDK 4.x)
+ * How the connection to the cloud is secured. (Link SDK 4.x)
  */
 typedef enum {
     /**
-     * Plain text: no encryption, no authentication of the cloud. For labs.
+     * Plain text: no encryption, and the cloud is not authenticated. For laboratories only.
      */
     AIOT_SYSDEP_NETWORK_CRED_NONE,
     /**
-     * TLS; the cloud's certificate is verified against x509_server_cert.
+     * TLS. The cloud's certificate is verified against x509_server_cert.
      */
     AIOT_SYSDEP_NETWORK_CRED_SVRCERT_CA,
     /**
-     * TLS with a pre-shared key. Refused: STATE_PORT_TLS_INVALID_CRED_OPTION.
+     * TLS with a pre-shared key. Not supported: STATE_PORT_TLS_INVALID_CRED_OPTION.
      */
     AIOT_SYSDEP_NETWORK_CRED_SVRCERT_PSK,
     /**
-     * The number of options; not an option.
+     * Number of options; not an option itself.
      */
     AIOT_SYSDEP_NETWORK_CRED_MAX,
 } aiot_sysdep_network_cred_option_t;
 
 /**
- * Kinds of socket that a port file opens. Part of the port file's type; the library uses none.
+ * Socket types of a port file. Declared for the port file; not used by this library.
  * (Link SDK 4.x)
  */
 typedef enum {
     /**
-     * Connects over TCP.
+     * TCP client.
      */
     CORE_SYSDEP_SOCKET_TCP_CLIENT,
     /**
-     * Listens over TCP.
+     * TCP server.
      */
     CORE_SYSDEP_SOCKET_TCP_SERVER,
     /**
-     * Sends over UDP.
+     * UDP client.
      */
     CORE_SYSDEP_SOCKET_UDP_CLIENT,
     /**
-     * Receives over UDP.
+     * UDP server.
      */
     CORE_SYSDEP_SOCKET_UDP_SERVER,
 } core_sysdep_socket_type_t;
 
 /**
- * The address of a UDP peer. Part of the port file's type; the library uses none.
+ * Address of the other end of a UDP socket. Declared for the port file; not used by this library.
  * (Link SDK 4.x)
  */
 typedef struct {
     /**
-     * The address as text.
+     * Address in text form.
      */
     char addr[16];
     /**
-     * The port.
+     * Port.
      */
     uint16_t port;
 } core_sysdep_addr_t;
 
 /**
- * The port file: what the Link SDK needs of the operating system. This library brings its own
- * and never calls these; they are accepted so that firmware links unchanged. (Link SDK 4.x)
+ * The port file: the operating system functions that the Link SDK needs. This library calls the
+ * operating system directly and never uses these. The type is declared so that firmware compiles
+ * and links without a change. (Link SDK 4.x)
  */
 typedef struct {
     /**
@@ -122,19 +123,19 @@ typedef struct {
      */
     void (*core_sysdep_free)(void *ptr);
     /**
-     * Tells the time in milliseconds.
+     * Returns the time in milliseconds.
      */
     uint64_t (*core_sysdep_time)(void);
     /**
-     * Sleeps for milliseconds.
+     * Sleeps for the given number of milliseconds.
      */
     void (*core_sysdep_sleep)(uint64_t time_ms);
     /**
-     * Makes a network handle.
+     * Creates a network handle.
      */
     void *(*core_sysdep_network_init)(void);
     /**
-     * Configures a network handle.
+     * Sets an option of a network handle.
      */
     int32_t (*core_sysdep_network_setopt)(void *handle,
                                           core_sysdep_network_option_t option,
@@ -144,7 +145,7 @@ typedef struct {
      */
     int32_t (*core_sysdep_network_establish)(void *handle);
     /**
-     * Receives.
+     * Receives data.
      */
     int32_t (*core_sysdep_network_recv)(void *handle,
                                         uint8_t *buffer,
@@ -152,7 +153,7 @@ typedef struct {
                                         uint32_t timeout_ms,
                                         core_sysdep_addr_t *addr);
     /**
-     * Sends.
+     * Sends data.
      */
     int32_t (*core_sysdep_network_send)(void *handle,
                                         uint8_t *buffer,
@@ -168,7 +169,7 @@ typedef struct {
      */
     void (*core_sysdep_rand)(uint8_t *output, uint32_t output_len);
     /**
-     * Makes a mutex.
+     * Creates a mutex.
      */
     void *(*core_sysdep_mutex_init)(void);
     /**
@@ -186,47 +187,48 @@ typedef struct {
 } aiot_sysdep_portfile_t;
 
 /**
- * The security of the connection to the cloud, for AIOT_TUNNELOPT_NETWORK_CRED. Zero it before
- * use. The library copies what it needs: structure and texts may be freed when setopt returns.
- * (Link SDK 4.x)
+ * Security of the connection to the cloud, for AIOT_TUNNELOPT_NETWORK_CRED. (Link SDK 4.x)
+ *
+ * Set all bytes to zero before use. The library copies the structure and its strings; the caller
+ * may free them as soon as aiot_tunnel_setopt returns.
  */
 typedef struct {
     /**
-     * Plain text or TLS.
+     * Plain text or TLS. The remaining members apply to TLS.
      */
     aiot_sysdep_network_cred_option_t option;
     /**
-     * Ignored: the TLS library chooses the fragment size.
+     * Ignored. The TLS library chooses the fragment size.
      */
     uint32_t max_tls_fragment;
     /**
-     * Not 0: the TLS handshake names the host (SNI). The host name is verified either way.
+     * Not 0: the TLS handshake names the host (SNI). The host name is verified in both cases.
      */
     uint8_t sni_enabled;
     /**
-     * CA certificates to verify the cloud with: PEM text, one certificate or several.
+     * CA certificates that the cloud is verified against: PEM, one or several.
      */
     const char *x509_server_cert;
     /**
-     * Its length in bytes, with or without the terminating NUL.
+     * Length of x509_server_cert in bytes, with or without a terminating NUL.
      */
     uint32_t x509_server_cert_len;
     /**
-     * The client's own certificate, then its chain: PEM text. NULL without client
-     * authentication; needs a key.
+     * Client certificate, followed by its intermediate certificates: PEM. NULL without client
+     * authentication. Requires x509_client_privkey.
      */
     const char *x509_client_cert;
     /**
-     * Its length in bytes, with or without the terminating NUL.
+     * Length of x509_client_cert in bytes, with or without a terminating NUL.
      */
     uint32_t x509_client_cert_len;
     /**
-     * The key of the client's certificate: PEM text (PKCS#8 or the RSA and EC forms), not
-     * encrypted. NULL without client authentication.
+     * Private key of the client certificate: PEM (PKCS#8, or the traditional RSA and EC forms),
+     * not encrypted. NULL without client authentication.
      */
     const char *x509_client_privkey;
     /**
-     * Its length in bytes, with or without the terminating NUL.
+     * Length of x509_client_privkey in bytes, with or without a terminating NUL.
      */
     uint32_t x509_client_privkey_len;
     /**
@@ -236,11 +238,11 @@ typedef struct {
 } aiot_sysdep_network_cred_t;
 
 /**
- * A pre-shared key. Part of the port file's interface; the library uses none. (Link SDK 4.x)
+ * A pre-shared key. Declared for the port file; not used by this library. (Link SDK 4.x)
  */
 typedef struct {
     /**
-     * The key's name.
+     * Name of the key.
      */
     char *psk_id;
     /**
@@ -254,25 +256,26 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * A port file for programs that link no other: all its members are NULL, since nothing of this
- * library calls them. A program that has one of its own, e.g. the Link SDK's, defines this
- * object itself. (Link SDK 4.x)
+ * A port file for programs that contain no other one. All members are NULL, because this library
+ * calls none of them. A program with a port file of its own, for example the Link SDK's, defines
+ * this object itself, and that definition is used. (Link SDK 4.x)
  */
 extern aiot_sysdep_portfile_t g_aiot_sysdep_portfile;
 
 /**
- * Remembers a port file for aiot_sysdep_get_portfile; nothing else is done with it.
+ * Stores a port file for aiot_sysdep_get_portfile. The library does not use it otherwise.
+ * (Link SDK 4.x)
  *
- * portfile: remains the caller's and is never dereferenced here. NULL forgets the former one.
+ * portfile: stays the caller's and is never dereferenced. NULL removes the stored one.
  *
- * May be called from any thread, at any time. Does not block. (Link SDK 4.x)
+ * May be called from any thread, at any time. Does not block.
  */
 void aiot_sysdep_set_portfile(aiot_sysdep_portfile_t *portfile);
 
 /**
- * Returns the pointer that aiot_sysdep_set_portfile was given last, or NULL.
+ * Returns the pointer that was last passed to aiot_sysdep_set_portfile, or NULL. (Link SDK 4.x)
  *
- * May be called from any thread, at any time. Does not block. (Link SDK 4.x)
+ * May be called from any thread, at any time. Does not block.
  */
 aiot_sysdep_portfile_t *aiot_sysdep_get_portfile(void);
 

@@ -30,86 +30,89 @@ typedef enum {
      */
     AIOT_TUNNELOPT_EVENT_HANDLER,
     /**
-     * The pointer that the event handler gets as its userdata. Data: the pointer itself. It
-     * remains the caller's, who keeps it valid for as long as the handler uses it.
+     * The pointer that the event handler receives as userdata. Data: the pointer itself. The
+     * caller keeps it valid for as long as the handler uses it.
      */
     AIOT_TUNNELOPT_USERDATA,
     /**
-     * How connections made from now on are secured. Data: aiot_sysdep_network_cred_t *. Without
-     * this option they are in plain text.
+     * Security of the connections that are opened from now on. Data: aiot_sysdep_network_cred_t *.
+     * Without this option, connections are plain text.
      */
     AIOT_TUNNELOPT_NETWORK_CRED,
     /**
-     * One more local service, for tunnels connected from now on; it replaces one of the same
-     * type. Data: aiot_tunnel_service_t *.
+     * Adds a local service for tunnels that connect from now on. A service of the same type is
+     * replaced. Data: aiot_tunnel_service_t *.
      */
     AIOT_TUNNELOPT_ADD_SERVICE,
     /**
-     * The number of options; not an option.
+     * Number of options; not an option itself.
      */
     AIOT_TUNNELOPT_MAX,
 } aiot_tunnel_option_t;
 
 /**
- * What happened to a tunnel. (Link SDK 4.x)
+ * Kinds of tunnel event. (Link SDK 4.x)
  */
 typedef enum {
     /**
-     * The WebSocket to the cloud is open: sessions can be created.
+     * The WebSocket to the cloud is open. The cloud can create sessions from now on.
      */
     AIOT_TUNNEL_EVT_CONNECT,
     /**
-     * An open WebSocket was lost, deleted, updated, or the instance stops. Exactly one for each
-     * CONNECT.
+     * An open WebSocket has ended: the connection was lost, the tunnel was deleted or updated, or
+     * the instance stopped. Each CONNECT is followed by exactly one DISCONNECT.
      */
     AIOT_TUNNEL_EVT_DISCONNECT,
     /**
-     * The cloud refuses the token. The tunnel is dropped; aiot_tunnel_update or aiot_tunnel_add
-     * with a fresh token brings it back.
+     * The cloud refused the token. The tunnel is dropped and does not reconnect. Call
+     * aiot_tunnel_update or aiot_tunnel_add with a new token to open it again.
      */
     AIOT_TUNNEL_EVT_EXPIRED,
 } aiot_tunnel_event_type;
 
 /**
- * Where and how a tunnel connects: what the cloud's notify message carries. Each text is read
- * up to its NUL, which must come within 128 bytes, and holds visible ASCII only. All of it
- * remains the caller's and may be freed when the call returns. (Link SDK 4.x)
+ * Connection data of a tunnel, as the cloud's notify message carries it. (Link SDK 4.x)
+ *
+ * Each member points to a NUL-terminated string of at most 127 bytes of visible ASCII: no blanks,
+ * no control characters. The library copies all four strings. The caller keeps ownership and may
+ * free them as soon as the call returns.
  */
 typedef struct {
     /**
-     * Host name or address of the tunnel service; not empty.
+     * Host name or address of the tunnel service. Not empty.
      */
     char *host;
     /**
-     * Its port in decimal digits, 1 to 65535.
+     * Port of the tunnel service: decimal digits, 1 to 65535.
      */
     char *port;
     /**
-     * Path of the tunnel, e.g. "/tunnel/ID/dest"; a missing leading slash is added.
+     * Path of the tunnel, for example "/tunnel/ID/dest". A missing leading slash is added.
      */
     char *path;
     /**
-     * The access token. The library's copies are wiped after use; wipe yours, too.
+     * Access token. The library wipes its copies after use; wipe yours as well.
      */
     char *token;
 } aiot_tunnel_connect_param_t;
 
 /**
- * A local TCP service that the device offers, for AIOT_TUNNELOPT_ADD_SERVICE. (Link SDK 4.x)
+ * A local TCP service that the device offers. Pass it with AIOT_TUNNELOPT_ADD_SERVICE.
+ * (Link SDK 4.x)
  */
 typedef struct {
     /**
-     * The name that the access side asks for, e.g. "_SSH": 1 to 127 bytes of UTF-8 without
-     * control characters, and a NUL.
+     * Service type: the name that the access side asks for, for example "_SSH". 1 to 127 bytes of
+     * UTF-8 without control characters, NUL-terminated.
      */
     char type[128];
     /**
-     * Where the service listens, usually "127.0.0.1": an IPv4 or IPv6 address or a host name of
-     * 1 to 127 bytes, and a NUL.
+     * Address of the service, usually "127.0.0.1": an IPv4 or IPv6 address or a host name. 1 to
+     * 127 bytes of visible ASCII, NUL-terminated.
      */
     char ip[128];
     /**
-     * The TCP port, 1 to 65535.
+     * TCP port of the service, 1 to 65535.
      */
     unsigned int port;
 } aiot_tunnel_service_t;
@@ -123,22 +126,22 @@ typedef struct {
      */
     aiot_tunnel_event_type type;
     /**
-     * To which tunnel: the id given to aiot_tunnel_add, ended by NUL.
+     * The tunnel's id, as passed to aiot_tunnel_add; NUL-terminated.
      */
     char tunnel_id[128];
 } aiot_tunnel_event_t;
 
 /**
- * Receives the events of all tunnels of a handle.
+ * Receives the events of all tunnels of an instance. (Link SDK 4.x)
  *
- * handle: the handle, to be used in calls from inside the handler.
- * event: what happened; the library's memory, valid until the handler returns.
+ * handle: the instance's handle, for calls from inside the handler.
+ * event: the event. The library owns it; it is valid until the handler returns.
  * userdata: the pointer set with AIOT_TUNNELOPT_USERDATA, or NULL.
  *
- * Called only by the thread that is inside aiot_tunnel_start, one event at a time, in order. It
- * may take its time: data flows meanwhile, only commands and further events wait. It may call
- * every function of this library. It must return normally (no longjmp, no C++ exception).
- * (Link SDK 4.x)
+ * Only the thread inside aiot_tunnel_start calls the handler: one event at a time, in order. The
+ * handler may block. Data keeps flowing meanwhile; only commands and further events wait. The
+ * handler may call every function of this library. It must return normally: no longjmp, no C++
+ * exception.
  */
 typedef void (*aiot_tunnel_event_handler_t)(void *handle,
                                             const aiot_tunnel_event_t *event,
@@ -149,158 +152,189 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Makes an instance: no service, plain text, no event handler, no tunnel. It starts no thread
- * and opens nothing.
+ * Creates an instance without services, event handler or tunnels. Connections are plain text until
+ * AIOT_TUNNELOPT_NETWORK_CRED is set. No thread is started and no descriptor is opened.
+ * (Link SDK 4.x)
  *
- * Returns a handle, to be given back with aiot_tunnel_deinit, or NULL when it cannot be made.
- * The handle is a number, not an address: do not dereference it. Every function below may be
- * called with it from any thread, several at once.
+ * The handle is a number, not an address: do not dereference it. Several threads may use one
+ * handle at the same time. Release it with aiot_tunnel_deinit.
  *
- * May be called from any thread. Does not block. (Link SDK 4.x)
+ * May be called from any thread. Does not block.
+ *
+ * Returns a handle, or NULL if the instance cannot be created.
  */
 void *aiot_tunnel_init(void);
 
 /**
- * Sets an option of an instance, at any time, before or after aiot_tunnel_start.
+ * Sets an option of an instance, before or after aiot_tunnel_start. (Link SDK 4.x)
  *
  * option: one of aiot_tunnel_option_t.
- * data: what the option says; not NULL. Everything it points to is copied, texts included, and
- * may be freed at once; only the userdata pointer is kept as it is.
+ * data: the value, as described at the option; not NULL. The library copies the structure and the
+ * strings it points to; the caller may free them as soon as the call returns. The userdata pointer
+ * is kept as it is.
  *
- * May be called from any thread, the event handler included. Does not block.
+ * May be called from any thread, also from the event handler. Does not block.
  *
- * Returns (Link SDK 4.x, except as noted):
- * STATE_SUCCESS;
- * STATE_USER_INPUT_NULL_POINTER: handle or data is NULL;
- * STATE_USER_INPUT_OUT_RANGE: no such option; or (ours) a service with a text that does not end
- * within its array, an empty type or ip, a byte that is not allowed, or a port not in 1..65535;
- * STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not a live one;
- * and for a credential (ours):
- * STATE_PORT_TLS_INVALID_CRED_OPTION: PSK, or no such credential option;
- * STATE_PORT_TLS_INVALID_SERVER_CERT: no CA certificate, or not PEM;
- * STATE_PORT_TLS_INVALID_CLIENT_CERT: not PEM, or missing though there is a client key;
- * STATE_PORT_TLS_INVALID_CLIENT_KEY: not PEM, encrypted, of another certificate, or missing
- * though there is a client certificate.
- * After an error the former setting stands.
+ * Returns a state code. After an error, the former value stays in effect.
+ * - STATE_SUCCESS
+ * - STATE_USER_INPUT_NULL_POINTER: handle or data is NULL.
+ * - STATE_USER_INPUT_OUT_RANGE: the option does not exist. Also (ours): in a service, a string is
+ *   not NUL-terminated, the type or the ip is empty, a byte is not allowed, or the port is outside
+ *   1 to 65535.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+ *
+ * For a credential also (ours):
+ * - STATE_PORT_TLS_INVALID_CRED_OPTION: the credential option is PSK or unknown.
+ * - STATE_PORT_TLS_INVALID_SERVER_CERT: the CA certificate is missing or not PEM.
+ * - STATE_PORT_TLS_INVALID_CLIENT_CERT: the client certificate is not PEM, or there is a client
+ *   key without a client certificate.
+ * - STATE_PORT_TLS_INVALID_CLIENT_KEY: the client key is not PEM, is encrypted, does not belong to
+ *   the client certificate, or is missing although there is a client certificate.
  */
-int32_t aiot_tunnel_setopt(void *handle, aiot_tunnel_option_t option, void *data);
+int32_t aiot_tunnel_setopt(void *handle,
+                           aiot_tunnel_option_t option,
+                           void *data);
 
 /**
- * Ends an instance, stops what still runs, closes all its tunnels, and sets *handle to NULL.
+ * Stops an instance, closes all its tunnels, frees it and sets *handle to NULL. (Link SDK 4.x)
  *
- * handle: the address of the handle; *handle is set to NULL first, so that other threads which
- * read it there get STATE_USER_INPUT_NULL_POINTER from now on.
+ * handle: address of the variable that holds the handle. The variable is set to NULL before the
+ * wait described below, so a thread that reads it from then on gets STATE_USER_INPUT_NULL_POINTER,
+ * not a stale handle.
  *
- * May be called from any thread. When a thread is inside aiot_tunnel_start, deinit makes it
- * return and waits for that: usually under 200 ms, plus the time that an event handler takes.
- * Events arrive until then, and none after deinit has returned. So do not call it while you
- * hold a lock that the event handler takes. Called from inside the event handler or the log
- * callback it does not wait: no event follows, and aiot_tunnel_start returns soon after.
+ * May be called from any thread. If a thread is inside aiot_tunnel_start, that call is made to
+ * return, and aiot_tunnel_deinit waits for it: usually less than 200 ms, plus the time that the
+ * event handler takes. Events may arrive during the wait, and never after aiot_tunnel_deinit has
+ * returned. Do not hold a lock that the event handler takes: the wait would never end.
  *
- * Returns:
- * STATE_SUCCESS (Link SDK 4.x);
- * STATE_USER_INPUT_NULL_POINTER: handle or *handle is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: *handle is not a live handle, e.g. another thread was faster
- * (ours).
+ * Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
+ * is delivered, and aiot_tunnel_start returns soon afterwards.
+ *
+ * Returns a state code:
+ * - STATE_SUCCESS
+ * - STATE_USER_INPUT_NULL_POINTER: handle or *handle is NULL.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid, for example because another
+ *   thread has just released it.
  */
 int32_t aiot_tunnel_deinit(void **handle);
 
 /**
- * Runs the tunnels of an instance on the calling thread. Its type is that of a pthread start
- * routine: pthread_create(&thread, NULL, aiot_tunnel_start, handle).
+ * Runs the tunnels of an instance on the calling thread. (Link SDK 4.x)
  *
- * Blocks until aiot_tunnel_stop or aiot_tunnel_deinit; idle, it sleeps. Commands given before
- * are executed now, in their order. Before it returns, all tunnels are closed (DISCONNECT for
- * each that was open) and all threads of the instance have ended.
+ * The type is that of a pthread start routine:
+ * pthread_create(&thread, NULL, aiot_tunnel_start, handle).
  *
- * May be called from any thread, by one at a time for a handle.
+ * Blocks until aiot_tunnel_stop or aiot_tunnel_deinit is called. The thread sleeps while there is
+ * nothing to do. Commands that were queued before the call are executed first, in the order of
+ * their calls. Before the function returns, all tunnels are closed, with a DISCONNECT for each
+ * open one, and all threads of the instance have ended.
  *
- * Returns NULL after a stop (Link SDK 4.x); otherwise, at once, a pointer to a constant
- * int32_t that is valid forever and must be neither written to nor freed (ours):
- * STATE_USER_INPUT_NULL_POINTER: handle is NULL;
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one;
- * STATE_TUNNEL_RUNNING: another thread is inside aiot_tunnel_start with this handle;
- * STATE_TUNNEL_FAILED: an internal error, reported on stderr.
+ * May be called from any thread, but only one thread at a time may be inside it for one handle.
+ *
+ * Returns NULL after a stop. On an error (ours) it returns at once, with a pointer to an int32_t
+ * that holds the state code. That memory belongs to the library and is valid forever: neither
+ * write to it nor free it.
+ * - STATE_USER_INPUT_NULL_POINTER: handle is NULL.
+ * - STATE_USER_INPUT_EXEC_DISABLED: the handle is not valid.
+ * - STATE_TUNNEL_RUNNING: another thread is inside aiot_tunnel_start with this handle.
+ * - STATE_TUNNEL_FAILED: an internal error, described on stderr.
  */
 void *aiot_tunnel_start(void *handle);
 
 /**
- * Makes aiot_tunnel_start return, within 200 ms, even while a tunnel is connecting.
+ * Makes aiot_tunnel_start return within 200 ms, even while a tunnel is connecting. (Link SDK 4.x)
  *
- * Cannot be taken back: an aiot_tunnel_start that comes later returns at once.
+ * A stop is final: a later aiot_tunnel_start with this handle returns at once.
  *
- * May be called from any thread, the event handler included. Returns at once, without waiting
- * for aiot_tunnel_start.
+ * May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
+ * to return.
  *
- * Returns:
- * STATE_SUCCESS, also when it was stopped already (Link SDK 4.x);
- * STATE_USER_INPUT_NULL_POINTER: handle is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one (ours).
+ * Returns a state code:
+ * - STATE_SUCCESS, also if the instance was already stopped.
+ * - STATE_USER_INPUT_NULL_POINTER: handle is NULL.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
  */
 int32_t aiot_tunnel_stop(void *handle);
 
 /**
- * Opens a tunnel. The command is queued and executed by the thread inside aiot_tunnel_start,
- * in the order of the calls; for an id that exists it is then logged and ignored
- * (aiot_tunnel_update is for that). The outcome is an event; a tunnel that cannot connect, or
- * loses its connection, tries again on its own until it is deleted or expired.
+ * Opens a tunnel. (Link SDK 4.x)
  *
- * tunnel_id: 1 to 127 bytes of UTF-8 without control characters, and a NUL.
- * params: where to connect. Everything is copied and may be freed at once.
+ * The command is queued. The thread inside aiot_tunnel_start executes the commands in the order of
+ * their calls. The outcome is reported as an event. A tunnel that cannot connect, or that loses
+ * its connection, tries again by itself until it is deleted or expires. If a tunnel with this id
+ * exists when the command is executed, the command is logged and ignored; aiot_tunnel_update
+ * changes an existing tunnel.
  *
- * May be called from any thread, the event handler included, before aiot_tunnel_start, too.
- * Does not block.
+ * tunnel_id: 1 to 127 bytes of UTF-8 without control characters, NUL-terminated.
+ * params: the connection data.
  *
- * Returns:
- * STATE_SUCCESS: queued (Link SDK 4.x);
- * STATE_USER_INPUT_NULL_POINTER: an argument or a member of params is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one (ours);
- * STATE_USER_INPUT_OUT_RANGE: a text has no NUL within 128 bytes or holds a byte that is not
- * allowed, the id or the host is empty, or the port is not a number in 1..65535 (ours);
- * STATE_TUNNEL_LIMIT: there are 20 tunnels already (ours);
- * STATE_TUNNEL_BUSY: 4096 commands wait already (ours).
- * After an error nothing is queued.
+ * The library copies the id and the connection data. The caller may free them as soon as the call
+ * returns.
+ *
+ * May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
+ * not block.
+ *
+ * Returns a state code. After an error, nothing is queued.
+ * - STATE_SUCCESS: the command is queued.
+ * - STATE_USER_INPUT_NULL_POINTER: an argument or a member of params is NULL.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+ * - STATE_USER_INPUT_OUT_RANGE (ours): a string has no NUL within 128 bytes or contains a byte
+ *   that is not allowed, the id or the host is empty, or the port is not a number from 1 to 65535.
+ * - STATE_TUNNEL_LIMIT (ours): the instance has 20 tunnels already.
+ * - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.
  */
-int32_t aiot_tunnel_add(void *handle, char *tunnel_id, aiot_tunnel_connect_param_t *params);
+int32_t aiot_tunnel_add(void *handle,
+                        char *tunnel_id,
+                        aiot_tunnel_connect_param_t *params);
 
 /**
- * Gives a tunnel new connection data: an open one is closed (DISCONNECT) and connected anew
- * (CONNECT); for an unknown id it is aiot_tunnel_add. Queued like that.
+ * Gives a tunnel new connection data. An open tunnel is closed (DISCONNECT) and connects with the
+ * new data (CONNECT). If the id is unknown, the tunnel is opened as by aiot_tunnel_add.
+ * (Link SDK 4.x)
  *
- * Arguments, threads and codes: see aiot_tunnel_add. STATE_TUNNEL_LIMIT is returned for an
- * unknown id only. (Link SDK 4.x)
+ * Queueing, arguments, threads and state codes are those of aiot_tunnel_add. STATE_TUNNEL_LIMIT is
+ * returned only for an unknown id.
  */
-int32_t aiot_tunnel_update(void *handle, char *tunnel_id, aiot_tunnel_connect_param_t *params);
+int32_t aiot_tunnel_update(void *handle,
+                           char *tunnel_id,
+                           aiot_tunnel_connect_param_t *params);
 
 /**
- * Closes a tunnel and its sessions (DISCONNECT when it was open). Queued like aiot_tunnel_add;
- * an unknown id is then logged and ignored.
+ * Closes a tunnel and its sessions, with a DISCONNECT if it was open. (Link SDK 4.x)
  *
- * tunnel_id: see aiot_tunnel_add.
+ * The command is queued as by aiot_tunnel_add. If the id is unknown when the command is executed,
+ * the command is logged and ignored.
  *
- * May be called from any thread, the event handler included. Does not block.
+ * tunnel_id: as for aiot_tunnel_add.
  *
- * Returns:
- * STATE_SUCCESS: queued (Link SDK 4.x);
- * STATE_USER_INPUT_NULL_POINTER: an argument is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one (ours);
- * STATE_USER_INPUT_OUT_RANGE: the id is empty, has no NUL within 128 bytes or holds a byte
- * that is not allowed (ours);
- * STATE_TUNNEL_BUSY: 4096 commands wait already (ours).
+ * May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
+ * not block.
+ *
+ * Returns a state code:
+ * - STATE_SUCCESS: the command is queued.
+ * - STATE_USER_INPUT_NULL_POINTER: an argument is NULL.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+ * - STATE_USER_INPUT_OUT_RANGE (ours): the id is empty, has no NUL within 128 bytes or contains a
+ *   byte that is not allowed.
+ * - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.
  */
-int32_t aiot_tunnel_delete(void *handle, char *tunnel_id);
+int32_t aiot_tunnel_delete(void *handle,
+                           char *tunnel_id);
 
 /**
- * aiot_state_set_logcb under a name that is this library's own, for programs that contain the
- * Link SDK's core as well, where that name is taken. Both set the same callback. (Ours)
+ * Sets the log callback, like aiot_state_set_logcb, under a name that only this library uses. For
+ * programs that also contain the Link SDK's core, whose own aiot_state_set_logcb takes precedence.
+ * Both functions set the same callback. Arguments, threads and result: see aiot_state_set_logcb.
+ * (Ours)
  */
 int32_t aiot_tunnel_set_logcb(aiot_state_logcb_t handler);
 
 /**
- * Returns the version of the library that is running, "MAJOR.MINOR.PATCH", ended by NUL; that
- * of the header is AIOT_TUNNEL_VERSION. The memory is the library's and valid forever.
+ * Returns the version of the running library as "MAJOR.MINOR.PATCH", NUL-terminated.
+ * AIOT_TUNNEL_VERSION is the version of the header. The string belongs to the library and is valid
+ * forever. (Ours)
  *
- * May be called from any thread. Does not block. (Ours)
+ * May be called from any thread. Does not block.
  */
 const char *aiot_tunnel_version(void);
 

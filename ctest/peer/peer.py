@@ -1,34 +1,34 @@
 #!/usr/bin/env python3
-"""A cloud for tests: the tunnel service's end of the wire, written from RFC 6455 and the tunnel
-protocol, sharing no code with the library.
+"""A cloud for tests, written from RFC 6455 and the tunnel protocol. It shares no code with the
+library.
 
-    peer.py [--tls] [--port N]                 serve until standard input ends; prints "port N"
-    peer.py [--tls] [--timeout S] -- COMMAND   run COMMAND beside it; its exit status, or 1 when a
-                                               device broke the protocol
+    peer.py [--tls] [--port N]                 serves until standard input ends; prints "port N"
+    peer.py [--tls] [--timeout S] -- COMMAND   runs COMMAND and exits with its status, or with 1 if
+                                               a device broke the protocol
 
-COMMAND finds in its environment
+COMMAND has these variables in its environment:
     PEER_PORT       the peer, on 127.0.0.1 and "localhost"
-    PEER_TOKEN      the token it accepts; any other gets 401
+    PEER_TOKEN      the token that the peer accepts; any other gets 401
     PEER_TLS        1 with --tls, otherwise 0
     PEER_CA, PEER_CLIENT_CERT, PEER_CLIENT_KEY    PEM files
-    PEER_ECHO_PORT  a local service that sends back what it gets
+    PEER_ECHO_PORT  a local service that sends back what it receives
     PEER_RESET_PORT a local service that resets each connection after its first bytes
 
-With AIOT_TEST_WRAPPER set, e.g. to "valgrind -q", COMMAND runs under that program.
+If AIOT_TEST_WRAPPER is set, for example to "valgrind -q", COMMAND runs under that program.
 
-A device chooses what happens by the query of its path, /tunnel/ID/dest?do=...
-    idle                              stay open until the device leaves, which takes a close frame
-    any                               idle, but the device may leave amid the handshake
-    echo[&sessions=N&bytes=N]         N sessions of _ECHO at once, their bytes compared; close 4001
-    unknown                           a session of a service nobody offers: code 2; close 4001
-    reset[&times=N]                   sessions of _RESET until each is released; close 4001
+The query of a device's path, /tunnel/ID/dest?do=..., selects a scenario:
+    idle                              stay open until the device sends a close frame
+    any                               like idle, but the device may leave during the handshake
+    echo[&sessions=N&bytes=N]         compare the bytes of N simultaneous _ECHO sessions; close 4001
+    unknown                           ask for a service that is not offered: code 2; close 4001
+    reset[&times=N]                   open _RESET sessions until each is released; close 4001
     status&code=N                     refuse the handshake with an HTTP status
     close&code=N                      close at once
-    drop[&times=N]                    the first N connections are lost after the handshake; idle
-    vanish[&times=N]                  the first N are reset amid a session's data; idle
-    lossy[&times=N]                   the first N connections may vanish; then echo
+    drop[&times=N]                    drop the first N connections after the handshake; then idle
+    vanish[&times=N]                  reset the first N during a session's data; then idle
+    lossy[&times=N]                   the first N connections may be lost; then echo
     hang                              never answer the handshake
-    client                            (TLS) the device must show its certificate; close 4001
+    client                            (TLS) require the device's certificate; close 4001
 """
 import argparse
 import base64
@@ -50,8 +50,8 @@ import threading
 import time
 import urllib.parse
 
-PATIENCE = 60.0  # nothing takes this long, under valgrind neither, unless it hangs
-TOKEN = "hush-device-token"  # as every token in a test begins, for scripts/scan-logs
+TIMEOUT = 60.0  # seconds; only a hanging test takes this long, also under valgrind
+TOKEN = "hush-device-token"  # the prefix of every token in a test, for scripts/scan-logs
 SUBPROTOCOL = "aliyun.iot.securetunnel-v1.1"
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -64,7 +64,7 @@ class Violation(Exception):
 
 
 class Gone(Exception):
-    """The device closed the connection; `code` is None when it sent no close frame."""
+    """The device closed the connection. `code` is None if it sent no close frame."""
 
     def __init__(self, code):
         super().__init__(f"the device left, close code {code}")
@@ -83,7 +83,7 @@ def unmasked(payload, key):
 
 
 class Connection:
-    """One device. A single thread owns it and does all of its input and output in `pump`."""
+    """The connection of one device. One thread owns it and does all its I/O in `pump`."""
 
     def __init__(self, sock):
         self.sock = sock
@@ -92,22 +92,22 @@ class Connection:
         self.inbox = collections.deque()  # tunnel frames: (header, payload)
         self.ended = False
         self.close_code = None
-        self.last_frame_id = 0  # of those that the device originates
-        self.next_frame_id = 1000  # ours
+        self.last_frame_id = 0  # of the frames that are not responses
+        self.next_frame_id = 1000  # of our own frames
         self.messages = 0
         self.masks = set()
 
     # Bytes ------------------------------------------------------------------------------
 
-    def pump(self, patience=PATIENCE):
-        """Sends what it can and returns when something arrived or the connection ended."""
-        deadline = time.monotonic() + patience
+    def pump(self, timeout=TIMEOUT):
+        """Sends what the socket takes. Returns when data arrived or the connection ended."""
+        deadline = time.monotonic() + timeout
         while True:
             wants_write = self._flush()
             if self._fill():
                 return
             left = deadline - time.monotonic()
-            require(left > 0, f"nothing from the device for {patience} s")
+            require(left > 0, f"nothing from the device for {timeout} s")
             select.select([self.sock], [self.sock] if wants_write else [], [], left)
 
     def _flush(self):
@@ -158,7 +158,7 @@ class Connection:
         return target, headers
 
     def upgrade(self, port, used_keys):
-        """Checks the request and returns its target, or None when it was refused."""
+        """Checks the request. Returns its target, or None if the request was refused."""
         target, headers = self.read_request()
         require(headers.get("host", "").endswith(f":{port}"), f"Host: {headers.get('host')}")
         require(headers.get("upgrade", "").lower() == "websocket", "no Upgrade: websocket")
@@ -204,7 +204,7 @@ class Connection:
         self.outgoing += payload
 
     def _parse(self):
-        """One WebSocket frame out of what was received; False when there is none yet."""
+        """Processes one received WebSocket frame. False if none is complete."""
         data = self.received
         if len(data) < 2:
             return False
@@ -241,7 +241,7 @@ class Connection:
             require(opcode == PONG, f"opcode {opcode}")
 
     def close(self, code):
-        """Closes in order and waits until the device has gone."""
+        """Sends a close frame and waits until the device has closed the connection."""
         self.send_message(CLOSE, struct.pack("!H", code) + b"bye")
         while not self.ended:
             self.pump()
@@ -308,7 +308,7 @@ class Connection:
 
 
 class Session:
-    """What one echo session still has to send and to see again."""
+    """The remaining data of one echo session, in both directions."""
 
     def __init__(self, name, size):
         self.name = name
@@ -351,10 +351,10 @@ class Peer:
             thread.start()
 
     def stop(self):
-        """Lets the connections end; those of a command that has exited end by themselves."""
+        """Waits for the connections to end. Those of an exited command end by themselves."""
         self.stopping = True
         try:
-            # Closing alone would leave accept asleep.
+            # Closing the listener alone does not wake accept.
             socket.create_connection(("127.0.0.1", self.port), 1).close()
         except OSError:
             pass
@@ -367,23 +367,23 @@ class Peer:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(TIMEOUT)
                 sock = self.tls.wrap_socket(sock, server_side=True)
             sock.setblocking(False)
             connection = Connection(sock)
             target = self.upgrade(connection)
             if target is not None:
-                self.perform(connection, target)
+                self.run_scenario(connection, target)
                 fixed_mask = connection.messages > 3 and len(connection.masks) == 1
                 require(not fixed_mask, "every message has the same mask")
         except (ssl.SSLError, ConnectionError):
-            pass  # a device that distrusts us, or was ended by its test
+            pass  # the device does not trust us, or its test ended it
         except Gone as gone:
             if gone.code is None and target is not None:
                 self.fault(f"{target}: the device left without a close frame")
         except Violation as violation:
             self.fault(f"{target}: {violation}")
-        except Exception as error:  # a message that json, struct or a lookup choked on
+        except Exception as error:  # json, struct or a lookup rejected a message
             self.fault(f"{target}: {type(error).__name__}: {error}")
         finally:
             sock.close()
@@ -395,7 +395,7 @@ class Peer:
             print(f"peer: {text}", file=sys.stderr, flush=True)
 
     def upgrade(self, connection):
-        # `hang` is decided before the answer, so it is looked for in the raw request.
+        # `hang` must be known before the answer, so the raw request is searched for it.
         while b"\r\n" not in connection.received:
             if connection.ended:
                 return None
@@ -406,19 +406,19 @@ class Peer:
             return None
         return connection.upgrade(self.port, self.used_keys)
 
-    def perform(self, connection, target):
+    def run_scenario(self, connection, target):
         url = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(url.query), target=target)
         with self.lock:
             self.visits[target] += 1
             visit = self.visits[target]
-        scene = query.get("do", "idle")
+        scenario = query.get("do", "idle")
         first_ones = visit <= int(query.get("times", 1))
-        if scene in ("drop", "vanish") and not first_ones:
-            scene = "idle"
-        getattr(self, "do_" + scene)(connection, query)
+        if scenario in ("drop", "vanish") and not first_ones:
+            scenario = "idle"
+        getattr(self, "do_" + scenario)(connection, query)
 
-    # Scenes ------------------------------------------------------------------------------
+    # Scenarios ---------------------------------------------------------------------------
 
     def do_idle(self, connection, _query):
         try:
@@ -478,7 +478,7 @@ class Peer:
                         require(json.loads(payload)["code"] == 1, f"{payload!r}, not code 1")
                         released = True
                 require(not connection.ended, "lost amid a session")
-                time.sleep(0.001)  # a write at a time, so that one of them meets the reset
+                time.sleep(0.001)  # separate writes, so that one of them meets the reset
         connection.close(EXPIRED)
 
     def do_close(self, connection, query):
@@ -492,13 +492,13 @@ class Peer:
         connection.create_session("s1", "_ECHO")
         for _ in range(64):
             connection.send_frame(DATA, "s1", bytes(4096))
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while connection.outgoing and not connection.ended and time.monotonic() < deadline:
             connection._flush()
         connection.reset()
 
     def do_lossy(self, connection, query):
-        # `perform` has counted this visit.
+        # `run_scenario` has counted this visit.
         first_ones = self.visits[query["target"]] <= int(query.get("times", 1))
         try:
             self.do_echo(connection, query)
@@ -512,7 +512,7 @@ class Peer:
 
 
 class LocalService:
-    """Takes connections and hands each to `serve` in a thread of its own."""
+    """Accepts connections and calls `serve` for each in a thread of its own."""
 
     def __init__(self, serve):
         self.serve = serve
@@ -545,7 +545,7 @@ def reset(sock):
 
 
 def make_certificates(folder):
-    """A throwaway CA, a certificate for the peer and one for the device."""
+    """Creates a throwaway CA, a certificate for the peer and one for the device."""
 
     def openssl(*arguments):
         command = ["openssl", *arguments]
@@ -567,7 +567,7 @@ def make_certificates(folder):
 
 
 def note_secrets(folder):
-    """Leaves what must be in no log where scripts/scan-logs finds it, if the logs are kept."""
+    """If logs are kept, writes what no log may contain to where scripts/scan-logs finds it."""
     directory = os.environ.get("AIOT_TUNNEL_TEST_LOGS")
     if not directory:
         return
@@ -597,8 +597,8 @@ def run(command, peer, folder, timeout):
         PEER_CA=os.path.join(folder, "ca.pem"),
         PEER_CLIENT_CERT=os.path.join(folder, "client.pem"),
         PEER_CLIENT_KEY=os.path.join(folder, "client.key"),
-        # OpenSSL reads the system's roots even where they are not wanted; under valgrind that
-        # takes 10 s a context. No test trusts them.
+        # OpenSSL loads the system's root certificates even if they are not used. Under valgrind
+        # that takes 10 s for each context. No test trusts them.
         SSL_CERT_FILE=os.devnull,
         SSL_CERT_DIR=os.devnull,
         PEER_ECHO_PORT=str(LocalService(echo).port),

@@ -1,5 +1,5 @@
-//! Handles: numbers that stand for instances. A handle is looked up and never dereferenced, so
-//! one that is stale or made up gets a code.
+//! Handles: numbers that identify instances. A handle is looked up in a table and never
+//! dereferenced, so a stale or invented handle yields a state code.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -17,20 +17,20 @@ use crate::device::manager::{self, Manager};
 use crate::event::{Event, EventKind};
 use crate::state;
 
-/// Added to every handle's number. On 64-bit systems the sum is no address that a process can
-/// have, so a caller that dereferences a handle fails at once, and a small made-up number or a
-/// real address is never a handle.
+/// Added to every handle's number. On 64-bit systems the sum is outside every process's address
+/// space: a caller that dereferences a handle crashes at once, and neither a small invented number
+/// nor a real address is ever a valid handle.
 const FIRST: usize = 0x5A << (usize::BITS - 8);
 
 struct Registry {
-    /// The handle given out last. Numbers are never used again.
+    /// The handle given out last. Numbers are not reused.
     last: usize,
     live: BTreeMap<usize, Arc<Instance>>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry { last: FIRST, live: BTreeMap::new() });
 
-/// Makes an instance. Like the Link SDK's, it connects in plain text until it gets a credential.
+/// Creates an instance. As in the Link SDK, it connects in plain text until a credential is set.
 pub(super) fn create() -> Outcome<*mut c_void> {
     let mut registry = REGISTRY.lock();
     let id = registry.last + 1;
@@ -48,36 +48,36 @@ pub(super) fn create() -> Outcome<*mut c_void> {
     Ok(ptr::without_provenance_mut(id))
 }
 
-/// The live instance behind a handle.
+/// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null(handle)?;
     REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
 }
 
-/// Takes an instance out of the registry. Of two callers, one gets it.
+/// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null(handle)?;
     let mut registry = REGISTRY.lock();
     let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
     if registry.live.is_empty() {
-        // An empty map keeps its last node, which nobody would free at a dlclose.
+        // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
     }
     instance
 }
 
-/// What a handle stands for. Kept alive by the registry and by every call that is under way.
+/// What a handle identifies. The registry and every call in progress keep it alive.
 pub(super) struct Instance {
     manager: Manager,
     callback: Arc<Callback>,
     state: Mutex<State>,
-    /// Signalled when the start thread has left.
+    /// Signalled when the start thread has returned.
     returned: Condvar,
 }
 
 struct State {
     start_thread: Option<libc::pthread_t>,
-    /// Set by deinit: no start from now on.
+    /// Set by deinit: start is refused from now on.
     ended: bool,
 }
 
@@ -90,7 +90,7 @@ impl Instance {
         &self.callback
     }
 
-    /// The start thread's stay: from here until stop.
+    /// Runs the manager on the calling thread, the start thread, until it is stopped.
     pub(super) fn run(&self) -> Outcome {
         let mut state = self.state.lock();
         if state.ended {
@@ -105,14 +105,15 @@ impl Instance {
         self.manager.run().map_err(input::code)
     }
 
-    /// Stops the start thread and waits until it has left, unless the wait would never end.
+    /// Stops the start thread and waits until it has returned, unless the caller is a
+    /// callback that the start thread may be waiting for.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
         let inside_handler = state.start_thread == Some(current_thread());
         if inside_handler || inside_log_callback() {
-            // No caller expects a callback after its deinit has returned.
+            // Callers rely on getting no callback after deinit has returned.
             self.callback.silence();
             return;
         }
@@ -120,13 +121,13 @@ impl Instance {
     }
 }
 
-/// Not `std::thread::current`, which would leave an allocation with each of the caller's threads.
+/// Not `std::thread::current`: that would leave an allocation behind in each calling thread.
 fn current_thread() -> libc::pthread_t {
-    // SAFETY: without preconditions.
+    // SAFETY: has no preconditions.
     unsafe { libc::pthread_self() }
 }
 
-/// Tells those who wait that the start thread has left, after a panic as well.
+/// Reports on drop that the start thread has returned, also after a panic.
 struct Leave<'a>(&'a Instance);
 
 impl Drop for Leave<'_> {
@@ -179,7 +180,7 @@ impl Callback {
             EventKind::Expired => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_EXPIRED,
         };
         let mut event_for_c = aiot_tunnel_event_t { r#type: kind, tunnel_id: [0; 128] };
-        // The last byte stays NUL, however long the id is.
+        // The last byte stays NUL, even for the longest id.
         let room = &mut event_for_c.tunnel_id[..127];
         for (to, from) in room.iter_mut().zip(event.tunnel_id.as_str().bytes()) {
             *to = from as _;

@@ -1,5 +1,5 @@
-//! Reads what a C caller points to. Every byte is hostile until it is parsed: texts are scanned
-//! within a bound, numbers are checked, enums are read as numbers.
+//! Reads the memory that a C caller points to. Nothing in it is trusted: strings are scanned up to
+//! a bound, numbers are checked, enums are read as numbers.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -12,8 +12,8 @@ use crate::config::{ConnectParams, Port, Security, Service, TlsConfig, Token, Tu
 use crate::error::Error;
 use crate::state;
 
-/// Longest text of the C surface, with its NUL: firmware passes 128-byte fields of an IPC
-/// message straight through, and a hostile message may leave out the NUL.
+/// Size of the longest string of the C interface, with its NUL. Firmware passes the 128-byte fields
+/// of an IPC message on as they are, and a hostile message may have no NUL in them.
 const TEXT_SIZE: usize = 128;
 
 pub(super) fn code(error: Error) -> i32 {
@@ -27,10 +27,10 @@ pub(super) fn non_null<T>(pointer: *const T) -> Outcome {
     Ok(())
 }
 
-/// The number behind a C enum, whatever it is.
+/// The number in a C enum, valid or not.
 pub(super) fn enum_number<E>(value: MaybeUninit<E>) -> u32 {
     const { assert!(size_of::<E>() == size_of::<u32>()) };
-    // SAFETY: of the size just checked, and a C caller has set all its bytes.
+    // SAFETY: the size was checked above, and the C caller has set all bytes.
     unsafe { value.as_ptr().cast::<u32>().read_unaligned() }
 }
 
@@ -51,7 +51,7 @@ pub(super) unsafe fn connect_params(
         (text(params.host)?, text(params.port)?, text(params.path)?, text(params.token)?)
     };
     let port = port.parse::<Port>().map_err(code)?;
-    // From the caller's memory straight into the token, which is wiped when dropped.
+    // No copy in between: the token is wiped when dropped.
     let token = Token::new(token).map_err(code)?;
     ConnectParams::new(host, port, path, token).map_err(code)
 }
@@ -59,7 +59,7 @@ pub(super) unsafe fn connect_params(
 pub(super) fn service(service: &aiot_tunnel_service_t) -> Outcome<Service> {
     let port = u16::try_from(service.port).map_err(|_| state::USER_INPUT_OUT_RANGE)?;
     let port = Port::new(port).map_err(code)?;
-    // SAFETY: arrays of 128 bytes, the bound of the scan.
+    // SAFETY: both are arrays of 128 bytes, the bound of the scan.
     let (name, ip) = unsafe { (text(service.r#type.as_ptr())?, text(service.ip.as_ptr())?) };
     Service::new(name, ip, port).map_err(code)
 }
@@ -93,8 +93,8 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
     Ok(Security::Tls(tls))
 }
 
-/// A copy of the struct behind an option's `void *`. Firmware may point into a message, where
-/// nothing is aligned.
+/// Copies the struct that an option's `void *` points to. It may be unaligned: firmware may point
+/// into a message.
 ///
 /// # Safety
 /// `data` is not NULL and readable for a `T`, for which every bit pattern is valid.
@@ -103,23 +103,23 @@ pub(super) unsafe fn copied<T: Copy>(data: *const c_void) -> T {
     unsafe { ptr::read_unaligned(data.cast()) }
 }
 
-/// The text before the NUL; an error when there is none within [`TEXT_SIZE`] bytes.
+/// The string before the NUL. An error if there is no NUL within [`TEXT_SIZE`] bytes.
 ///
 /// # Safety
 /// `start` is not NULL, readable up to its NUL or for 128 bytes, and unchanged for `'a`.
 unsafe fn text<'a>(start: *const c_char) -> Outcome<&'a str> {
-    // SAFETY: as the caller promises; strnlen reads nothing behind the NUL.
+    // SAFETY: as the caller promises; strnlen does not read beyond the NUL.
     let length = unsafe { libc::strnlen(start, TEXT_SIZE) };
     if length == TEXT_SIZE {
         return Err(state::USER_INPUT_OUT_RANGE);
     }
-    // SAFETY: just scanned.
+    // SAFETY: strnlen has read these bytes.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
     str::from_utf8(bytes).map_err(|_| state::USER_INPUT_OUT_RANGE)
 }
 
-/// PEM text without the NULs at its end, which some callers count and some do not. `None` when
-/// there is nothing.
+/// PEM text without the NULs at its end: some callers include them in the length, some do not.
+/// `None` if there is no text.
 ///
 /// # Safety
 /// `start` is NULL or readable for `length` bytes, unchanged for `'a`.
@@ -128,7 +128,7 @@ unsafe fn pem<'a>(start: *const c_char, length: u32) -> Option<&'a [u8]> {
     if start.is_null() || length == 0 {
         return None;
     }
-    // SAFETY: as the caller promises; no longer than an object may be.
+    // SAFETY: as the caller promises; the length was checked against the largest object size.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
     let end = bytes.iter().rposition(|&b| b != 0)? + 1;
     Some(&bytes[..end])

@@ -1,13 +1,14 @@
-//! The C surface: translate, call, translate back.
+//! The C interface: converts arguments, calls the Rust library, converts results. No logic of its
+//! own, and no type of this module is part of the Rust API.
 //!
-//! One file per header, and its comments are the C manual: `state.rs`, with the codes of
-//! `src/state.rs`, becomes `include/aiot_state_api.h`, `sysdep.rs` `aiot_sysdep_api.h`, `tunnel.rs` `aiot_tunnel_api.h`
-//! (`tests/c_headers.rs` generates them). `handle.rs` knows which handles are alive, `input.rs`
-//! reads what a C caller points to.
+//! Each header has one file, whose comments are the C manual: `state.rs` (with `src/state.rs`)
+//! becomes `include/aiot_state_api.h`, `sysdep.rs` becomes `aiot_sysdep_api.h`, `tunnel.rs` becomes
+//! `aiot_tunnel_api.h` (`tests/c_headers.rs` generates them). `handle.rs` keeps the valid handles;
+//! `input.rs` reads the memory that a C caller points to.
 //!
-//! A C caller may pass anything where an enum is expected. Such values are `MaybeUninit<Enum>`
-//! here, which accepts every bit pattern and which cbindgen writes as the plain enum; they are
-//! read as numbers and never become a Rust enum.
+//! A C caller may pass any integer where an enum is expected. Such values have the type
+//! `MaybeUninit<Enum>`, which accepts every bit pattern and which cbindgen writes as the plain
+//! enum. They are read as numbers and never become a Rust enum.
 #![allow(non_camel_case_types, reason = "the names are the Link SDK's")]
 #![allow(non_upper_case_globals, reason = "the names are the Link SDK's")]
 #![allow(clippy::missing_safety_doc, reason = "the comments are written for the C reader")]
@@ -24,15 +25,15 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use crate::state as code;
 
-/// What a function of ours reports to C: `Err` carries the state code.
+/// Result of a function of the C interface. `Err` holds the state code.
 type Outcome<T = ()> = Result<T, i32>;
 
-/// Runs the body of an exported function. No panic crosses into C.
+/// Runs the body of an exported function and stops a panic from crossing into C.
 fn guard<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic)
 }
 
-/// [`guard`] for the many functions that return a state code.
+/// [`guard`] for functions that return a state code.
 fn guard_code(body: impl FnOnce() -> Outcome) -> i32 {
     guard(code::TUNNEL_FAILED, || match body() {
         Ok(()) => code::SUCCESS,

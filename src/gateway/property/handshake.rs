@@ -15,12 +15,11 @@ fn gateway() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
         let shared = Gateway::builder().connection_limit(usize::MAX).shared().unwrap();
-        let tunnel = TunnelConfig {
-            id: TunnelId::new("t1").unwrap(),
-            device_token: Token::new(DEVICE_TOKEN).unwrap(),
-            access_token: Token::new(ACCESS_TOKEN).unwrap(),
-            expires: None,
-        };
+        let tunnel = TunnelConfig::new(
+            TunnelId::new("t1").unwrap(),
+            Token::new(DEVICE_TOKEN).unwrap(),
+            Token::new(ACCESS_TOKEN).unwrap(),
+        );
         shared.add(&tunnel).unwrap();
         shared
     })

@@ -227,7 +227,8 @@ void *aiot_tunnel_start(void *handle);
 /**
  * Makes aiot_tunnel_start return, within 200 ms, even while a tunnel is connecting.
  *
- * Cannot be taken back: an aiot_tunnel_start that comes later returns at once.
+ * Cannot be taken back: an aiot_tunnel_start that comes later returns at once, and later
+ * commands (add, update, delete) get STATE_USER_INPUT_EXEC_DISABLED.
  *
  * May be called from any thread, the event handler included. Returns at once, without waiting
  * for aiot_tunnel_start.
@@ -254,7 +255,7 @@ int32_t aiot_tunnel_stop(void *handle);
  * Returns:
  * STATE_SUCCESS: queued (Link SDK 4.x);
  * STATE_USER_INPUT_NULL_POINTER: an argument or a member of params is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one (ours);
+ * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one, or was stopped (ours);
  * STATE_USER_INPUT_OUT_RANGE: a text has no NUL within 128 bytes or holds a byte that is not
  * allowed, the id or the host is empty, or the port is not a number in 1..65535 (ours);
  * STATE_TUNNEL_LIMIT: there are 20 tunnels already (ours);
@@ -283,7 +284,7 @@ int32_t aiot_tunnel_update(void *handle, char *tunnel_id, aiot_tunnel_connect_pa
  * Returns:
  * STATE_SUCCESS: queued (Link SDK 4.x);
  * STATE_USER_INPUT_NULL_POINTER: an argument is NULL (Link SDK 4.x);
- * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one (ours);
+ * STATE_USER_INPUT_EXEC_DISABLED: the handle is not a live one, or was stopped (ours);
  * STATE_USER_INPUT_OUT_RANGE: the id is empty, has no NUL within 128 bytes or holds a byte
  * that is not allowed (ours);
  * STATE_TUNNEL_BUSY: 4096 commands wait already (ours).

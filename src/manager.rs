@@ -68,6 +68,7 @@ enum Command {
 struct Ledger {
     slots: HashMap<TunnelId, Slot>,
     queued: usize,
+    /// No command is taken any more: stopped, or there is no start thread to come.
     stopped: bool,
 }
 
@@ -147,7 +148,7 @@ impl Handle {
         let mut ledger = self.0.ledger.lock();
         if !ledger.stopped {
             ledger.stopped = true;
-            // Cannot fail: the receiver lives as long as `Inner`.
+            // Fails when the manager is gone, and with it the run that it would end.
             let _ = self.0.sender.send(Message::Stop);
         }
     }
@@ -171,6 +172,9 @@ impl Handle {
 
     fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
         let mut ledger = self.0.ledger.lock();
+        if ledger.stopped {
+            return Err(Error::Ended);
+        }
         if ledger.queued >= MAX_QUEUED_COMMANDS {
             return Err(Error::Busy(ledger.queued));
         }
@@ -260,6 +264,7 @@ impl ManagerBuilder {
 }
 
 /// Keeps the tunnels of one remote-login process. Several managers may exist in one process.
+/// When a manager is dropped, its handles take no more commands ([`Error::Ended`]).
 ///
 /// ```no_run
 /// use aiot_tunnel::{ConnectParams, Manager, Port, Service, Token, TunnelId};
@@ -314,6 +319,8 @@ impl Manager {
     pub fn run(&self) -> Result<()> {
         let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
         info!(Code::Tunnel, "remote proxy thread start!");
+        // When a panic ends the run, it has ended all the same.
+        let _ended = StopOnDrop(&self.handle);
         let mut start_thread = StartThread {
             handle: &self.handle,
             tunnels: HashMap::new(),
@@ -323,6 +330,21 @@ impl Manager {
         start_thread.run(&receiver);
         info!(Code::Tunnel, "remote proxy thread exit!");
         Ok(())
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}
+
+/// Stops the manager when it is dropped, so that no command is taken that nobody will execute.
+struct StopOnDrop<'a>(&'a Handle);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

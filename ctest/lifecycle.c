@@ -21,6 +21,25 @@ static void stop_before_start_makes_start_return(void)
     CHECK_CODE(aiot_tunnel_deinit(&handle), STATE_SUCCESS);
 }
 
+static void commands_after_a_stop_are_refused(void)
+{
+    device_t device;
+
+    device_open(&device);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_SUCCESS);
+    CHECK_CODE(add(&device, "t2", "idle"), STATE_USER_INPUT_EXEC_DISABLED);
+    CHECK_CODE(update(&device, "t1", "idle"), STATE_USER_INPUT_EXEC_DISABLED);
+    CHECK_CODE(aiot_tunnel_delete(device.handle, (char[]){"t1"}), STATE_USER_INPUT_EXEC_DISABLED);
+    CHECK(joined(device.thread) == NULL);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_USER_INPUT_EXEC_DISABLED);
+    CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+    CHECK(recorded_count(&device.events) == 2);
+}
+
 static void deinit_without_start_drops_what_waits(void)
 {
     device_t device;
@@ -237,6 +256,7 @@ static void a_thousand_cycles_leave_nothing_behind(void)
 int main(void)
 {
     RUN(stop_before_start_makes_start_return);
+    RUN(commands_after_a_stop_are_refused);
     RUN(deinit_without_start_drops_what_waits);
     RUN(a_second_start_returns_a_code_at_once);
     RUN(commands_before_start_run_in_their_order);

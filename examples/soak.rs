@@ -119,12 +119,11 @@ impl Tunnel {
     }
 
     fn config(&self, generation: u64) -> TunnelConfig {
-        TunnelConfig {
-            id: self.id.clone(),
-            device_token: self.token(Side::Device, generation),
-            access_token: self.token(Side::Access, generation),
-            expires: None,
-        }
+        TunnelConfig::new(
+            self.id.clone(),
+            self.token(Side::Device, generation),
+            self.token(Side::Access, generation),
+        )
     }
 
     fn params(&self, generation: u64) -> ConnectParams {
@@ -440,7 +439,7 @@ impl Control {
         self.soak.tally.expiries.fetch_add(1, Ordering::SeqCst);
         let tunnel = self.pick();
         tunnel.state.lock().unwrap().changes.push_back(Instant::now());
-        tunnel.gateway.expire(&tunnel.id);
+        tunnel.gateway.expire(&tunnel.id).unwrap();
     }
 
     /// Adds the tunnels that have expired anew.

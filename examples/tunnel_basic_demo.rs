@@ -45,7 +45,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let manager = Manager::builder()
         .security(Security::Tls(tls))
         .service(Service::new("_SSH", "127.0.0.1", port)?)
-        .on_event(|_, event| println!("event {:?} {}", event.kind, event.tunnel_id))
+        .on_event(|_, event| println!("event {event}"))
         .build()?;
     let handle = manager.handle();
 

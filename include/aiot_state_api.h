@@ -42,7 +42,8 @@
 #define STATE_USER_INPUT_MISSING_HOST (-0x0108)
 
 /**
- * The handle is not a live one: its deinit was called, or it never came from an init.
+ * The handle is not a live one: its deinit was called, or it never came from an init. Or the
+ * handle was stopped, and takes no more commands.
  */
 #define STATE_USER_INPUT_EXEC_DISABLED (-0x0109)
 

@@ -244,7 +244,8 @@ void *aiot_tunnel_start(void *handle);
 /**
  * Makes aiot_tunnel_start return within 200 ms, even while a tunnel is connecting. (Link SDK 4.x)
  *
- * A stop is final: a later aiot_tunnel_start with this handle returns at once.
+ * A stop is final: a later aiot_tunnel_start with this handle returns at once, and later commands
+ * (add, update, delete) return STATE_USER_INPUT_EXEC_DISABLED.
  *
  * May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
  * to return.
@@ -277,7 +278,7 @@ int32_t aiot_tunnel_stop(void *handle);
  * Returns a state code. After an error, nothing is queued.
  * - STATE_SUCCESS: the command is queued.
  * - STATE_USER_INPUT_NULL_POINTER: an argument or a member of params is NULL.
- * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid, or the instance was stopped.
  * - STATE_USER_INPUT_OUT_RANGE (ours): a string has no NUL within 128 bytes or contains a byte
  *   that is not allowed, the id or the host is empty, or the port is not a number from 1 to 65535.
  * - STATE_TUNNEL_LIMIT (ours): the instance has 20 tunnels already.
@@ -313,7 +314,7 @@ int32_t aiot_tunnel_update(void *handle,
  * Returns a state code:
  * - STATE_SUCCESS: the command is queued.
  * - STATE_USER_INPUT_NULL_POINTER: an argument is NULL.
- * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+ * - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid, or the instance was stopped.
  * - STATE_USER_INPUT_OUT_RANGE (ours): the id is empty, has no NUL within 128 bytes or contains a
  *   byte that is not allowed.
  * - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.

@@ -1,51 +1,56 @@
-//! What can go wrong, one variant per cause, each with the state code that C callers know it by.
+//! The library's errors: one variant for each cause, and the state code that C callers get.
 
 use std::io;
 
+use crate::config::TunnelId;
 use crate::state;
 
-/// Everything that a call of this crate can report.
+/// Why a call of this crate failed.
 ///
-/// No variant ever carries a token or a key, so an `Error` may be logged as it is.
+/// No variant carries a token or a key, so an `Error` may be logged as it is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value does not fit its field: which field, and why.
+    /// A value does not fit its field.
     #[error("{field}: {reason}")]
     InvalidInput {
         /// The field, in the words of the documentation.
         field: &'static str,
-        /// What is wrong with the value; never the value itself where it may be secret.
+        /// What is wrong with the value. It holds the value itself only where that is no secret.
         reason: String,
     },
-    /// The CA bundle holds no certificate that can be read.
+    /// The CA bundle holds no certificate, or one that cannot be read.
     #[error("CA certificate: {0}")]
     InvalidCa(String),
     /// The client certificate cannot be read.
     #[error("client certificate: {0}")]
     InvalidClientCert(String),
-    /// The client key cannot be read or does not belong to the certificate.
+    /// The client key cannot be read, is encrypted, or belongs to another certificate.
     #[error("client key: {0}")]
     InvalidClientKey(String),
-    /// As many tunnels as [`Limits::max_tunnels`](crate::Limits) exist already.
+    /// As many tunnels exist as [`Limits::max_tunnels`](crate::Limits::max_tunnels) allows.
     #[error("the limit of {0} tunnels is reached; delete one first")]
     TunnelLimit(usize),
-    /// Commands wait for a start thread that does not take them.
+    /// So many commands wait already, for a start thread that does not take them.
     #[error("{0} commands already wait for the start thread")]
     Busy(usize),
-    /// [`Manager::run`](crate::Manager::run) runs in another thread.
+    /// Another thread is inside [`Manager::run`](crate::Manager::run).
     #[error("the start thread already runs")]
     AlreadyRunning,
-    /// The manager is gone.
-    #[error("the manager has ended")]
+    /// The manager takes no command any more: it was stopped, its run has ended, or it was
+    /// dropped.
+    #[error("the manager has ended; it takes no more commands")]
     Ended,
-    /// The IPC message is not one: why.
+    /// The gateway serves no tunnel of this id.
+    #[error("the gateway serves no tunnel {0}")]
+    UnknownTunnel(TunnelId),
+    /// The bytes are not an IPC message, for this reason.
     #[error("IPC message: {0}")]
     InvalidMessage(String),
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was attempted, on what.
+        /// What was attempted, and on what.
         what: String,
         /// What went wrong.
         source: io::Error,
@@ -61,7 +66,7 @@ impl Error {
         Error::Io { what: what.into(), source }
     }
 
-    /// The state code that a C caller gets for this error (always negative).
+    /// The state code that a C caller gets for this error; always negative. See [`state`].
     pub fn state_code(&self) -> i32 {
         match self {
             Error::InvalidInput { .. } | Error::InvalidMessage(_) => state::USER_INPUT_OUT_RANGE,
@@ -72,10 +77,10 @@ impl Error {
             Error::Busy(_) => state::TUNNEL_BUSY,
             Error::AlreadyRunning => state::TUNNEL_RUNNING,
             Error::Ended => state::USER_INPUT_EXEC_DISABLED,
-            Error::Io { .. } => state::TUNNEL_FAILED,
+            Error::UnknownTunnel(_) | Error::Io { .. } => state::TUNNEL_FAILED,
         }
     }
 }
 
-/// The crate's result.
+/// The result of this crate's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -5,10 +5,11 @@
 //! ([`Manager::run`]) that takes commands and runs the event handler, a **listen thread**
 //! ([`listen`]) that receives commands from another process, and one **worker** per tunnel.
 #![deny(unsafe_op_in_unsafe_fn)]
-#![warn(missing_docs)]
+#![warn(missing_debug_implementations, missing_docs)]
 
 #[cfg(feature = "access")]
 pub mod access;
+#[doc(hidden)]
 pub mod capi;
 mod config;
 mod device;
@@ -25,6 +26,6 @@ mod sys;
 pub use config::{
     ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
 };
-pub use device::manager::{Builder, EventHandler, Handle, Manager};
+pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder};
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};

@@ -6,6 +6,7 @@
 //! a host of its choosing, so the queue is created with mode 0600 (the SDK's demo uses 0666), and
 //! one that is there already must be as safe ([`Listener::start`]).
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -139,9 +140,16 @@ impl Default for Options {
 }
 
 /// A running listen thread.
+#[must_use = "dropping a listener stops it"]
 pub struct Listener {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("options", &self.shared.options).finish_non_exhaustive()
+    }
 }
 
 /// What the listen thread and its [`Listener`] both need.

@@ -21,7 +21,8 @@ pub const USER_INPUT_OUT_RANGE: i32 = -0x0102;
 pub const USER_INPUT_UNKNOWN_OPTION: i32 = -0x0103;
 /// No host was given. Not returned by this library.
 pub const USER_INPUT_MISSING_HOST: i32 = -0x0108;
-/// The handle is not a live one: its deinit was called, or it never came from an init.
+/// The handle is not a live one: its deinit was called, or it never came from an init. Or the
+/// handle was stopped, and takes no more commands.
 pub const USER_INPUT_EXEC_DISABLED: i32 = -0x0109;
 
 /// Where the codes for the system below begin. Never returned itself.

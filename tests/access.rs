@@ -705,12 +705,11 @@ fn gateway(tls: Option<&(Vec<u8>, Vec<u8>)>) -> Gateway {
         common::logs::note_secret(key);
         builder = builder.tls_pem(certificate, key).unwrap();
     }
-    let tunnel = TunnelConfig {
-        id: TunnelId::new("t1").unwrap(),
-        device_token: Token::new(DEVICE).unwrap(),
-        access_token: Token::new(ACCESS).unwrap(),
-        expires: None,
-    };
+    let tunnel = TunnelConfig::new(
+        TunnelId::new("t1").unwrap(),
+        Token::new(DEVICE).unwrap(),
+        Token::new(ACCESS).unwrap(),
+    );
     builder.tunnel(tunnel).start("127.0.0.1:0".parse().unwrap()).unwrap()
 }
 

@@ -184,12 +184,11 @@ fn try_seed(
     };
 
     let id = TunnelId::new("t").unwrap();
-    let mut builder = Gateway::builder().tunnel(TunnelConfig {
-        id: id.clone(),
-        device_token: Token::new(DEVICE_TOKEN).unwrap(),
-        access_token: Token::new(ACCESS_TOKEN).unwrap(),
-        expires: None,
-    });
+    let mut builder = Gateway::builder().tunnel(TunnelConfig::new(
+        id.clone(),
+        Token::new(DEVICE_TOKEN).unwrap(),
+        Token::new(ACCESS_TOKEN).unwrap(),
+    ));
     if tls {
         builder = builder.tls_pem(&certificates.chain, &certificates.key).unwrap();
     }
@@ -232,7 +231,7 @@ fn try_seed(
                 match event.kind {
                     EventKind::Connect => {}
                     EventKind::Disconnect => reports.lost.push(Instant::now()),
-                    EventKind::Expired => panic!("the tunnel expired"),
+                    other => panic!("{other} of the tunnel"),
                 }
             }
         })

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aiot_tunnel::gateway::{Builder, Gateway, TunnelConfig};
+use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Side, TunnelConfig};
 use aiot_tunnel::{Token, TunnelId};
 use openssl::ssl::{SslConnector, SslMethod};
 use openssl::x509::X509;
@@ -84,15 +84,14 @@ impl<S: Read + Write> Client<S> {
 }
 
 fn tunnel(id: &str) -> TunnelConfig {
-    TunnelConfig {
-        id: TunnelId::new(id).unwrap(),
-        device_token: Token::new(DEVICE_TOKEN).unwrap(),
-        access_token: Token::new(ACCESS_TOKEN).unwrap(),
-        expires: None,
-    }
+    TunnelConfig::new(
+        TunnelId::new(id).unwrap(),
+        Token::new(DEVICE_TOKEN).unwrap(),
+        Token::new(ACCESS_TOKEN).unwrap(),
+    )
 }
 
-fn start(builder: Builder) -> Gateway {
+fn start(builder: GatewayBuilder) -> Gateway {
     common::logs::keep();
     builder.tunnel(tunnel("t1")).start("127.0.0.1:0".parse().unwrap()).unwrap()
 }
@@ -301,11 +300,28 @@ fn refusals_and_losses_have_their_codes() {
 fn expiry_closes_both_ends_and_refuses_the_tokens() {
     let (gateway, id) = gateway();
     let (mut device, mut access) = pair(&gateway);
-    assert!(gateway.expire(&id));
+    gateway.expire(&id).unwrap();
     assert_eq!(device.close_code(), Some(4001));
     assert_eq!(access.close_code(), Some(4001));
     let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
     assert_eq!(again.err(), Some(401));
+}
+
+#[test]
+fn a_tunnel_expires_at_the_time_of_its_configuration() {
+    use std::time::{Duration, SystemTime};
+    let (gateway, _) = gateway();
+    let now = SystemTime::now();
+    gateway.add_tunnel(tunnel("t1").with_expires(now - Duration::from_secs(3600))).unwrap();
+    let late = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
+    assert_eq!(late.err(), Some(401));
+    gateway.add_tunnel(tunnel("t1").with_expires(now + Duration::from_secs(3600))).unwrap();
+    let (mut device, mut access) = pair(&gateway);
+    gateway.add_tunnel(tunnel("t1").with_expires(SystemTime::UNIX_EPOCH)).unwrap();
+    assert_eq!(device.close_code(), Some(4001));
+    assert_eq!(access.close_code(), Some(4001));
+    gateway.add_tunnel(tunnel("t1")).unwrap();
+    pair(&gateway);
 }
 
 #[test]
@@ -608,7 +624,7 @@ fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
         }
         over.store(true, Ordering::Relaxed);
         // Ends the other tunnel's flood, if it is not over.
-        gateway.expire(&TunnelId::new("t2").unwrap());
+        gateway.expire(&TunnelId::new("t2").unwrap()).unwrap();
     });
 }
 
@@ -660,8 +676,18 @@ fn frame_ids_increase_on_a_connection_whatever_its_sources_say() {
 fn a_removed_tunnel_is_closed_and_unknown_until_it_is_added_again() {
     let (gateway, id) = gateway();
     let (mut device, mut access) = pair(&gateway);
-    assert!(gateway.remove_tunnel(&id));
-    assert!(!gateway.remove_tunnel(&id));
+    gateway.remove_tunnel(&id).unwrap();
+    let error = gateway.remove_tunnel(&id).unwrap_err();
+    assert!(
+        matches!(&error, aiot_tunnel::Error::UnknownTunnel(unknown) if *unknown == id),
+        "{error}"
+    );
+    assert!(matches!(gateway.expire(&id), Err(aiot_tunnel::Error::UnknownTunnel(_))));
+    let token = Token::new("hush-other").unwrap();
+    assert!(matches!(
+        gateway.set_token(&id, Side::Device, token),
+        Err(aiot_tunnel::Error::UnknownTunnel(_))
+    ));
     assert_eq!(device.close_code(), Some(1001));
     assert_eq!(access.close_code(), Some(1001));
     let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));

@@ -92,7 +92,7 @@ fn a_queue_of_a_stranger_is_refused_unless_the_options_trust_its_owner() {
     }
     let start = |owner| Listener::start(manager.handle(), Options { key, mode: 0o600, owner });
     for owner in [None, Some(STRANGER + 1)] {
-        let error = start(owner).err().expect("a stranger's queue").to_string();
+        let error = start(owner).expect_err("a stranger's queue").to_string();
         assert!(error.contains("uid 54321") && error.contains("ipcrm"), "{error}");
     }
     start(Some(STRANGER)).unwrap().stop();

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use aiot_tunnel_proto::access::SessionError;
 
 use crate::config::{ConnectParams, Security, Service};
-use crate::error::{Error as CrateError, Result as CrateResult};
+use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
 use crate::net::LocalSocket;
 use crate::sys::{poll, PollFd, Waker};
@@ -74,6 +74,9 @@ pub enum Error {
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// A value is not valid, or the client could not be made.
+    #[error(transparent)]
+    Setup(#[from] CrateError),
 }
 
 impl From<SessionError> for Error {
@@ -90,10 +93,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Ends a running [`Client`] from another thread. Cheap to clone.
 #[derive(Clone)]
+#[must_use]
 pub struct Stop(Arc<Waker>);
 
 impl Stop {
-    /// Ends `listen` and `stdio`. Sticky.
+    /// Ends [`Client::listen`] and [`Client::stdio`], and every later call of them. Does not
+    /// block.
     pub fn stop(&self) {
         self.0.wake();
     }
@@ -105,7 +110,9 @@ impl fmt::Debug for Stop {
     }
 }
 
-/// An access side that has yet to connect.
+/// An access side. It connects when [`listen`](Client::listen) or [`stdio`](Client::stdio) is
+/// called.
+#[must_use]
 pub struct Client {
     params: ConnectParams,
     tls: TlsContext,
@@ -114,13 +121,24 @@ pub struct Client {
     stop: Arc<Waker>,
 }
 
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("params", &self.params)
+            .field("service_type", &self.service_type)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Client {
-    /// `params`: host, port, path (`/tunnel/<id>/source`) and the access token;
-    /// `service_type`: what the device is asked for, e.g. `_SSH`.
+    /// Makes a client; it does not connect yet. `params` holds host, port, path
+    /// (`/tunnel/<id>/source`) and the access token. `service_type` is the service that the
+    /// device is asked for, such as `_SSH`.
     ///
     /// # Errors
-    /// [`CrateError::InvalidInput`] for a service type that the protocol cannot carry.
-    pub fn new(params: ConnectParams, security: Security, service_type: &str) -> CrateResult<Self> {
+    /// [`Error::Setup`] for a service type that the protocol cannot carry, or when a descriptor
+    /// cannot be made.
+    pub fn new(params: ConnectParams, security: Security, service_type: &str) -> Result<Self> {
         // The same rule as for a device's services; host and port do not matter.
         Service::new(service_type, "localhost", params.port())?;
         let stop = Waker::new().map_err(|e| CrateError::io("create an eventfd", e))?;
@@ -128,16 +146,17 @@ impl Client {
         Ok(Client { params, tls, service_type: service_type.to_owned(), stop })
     }
 
-    /// What ends it.
+    /// A handle that ends the client from another thread.
     pub fn stop_handle(&self) -> Stop {
         Stop(self.stop.clone())
     }
 
-    /// Serves each connection to `listener` as a session, until stopped. A lost WebSocket is
-    /// opened anew after a second; its sessions' connections are reset. Refusals go to stderr.
+    /// Serves each connection to `listener` as a session. Blocks until stopped. When the
+    /// WebSocket is lost, the local connections of its sessions are reset, and a second later the
+    /// client connects again. Refused sessions are reported on stderr.
     ///
     /// # Errors
-    /// [`Error::Unauthorized`], and whatever made the very first connect fail.
+    /// [`Error::Unauthorized`] at any time; any error when the first connection fails.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
         let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
@@ -164,12 +183,12 @@ impl Client {
         }
     }
 
-    /// Serves stdin and stdout as one session, until it ends; every byte that came has been
-    /// written then. The thread that reads stdin lives on until its read returns: for programs
-    /// that exit afterwards.
+    /// Serves stdin and stdout as one session. Blocks until the session ends; every byte that
+    /// came has then been written. The thread that reads stdin lives on until its read returns,
+    /// so this is for programs that exit afterwards.
     ///
     /// # Errors
-    /// Whatever kept the session from opening or from ending in order.
+    /// Any error that kept the session from opening, or from ending in order.
     pub fn stdio(&self) -> Result<()> {
         let opened = Connector::new(&self.params, &self.tls, &self.stop)?.open()?;
         // stdin and stdout may be shared with other programs, so they are left blocking, each

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::access::Client;
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
@@ -248,15 +248,15 @@ fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
         }],
         (None, None) => return Err("give --tunnels FILE or --tunnel ID".into()),
     };
-    let now = Instant::now();
+    let now = SystemTime::now();
     let config = |entry: TunnelEntry| -> Result<TunnelConfig> {
         let expires = entry.expire.map(|seconds| now.checked_add(Duration::from_secs(seconds)));
-        Ok(TunnelConfig {
-            id: TunnelId::new(&entry.id)?,
-            device_token: Token::new(&entry.device_token)?,
-            access_token: Token::new(&entry.access_token)?,
-            expires: expires.flatten(),
-        })
+        Ok(TunnelConfig::new(
+            TunnelId::new(&entry.id)?,
+            Token::new(&entry.device_token)?,
+            Token::new(&entry.access_token)?,
+        )
+        .with_expires(expires.flatten()))
     };
     entries.into_iter().map(config).collect()
 }
@@ -309,7 +309,7 @@ fn agent(args: &AgentArgs) -> Result<()> {
     }
     let manager = builder
         .on_event(|_, event| {
-            let _ = writeln!(std::io::stdout(), "{:?} {}", event.kind, event.tunnel_id);
+            let _ = writeln!(std::io::stdout(), "{event}");
         })
         .build()?;
     let handle = manager.handle();

@@ -258,7 +258,8 @@ pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
 
 /// Makes aiot_tunnel_start return within 200 ms, even while a tunnel is connecting. (Link SDK 4.x)
 ///
-/// A stop is final: a later aiot_tunnel_start with this handle returns at once.
+/// A stop is final: a later aiot_tunnel_start with this handle returns at once, and later commands
+/// (add, update, delete) return STATE_USER_INPUT_EXEC_DISABLED.
 ///
 /// May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
 /// to return.
@@ -295,7 +296,7 @@ pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
 /// Returns a state code. After an error, nothing is queued.
 /// - STATE_SUCCESS: the command is queued.
 /// - STATE_USER_INPUT_NULL_POINTER: an argument or a member of params is NULL.
-/// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+/// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid, or the instance was stopped.
 /// - STATE_USER_INPUT_OUT_RANGE (ours): a string has no NUL within 128 bytes or contains a byte
 ///   that is not allowed, the id or the host is empty, or the port is not a number from 1 to 65535.
 /// - STATE_TUNNEL_LIMIT (ours): the instance has 20 tunnels already.
@@ -345,7 +346,7 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// Returns a state code:
 /// - STATE_SUCCESS: the command is queued.
 /// - STATE_USER_INPUT_NULL_POINTER: an argument is NULL.
-/// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
+/// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid, or the instance was stopped.
 /// - STATE_USER_INPUT_OUT_RANGE (ours): the id is empty, has no NUL within 128 bytes or contains a
 ///   byte that is not allowed.
 /// - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.

@@ -7,21 +7,22 @@
 //! An accept thread hands each connection to a short-lived thread for its handshakes, which
 //! hands it to the tunnel's hub: one thread for each tunnel that has a connection.
 //!
-//! What strangers and tunnels may take is limited; [`Builder`] has the settings. An access
+//! What strangers and tunnels may take is limited; [`GatewayBuilder`] has the settings. An access
 //! connection for which 256 KiB wait stops what its tunnel's device sends, for the protocol
 //! has no finer flow control; when it has taken less than 4 KiB within
-//! [`stall_timeout`](Builder::stall_timeout) it is closed with code 1008, its sessions are
+//! [`stall_timeout`](GatewayBuilder::stall_timeout) it is closed with code 1008, its sessions are
 //! released towards the device (code 2), and the tunnel's other access connections go on.
 
 mod admission;
 mod hub;
 mod server;
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aiot_tunnel_proto::connection::{Connection, Transport};
 use aiot_tunnel_proto::gateway::TunnelLimits;
@@ -87,27 +88,58 @@ impl Transport for MemberStream {
     }
 }
 
-/// A tunnel that the gateway serves.
+/// A tunnel that the gateway serves. `Debug` hides the tokens.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
+#[must_use]
 pub struct TunnelConfig {
-    /// Its id, as it stands in the path.
+    /// The tunnel's id, as it stands in the path.
     pub id: TunnelId,
-    /// Lets the device in.
+    /// The token that lets the device in; not empty.
     pub device_token: Token,
-    /// Lets access sides in.
+    /// The token that lets access sides in; not empty, and another than the device's.
     pub access_token: Token,
-    /// When both tokens cease to be valid; `None`: never.
-    pub expires: Option<Instant>,
+    /// The time from which neither token is valid. `None`, the default: both are valid until the
+    /// tunnel is removed.
+    ///
+    /// The gateway reads the system's clock once, when it gets this value, and counts from then
+    /// on without it: a clock that is set later moves no expiry. A time in the past expires the
+    /// tunnel at once.
+    pub expires: Option<SystemTime>,
 }
 
-/// Collects what a [`Gateway`] needs.
-pub struct Builder {
+impl TunnelConfig {
+    /// A tunnel that never expires. [`Gateway::add_tunnel`] and [`GatewayBuilder::start`] check
+    /// the tokens.
+    pub fn new(id: TunnelId, device_token: Token, access_token: Token) -> Self {
+        TunnelConfig { id, device_token, access_token, expires: None }
+    }
+
+    /// Sets [`expires`](Self::expires).
+    pub fn with_expires(mut self, at: impl Into<Option<SystemTime>>) -> Self {
+        self.expires = at.into();
+        self
+    }
+}
+
+/// A time of the system's clock on the clock that cannot be set. `None` is never: no expiry, or
+/// one that is too far away for a clock.
+fn deadline(expires: Option<SystemTime>) -> Option<Instant> {
+    let now = Instant::now();
+    // A time in the past has no distance from now.
+    let left = expires?.duration_since(SystemTime::now()).unwrap_or_default();
+    now.checked_add(left)
+}
+
+/// Configures and starts a [`Gateway`]; made by [`Gateway::builder`].
+#[must_use]
+pub struct GatewayBuilder {
     tls: Option<SslAcceptor>,
     tunnels: Vec<TunnelConfig>,
     settings: Settings,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Settings {
     tunnel: TunnelLimits,
     connections: usize,
@@ -116,66 +148,79 @@ struct Settings {
     handshake_timeout: Duration,
 }
 
-impl Builder {
-    /// Serves `wss`: `chain` in PEM, the server's own certificate first; `key` in PEM, PKCS#8 or
-    /// the traditional RSA and EC forms, not encrypted. Without it the gateway serves `ws`.
+impl fmt::Debug for GatewayBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GatewayBuilder")
+            .field("tls", &self.tls.is_some())
+            .field("tunnels", &self.tunnels)
+            .field("settings", &self.settings)
+            .finish()
+    }
+}
+
+impl GatewayBuilder {
+    /// Serves `wss`. `chain` is PEM text, the server's own certificate first. `key` is PEM text,
+    /// PKCS#8 or the traditional RSA and EC forms, not encrypted. Without this call the gateway
+    /// serves `ws`.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] when they cannot be read or do not belong together.
+    /// [`Error::InvalidInput`] when certificate and key cannot be read or do not belong together.
     pub fn tls_pem(mut self, chain: &[u8], key: &[u8]) -> Result<Self> {
         self.tls = Some(acceptor(chain, key)?);
         Ok(self)
     }
 
-    /// Serves a tunnel; more can be added later.
+    /// Serves a tunnel. [`Gateway::add_tunnel`] adds more later.
     pub fn tunnel(mut self, tunnel: TunnelConfig) -> Self {
         self.tunnels.push(tunnel);
         self
     }
 
-    /// Sessions of one tunnel at once; default 10, the platform's limit.
+    /// Sets how many sessions one tunnel may have at once; default 10, the platform's limit.
     pub fn session_limit(mut self, limit: usize) -> Self {
         self.settings.tunnel.sessions = limit;
         self
     }
 
-    /// Open connections in all; default 1024. One more is answered with 503.
+    /// Sets how many connections may be open in all; default 1024. One more is answered with
+    /// HTTP 503.
     pub fn connection_limit(mut self, limit: usize) -> Self {
         self.settings.connections = limit;
         self
     }
 
-    /// Access connections of one tunnel at once; default 32. One more is answered with 503.
+    /// Sets how many access connections one tunnel may have at once; default 32. One more is
+    /// answered with HTTP 503.
     pub fn access_limit(mut self, limit: usize) -> Self {
         self.settings.access_connections = limit;
         self
     }
 
-    /// Handshakes at a time; default 64, at least 1. When one more begins, the oldest of the
-    /// address that has most of them is cut off.
+    /// Sets how many handshakes may run at a time; default 64, at least 1. When one more begins,
+    /// the gateway cuts off the oldest handshake of the address that has most of them.
     pub fn handshake_limit(mut self, limit: usize) -> Self {
         self.settings.handshakes = limit;
         self
     }
 
-    /// Time for TLS and WebSocket handshake together; default 15 s.
+    /// Sets the time for TLS and WebSocket handshake together; default 15 s.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.settings.handshake_timeout = timeout;
         self
     }
 
-    /// How long an access connection whose buffer is full may take less than 4 KiB before it is
-    /// closed, since it holds up its siblings; default 10 s.
+    /// Sets how long an access connection whose buffer is full may take less than 4 KiB; default
+    /// 10 s. Then the gateway closes it, because it holds up the others.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.settings.tunnel.stall = timeout;
         self
     }
 
-    /// Binds the address (port 0: a free one) and serves.
+    /// Binds the address (port 0: a free one), starts the threads and returns.
     ///
     /// # Errors
     /// [`Error::Io`] when the address cannot be bound or a thread cannot be created;
-    /// [`Error::InvalidInput`] for two tokens of a tunnel that are the same or empty.
+    /// [`Error::InvalidInput`] when a token is empty or a tunnel's two tokens are the same.
     pub fn start(self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
         let listener = TcpListener::bind(address).map_err(bind)?;
@@ -211,7 +256,8 @@ impl Builder {
     }
 }
 
-/// A running gateway. Dropping it ends its connections and threads, as [`shutdown`] does.
+/// A running gateway. Its methods may be called from any thread. Dropping it closes its
+/// connections and ends its threads, as [`shutdown`] does.
 ///
 /// [`shutdown`]: Gateway::shutdown
 ///
@@ -220,26 +266,32 @@ impl Builder {
 /// use aiot_tunnel::{Token, TunnelId};
 ///
 /// let gateway = Gateway::builder()
-///     .tunnel(TunnelConfig {
-///         id: TunnelId::new("t1")?,
-///         device_token: Token::new("for-the-device")?,
-///         access_token: Token::new("for-the-operator")?,
-///         expires: None,
-///     })
+///     .tunnel(TunnelConfig::new(
+///         TunnelId::new("t1")?,
+///         Token::new("for-the-device")?,
+///         Token::new("for-the-operator")?,
+///     ))
 ///     .start("127.0.0.1:0".parse().unwrap())?;
 /// println!("listening on {}", gateway.local_addr());
 /// gateway.shutdown();
 /// # Ok::<(), aiot_tunnel::Error>(())
 /// ```
+#[must_use = "dropping a gateway shuts it down"]
 pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
     accept: Option<JoinHandle<()>>,
 }
 
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
 impl Gateway {
-    /// Starts with no tunnel, without TLS, with 10 sessions a tunnel.
-    pub fn builder() -> Builder {
+    /// A builder with no tunnel, without TLS, and with the default limits.
+    pub fn builder() -> GatewayBuilder {
         let settings = Settings {
             tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
             connections: 1024,
@@ -247,30 +299,33 @@ impl Gateway {
             handshakes: 64,
             handshake_timeout: Duration::from_secs(15),
         };
-        Builder { tls: None, tunnels: Vec::new(), settings }
+        GatewayBuilder { tls: None, tunnels: Vec::new(), settings }
     }
 
-    /// The address that it listens on.
+    /// The address on which the gateway listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves one more tunnel, or gives an existing one new tokens and a new expiry; its
-    /// connections stay.
+    /// Serves one more tunnel. A tunnel that exists gets the new tokens and the new expiry; its
+    /// connections stay open.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for two tokens that are the same or empty.
+    /// [`Error::InvalidInput`] when a token is empty or both are the same.
     pub fn add_tunnel(&self, tunnel: TunnelConfig) -> Result<()> {
         self.shared.add(&tunnel)
     }
 
-    /// Replaces the token of one side, for handshakes from now on. False for an unknown tunnel.
+    /// Replaces the token of one side. Handshakes from now on need the new one; connections that
+    /// are open stay open.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] when the token is empty or the other side's.
-    pub fn set_token(&self, id: &TunnelId, side: Side, token: Token) -> Result<bool> {
+    /// [`Error::UnknownTunnel`]; [`Error::InvalidInput`] when the token is empty or is the other
+    /// side's.
+    pub fn set_token(&self, id: &TunnelId, side: Side, token: Token) -> Result<()> {
         let mut registry = self.shared.registry.lock();
-        let Some(entry) = registry.tunnels.get_mut(id.as_str()) else { return Ok(false) };
+        let unknown = || Error::UnknownTunnel(id.clone());
+        let entry = registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?;
         check_not_empty(&token)?;
         let new = self.shared.digester.of_token(&token);
         let (own, other) = match side {
@@ -279,31 +334,39 @@ impl Gateway {
         };
         check_different(&new, other)?;
         *own = new;
-        Ok(true)
+        Ok(())
     }
 
-    /// Expires a tunnel: its connections are closed with code 4001, its tokens answered with
-    /// 401, until [`add_tunnel`](Gateway::add_tunnel) renews it. False for an unknown tunnel.
-    pub fn expire(&self, id: &TunnelId) -> bool {
+    /// Expires a tunnel now. Its connections are closed with code 4001, and its tokens are
+    /// answered with HTTP 401, until [`add_tunnel`](Gateway::add_tunnel) renews the tunnel.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTunnel`].
+    pub fn expire(&self, id: &TunnelId) -> Result<()> {
         let mut registry = self.shared.registry.lock();
-        let Some(entry) = registry.tunnels.get_mut(id.as_str()) else { return false };
+        let unknown = || Error::UnknownTunnel(id.clone());
+        let entry = registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?;
         entry.expires = Some(Instant::now());
         entry.order(Order::ExpireAt(entry.expires));
-        true
+        Ok(())
     }
 
-    /// Serves a tunnel no more: its connections are closed with code 1001, its tokens answered
-    /// with 401. False for an unknown tunnel.
-    pub fn remove_tunnel(&self, id: &TunnelId) -> bool {
+    /// Removes a tunnel. Its connections are closed with code 1001, and its tokens are answered
+    /// with HTTP 401.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTunnel`].
+    pub fn remove_tunnel(&self, id: &TunnelId) -> Result<()> {
         let mut registry = self.shared.registry.lock();
-        let Some(mut entry) = registry.tunnels.remove(id.as_str()) else { return false };
+        let unknown = || Error::UnknownTunnel(id.clone());
+        let mut entry = registry.tunnels.remove(id.as_str()).ok_or_else(unknown)?;
         entry.order(Order::Stop);
         registry.ended.extend(entry.hub.take().map(|hub| hub.thread));
-        true
+        Ok(())
     }
 
-    /// Closes every connection (code 1001) and joins all threads; a peer that does not answer
-    /// its close frame is waited for 2 s.
+    /// Closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
+    /// 2 s for a peer that does not answer the close frame.
     pub fn shutdown(mut self) {
         self.stop();
     }
@@ -359,6 +422,30 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expiry_holds_for_every_time_that_the_clock_can_show() {
+        let now = SystemTime::now();
+        let from_now = |at| {
+            let deadline = deadline(Some(at)).map(|at| at.checked_duration_since(Instant::now()));
+            deadline.map(Option::unwrap_or_default)
+        };
+        let hour = Duration::from_secs(3600);
+        let in_an_hour = from_now(now + hour).unwrap();
+        assert!(in_an_hour <= hour && in_an_hour > hour / 2);
+        for past in [now, now - hour, SystemTime::UNIX_EPOCH] {
+            assert_eq!(from_now(past), Some(Duration::ZERO));
+        }
+        assert_eq!(deadline(None), None);
+        // As far away as a clock can show; what it counts from may not reach so far.
+        let mut step = Duration::from_secs(1 << 62);
+        let mut furthest = now;
+        while !step.is_zero() {
+            furthest = furthest.checked_add(step).unwrap_or(furthest);
+            step /= 2;
+        }
+        assert!(from_now(furthest).is_none_or(|left| left > 1_000_000 * hour));
+    }
 
     #[test]
     fn the_defaults_are_those_of_the_documents() {

@@ -101,8 +101,8 @@ impl Shared {
             accesses: Places::default(),
         });
         (entry.device_token, entry.access_token) = (device_token, access_token);
-        entry.expires = config.expires;
-        entry.order(Order::ExpireAt(config.expires));
+        entry.expires = super::deadline(config.expires);
+        entry.order(Order::ExpireAt(entry.expires));
         Ok(())
     }
 
@@ -334,12 +334,8 @@ mod tests {
     #[test]
     fn a_tunnel_whose_thread_has_panicked_gets_another_with_the_next_connection() {
         let token = |text| Token::new(text).unwrap();
-        let tunnel = TunnelConfig {
-            id: TunnelId::new("t1").unwrap(),
-            device_token: token("hush-device"),
-            access_token: token("hush-access"),
-            expires: None,
-        };
+        let id = TunnelId::new("t1").unwrap();
+        let tunnel = TunnelConfig::new(id, token("hush-device"), token("hush-access"));
         let gateway = Gateway::builder().tunnel(tunnel);
         let gateway = gateway.start("127.0.0.1:0".parse().unwrap()).unwrap();
         // As a hub leaves it that ends without a word.

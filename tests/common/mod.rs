@@ -200,7 +200,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(builder: Builder) -> Self {
+    pub fn start(builder: ManagerBuilder) -> Self {
         logs::keep();
         let (sender, events) = mpsc::channel();
         let sender = std::sync::Mutex::new(sender);
@@ -258,7 +258,7 @@ pub fn echo(name: &str) -> Service {
     })
 }
 
-pub fn plain() -> Builder {
+pub fn plain() -> ManagerBuilder {
     Manager::builder().security(Security::Plain)
 }
 

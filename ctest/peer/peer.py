@@ -444,11 +444,11 @@ class Peer:
             while connection._parse() or connection.inbox:
                 while connection.inbox:
                     header, payload = connection.inbox.popleft()
-                    require(header["frame_type"] == DATA, f"{header} amid the echo")
+                    require(header["frame_type"] == DATA, f"{header} during the echo")
                     sessions[header["session_id"]].echoed += payload
             sending = any(session.sent < len(session.data) for session in sessions.values())
             if not all(session.done() for session in sessions.values()):
-                require(not connection.ended, "lost amid the echo")
+                require(not connection.ended, "lost during the echo")
                 if connection.outgoing or not sending:
                     connection.pump()
         for session in sessions.values():
@@ -477,7 +477,7 @@ class Peer:
                         require(header["frame_type"] == RELEASE, f"{header}, not a release")
                         require(json.loads(payload)["code"] == 1, f"{payload!r}, not code 1")
                         released = True
-                require(not connection.ended, "lost amid a session")
+                require(not connection.ended, "lost during a session")
                 time.sleep(0.001)  # separate writes, so that one of them meets the reset
         connection.close(EXPIRED)
 

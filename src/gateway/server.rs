@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -23,7 +23,7 @@ use super::hub::{Hub, Order, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, Side, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
-use crate::net::{accept, Wait, WaitError};
+use crate::net::{accept, UntilStopped};
 use crate::sys::{poll, PollFd, Waker};
 
 /// A tunnel's device connections: the one in use, and older ones in their closing handshake.
@@ -164,7 +164,7 @@ impl Shared {
 
     fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
-        let wait = HandshakeWait { stop: &self.stop };
+        let wait = UntilStopped { stop: &self.stop, lookups: None };
         let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
         let refuse = |stream, status| accept::refuse(stream, &refusal(status), &wait, deadline);
         let request = match accept::read_request(&mut stream, &wait, deadline) {
@@ -276,35 +276,6 @@ impl Shared {
         let hub = entry.and_then(|entry| entry.hub.take_if(|hub| hub.serial == serial));
         registry.ended.extend(hub.map(|hub| hub.thread));
         true
-    }
-}
-
-/// How a handshake's thread waits: until the gateway stops.
-struct HandshakeWait<'a> {
-    stop: &'a Waker,
-}
-
-impl Wait for HandshakeWait<'_> {
-    fn wait(
-        &self,
-        fd: Option<BorrowedFd<'_>>,
-        write: bool,
-        deadline: Instant,
-    ) -> std::result::Result<(), WaitError> {
-        let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false)];
-        fds.extend(fd.map(|fd| PollFd::new(fd, !write, write)));
-        loop {
-            poll(&mut fds, Some(deadline)).map_err(WaitError::Io)?;
-            if fds[0].ready().read {
-                return Err(WaitError::Interrupted);
-            }
-            if fds[1..].iter().any(|fd| fd.ready() != Default::default()) {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(WaitError::TimedOut);
-            }
-        }
     }
 }
 

@@ -15,4 +15,6 @@ mod wait;
 pub(crate) use dial::Dialer;
 pub(crate) use local::LocalSocket;
 pub(crate) use stream::{Socket, Stream};
+#[cfg(any(feature = "access", feature = "gateway"))]
+pub(crate) use wait::UntilStopped;
 pub(crate) use wait::{Wait, WaitError};

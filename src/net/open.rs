@@ -338,14 +338,24 @@ pub(super) fn write_all(
             Ok(written) => bytes = &bytes[written..],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let room = stream.socket().waits_for_room();
-                wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
-                stream.arm();
+                wait_for(stream, wait, deadline)?;
             }
             Err(e) => return Err(HandshakeError::Io(e)),
         }
     }
     stream.flush().map_err(HandshakeError::Io)
+}
+
+/// Waits for what the last call on the stream would have blocked for.
+fn wait_for(
+    stream: &mut Stream,
+    wait: &impl Wait,
+    deadline: Instant,
+) -> Result<(), HandshakeError> {
+    let room = stream.socket().waits_for_room();
+    wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
+    stream.arm();
+    Ok(())
 }
 
 pub(super) fn read_head(
@@ -362,9 +372,7 @@ pub(super) fn read_head(
         match reader.read(stream) {
             Ok(head) => return Ok(head),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let room = stream.socket().waits_for_room();
-                wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
-                stream.arm();
+                wait_for(stream, wait, deadline)?;
             }
             Err(e) => return Err(HandshakeError::Io(e)),
         }

@@ -52,7 +52,7 @@ uninstall:
 lint: setup-lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets $(EVERYTHING) -- -D warnings
-	scripts/licences
+	scripts/licences $(EVERYTHING)
 
 ## headers       generates include/*.h from the comments in src/capi
 headers: setup-headers

@@ -1,131 +1,147 @@
-# Two commands matter: `make demo` and `make test`. Each does all of its own set-up.
+## Usage: make TARGET [VARIABLE=value]...
+##
+## `make demo` and `make test` are the two to begin with. Each installs the system packages that it needs, or says which
+## ones to install; SKIP_SETUP=1 goes on without them.
+##
 CARGO ?= cargo
-CMAKE_DIR := target/ctest
-# Every feature that switches code of ours; `vendored` only builds OpenSSL from source.
-FEATURES := cli
-# `make install` and `make uninstall`: see scripts/install. Make never splits or joins these paths; the scripts do.
-export PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY CARGO
-# The shared library by itself, as it is installed: built together with the Rust library it would keep
-# what only Rust callers can reach, a fifth of its size. In a directory of its own, for the two builds would
-# take each other's files for stale.
-define shared_library
-	$(CARGO) rustc --lib --crate-type cdylib --profile $(1) --target-dir target/shared
-	@mkdir -p target/$(1)
-	ln -f target/shared/$(1)/libaiot_tunnel.so target/$(1)/libaiot_tunnel.so
-endef
+# What cargo builds, tests and lints: its options for packages and features.
+EVERYTHING := --features cli
+# What cargo builds for use: the program aiot-tunnel.
+PROGRAM := --features cli
 
-.PHONY: help setup build demo test lint headers clean memcheck racecheck install uninstall \
-  test-install test-spaces faults fuzz soak bench microbench isolation scale compare c-demo
+# Read by the scripts. Make itself neither splits nor joins these paths, because it would do so at spaces.
+export CARGO PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY
+# Cargo uses all processors by itself, and two rules must not install packages at the same time.
+.NOTPARALLEL:
+.PHONY: help setup build demo c-demo test lint headers clean install uninstall test-install test-spaces memcheck \
+  racecheck faults fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare microbench \
+  isolation scale compare
 
 help:
-	@echo "make demo     a real ssh login through a tunnel, everything on this machine"
-	@echo "make test     every test, Rust and C"
-	@echo "make build    the library (target/release) and the aiot-tunnel program"
-	@echo "make install  headers, libraries, .pc file and CMake package: PREFIX, LIBDIR, DESTDIR"
-	@echo "make uninstall          and away again"
-	@echo "make test-install       installs below target/ and builds programs against that"
-	@echo "make test-spaces        make test, demo, install and uninstall in a path with spaces (long)"
-	@echo "make memcheck make racecheck   the C programs under valgrind, after make test"
-	@echo "make faults   2000 seeds of the fault suite; FAULT_SEEDS=n, or FAULT_SEED=n for that one"
-	@echo "make fuzz     each fuzz target for SECONDS (1200); scripts/fuzz --help"
-	@echo "make soak     tunnels under load and faults for DURATION (10m), then a table"
-	@echo "make bench    throughput, latency, memory of the device side, as a table (docs/performance.md)"
-	@echo "make microbench  the codec and single turns of the relay, in memory; MICROBENCH=name for some"
-	@echo "make isolation   what one tunnel in trouble costs the others, as a table"
-	@echo "make scale    one process with 10, 100 and 1,000 tunnels, idle and loaded, as a table"
-	@echo "make compare  beside ssh -R and rathole, end to end, as a table"
-	@echo "make lint     formatting and clippy, warnings are errors"
-	@echo "make headers  generate include/*.h anew"
-	@echo "make clean    remove what was built"
+	@sed -n 's/^## \{0,1\}//p' Makefile
 
-setup:
-	@scripts/setup
+# scripts/setup has the list of what each target needs.
+setup-%:
+	@scripts/setup $*
 
-# The static library is not weakened in place: cargo has a link to it, and would build it again.
-build: setup
-	$(CARGO) build --release --features $(FEATURES)
-	scripts/weaken target/release/libaiot_tunnel.a target/release/weakened.a
-	mv -f target/release/weakened.a target/release/libaiot_tunnel.a
-	$(call shared_library,release)
+## demo          logs in with ssh through a tunnel; all programs run on this machine
+demo: setup-demo c-demo
+	@scripts/demo
 
-install:
-	@scripts/setup cargo-c
+## test          runs every test, Rust and C, and ends with "N passed, N skipped (why)"
+test: setup-test
+	@scripts/test $(EVERYTHING)
+
+## build         builds target/release/aiot-tunnel, and target/release/libaiot_tunnel.so and .a
+# An ordinary `cargo build` builds the Rust library alone. One call builds the other two without it: built with it, they
+# would keep what only Rust callers can reach, a fifth of their size.
+build: setup-build
+	$(CARGO) build --release $(PROGRAM)
+	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
+	scripts/weaken target/release/libaiot_tunnel.a
+
+## install       installs headers, both libraries, the .pc file and the CMake package: PREFIX, LIBDIR, DESTDIR
+install: setup-install
 	scripts/install
 
+## uninstall     removes them again; takes the same variables
 uninstall:
 	scripts/uninstall
 
-test-install: setup
+## lint          checks formatting, clippy's warnings and the dependencies' licences
+lint: setup-lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets $(EVERYTHING) -- -D warnings
+	scripts/licences $(EVERYTHING)
+
+## headers       generates include/*.h from the comments in src/capi
+headers: setup-headers
+	UPDATE_HEADERS=1 $(CARGO) test --test c_headers
+
+## setup         installs what demo, test, lint and memcheck need; `make setup-demo` only what demo needs
+setup:
+	@scripts/setup demo test lint memcheck
+
+## clean         removes target/
+clean:
+	$(CARGO) clean
+
+##
+## Longer tests:
+##
+## test-install  installs below target/, and builds and runs programs against the installed files
+test-install: setup-test-install
 	@ctest/install/run
 
-test-spaces: setup
-	@scripts/setup cargo-c
-	scripts/test-spaces --full
+## test-spaces   runs test, demo, install and uninstall in a directory whose path has spaces
+test-spaces: setup-test-spaces
+	@scripts/test-spaces --full
 
+## memcheck      runs the C tests under valgrind
+## racecheck     runs the C tests under valgrind's race detector
+memcheck racecheck: %: setup-% build
+	cmake -S ctest -B target/ctest
+	cmake --build target/ctest
+	cmake --build target/ctest --target $@
+
+## faults        runs the fault suite with 2,000 seeds: FAULT_SEEDS=number, or FAULT_SEED=seed for one
+faults: export FAULT_SEEDS ?= 2000
+faults: setup-faults
+	$(CARGO) test $(EVERYTHING) --test faults -- --nocapture
+
+## fuzz          runs each fuzz target for SECONDS (1200)
+fuzz: SECONDS ?= 1200
+fuzz: setup-fuzz
+	scripts/fuzz $(SECONDS)
+
+## soak          runs tunnels under load and faults for DURATION (10m), and prints a table
+soak: DURATION ?= 10m
+soak: setup-soak
+	scripts/soak --duration $(DURATION)
+
+## bench         runs the benchmark called NAME, with OPTIONS, and prints a table (docs/performance.md):
+##     NAME=tunnel     the device side: throughput, latency, memory (the default)
+##     NAME=codec      frames and single turns of the relay, in memory; MICROBENCH=text selects some
+##     NAME=isolation  what one tunnel in trouble costs the others
+##     NAME=scale      one process with 10, 100 and 1,000 tunnels
+##     NAME=compare    the tunnel beside ssh -R and rathole
+NAME := tunnel
+bench: bench-$(NAME)
+
+bench-tunnel: setup-bench-tunnel c-demo
+	$(CARGO) rustc --profile release-small --lib --crate-type cdylib
+	$(CARGO) bench --bench tunnel -- --json "$(CURDIR)/target/bench.json" $(OPTIONS)
+
+bench-codec: setup-bench-codec
+	$(CARGO) bench --bench codec -- $(if $(MICROBENCH),'$(MICROBENCH)') $(OPTIONS)
+
+bench-isolation: setup-bench-isolation
+	$(CARGO) bench $(EVERYTHING) --bench isolation -- $(OPTIONS)
+
+bench-scale: setup-bench-scale
+	$(CARGO) bench --bench scale -- --json "$(CURDIR)/target/scale.json" $(OPTIONS)
+
+bench-compare: setup-bench-compare build
+	scripts/compare --json "$(CURDIR)/target/compare.json" $(OPTIONS)
+
+bench-%:
+	@echo "There is no benchmark called $*; the names are tunnel, codec, isolation, scale and compare." >&2; exit 2
+
+# The benchmarks' former targets.
+microbench: bench-codec
+isolation scale compare: %: bench-%
+
+# The C demo: `make demo` uses it as the remote-login process, and `make bench` as the device.
 c-demo: build
 	@mkdir -p target/demo
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic -Werror -O2 -Iinclude examples/tunnel_basic_demo.c \
 	  -o target/demo/tunnel_basic_demo -Ltarget/release -laiot_tunnel -pthread \
 	  -Wl,-rpath,'$$ORIGIN/../release'
 
-demo: c-demo
-	@scripts/demo
-
-# Every log line of the test run goes to target/test-logs, and scripts/scan-logs searches it for tokens and keys.
-test: export AIOT_TUNNEL_TEST_LOGS = $(CURDIR)/target/test-logs
-test: setup
-	scripts/test-spaces
-	rm -rf target/test-logs && mkdir -p target/test-logs
-	$(CARGO) test --features $(FEATURES)
-	$(CARGO) build --release --features $(FEATURES)
-	$(call shared_library,release)
-	cmake -S ctest -B $(CMAKE_DIR) -DAIOT_TUNNEL_DIR="$(CURDIR)"
-	cmake --build $(CMAKE_DIR)
-	ctest --test-dir $(CMAKE_DIR) -j2 --output-on-failure
-	cp $(CMAKE_DIR)/Testing/Temporary/LastTest.log target/test-logs
-	scripts/scan-logs target/test-logs
-	@echo "all tests passed"
-
-lint: setup
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --features $(FEATURES) -- -D warnings
-	scripts/licences
-
-headers:
-	UPDATE_HEADERS=1 $(CARGO) test --test c_headers
-
-clean:
-	$(CARGO) clean
-
-faults: export FAULT_SEEDS ?= 2000
-faults: setup
-	$(CARGO) test --features $(FEATURES) --test faults -- --nocapture
-
-fuzz: SECONDS ?= 1200
-fuzz:
-	scripts/fuzz $(SECONDS)
-
-soak: DURATION ?= 10m
-soak: setup
-	scripts/soak --duration $(DURATION)
-
-bench: c-demo
-	$(call shared_library,release-small)
-	$(CARGO) bench --bench tunnel -- --json "$(CURDIR)/target/bench.json" $(OPTIONS)
-
-microbench:
-	$(CARGO) bench --bench codec -- $(if $(MICROBENCH),'$(MICROBENCH)')
-
-isolation: setup
-	$(CARGO) bench --features $(FEATURES) --bench isolation
-
-# --quick in OPTIONS for a look only.
-scale: setup
-	$(CARGO) bench --bench scale -- --json "$(CURDIR)/target/scale.json" $(OPTIONS)
-
-compare: build
-	scripts/compare --json "$(CURDIR)/target/compare.json" $(OPTIONS)
-
-# The C programs again, under valgrind's memcheck and helgrind. Takes minutes; `make test` first.
-memcheck racecheck:
-	cmake --build $(CMAKE_DIR) --target $@
+##
+## Examples:
+##
+##   make install PREFIX=/opt/aiot
+##   make install PREFIX=/usr DESTDIR=stage INSTALL_FLAGS="--features vendored"
+##   make bench NAME=scale OPTIONS=--quick
+##   make faults FAULT_SEED=17

@@ -2,15 +2,31 @@
 //! against the lists under `tests/abi/`. `docs/abi.md` says what may change when.
 #![cfg(target_os = "linux")]
 
-use std::env;
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// The shared library, which `cargo test` does not build.
+fn shared_library() -> String {
+    let cargo = Command::new(env!("CARGO"))
+        .args(["rustc", "--quiet", "--lib", "--crate-type", "cdylib", "--message-format", "json"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(cargo.status.success(), "cargo builds no shared library");
+    let messages = String::from_utf8(cargo.stdout).unwrap();
+    let mut messages = messages.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let file = messages.find_map(|message| {
+        let files = message["filenames"].as_array()?.iter().filter_map(Value::as_str);
+        files.into_iter().find(|file| file.ends_with("libaiot_tunnel.so")).map(str::to_owned)
+    });
+    file.expect("cargo names the shared library")
+}
 
 /// The names the library exports, as `name kind` lines in alphabetical order.
 fn exported_symbols() -> String {
-    // Cargo links the shared library beside the crate that this test uses, in one go: it is
-    // always there, and never an older one.
-    let library = env::current_exe().unwrap().with_file_name("libaiot_tunnel.so");
-    let nm = Command::new("nm").args(["-D", "--defined-only"]).arg(&library).output().unwrap();
+    let nm = Command::new("nm").args(["-D", "--defined-only", &shared_library()]).output().unwrap();
     assert!(nm.status.success(), "{}", String::from_utf8_lossy(&nm.stderr));
     let mut symbols: Vec<String> =
         String::from_utf8(nm.stdout).unwrap().lines().map(symbol).collect();

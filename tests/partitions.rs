@@ -24,7 +24,7 @@ use namespace::*;
 use serde_json::{json, Value};
 
 #[test]
-#[ignore = "the device's process of the other tests"]
+#[ignore = "not a test: the device's process of the other tests"]
 fn device_process() {
     device_main();
 }

@@ -25,6 +25,7 @@ mod manager;
 #[cfg(any(feature = "gateway", feature = "access"))]
 mod peer;
 pub mod state;
+mod status;
 mod sys;
 mod worker;
 
@@ -34,3 +35,4 @@ pub use config::{
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use manager::{EventHandler, Handle, Manager, ManagerBuilder};
+pub use status::{SessionStatus, TunnelState, TunnelStatus};

@@ -110,7 +110,8 @@ impl Complaints {
     }
 }
 
-fn one_line(text: &str) -> Cow<'_, str> {
+/// The text with `?` in place of each control character.
+pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();
     }

@@ -25,6 +25,7 @@ use crate::cloud::{self, OpenError, Transport, Wait};
 use crate::config::{ConnectParams, TunnelId};
 use crate::logging::{info, warn, Code};
 use crate::manager::Options;
+use crate::status::TunnelRecord;
 use crate::sys::{self, PollFd, PollSet};
 use control::Control;
 use dial::{Resolver, Sockets};
@@ -107,6 +108,7 @@ pub(crate) fn spawn(
     id: TunnelId,
     options: Arc<Options>,
     first: Directive,
+    record: Arc<TunnelRecord>,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<Worker> {
     static SERIAL: AtomicU64 = AtomicU64::new(1);
@@ -120,6 +122,7 @@ pub(crate) fn spawn(
         resolver: Rc::new(Resolver::new(control_of_life.clone())),
         control: control_of_life,
         current: None,
+        record,
         report: Box::new(report),
         retry: Retry::default(),
         early: Cell::default(),
@@ -143,6 +146,8 @@ struct Life {
     control: Arc<Control>,
     /// What to connect to, and the epoch of that directive.
     current: Option<(ConnectParams, u64)>,
+    /// For snapshots.
+    record: Arc<TunnelRecord>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
     /// Whether the last connection was lost right after it was opened.
@@ -189,10 +194,11 @@ impl Life {
             });
             // One of these may be what panics.
             self.give_up_closing();
+            self.record.failed("its worker panicked");
             if let Some((_, epoch)) = self.current {
                 self.tell(epoch, ReportKind::Lost);
             }
-            self.pause = Some(Instant::now() + self.retry.after_failure(rand::random()));
+            self.pause_after_failure();
         }
     }
 
@@ -214,6 +220,7 @@ impl Life {
                 }
                 Some(Directive::Connect { params, epoch }) => {
                     self.retry.clear();
+                    self.record.restart(&params);
                     self.current = Some((params, epoch));
                 }
                 None => {}
@@ -223,14 +230,14 @@ impl Life {
                 continue;
             };
             let epoch = *epoch;
+            self.record.connecting();
             match self.connection(params, epoch) {
                 Outcome::Directed => {}
                 Outcome::Lost => self.retry.clear(),
                 // Opened and lost at once, again and again: no better than not opened.
                 Outcome::LostEarly | Outcome::Failed => {
-                    let gap = self.retry.after_failure(rand::random());
+                    let gap = self.pause_after_failure();
                     info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
-                    self.pause = Some(Instant::now() + gap);
                 }
                 Outcome::Expired => {
                     warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
@@ -239,6 +246,15 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// Lets the next attempt wait; for how long.
+    fn pause_after_failure(&mut self) -> Duration {
+        let gap = self.retry.after_failure(rand::random());
+        let until = Instant::now() + gap;
+        self.record.waiting(until);
+        self.pause = Some(until);
+        gap
     }
 
     /// Stays until local services have what they are still to get.
@@ -278,10 +294,12 @@ impl Life {
             Err(OpenError::Expired) => return Outcome::Expired,
             Err(OpenError::Failed(code, text)) => {
                 warn!(code, "tunnel {}: {text}", self.id);
+                self.record.failed(&text);
                 return Outcome::Failed;
             }
         };
         info!(Code::Tunnel, "websocket {} opened", self.id);
+        self.record.connected();
         self.tell(epoch, ReportKind::Connected);
         self.failed.borrow_mut().clear();
         let opened = Instant::now();
@@ -295,6 +313,7 @@ impl Life {
             self.closing.take(),
             opened,
         );
+        relay.table.record = Some(self.record.clone());
         let end = self.relay(&mut relay);
         let outcome = match &end {
             None => {
@@ -308,6 +327,7 @@ impl Life {
             Some(end) => {
                 if let End::Lost(why) = end {
                     warn!(Code::TunnelReset, "tunnel {}: {why}", self.id);
+                    self.record.failed(why);
                 }
                 info!(Code::Tunnel, "websocket {} closed", self.id);
                 info!(Code::Tunnel, "end the cloud channel.");

@@ -16,6 +16,7 @@ use crate::cloud::websocket::{Incoming, Receiver, Sender};
 use crate::cloud::{means_expired, ByteStream, Link};
 use crate::config::{Limits, Services, Target, TunnelId};
 use crate::logging::{debug, info, warn, Code, Complaints};
+use crate::status::TunnelRecord;
 use crate::sys::Ready;
 
 /// One read from a local service at most.
@@ -94,6 +95,8 @@ pub(crate) struct Table<L: Local> {
     complaints: Complaints,
     /// The connection is over: no session is opened any more.
     over: bool,
+    /// For snapshots.
+    pub(crate) record: Option<Arc<TunnelRecord>>,
 }
 
 impl<T: ByteStream, L: Local> Relay<T, L> {
@@ -119,6 +122,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
             header: Vec::new(),
             complaints: Complaints::default(),
             over: false,
+            record: None,
         };
         Relay {
             link,
@@ -410,6 +414,7 @@ impl<T: ByteStream, L: Local> Relay<T, L> {
                         session.header.write(table.frame_id, &mut table.header);
                         sender.binary(&table.header, payload);
                     }
+                    session.counters.add_to_cloud(length);
                     read += length;
                     // One that was cut short had more.
                     session.is_bulk = length == share || length > MAX_PAYLOAD_SENT.min(limit / 32);
@@ -594,6 +599,7 @@ impl<L: Local> Table<L> {
             None if session.batched > 0 => return Step::Flush(index),
             None => session.parked.push(frame.payload),
         }
+        session.counters.add_from_cloud(length);
         Step::Done
     }
 
@@ -673,6 +679,7 @@ impl<L: Local> Table<L> {
             blocked_since: None,
             is_bulk: false,
             released: false,
+            counters: Arc::default(),
         });
         let index = self.sessions.len() - 1;
         if let State::Dialing { dial, .. } = &mut self.sessions[index].state {
@@ -701,6 +708,9 @@ impl<L: Local> Table<L> {
                 session.write_parked(now);
                 if session.released {
                     self.close(index, now);
+                } else if let Some(record) = &self.record {
+                    let (id, service) = (&session.id, &session.service_type);
+                    record.session_opened(id, service, session.counters.clone());
                 }
             }
             Err(e) => self.undialed(index, create_id, &e.to_string(), sender),
@@ -746,6 +756,7 @@ impl<L: Local> Table<L> {
                         }
                         let why = lost::STALLED;
                         warn!(Code::TunnelFailed, "session {}: {why}", session.id);
+                        self.forget(&session.id);
                         self.say_released(&session.id, why, sender);
                     }
                 }
@@ -799,10 +810,20 @@ impl<L: Local> Table<L> {
         self.gone.push_back(id.to_owned());
     }
 
+    /// An open session ends, for snapshots.
+    fn forget(&self, id: &str) {
+        if let Some(record) = &self.record {
+            record.session_closed(id);
+        }
+    }
+
     /// Takes a session out of the table; its last bytes still go to the local service.
     fn close(&mut self, index: usize, now: Instant) {
         let session = self.sessions.remove(index);
         if let State::Open(outlet) = session.state {
+            if !session.released {
+                self.forget(&session.id);
+            }
             let stall = self.limits.stall_timeout;
             let mut closing = Closing::new(outlet, session.parked, stall, now);
             if !closing.step(now, &mut [0; 4096]) {

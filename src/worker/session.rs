@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cloud::frame::HeaderTemplate;
 use crate::cloud::websocket::Receiver;
+use crate::status::Counters;
 use crate::sys;
 
 /// Slices of one write.
@@ -91,6 +93,8 @@ pub(crate) struct Session<L: Local> {
     pub(crate) is_bulk: bool,
     /// The cloud has released it while it was dialing: it is closed once its bytes are handed on.
     pub(crate) released: bool,
+    /// For snapshots.
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl<L: Local> Session<L> {

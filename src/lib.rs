@@ -3,7 +3,7 @@
 //!
 //! Synchronous and threaded, after the tunnel component of the Link SDK: a **start thread**
 //! ([`Manager::run`]) that takes commands and runs the event handler, a **listen thread**
-//! ([`listen`]) that receives commands from another process, and one **worker** per tunnel.
+//! ([`ipc`]) that receives commands from another process, and one **worker** per tunnel.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_debug_implementations, missing_docs)]
 
@@ -19,7 +19,7 @@ mod event;
 pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;
-pub mod listen;
+pub mod ipc;
 mod logging;
 mod manager;
 #[cfg(any(feature = "gateway", feature = "access"))]
@@ -36,3 +36,9 @@ pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use manager::{EventHandler, Handle, Manager, ManagerBuilder};
 pub use status::{SessionStatus, TunnelState, TunnelStatus};
+
+/// [`ipc`] under the name of its thread.
+#[doc(hidden)]
+pub mod listen {
+    pub use crate::ipc::{ListenOptions as Options, *};
+}

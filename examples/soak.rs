@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::gateway::{Gateway, Side, TunnelConfig};
-use aiot_tunnel::{listen, ConnectParams, Port, Token, TunnelId};
+use aiot_tunnel::{ipc, ConnectParams, Port, Token, TunnelId};
 use clap::Parser;
 use faults::{Leg, Proxy, Rng, KINDS};
 use traffic::{judge, served, Access, Causes, Certificates, Log, Outcome, Plan, Served};
@@ -133,9 +133,9 @@ impl Tunnel {
     }
 
     /// Puts a command on the agent's queue, which may be full or not there yet.
-    fn command(&self, command: &listen::Command) {
+    fn command(&self, command: &ipc::Command) {
         let deadline = Instant::now() + PATIENCE;
-        while let Err(e) = listen::send(self.queue, command) {
+        while let Err(e) = ipc::send(self.queue, command) {
             assert!(Instant::now() < deadline, "{e}");
             thread::sleep(Duration::from_millis(20));
         }
@@ -351,7 +351,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
     }
     for tunnel in &soak.tunnels {
         tunnel.gateway.add_tunnel(tunnel.config(0)).unwrap();
-        tunnel.command(&listen::Command::Add(tunnel.id.clone(), tunnel.params(0)));
+        tunnel.command(&ipc::Command::Add(tunnel.id.clone(), tunnel.params(0)));
     }
     soak
 }
@@ -430,7 +430,7 @@ impl Control {
         state.generation += 1;
         // Who comes with the old token while the new one is on its way finds itself expired.
         tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
-        let update = listen::Command::Update(tunnel.id.clone(), tunnel.params(state.generation));
+        let update = ipc::Command::Update(tunnel.id.clone(), tunnel.params(state.generation));
         drop(state);
         tunnel.command(&update);
     }
@@ -451,7 +451,7 @@ impl Control {
             }
             state.generation += 1;
             tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
-            let add = listen::Command::Add(tunnel.id.clone(), tunnel.params(state.generation));
+            let add = ipc::Command::Add(tunnel.id.clone(), tunnel.params(state.generation));
             drop(state);
             tunnel.command(&add);
         }

@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use aiot_tunnel::listen::{Listener, Options, DEFAULT_KEY};
+use aiot_tunnel::ipc::{ListenOptions, Listener, DEFAULT_KEY};
 use aiot_tunnel::{Manager, Port, Security, Service, TlsConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -53,7 +53,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let start_thread = std::thread::spawn(move || manager.run());
 
     // 4 and 5: the listen thread turns the business process's messages into add, delete, update.
-    let listener = Listener::start(handle.clone(), Options { key, ..Options::default() });
+    let listener = Listener::start(handle.clone(), ListenOptions::new().with_key(key));
     if listener.is_ok() {
         println!("listening on message queue {key}");
         signals.forever().next();

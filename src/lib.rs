@@ -3,7 +3,7 @@
 //!
 //! Synchronous and threaded, after the tunnel component of the Link SDK: a **start thread**
 //! ([`Manager::run`]) that takes commands and runs the event handler, a **listen thread**
-//! ([`listen`]) that receives commands from another process, and one **worker** per tunnel.
+//! ([`ipc`]) that receives commands from another process, and one **worker** per tunnel.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_debug_implementations, missing_docs)]
 
@@ -17,10 +17,11 @@ mod error;
 mod event;
 #[cfg(feature = "gateway")]
 pub mod gateway;
-pub mod listen;
+pub mod ipc;
 mod logging;
 mod net;
 pub mod state;
+mod status;
 mod sys;
 
 pub use config::{
@@ -29,3 +30,10 @@ pub use config::{
 pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder};
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
+pub use status::{SessionStatus, TunnelState, TunnelStatus};
+
+/// [`ipc`] under the name of its thread.
+#[doc(hidden)]
+pub mod listen {
+    pub use crate::ipc::{ListenOptions as Options, *};
+}

@@ -78,7 +78,8 @@ pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
     }
 }
 
-fn one_line(text: &str) -> Cow<'_, str> {
+/// The text with `?` in place of each control character.
+pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();
     }

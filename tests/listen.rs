@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use aiot_tunnel::listen::{self, Command, Listener, Options};
+use aiot_tunnel::ipc::{self, Command, ListenOptions, Listener};
 use aiot_tunnel::*;
 use common::queue::{Key, Queue};
 use common::*;
@@ -15,26 +15,26 @@ fn commands_on_the_queue_open_update_and_close_a_tunnel() {
     let running = Running::start(plain().service(echo("e")));
     let own = Key::new();
     let key = own.0;
-    let options = Options { key, ..Options::default() };
+    let options = ListenOptions::new().with_key(key);
     let listener = Listener::start(running.handle.clone(), options).unwrap();
-    listen::send(key, &Command::Add(id("t"), cloud.params())).unwrap();
+    ipc::send(key, &Command::Add(id("t"), cloud.params())).unwrap();
     let _first = cloud.accept();
     running.expect(EventKind::Connect, "t");
-    listen::send(key, &Command::Update(id("t"), cloud.params())).unwrap();
+    ipc::send(key, &Command::Update(id("t"), cloud.params())).unwrap();
     running.expect(EventKind::Disconnect, "t");
     let _second = cloud.accept();
     running.expect(EventKind::Connect, "t");
-    listen::send(key, &Command::Delete(id("t"))).unwrap();
+    ipc::send(key, &Command::Delete(id("t"))).unwrap();
     running.expect(EventKind::Disconnect, "t");
     listener.stop();
     // The queue that the listener has made goes with it.
-    assert!(listen::send(key, &Command::Delete(id("t"))).is_err());
+    assert!(ipc::send(key, &Command::Delete(id("t"))).is_err());
 }
 
 #[test]
 fn a_listener_stops_while_its_queue_is_idle() {
     let (manager, own) = (plain().build().unwrap(), Key::new());
-    let options = Options { key: own.0, ..Options::default() };
+    let options = ListenOptions::new().with_key(own.0);
     let (sender, stopped) = std::sync::mpsc::channel();
     let listener = Listener::start(manager.handle(), options).unwrap();
     std::thread::spawn(move || {
@@ -51,16 +51,14 @@ fn a_queue_that_somebody_removes_is_made_anew() {
     let own = Key::new();
     let key = own.0;
     let queue = Queue::new(key, 0o600);
-    let options = Options { key, ..Options::default() };
+    let options = ListenOptions::new().with_key(key);
     let listener = Listener::start(running.handle.clone(), options).unwrap();
     drop(queue);
-    wait_until("a queue again", || {
-        listen::send(key, &Command::Add(id("t"), cloud.params())).is_ok()
-    });
+    wait_until("a queue again", || ipc::send(key, &Command::Add(id("t"), cloud.params())).is_ok());
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     listener.stop();
-    assert!(listen::send(key, &Command::Delete(id("t"))).is_err(), "it removes what it has made");
+    assert!(ipc::send(key, &Command::Delete(id("t"))).is_err(), "it removes what it has made");
 }
 
 #[test]
@@ -71,7 +69,7 @@ fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
         let own = Key::new();
         let key = own.0;
         let queue = Queue::new(key, found);
-        let options = Options { key, mode: most, owner: None };
+        let options = ListenOptions::new().with_key(key).with_mode(most);
         let listener = Listener::start(manager.handle(), options).unwrap();
         assert_eq!(queue.mode(), left);
         listener.stop();
@@ -90,7 +88,9 @@ fn a_queue_of_a_stranger_is_refused_unless_the_options_trust_its_owner() {
     if !queue.give_to(STRANGER) {
         return skip("a stranger's queue", "giving a queue away needs root");
     }
-    let start = |owner| Listener::start(manager.handle(), Options { key, mode: 0o600, owner });
+    let start = |owner| {
+        Listener::start(manager.handle(), ListenOptions::new().with_key(key).with_owner(owner))
+    };
     for owner in [None, Some(STRANGER + 1)] {
         let error = start(owner).expect_err("a stranger's queue").to_string();
         assert!(error.contains("uid 54321") && error.contains("ipcrm"), "{error}");

@@ -196,19 +196,19 @@ fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
     let own = Key::new();
     let key = own.0;
     let _queue = Queue::new(key, 0o600);
-    let delete = listen::Command::Delete(id("nobody"));
+    let delete = ipc::Command::Delete(id("nobody"));
     let mut queued = 0;
     // Nobody reads: a send that waited would wait for ever.
-    while listen::send(key, &delete).is_ok() {
+    while ipc::send(key, &delete).is_ok() {
         queued += 1;
     }
     assert!(queued > 0);
     let cloud = Cloud::plain();
     let running = Running::start(plain());
-    let options = listen::Options { key, ..listen::Options::default() };
-    let listener = listen::Listener::start(running.handle.clone(), options).unwrap();
+    let options = ipc::ListenOptions::new().with_key(key);
+    let listener = ipc::Listener::start(running.handle.clone(), options).unwrap();
     wait_until("there is room again", || {
-        listen::send(key, &listen::Command::Add(id("t"), cloud.params())).is_ok()
+        ipc::send(key, &ipc::Command::Add(id("t"), cloud.params())).is_ok()
     });
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");

@@ -345,11 +345,11 @@ fn no_debug_text_holds_a_token_or_a_key() {
     let port = Port::new(443).unwrap();
     let connect = ConnectParams::new("h", port, "/p", token.clone()).unwrap();
     let service = Service::new("_SSH", "127.0.0.1", port).unwrap();
-    let options = listen::Options::default();
+    let options = ipc::ListenOptions::default();
     let event = Event::new(EventKind::Connect, id("t"));
     let error = Error::InvalidInput { field: "f", reason: "r".into() };
-    let add = listen::Command::Add(id("t"), connect.clone());
-    let update = listen::Command::Update(id("t"), connect.clone());
+    let add = ipc::Command::Add(id("t"), connect.clone());
+    let update = ipc::Command::Update(id("t"), connect.clone());
     let (id, limits) = (id("t"), Limits::default());
     let security = Security::Tls(tls.clone());
     let tunnel =
@@ -359,10 +359,7 @@ fn no_debug_text_holds_a_token_or_a_key() {
     let handle = manager.handle();
     handle.add(&id, connect.clone()).unwrap();
     let own = queue::Key::new();
-    let listener = listen::Listener::start(
-        handle.clone(),
-        listen::Options { key: own.0, ..listen::Options::default() },
-    );
+    let listener = ipc::Listener::start(handle.clone(), ipc::ListenOptions::new().with_key(own.0));
     let (listener, target) = (listener.unwrap(), service.target());
     let gateway_builder = gateway::Gateway::builder().tunnel(tunnel.clone());
     let served = gateway::Gateway::builder().tunnel(tunnel.clone());

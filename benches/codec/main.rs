@@ -19,6 +19,8 @@ mod logging;
 mod memory;
 #[path = "../../src/state.rs"]
 mod state;
+#[path = "../../src/status.rs"]
+mod status;
 #[path = "../../src/sys/mod.rs"]
 mod sys;
 mod worker;

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use aiot_tunnel::listen::{self, Command as Order};
+use aiot_tunnel::ipc::{self, Command as Order};
 use aiot_tunnel::{ConnectParams, Port, Token, TunnelId};
 
 /// Both processors of the machine that the figures are for.
@@ -162,7 +162,7 @@ impl Device {
         let params =
             ConnectParams::new("localhost", Port::new(port).unwrap(), "/tunnel/b/dest", token);
         let id = TunnelId::new(&format!("b{tunnel}")).unwrap();
-        listen::send(self.key, &Order::Add(id, params.unwrap())).unwrap();
+        ipc::send(self.key, &Order::Add(id, params.unwrap())).unwrap();
     }
 }
 

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel::fuzzing::ipc_message(data));
+include!("../../tests/ipc_message/property.rs");
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| property(data));

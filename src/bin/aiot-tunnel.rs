@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::access::Client;
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
-use aiot_tunnel::listen::{self, Command, Listener};
+use aiot_tunnel::ipc::{self, Command, ListenOptions, Listener};
 use aiot_tunnel::{ConnectParams, Manager, Port, Security, Service, TlsConfig, Token, TunnelId};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
@@ -129,7 +129,7 @@ struct AgentArgs {
     #[arg(long, requires = "client_cert")]
     client_key: Option<PathBuf>,
     /// Key of the message queue that commands come from.
-    #[arg(long, default_value_t = listen::DEFAULT_KEY)]
+    #[arg(long, default_value_t = ipc::DEFAULT_KEY)]
     queue_key: i32,
     /// The most permissions that the queue may have, in octal; one that is there is narrowed.
     #[arg(long, default_value = "0600", value_parser = octal)]
@@ -158,7 +158,7 @@ struct SendArgs {
     #[arg(long)]
     token_file: Option<PathBuf>,
     /// Key of the message queue.
-    #[arg(long, default_value_t = listen::DEFAULT_KEY)]
+    #[arg(long, default_value_t = ipc::DEFAULT_KEY)]
     queue_key: i32,
 }
 
@@ -314,8 +314,10 @@ fn agent(args: &AgentArgs) -> Result<()> {
         .build()?;
     let handle = manager.handle();
     on_signal(move || handle.stop())?;
-    let options =
-        listen::Options { key: args.queue_key, mode: args.queue_mode, owner: args.queue_owner };
+    let options = ListenOptions::new()
+        .with_key(args.queue_key)
+        .with_mode(args.queue_mode)
+        .with_owner(args.queue_owner);
     let listener = Listener::start(manager.handle(), options)?;
     let result = manager.run();
     listener.stop();
@@ -337,7 +339,7 @@ fn send(args: &SendArgs) -> Result<()> {
         Operation::Update => Command::Update(id.clone(), params()?),
         Operation::Delete => Command::Delete(id.clone()),
     };
-    Ok(listen::send(args.queue_key, &command)?)
+    Ok(ipc::send(args.queue_key, &command)?)
 }
 
 /// A token from its file or, without one, from the environment, where it is wiped; never empty.

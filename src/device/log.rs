@@ -1,10 +1,13 @@
 //! What happens to a tunnel of the device, as lines of the log. The Link SDK's texts are kept.
 
+use std::sync::Arc;
+
 use aiot_tunnel_proto::observer::{Event, Observer};
 
 use crate::config::{ConnectParams, TunnelId};
 use crate::logging::{debug, info, warn, Code};
 use crate::net::open::{Failure, Progress};
+use crate::status::TunnelRecord;
 
 /// A step towards an open connection.
 pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
@@ -43,17 +46,22 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
     warn!(code, "tunnel {id}: {failure}");
 }
 
-/// Writes one tunnel's lines.
-pub(super) struct RelayLog {
+/// Writes one tunnel's lines, and keeps its record of open sessions.
+pub(super) struct RelayObserver {
     pub(super) id: TunnelId,
+    pub(super) record: Arc<TunnelRecord>,
 }
 
-impl Observer for RelayLog {
+impl Observer for RelayObserver {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Requested { id, service_type } => {
                 info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
             }
+            Event::Opened { id, service_type, counters } => {
+                self.record.session_opened(id, service_type, counters.clone());
+            }
+            Event::Closed { id } => self.record.session_closed(id),
             Event::Released { id } => info!(Code::Tunnel, "release the session: {id}"),
             Event::Refused { id, reason } => {
                 warn!(Code::TunnelFailed, "session {id} is refused: {reason}");

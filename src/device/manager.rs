@@ -3,7 +3,7 @@
 //! It waits on one channel that carries commands and worker events, and does no network I/O, so
 //! it is never late. Event handlers run here, one at a time, in order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{info, warn, Code};
 use crate::net::tls::TlsContext;
+use crate::status::{TunnelRecord, TunnelStatus};
 
 /// Commands that may wait for the start thread; one more is refused, so that a flood from the
 /// IPC queue cannot grow the process while an event handler sleeps.
@@ -88,6 +89,8 @@ impl Ledger {
 struct Inner {
     options: Arc<Options>,
     ledger: Mutex<Ledger>,
+    /// Of the tunnels that exist, for snapshots.
+    records: Mutex<BTreeMap<TunnelId, Arc<TunnelRecord>>>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
 }
@@ -151,6 +154,21 @@ impl Handle {
             // Fails when the manager is gone, and with it the run that it would end.
             let _ = self.0.sender.send(Message::Stop);
         }
+    }
+
+    /// The tunnels that exist now, in the order of their ids, and what each of them does.
+    ///
+    /// A tunnel is listed from the moment when the start thread executes its `add`, until it is
+    /// deleted or expires; after a stop the list is empty. The state of a tunnel may be some
+    /// microseconds ahead of its event. The call is cheap, takes no lock that data waits for, and
+    /// may be repeated as often as wanted.
+    #[must_use]
+    pub fn tunnels(&self) -> Vec<TunnelStatus> {
+        // Copied, so that the start thread does not wait for the snapshots.
+        let records = self.0.records.lock();
+        let records: Vec<_> =
+            records.iter().map(|(id, record)| (id.clone(), record.clone())).collect();
+        records.into_iter().map(|(id, record)| record.snapshot(id)).collect()
     }
 
     /// Offers a local service. It replaces one of the same type. Connections that are made from
@@ -256,6 +274,7 @@ impl ManagerBuilder {
         let handle = Handle(Arc::new(Inner {
             options,
             ledger: Mutex::default(),
+            records: Mutex::default(),
             sender,
             handler: Mutex::new(self.handler),
         }));
@@ -351,6 +370,7 @@ impl Drop for StopOnDrop<'_> {
 /// One tunnel as the start thread sees it.
 struct Tunnel {
     params: ConnectParams,
+    record: Arc<TunnelRecord>,
     /// Raised by every update: reports of an older epoch are history.
     epoch: u64,
     /// Whether the last event was CONNECT.
@@ -417,8 +437,11 @@ impl StartThread<'_> {
     }
 
     fn create(&mut self, id: &TunnelId, params: ConnectParams) {
-        let worker = self.spawn(id, &params, 0);
-        self.tunnels.insert(id.clone(), Tunnel { params, epoch: 0, connected: false, worker });
+        let record = Arc::new(TunnelRecord::new(&params));
+        self.handle.0.records.lock().insert(id.clone(), record.clone());
+        let worker = self.spawn(id, &params, 0, &record);
+        let tunnel = Tunnel { params, record, epoch: 0, connected: false, worker };
+        self.tunnels.insert(id.clone(), tunnel);
     }
 
     fn update(&mut self, id: &TunnelId, params: ConnectParams) {
@@ -445,6 +468,7 @@ impl StartThread<'_> {
     }
 
     fn retire(&mut self, id: &TunnelId, tunnel: Tunnel, how: Directive) {
+        self.handle.0.records.lock().remove(id);
         if tunnel.connected {
             self.emit(EventKind::Disconnect, id);
         }
@@ -500,16 +524,25 @@ impl StartThread<'_> {
         }
     }
 
-    fn spawn(&mut self, id: &TunnelId, params: &ConnectParams, epoch: u64) -> Option<Worker> {
+    fn spawn(
+        &mut self,
+        id: &TunnelId,
+        params: &ConnectParams,
+        epoch: u64,
+        record: &Arc<TunnelRecord>,
+    ) -> Option<Worker> {
         let sender = self.handle.0.sender.clone();
         let report = move |report| drop(sender.send(Message::Worker(report)));
         let options = self.handle.0.options.clone();
         let directive = Directive::Connect { params: params.clone(), epoch };
-        match worker::spawn(id.clone(), options, directive, report) {
+        match worker::spawn(id.clone(), options, directive, record.clone(), report) {
             Ok(worker) => Some(worker),
             Err(e) => {
                 warn!(Code::TunnelFailed, "tunnel {id}: create its worker: {e}; trying again");
-                self.spawn_at = Some(Instant::now() + SPAWN_RETRY);
+                let retry_at = Instant::now() + SPAWN_RETRY;
+                record.failed(&format!("create its worker: {e}"));
+                record.waiting(retry_at);
+                self.spawn_at = Some(retry_at);
                 None
             }
         }
@@ -524,9 +557,10 @@ impl StartThread<'_> {
             .map(|(id, _)| id.clone())
             .collect();
         for id in missing {
-            let Some(Tunnel { params, epoch, .. }) = self.tunnels.get(&id) else { continue };
-            let (params, epoch) = (params.clone(), *epoch);
-            let worker = self.spawn(&id, &params, epoch);
+            let Some(tunnel) = self.tunnels.get(&id) else { continue };
+            let (params, epoch, record) =
+                (tunnel.params.clone(), tunnel.epoch, tunnel.record.clone());
+            let worker = self.spawn(&id, &params, epoch, &record);
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.worker = worker;
             }

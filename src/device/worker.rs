@@ -18,7 +18,7 @@ use aiot_tunnel_proto::session::SessionLimits;
 use aiot_tunnel_proto::websocket::Role;
 
 use super::control::Control;
-use super::log::{log_failure, log_progress, RelayLog};
+use super::log::{log_failure, log_progress, RelayObserver};
 use super::manager::Options;
 use super::poll::{turn, Waiter};
 use super::retry::Retry;
@@ -27,9 +27,10 @@ use crate::logging::{info, warn, Code};
 use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::{Dialer, Stream};
+use crate::status::TunnelRecord;
 use crate::sys::PollSet;
 
-pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayLog>;
+pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayObserver>;
 
 /// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
@@ -101,6 +102,7 @@ pub(crate) fn spawn(
     id: TunnelId,
     options: Arc<Options>,
     first: Directive,
+    record: Arc<TunnelRecord>,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<Worker> {
     static SERIAL: AtomicU64 = AtomicU64::new(1);
@@ -115,6 +117,7 @@ pub(crate) fn spawn(
             serial,
             options,
             current: None,
+            record,
             report: Box::new(report),
             retry: Retry::default(),
             was_short: false,
@@ -142,6 +145,8 @@ struct WorkerThread {
     options: Arc<Options>,
     waiter: Waiter,
     current: Option<Rc<Assignment>>,
+    /// For snapshots.
+    record: Arc<TunnelRecord>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
     /// Whether the last connection was lost right after it was opened.
@@ -179,10 +184,11 @@ impl WorkerThread {
             });
             // One of these may be what panics.
             self.waiter.give_up_lingering();
+            self.record.failed("the worker panicked");
             if let Some(current) = &self.current {
                 self.tell(current.epoch, ReportKind::Lost);
             }
-            self.pause = Some(Instant::now() + self.retry.after_failure(rand::random()));
+            self.pause_after_failure();
         }
     }
 
@@ -202,6 +208,7 @@ impl WorkerThread {
                 }
                 Some(Directive::Connect { params, epoch }) => {
                     self.retry.clear();
+                    self.record.restart(&params);
                     self.current = Some(Rc::new(Assignment { params, epoch }));
                 }
                 None => {}
@@ -220,9 +227,8 @@ impl WorkerThread {
             Outcome::Directed => {}
             Outcome::Lost => self.retry.clear(),
             Outcome::Failed => {
-                let gap = self.retry.after_failure(rand::random());
+                let gap = self.pause_after_failure();
                 info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
-                self.pause = Some(Instant::now() + gap);
             }
             Outcome::Expired => {
                 warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
@@ -232,22 +238,34 @@ impl WorkerThread {
         }
     }
 
+    /// Delays the next attempt: for how long.
+    fn pause_after_failure(&mut self) -> Duration {
+        let gap = self.retry.after_failure(rand::random());
+        let until = Instant::now() + gap;
+        self.record.waiting(until);
+        self.pause = Some(until);
+        gap
+    }
+
     fn tell(&self, epoch: u64, kind: ReportKind) {
         (self.report)(Report { id: self.id.clone(), worker: self.serial, epoch, kind });
     }
 
     /// One connection, from the first lookup to its end.
     fn connection(&mut self, current: &Assignment) -> Outcome {
+        self.record.connecting();
         let opened = match self.open(&current.params) {
             Ok(opened) => opened,
             Err(OpenError::Interrupted) => return Outcome::Directed,
             Err(OpenError::Unauthorized) => return Outcome::Expired,
             Err(OpenError::Failed(failure)) => {
                 log_failure(&self.id, &failure);
+                self.record.failed(&failure.to_string());
                 return Outcome::Failed;
             }
         };
         info!(Code::Tunnel, "websocket {} opened", self.id);
+        self.record.connected();
         self.tell(current.epoch, ReportKind::Connected);
         let since = Instant::now();
         let mut relay = self.relay(opened, since);
@@ -287,8 +305,8 @@ impl WorkerThread {
             stall_timeout: Some(limits.stall_timeout),
         };
         let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
-        let log = RelayLog { id: self.id.clone() };
-        DeviceRelay::new(connection, side, relay_limits, log, self.waiter.take_lingering())
+        let observer = RelayObserver { id: self.id.clone(), record: self.record.clone() };
+        DeviceRelay::new(connection, side, relay_limits, observer, self.waiter.take_lingering())
     }
 
     /// Relays until the connection ends, or a directive waits (`None`).
@@ -317,6 +335,7 @@ impl WorkerThread {
     fn lost(&mut self, end: &End, epoch: u64, is_short: bool) -> Outcome {
         if !end.is_expired() {
             warn!(Code::TunnelReset, "tunnel {}: {end}", self.id);
+            self.record.failed(&end.to_string());
         }
         info!(Code::Tunnel, "websocket {} closed", self.id);
         info!(Code::Tunnel, "end the cloud channel.");

@@ -20,13 +20,14 @@ impl Counters {
         self.sent.load(Ordering::Relaxed)
     }
 
-    // A load and a store in place of an addition: there is one writer, and these cost nothing.
-
-    pub(crate) fn add_received(&self, bytes: usize) {
+    /// For the owner alone: a load and a store cost less than an atomic addition, and one writer needs
+    /// no more.
+    pub fn add_received(&self, bytes: usize) {
         self.received.store(self.received() + bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn add_sent(&self, bytes: usize) {
+    /// For the owner alone.
+    pub fn add_sent(&self, bytes: usize) {
         self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,281 @@
+//! What can be observed of running tunnels: [`Handle::tunnels`](crate::Handle::tunnels).
+//!
+//! Each tunnel has one [`TunnelRecord`], which its worker writes and which a snapshot reads. Its
+//! lock is taken when a state changes or a session opens or closes, never for data: bytes are
+//! counted in the session's own `Counters`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aiot_tunnel_proto::session::Counters;
+use parking_lot::Mutex;
+
+use crate::config::{ConnectParams, Port, TunnelId};
+use crate::logging::one_line;
+
+/// Longest error text that is kept, in characters.
+const MAX_ERROR: usize = 512;
+
+/// A tunnel at one moment, from [`Handle::tunnels`](crate::Handle::tunnels).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TunnelStatus {
+    /// The tunnel's id.
+    pub id: TunnelId,
+    /// Host of the tunnel service that the tunnel connects to.
+    pub host: String,
+    /// Port of that service.
+    pub port: Port,
+    /// What the tunnel does now.
+    pub state: TunnelState,
+    /// The time from which it has been in that state, by the system's clock as it is set now. It
+    /// is computed for each snapshot, so two snapshots may differ by some microseconds.
+    pub since: SystemTime,
+    /// Attempts to connect since the tunnel was last open or got its connection data; the one
+    /// that is running counts. 0 while it is open.
+    pub attempts: u32,
+    /// Why the last attempt failed or the last connection was lost; at most 512 characters on one
+    /// line, without secrets. It is kept when a later attempt succeeds. `None`: since the tunnel
+    /// got its connection data, nothing has failed.
+    pub last_error: Option<String>,
+    /// The open sessions, the oldest first.
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// What a tunnel does. As text it is one word, such as `connected`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TunnelState {
+    /// It connects: lookup, TCP, TLS or the WebSocket handshake is under way.
+    Connecting,
+    /// Its WebSocket is open.
+    Connected,
+    /// An attempt has failed, and the next one is to come.
+    #[non_exhaustive]
+    Waiting {
+        /// The time of the next attempt, by the system's clock as it is set now.
+        retry_at: SystemTime,
+    },
+}
+
+impl fmt::Display for TunnelState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            TunnelState::Connecting => "connecting",
+            TunnelState::Connected => "connected",
+            TunnelState::Waiting { .. } => "waiting",
+        })
+    }
+}
+
+/// An open session at one moment.
+///
+/// A session is listed from the time when its local service is connected until it is released.
+/// The last bytes of a released session may still go to its service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStatus {
+    /// The session's id, which the cloud has chosen.
+    pub id: String,
+    /// The service that the session is for.
+    pub service_type: String,
+    /// The time since the session was opened.
+    pub age: Duration,
+    /// Payload bytes that came from the cloud.
+    pub bytes_from_cloud: u64,
+    /// Payload bytes that were read from the local service for the cloud.
+    pub bytes_to_cloud: u64,
+}
+
+/// What is known of one tunnel: written by its worker, read by snapshots.
+pub(crate) struct TunnelRecord(Mutex<Fields>);
+
+struct Fields {
+    host: String,
+    port: Port,
+    phase: Phase,
+    since: Instant,
+    attempts: u32,
+    last_error: Option<String>,
+    sessions: Vec<Session>,
+}
+
+enum Phase {
+    Connecting,
+    Connected,
+    Waiting { until: Instant },
+}
+
+struct Session {
+    id: String,
+    service_type: String,
+    opened: Instant,
+    counters: Arc<Counters>,
+}
+
+impl TunnelRecord {
+    /// The record of a tunnel that has yet to connect.
+    pub(crate) fn new(params: &ConnectParams) -> Self {
+        TunnelRecord(Mutex::new(Fields {
+            host: params.host().to_owned(),
+            port: params.port(),
+            phase: Phase::Connecting,
+            since: Instant::now(),
+            attempts: 0,
+            last_error: None,
+            sessions: Vec::new(),
+        }))
+    }
+
+    /// The tunnel gets new connection data; the history of the old ones is forgotten.
+    pub(crate) fn restart(&self, params: &ConnectParams) {
+        let TunnelRecord(new) = TunnelRecord::new(params);
+        *self.0.lock() = new.into_inner();
+    }
+
+    /// An attempt to connect begins.
+    pub(crate) fn connecting(&self) {
+        let mut fields = self.0.lock();
+        fields.attempts = fields.attempts.saturating_add(1);
+        fields.enter(Phase::Connecting);
+    }
+
+    /// The WebSocket is open.
+    pub(crate) fn connected(&self) {
+        let mut fields = self.0.lock();
+        fields.attempts = 0;
+        fields.enter(Phase::Connected);
+    }
+
+    /// The next attempt comes at `until`.
+    pub(crate) fn waiting(&self, until: Instant) {
+        self.0.lock().enter(Phase::Waiting { until });
+    }
+
+    /// An attempt has failed, or a connection was lost. `why` may hold text from a peer.
+    pub(crate) fn failed(&self, why: &str) {
+        let text = one_line(why).chars().take(MAX_ERROR).collect();
+        let mut fields = self.0.lock();
+        fields.last_error = Some(text);
+        fields.sessions.clear();
+    }
+
+    /// A session's local service is connected. `counters` are the worker's to count in.
+    pub(crate) fn session_opened(&self, id: &str, service_type: &str, counters: Arc<Counters>) {
+        let (id, service_type) = (id.to_owned(), service_type.to_owned());
+        let session = Session { id, service_type, opened: Instant::now(), counters };
+        self.0.lock().sessions.push(session);
+    }
+
+    /// A session is no longer open. Of the open sessions, no two have one id.
+    pub(crate) fn session_closed(&self, id: &str) {
+        self.0.lock().sessions.retain(|session| session.id != id);
+    }
+
+    pub(crate) fn snapshot(&self, id: TunnelId) -> TunnelStatus {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let ago = |time: Instant| now.saturating_duration_since(time);
+        let fields = self.0.lock();
+        let state = match fields.phase {
+            Phase::Connecting => TunnelState::Connecting,
+            Phase::Connected => TunnelState::Connected,
+            Phase::Waiting { until } => {
+                let left = until.saturating_duration_since(now);
+                TunnelState::Waiting { retry_at: clock.checked_add(left).unwrap_or(clock) }
+            }
+        };
+        let session = |session: &Session| SessionStatus {
+            id: session.id.clone(),
+            service_type: session.service_type.clone(),
+            age: ago(session.opened),
+            bytes_from_cloud: session.counters.received(),
+            bytes_to_cloud: session.counters.sent(),
+        };
+        TunnelStatus {
+            id,
+            host: fields.host.clone(),
+            port: fields.port,
+            state,
+            since: clock.checked_sub(ago(fields.since)).unwrap_or(clock),
+            attempts: fields.attempts,
+            last_error: fields.last_error.clone(),
+            sessions: fields.sessions.iter().map(session).collect(),
+        }
+    }
+}
+
+impl Fields {
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+        // A new connection has no session yet, and none is open without a connection.
+        self.sessions.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Token;
+
+    fn record() -> TunnelRecord {
+        let token = Token::new("hush-token").unwrap();
+        let params = ConnectParams::new("h.example", Port::new(443).unwrap(), "/p", token);
+        TunnelRecord::new(&params.unwrap())
+    }
+
+    fn snapshot(record: &TunnelRecord) -> TunnelStatus {
+        record.snapshot(TunnelId::new("t").unwrap())
+    }
+
+    #[test]
+    fn attempts_count_until_one_succeeds_and_its_error_stays() {
+        let record = record();
+        assert_eq!(snapshot(&record).attempts, 0);
+        for attempt in 1..4 {
+            record.connecting();
+            assert_eq!(snapshot(&record).state, TunnelState::Connecting);
+            record.failed("connection refused");
+            record.waiting(Instant::now() + Duration::from_secs(100));
+            let status = snapshot(&record);
+            assert_eq!(status.attempts, attempt);
+            let TunnelState::Waiting { retry_at } = status.state else { panic!("{status:?}") };
+            let left = retry_at.duration_since(SystemTime::now()).unwrap();
+            assert!(left <= Duration::from_secs(100) && left > Duration::from_secs(50));
+        }
+        record.connecting();
+        record.connected();
+        let status = snapshot(&record);
+        assert_eq!((status.state, status.attempts), (TunnelState::Connected, 0));
+        assert_eq!(status.last_error.as_deref(), Some("connection refused"));
+    }
+
+    #[test]
+    fn an_error_text_from_a_peer_is_one_line_of_bounded_length() {
+        let record = record();
+        record.failed(&format!("a\r\nb{}", "é".repeat(10_000)));
+        let text = snapshot(&record).last_error.unwrap();
+        assert!(text.starts_with("a??b") && text.chars().count() == MAX_ERROR);
+    }
+
+    #[test]
+    fn sessions_are_listed_while_they_are_open_with_their_bytes() {
+        let record = record();
+        record.connected();
+        let counters = Arc::new(Counters::default());
+        record.session_opened("s1", "_SSH", counters.clone());
+        record.session_opened("s2", "web", Arc::default());
+        counters.add_received(5);
+        counters.add_sent(7);
+        counters.add_sent(1);
+        let sessions = snapshot(&record).sessions;
+        assert_eq!((&*sessions[0].id, &*sessions[0].service_type), ("s1", "_SSH"));
+        assert_eq!((sessions[0].bytes_from_cloud, sessions[0].bytes_to_cloud), (5, 8));
+        assert_eq!((sessions[1].bytes_from_cloud, sessions[1].bytes_to_cloud), (0, 0));
+        record.session_closed("s1");
+        assert_eq!(snapshot(&record).sessions.len(), 1);
+        record.failed("lost");
+        assert!(snapshot(&record).sessions.is_empty());
+    }
+}

@@ -1,13 +1,8 @@
-//! The two ends of `scripts/compare`: the local service, and the client that loads a way to it.
-//! Prints what it measured as JSON.
+//! The two ends of `scripts/compare`: the local service, and the client that loads a way to it. It
+//! prints its measurements as JSON.
 //!
-//! `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is the
-//! process whose processor time counts; `trips PORT SERVICE COUNT`; `setup PORT SERVICE COUNT`.
-
-#[path = "tunnel/local.rs"]
-mod local;
-#[path = "tunnel/process.rs"]
-mod process;
+//! `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is the process
+//! whose processor time is measured; `trips PORT SERVICE COUNT`; `setup PORT SERVICE COUNT`.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,29 +10,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::set_socket_linger;
+use aiot_tunnel_testkit::bench::service;
+use aiot_tunnel_testkit::procfs;
+use aiot_tunnel_testkit::sockets::reset_on_close;
 use serde_json::json;
 
 const CHUNK: usize = 256 * 1024;
-/// Between two set-ups: longer than an acknowledgement is delayed (40 ms), so that Nagle's
-/// algorithm, which ssh leaves on, does not hold up the next one for the last one's end.
+/// Time between two set-ups. Longer than the delay of an acknowledgement (40 ms), so that Nagle's
+/// algorithm, which ssh leaves on, does not delay the next one because of the end of the last one.
 const PAUSE: Duration = Duration::from_millis(60);
-/// Connections that end take so long at most, whatever is still under way on them.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// No connection takes this long to end, however much data is still on its way.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let text: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match text[..] {
-        ["service"] => return local::run(),
-        ["load", port, service, direction, count, seconds, ref device @ ..] => {
+        ["service"] => return service::run(),
+        ["load", port, service_port, direction, count, seconds, ref device @ ..] => {
             let window = Duration::from_secs_f64(number(seconds));
-            let mut ends = Ends::new(port, service);
+            let mut ends = Ends::new(port, service_port);
             ends.load(direction, number(count), window, device.first().map(|pid| number(pid)))
         }
         ["trips", port, service, count] => Ends::new(port, service).trips(number(count)),
         ["setup", port, service, count] => Ends::new(port, service).setup(number(count)),
-        // `cargo test --benches` and `cargo bench` only want to know that it starts.
+        // `cargo test --benches` and `cargo bench` only check that it starts.
         _ => return,
     };
     println!("{result}");
@@ -47,16 +44,16 @@ fn number<T: std::str::FromStr>(text: &str) -> T {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is not a number"))
 }
 
-/// Where the way begins, and a line of its own to the service at its end.
+/// The port where the way begins, and a connection of its own to the service at its end.
 struct Ends {
     port: u16,
     count: TcpStream,
 }
 
 impl Ends {
-    fn new(port: &str, service: &str) -> Self {
-        let mut ends = Ends { port: number(port), count: connect(number(service)) };
-        ends.count.write_all(&[local::COUNT]).unwrap();
+    fn new(port: &str, service_port: &str) -> Self {
+        let mut ends = Ends { port: number(port), count: connect(number(service_port)) };
+        ends.count.write_all(&[service::COUNT]).unwrap();
         ends.rest();
         ends
     }
@@ -74,21 +71,21 @@ impl Ends {
         u64::from_be_bytes(answer)
     }
 
-    /// Waits until so many connections have come to the service.
+    /// Waits until the service has so many connections.
     fn wait_for(&mut self, connections: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.ask(local::BUSY) != connections {
+        let deadline = Instant::now() + TIMEOUT;
+        while self.ask(service::BUSY) != connections {
             assert!(Instant::now() < deadline, "not {connections} connections at the service");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Waits until nothing of former connections is left.
+    /// Waits until the service has no connection.
     fn rest(&mut self) {
         self.wait_for(0);
     }
 
-    /// Bytes are counted where they arrive: by the service, or here.
+    /// Measures a rate. Bytes are counted where they arrive: in the service, or here.
     fn load(
         &mut self,
         direction: &str,
@@ -97,7 +94,7 @@ impl Ends {
         device: Option<u32>,
     ) -> serde_json::Value {
         let (is_down, received) = (direction == "down", &AtomicU64::new(0));
-        let what = if is_down { local::SINK } else { local::FLOOD };
+        let what = if is_down { service::SINK } else { service::FLOOD };
         let streams: Vec<TcpStream> = (0..connections).map(|_| self.open(&[what])).collect();
         self.wait_for(connections as u64);
         let (bytes, cpu, seconds) = thread::scope(|scope| {
@@ -115,21 +112,21 @@ impl Ends {
             }
             thread::sleep(window / 5);
             let mut so_far = || match is_down {
-                true => self.ask(local::COUNT),
+                true => self.ask(service::COUNT),
                 false => received.load(Ordering::Relaxed),
             };
-            let cpu = || device.map(process::cpu);
+            let cpu = || device.map(procfs::cpu);
             let (bytes, used, began) = (so_far(), cpu(), Instant::now());
             thread::sleep(window);
             let bytes = so_far() - bytes;
             let (used, seconds) = (cpu().zip(used).map(|(b, a)| b - a), began.elapsed());
-            let busy = self.ask(local::BUSY);
+            let busy = self.ask(service::BUSY);
             for stream in &streams {
-                // Closed with a reset: a sender whom we have stopped reading would not notice else.
-                set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+                // Without a reset, a sender that is no longer read would not notice the close.
+                reset_on_close(stream);
                 let _ = stream.shutdown(Shutdown::Both);
             }
-            // Not before, for the threads would be waited for, and they would never end.
+            // Only now: a panic waits for the threads, which end with their connections.
             assert_eq!(busy, connections as u64, "a connection was lost");
             (bytes as f64, used, seconds.as_secs_f64())
         });
@@ -140,7 +137,7 @@ impl Ends {
 
     /// One byte there and back again, in microseconds.
     fn trips(&mut self, count: usize) -> serde_json::Value {
-        let mut stream = self.open(&[local::ECHO]);
+        let mut stream = self.open(&[service::ECHO]);
         let mut times: Vec<f64> = (0..count + count / 10).map(|_| trip(&mut stream)).collect();
         times.drain(..count / 10);
         times.sort_unstable_by(f64::total_cmp);
@@ -152,8 +149,8 @@ impl Ends {
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
             let began = Instant::now();
-            // In one write, for the same reason.
-            let mut stream = self.open(&[local::ECHO, 7]);
+            // One write, because of Nagle's algorithm, too.
+            let mut stream = self.open(&[service::ECHO, 7]);
             stream.read_exact(&mut [0]).unwrap();
             times.push(began.elapsed().as_secs_f64() * 1e6);
             drop(stream);

@@ -1,23 +1,19 @@
-//! How one tunnel in trouble changes the round trip of nineteen others: a table.
+//! How one tunnel in trouble changes the round trips of nineteen others: a table.
 //!
-//! `cargo bench --features cli --bench isolation [-- ROUNDS]`. The states alternate within one
-//! run, since a machine's speed drifts. Cloud, flood and device share the machine.
-
-#[path = "../tests/common/mod.rs"]
-mod common;
-#[path = "../tests/common/troubles.rs"]
-mod troubles;
+//! `cargo bench --bench isolation [-- ROUNDS]`. The states alternate within one run, because a
+//! machine's speed drifts. Cloud, flood and device share the machine.
 
 use std::time::Duration;
 
-use troubles::*;
+use aiot_tunnel_testkit::logs;
+use aiot_tunnel_testkit::troubles::{Fleet, Kind, OTHERS};
 
-/// Round trips of each of the nineteen in one round of a state.
+/// Round trips of each of the nineteen tunnels in one round of a state.
 const TRIPS: usize = 40;
 
 fn main() {
-    // With RUST_LOG=info what logging costs is measured, too.
-    let _ = env_logger::try_init();
+    // RUST_LOG=info measures the cost of the log, too.
+    logs::print();
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10usize);
     let states = [
         ("all well", None),

@@ -1,8 +1,6 @@
-//! What a frame costs once a tunnel has its buffers: no allocation upstream, at most one
-//! downstream. Counted is what the worker takes from Rust's allocator; what OpenSSL takes from the
-//! C library for itself is not.
-
-mod common;
+//! Once a tunnel has its buffers, a frame upstream causes no allocation, and a frame downstream at
+//! most one. The test counts what the worker allocates with Rust's allocator, not what OpenSSL
+//! allocates with the C library's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -16,28 +14,34 @@ use std::thread;
 use std::time::Duration;
 
 use aiot_tunnel::*;
-use common::*;
+use aiot_tunnel_testkit::certificates::Authority;
+use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::manager::{id, Running};
+use aiot_tunnel_testkit::services::service;
+use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
+use aiot_tunnel_testkit::wait::TIMEOUT;
+use aiot_tunnel_testkit::{frame, wait};
 
-/// Frames of a case where each has a turn of its own.
+/// Frames of a case in which each frame has a turn of its own.
 const FRAMES: usize = 1000;
-/// Bytes of a case where a turn moves many.
+/// Bytes of a case in which a turn moves many.
 const BULK: usize = 4 << 20;
 const PAYLOAD: usize = 4096;
 /// How often a case may be counted until it holds.
 const ROUNDS: usize = 3;
-/// No timer has anything to do while frames are counted: a ping would give the buffers back.
+/// No timer expires while allocations are counted: a ping would free the buffers.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// The system's allocator, with an eye on one thread.
+/// The system's allocator, which counts the allocations of one thread.
 struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The thread whose allocations are counted; 0 is none.
+/// The thread whose allocations are counted; 0 for none.
 static COUNTED: AtomicI32 = AtomicI32::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-/// Sizes of the latest ones: they tell what they were for.
+/// The sizes of the latest ones, which show what they were for.
 static SIZES: [AtomicUsize; 16] = [const { AtomicUsize::new(0) }; 16];
 
 thread_local! {
@@ -47,8 +51,7 @@ thread_local! {
 
 fn count(size: usize) {
     if THREAD.get() == 0 {
-        // SAFETY: no arguments, and it cannot fail.
-        THREAD.set(unsafe { libc::gettid() });
+        THREAD.set(rustix::thread::gettid().as_raw_pid());
     }
     if THREAD.get() == COUNTED.load(Relaxed) {
         let nth = ALLOCATIONS.fetch_add(1, Relaxed);
@@ -56,7 +59,7 @@ fn count(size: usize) {
     }
 }
 
-// SAFETY: every call is handed on to the system's allocator; counting allocates nothing.
+// SAFETY: every call is passed on to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -82,7 +85,7 @@ unsafe impl GlobalAlloc for Counting {
 /// The only worker of this process.
 fn worker() -> i32 {
     let mut found = None;
-    wait_until("one worker", || {
+    wait::until("one worker", || {
         let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
         let named = tasks.filter(|task| {
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
@@ -101,13 +104,13 @@ struct Passed {
     down: usize,
 }
 
-/// A device with ten sessions; both their ends are in the test's hands.
+/// A device with ten sessions; the test has both ends of each.
 struct Tunnel {
     transport: &'static str,
-    device: Device,
+    device: TunnelEnd,
     worker: i32,
     sessions: Vec<String>,
-    /// What their local service sees of them.
+    /// The local service's ends of the sessions.
     locals: Vec<TcpStream>,
     report: Vec<String>,
     failed: bool,
@@ -128,9 +131,9 @@ impl Tunnel {
         let open = |n| {
             let name = format!("s{n}");
             assert_eq!(device.create(&name, "local"), 0);
-            let stream: TcpStream = connections.recv_timeout(PATIENCE).unwrap();
+            let stream: TcpStream = connections.recv_timeout(TIMEOUT).unwrap();
             stream.set_nodelay(true).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             (name, stream)
         };
         let (sessions, locals) = (0..10).map(open).unzip();
@@ -138,7 +141,7 @@ impl Tunnel {
         Tunnel { transport, device, worker, sessions, locals, report, failed, _running: running }
     }
 
-    /// Whether the worker waits in `poll`: it has done all there is to do.
+    /// Whether the worker waits in `poll`, because it has nothing to do.
     fn is_asleep(&self) -> bool {
         let path = format!("/proc/self/task/{}/stat", self.worker);
         let stat = fs::read_to_string(path).expect("the worker lives");
@@ -146,11 +149,11 @@ impl Tunnel {
     }
 
     fn settle(&self) {
-        wait_until("the worker has nothing to do", || self.is_asleep());
+        wait::until("the worker has nothing to do", || self.is_asleep());
     }
 
-    /// Lets a case happen once for the buffers to grow, then counts. How full a buffer gets depends
-    /// on who runs when, so one may grow once more: a case that fails is counted again.
+    /// Runs a case once, so that the buffers grow, and then counts. How full a buffer gets depends on
+    /// the scheduler, so a buffer may grow again later: a case that fails is counted again.
     fn measure(&mut self, case: &str, happen: impl Fn(&mut Self) -> Passed) {
         happen(self);
         let (mut passed, mut count) = self.count(&happen);
@@ -173,7 +176,7 @@ impl Tunnel {
         ));
     }
 
-    /// What passes, and how often the worker allocates meanwhile.
+    /// The frames that a case passes, and how often the worker allocates meanwhile.
     fn count(&mut self, happen: &impl Fn(&mut Self) -> Passed) -> (Passed, usize) {
         self.settle();
         ALLOCATIONS.store(0, Relaxed);
@@ -184,13 +187,13 @@ impl Tunnel {
         (passed, ALLOCATIONS.load(Relaxed))
     }
 
-    /// A service sends until everything on the way is full, and only then the cloud reads: no
-    /// buffer of that way will ever hold more.
+    /// A service sends until every buffer is full, and only then the cloud reads: no buffer on this
+    /// way will ever hold more.
     fn upload_against_a_cloud_that_waits(&mut self) {
         let mut local = &self.locals[0];
         local.set_nonblocking(true).unwrap();
         let (mut sent, mut full) = (0, false);
-        wait_until("every buffer is full", || match local.write(&[7; 64 * 1024]) {
+        wait::until("every buffer is full", || match local.write(&[7; 64 * 1024]) {
             Ok(length) => {
                 (sent, full) = (sent + length, false);
                 false
@@ -212,10 +215,10 @@ impl Tunnel {
         Passed { up: FRAMES, down: 0 }
     }
 
-    /// One byte, in a frame with this header, until the service has it; and again.
+    /// Sends single bytes, each in a frame with this header, each when the service has the last one.
     fn keystrokes_down(&mut self, header: impl Fn(usize) -> String) -> Passed {
         for n in 0..FRAMES {
-            self.device.send_raw(&frame(&header(n), b"x"));
+            self.device.send_message(frame::tunnel(&header(n), b"x"));
             self.locals[0].read_exact(&mut [0]).unwrap();
         }
         Passed { up: 0, down: FRAMES }
@@ -252,10 +255,10 @@ impl Tunnel {
         Passed { up: 0, down: each * count }
     }
 
-    /// Every service sends back what it gets, in frames of all sizes.
+    /// Every service sends back what it receives, in frames of many sizes.
     fn echoes(&mut self) -> Passed {
         const SIZES: [usize; 5] = [1, PAYLOAD, 100, 3000, 17];
-        /// So little is under way that this thread cannot deadlock with itself.
+        /// So little is on its way that this thread cannot deadlock with itself.
         const WINDOW: usize = 100_000;
         let Tunnel { sessions, locals, device, .. } = self;
         let each = SIZES.iter().sum::<usize>() * FRAMES / 50;
@@ -288,9 +291,9 @@ impl Tunnel {
         })
     }
 
-    /// All of it.
+    /// Runs all cases.
     fn run(mut self) -> (bool, Vec<String>) {
-        // What is logged is allocated for.
+        // Log lines are allocated.
         log::set_max_level(log::LevelFilter::Off);
         self.bulk_up(10);
         self.bulk_down(10);
@@ -318,7 +321,7 @@ fn no_frame_up_allocates_and_a_frame_down_at_most_once() {
     let (plain_failed, mut report) = Tunnel::new("plain", Cloud::plain(), Security::Plain).run();
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
+    let cloud = Cloud::tls(authority.acceptor("127.0.0.1"));
     let (tls_failed, tls_report) = Tunnel::new("tls", cloud, Security::Tls(tls)).run();
     report.extend(tls_report);
     let report = report.join("\n");

@@ -1,9 +1,5 @@
-//! A hostile cloud and hostile local services: the device, a process of its own, stays within
-//! its memory, its siblings move on, and afterwards everything works.
-
-#[path = "common/child.rs"]
-mod child;
-mod common;
+//! A hostile cloud and hostile local services: the device, in a process of its own, stays within its
+//! memory, the tunnel beside the attacked one goes on, and afterwards everything works.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -13,50 +9,33 @@ use std::sync::{mpsc, Arc};
 use std::thread;
 
 use aiot_tunnel::*;
-use child::*;
-use common::*;
+use aiot_tunnel_testkit::cloud::upgrade;
+use aiot_tunnel_testkit::device_process::{self, spec, DeviceProcess, ECHO};
+use aiot_tunnel_testkit::frame::{
+    code, server, server_tunnel, tunnel, BINARY, FIRST_FRAGMENT, LAST_FRAGMENT, MIDDLE_FRAGMENT,
+    PING, TEXT,
+};
+use aiot_tunnel_testkit::services::service;
+use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
+use aiot_tunnel_testkit::wait::{self, accept};
+use aiot_tunnel_testkit::{procfs, random};
 use serde_json::{json, Value};
 
 #[test]
 #[ignore = "not a test: the device's process of the other tests"]
 fn device_process() {
-    device_main();
+    device_process::main();
 }
 
-/// What one tunnel may cost, in KiB of resident memory.
-const MOST: usize = 4 * 1024;
-const BINARY: u8 = 0x82;
-const BEGINNING: u8 = 0x02;
-const MORE: u8 = 0x00;
-const LAST: u8 = 0x80;
-const TEXT: u8 = 0x81;
-const PING: u8 = 0x89;
-
-/// One WebSocket frame of a server (RFC 6455, 5.2).
-fn wire(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    match payload.len() {
-        length @ 0..=125 => bytes.push(length as u8),
-        length @ 126..=65_535 => {
-            bytes.push(126);
-            bytes.extend((length as u16).to_be_bytes());
-        }
-        length => {
-            bytes.push(127);
-            bytes.extend((length as u64).to_be_bytes());
-        }
-    }
-    bytes.extend(payload);
-    bytes
-}
-
+/// The most resident memory that one tunnel may cost, in KiB.
+const MOST: u64 = 4 * 1024;
 fn create(session: &str, frame_id: usize, service: &str) -> Vec<u8> {
     let header = json!({"frame_type": 2, "session_id": session, "frame_id": frame_id, "service_type": service});
-    wire(BINARY, &frame(&header.to_string(), b""))
+    server_tunnel(&header.to_string(), b"")
 }
 
 fn data(session: &str, payload: &[u8]) -> Vec<u8> {
-    wire(BINARY, &frame(&json!({"frame_type": 4, "session_id": session}).to_string(), payload))
+    server_tunnel(&json!({"frame_type": 4, "session_id": session}).to_string(), payload)
 }
 
 /// A device under attack: one tunnel that is attacked, and one beside it.
@@ -64,10 +43,10 @@ struct Victim {
     process: DeviceProcess,
     listener: TcpListener,
     /// The attacked tunnel.
-    device: Device,
-    sibling: Device,
+    device: TunnelEnd,
+    sibling: TunnelEnd,
     turns: usize,
-    resident: usize,
+    resident: u64,
     descriptors: usize,
 }
 
@@ -80,59 +59,61 @@ impl Victim {
             process.add(id, "127.0.0.1", port);
             let mut device = upgrade(accept(&listener));
             process.expect(&format!("Connect {id}"));
-            // Warm: code is loaded, stacks and buffers are touched.
-            assert_eq!(device.create("warm", "own-echo"), 0);
+            // Warm up: code is loaded, stacks and buffers are touched.
+            assert_eq!(device.create("warm", ECHO), 0);
             for seed in 0..8 {
-                let bytes = pattern(seed, 32_000);
+                let bytes = random::bytes(seed, 32_000);
                 device.data("warm", &bytes);
                 assert!(device.receive_data("warm", bytes.len()) == bytes);
             }
             device
         };
         let (device, sibling) = (open("t"), open("sibling"));
-        process.reset_peak();
-        let (resident, descriptors) = (process.status("VmRSS"), process.descriptors());
+        procfs::reset_peak(process.id());
+        let resident = procfs::status(process.id(), "VmRSS");
+        let descriptors = procfs::descriptors(process.id());
         Victim { process, listener, device, sibling, turns: 0, resident, descriptors }
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        self.device.raw.write_all(bytes).unwrap();
+        self.device.tcp.write_all(bytes).unwrap();
     }
 
-    /// The tunnel beside the attacked one works, its long-lived session and a fresh one.
+    /// The tunnel beside the attacked one works: its old session and a fresh one.
     fn sibling_moves(&mut self) {
         self.turns += 1;
-        let bytes = pattern(self.turns as u64, 10_000);
+        let bytes = random::bytes(self.turns as u64, 10_000);
         self.sibling.data("warm", &bytes);
         assert!(self.sibling.receive_data("warm", bytes.len()) == bytes);
-        echoes(&mut self.sibling, &format!("fresh{}", self.turns), "own-echo");
+        self.sibling.check_echo(&format!("fresh{}", self.turns), ECHO);
     }
 
-    /// The session that was there before the attack still is.
+    /// The session from before the attack still works.
     fn warm_echoes(&mut self) {
         self.device.data("warm", b"still here?");
         assert_eq!(self.device.receive_data("warm", 11), b"still here?");
     }
 
-    /// The connection is lost, and made anew.
+    /// The connection is lost and made again.
     fn reconnects(&mut self) {
         self.process.expect("Disconnect t");
         self.device = upgrade(accept(&self.listener));
         self.process.expect("Connect t");
-        assert_eq!(self.device.create("warm", "own-echo"), 0);
+        assert_eq!(self.device.create("warm", ECHO), 0);
     }
 
-    /// Memory stayed within its bound, everything works, and every session is accounted for.
+    /// Memory stayed within its bound, everything works, and every session is closed.
     fn recovered(mut self, case: &str) {
-        let peak = self.process.status("VmHWM");
+        let peak = procfs::peak(self.process.id());
         let grown = peak.saturating_sub(self.resident);
         eprintln!("{case}: {} KiB resident before, {grown} KiB more at the peak", self.resident);
         assert!(grown < MOST, "{case}: {grown} KiB");
         self.warm_echoes();
-        echoes(&mut self.device, "fresh", "own-echo");
+        self.device.check_echo("fresh", ECHO);
         self.sibling_moves();
-        let Victim { process, descriptors, .. } = &self;
-        wait_until("every session is closed", || process.descriptors() == *descriptors);
+        wait::until("every session is closed", || {
+            procfs::descriptors(self.process.id()) == self.descriptors
+        });
         assert!(self.process.said().is_empty());
         self.process.stop();
     }
@@ -141,16 +122,16 @@ impl Victim {
 #[test]
 fn a_message_of_16_mib_costs_its_session_and_nothing_else() {
     let mut victim = Victim::new(json!({}), &[]);
-    victim.write(&wire(BINARY, &vec![0; 16 << 20]));
+    victim.write(&server(BINARY, &vec![0; 16 << 20]));
     victim.warm_echoes();
-    assert_eq!(victim.device.create("s", "own-echo"), 0);
+    assert_eq!(victim.device.create("s", ECHO), 0);
     let header = json!({"frame_type": 4, "session_id": "s"}).to_string();
-    victim.write(&wire(BINARY, &frame(&header, &vec![0; 16 << 20])));
+    victim.write(&server(BINARY, &tunnel(&header, &vec![0; 16 << 20])));
     let (header, payload) = victim.device.receive();
     assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s")));
     assert_eq!(code(&payload), 1);
     victim.warm_echoes();
-    victim.write(&wire(TEXT, &vec![b'x'; 16 << 20]));
+    victim.write(&server(TEXT, &vec![b'x'; 16 << 20]));
     victim.recovered("16 MiB");
 }
 
@@ -171,16 +152,16 @@ fn a_frame_that_announces_2_to_the_62_bytes_fails_the_connection_at_once() {
 fn a_flood_of_garbage_frames_is_dropped_and_sessions_go_on() {
     let mut victim = Victim::new(json!({}), &[]);
     let garbage = [
-        wire(BINARY, b""),
-        wire(BINARY, &[0, 0]),
-        wire(BINARY, &[8, 1, b'{', b'}']),
-        wire(BINARY, &[0, 2, 0xff, 0xfe]),
-        wire(BINARY, &frame("[4,\"s\"]", b"x")),
-        wire(BINARY, &frame("{\"frame_type\":99,\"session_id\":\"warm\"}", b"x")),
-        wire(BINARY, &frame("{\"frame_type\":4,\"session_id\":7}", b"x")),
-        wire(BINARY, &frame("{\"frame_type\":2,\"session_id\":\"no-frame-id\"}", b"")),
-        wire(TEXT, b"text"),
-        wire(0x8A, b"a pong that nobody asked for"),
+        server(BINARY, b""),
+        server(BINARY, &[0, 0]),
+        server(BINARY, &[8, 1, b'{', b'}']),
+        server(BINARY, &[0, 2, 0xff, 0xfe]),
+        server(BINARY, &tunnel("[4,\"s\"]", b"x")),
+        server(BINARY, &tunnel("{\"frame_type\":99,\"session_id\":\"warm\"}", b"x")),
+        server(BINARY, &tunnel("{\"frame_type\":4,\"session_id\":7}", b"x")),
+        server(BINARY, &tunnel("{\"frame_type\":2,\"session_id\":\"no-frame-id\"}", b"")),
+        server(TEXT, b"text"),
+        server(0x8A, b"a pong that nobody asked for"),
     ]
     .concat();
     for _ in 0..50 {
@@ -195,9 +176,9 @@ fn a_flood_of_garbage_frames_is_dropped_and_sessions_go_on() {
 
 #[test]
 fn a_burst_of_1500_session_creates_is_answered_whole() {
-    // No ping may come to the help of answers that wait.
+    // No ping may move answers on that wait.
     let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
-    for (service, opened) in [("nobody-offers-this", 0), ("own-echo", 9)] {
+    for (service, opened) in [("nobody-offers-this", 0), (ECHO, 9)] {
         let burst: Vec<u8> =
             (0..1500).flat_map(|n| create(&format!("burst-{n}"), 5000 + n, service)).collect();
         victim.write(&burst);
@@ -213,8 +194,7 @@ fn a_burst_of_1500_session_creates_is_answered_whole() {
         }
         assert_eq!(open.len(), opened, "{codes:?}");
         for session in &open {
-            let released = json!({"frame_type": 3, "session_id": session, "frame_id": 1});
-            victim.device.send(released, b"{\"code\":0}");
+            victim.device.release(session, 1, "{\"code\":0}");
             let (header, _) = victim.device.receive();
             assert_eq!(
                 (&header["frame_type"], &header["session_id"]),
@@ -239,7 +219,7 @@ fn headers_nested_as_deep_as_they_can_be_are_harmless() {
     for _ in 0..200 {
         for header in &deepest {
             assert!(header.len() <= 2048);
-            victim.write(&wire(BINARY, &frame(header, b"x")));
+            victim.write(&server(BINARY, &tunnel(header, b"x")));
         }
         victim.warm_echoes();
     }
@@ -250,7 +230,7 @@ fn headers_nested_as_deep_as_they_can_be_are_harmless() {
 fn a_service_name_of_2_kb_is_refused_or_dropped() {
     let mut victim = Victim::new(json!({}), &[]);
     for turn in 0..200 {
-        // Beyond a header's 2048 bytes: malformed, no answer.
+        // A header of more than 2048 bytes is malformed and not answered.
         victim.write(&create("beyond", turn, &"n".repeat(2048)));
         let fits = "n".repeat(1960);
         let name = format!("fits{turn}");
@@ -265,14 +245,14 @@ fn a_local_service_that_never_reads_while_64_mb_come_costs_its_session_only() {
     let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
     let mut victim = Victim::new(json!({"stall_timeout": 500}), &[deaf]);
     assert_eq!(victim.device.create("deaf", "deaf"), 0);
-    let mut raw = victim.device.raw.try_clone().unwrap();
+    let mut raw = victim.device.tcp.try_clone().unwrap();
     let flood = thread::spawn(move || {
         let chunk = data("deaf", &[7; 65_536]);
         for _ in 0..1024 {
             raw.write_all(&chunk).unwrap();
         }
     });
-    // While it stands, the other tunnels do not.
+    // The other tunnel goes on meanwhile.
     for _ in 0..20 {
         victim.sibling_moves();
     }
@@ -293,9 +273,9 @@ fn nine_deaf_services_filled_to_the_brim_stay_within_the_tunnels_memory() {
         for n in 0..9 {
             assert_eq!(victim.device.create(&format!("deaf{round}-{n}"), "deaf"), 0);
         }
-        // Each is sent more than its service's kernel and its buffer take; all get their
-        // share before the first one stops the tunnel.
-        let mut raw = victim.device.raw.try_clone().unwrap();
+        // Each session is sent more than the kernel and its buffer hold. All of them fill up before
+        // the first one stops the tunnel.
+        let mut raw = victim.device.tcp.try_clone().unwrap();
         let flood = thread::spawn(move || {
             for _ in 0..256 {
                 for n in 0..9 {
@@ -323,7 +303,7 @@ fn a_cloud_that_does_not_read_while_a_service_sends_64_mb_stops_the_service_and_
     let count = written.clone();
     let source = service("source", move |mut stream| {
         for n in 0..ALL / 65_536 {
-            stream.write_all(&pattern(n as u64, 65_536)).unwrap();
+            stream.write_all(&random::bytes(n as u64, 65_536)).unwrap();
             count.fetch_add(65_536, Ordering::SeqCst);
         }
     });
@@ -345,7 +325,7 @@ fn a_cloud_that_does_not_read_while_a_service_sends_64_mb_stops_the_service_and_
         assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(4), &json!("s")));
         received.extend(payload);
         while received.len() >= 65_536 {
-            let expected = pattern(chunk as u64, 65_536);
+            let expected = random::bytes(chunk as u64, 65_536);
             assert!(received.drain(..65_536).eq(expected), "chunk {chunk} is wrong");
             chunk += 1;
         }
@@ -359,26 +339,26 @@ fn a_cloud_that_does_not_read_while_a_service_sends_64_mb_stops_the_service_and_
 #[test]
 fn fragments_without_end_are_bounded_and_a_message_in_fragments_arrives() {
     let mut victim = Victim::new(json!({}), &[]);
-    let message = frame("{\"frame_type\":4,\"session_id\":\"warm\"}", b"in pieces");
-    // A hundred thousand empty fragments are legal; they cost nothing.
-    let mut bytes = wire(BEGINNING, &message[..10]);
+    let message = tunnel("{\"frame_type\":4,\"session_id\":\"warm\"}", b"in pieces");
+    // 100,000 empty fragments are legal and cost nothing.
+    let mut bytes = server(FIRST_FRAGMENT, &message[..10]);
     for _ in 0..100_000 {
-        bytes.extend(wire(MORE, b""));
+        bytes.extend(server(MIDDLE_FRAGMENT, b""));
     }
-    bytes.extend(wire(PING, b"between"));
+    bytes.extend(server(PING, b"between"));
     for byte in &message[10..] {
-        bytes.extend(wire(MORE, &[*byte]));
+        bytes.extend(server(MIDDLE_FRAGMENT, &[*byte]));
     }
-    bytes.extend(wire(LAST, b""));
+    bytes.extend(server(LAST_FRAGMENT, b""));
     victim.write(&bytes);
     assert_eq!(victim.device.receive_data("warm", 9), b"in pieces");
     victim.sibling_moves();
 
-    // More than 64 MiB of them fail the connection.
-    let mut raw = victim.device.raw.try_clone().unwrap();
+    // More than 64 MiB of fragments fail the connection.
+    let mut raw = victim.device.tcp.try_clone().unwrap();
     let endless = thread::spawn(move || {
-        raw.write_all(&wire(BEGINNING, b"")).unwrap();
-        let more = wire(MORE, &[0; 65_536]);
+        raw.write_all(&server(FIRST_FRAGMENT, b"")).unwrap();
+        let more = server(MIDDLE_FRAGMENT, &[0; 65_536]);
         while raw.write_all(&more).is_ok() {}
     });
     victim.reconnects();
@@ -389,8 +369,8 @@ fn fragments_without_end_are_bounded_and_a_message_in_fragments_arrives() {
 #[test]
 fn a_flood_of_pings_whose_pongs_are_not_read_stops_being_read() {
     let mut victim = Victim::new(json!({}), &[]);
-    let mut raw = victim.device.raw.try_clone().unwrap();
-    let pings = wire(PING, &[b'p'; 125]).repeat(500);
+    let mut raw = victim.device.tcp.try_clone().unwrap();
+    let pings = server(PING, &[b'p'; 125]).repeat(500);
     raw.set_nonblocking(true).unwrap();
     let (mut sent, mut refused) = (0, 0);
     while refused < 20 {
@@ -404,7 +384,7 @@ fn a_flood_of_pings_whose_pongs_are_not_read_stops_being_read() {
         }
     }
     raw.set_nonblocking(false).unwrap();
-    // The cloud reads again; the last ping is completed, and a session's data is behind it.
+    // The cloud reads again. The rest of the last ping follows, and a session's data behind it.
     let mut rest = pings[sent % pings.len()..].to_vec();
     rest.extend(data("warm", b"behind them"));
     let writer = thread::spawn(move || raw.write_all(&rest).unwrap());
@@ -421,18 +401,18 @@ fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
     process.add("t", "127.0.0.1", listener.local_addr().unwrap().port());
     let device = upgrade(accept(&listener));
     process.expect("Connect t");
-    process.reset_peak();
-    let resident = process.status("VmRSS");
-    let mut raw = device.raw.try_clone().unwrap();
+    procfs::reset_peak(process.id());
+    let resident = procfs::status(process.id(), "VmRSS");
+    let mut raw = device.tcp.try_clone().unwrap();
     let flood = thread::spawn(move || {
-        let pings = wire(PING, &[b'p'; 125]).repeat(500);
+        let pings = server(PING, &[b'p'; 125]).repeat(500);
         while raw.write_all(&pings).is_ok() {}
     });
     process.expect("Disconnect t");
     let mut again = upgrade(accept(&listener));
     process.expect("Connect t");
-    echoes(&mut again, "s", "own-echo");
-    let grown = process.status("VmHWM").saturating_sub(resident);
+    again.check_echo("s", ECHO);
+    let grown = procfs::peak(process.id()).saturating_sub(resident);
     assert!(grown < MOST, "{grown} KiB");
     drop(device);
     flood.join().unwrap();
@@ -441,11 +421,11 @@ fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
 
 #[test]
 fn answers_that_had_to_wait_for_room_need_no_other_event_to_go_on() {
-    // No ping may come to their help.
+    // No ping may move them on.
     let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
     const BURST: usize = 2500;
     for turn in 0..20 {
-        // Small requests with answers more than twice as long: one read's worth is too much.
+        // The answers are more than twice as long as the requests: those to one read do not fit.
         let burst: Vec<u8> =
             (0..BURST).flat_map(|n| data(&format!("{}", turn * BURST + n), b"")).collect();
         victim.write(&burst);
@@ -463,13 +443,13 @@ fn a_cloud_that_writes_single_bytes_is_understood() {
         victim.write(&[byte]);
     }
     assert_eq!(victim.device.receive_data("warm", 12), b"byte by byte");
-    for byte in wire(PING, b"slow").into_iter().chain(create("slow", 4242, "own-echo")) {
+    for byte in server(PING, b"slow").into_iter().chain(create("slow", 4242, ECHO)) {
         victim.write(&[byte]);
     }
     let (header, payload) = victim.device.receive();
     assert_eq!((&header["frame_id"], code(&payload)), (&json!(4242), 0));
     let released = json!({"frame_type": 3, "session_id": "slow", "frame_id": 1}).to_string();
-    for byte in wire(BINARY, &frame(&released, b"")) {
+    for byte in server(BINARY, &tunnel(&released, b"")) {
         victim.write(&[byte]);
     }
     assert_eq!(victim.device.receive().0["frame_id"], 1);

@@ -1,7 +1,4 @@
-//! The device side over real sockets, against a cloud that this project did not write the
-//! WebSocket of.
-
-mod common;
+//! The device side over real sockets, against a cloud whose WebSocket is tungstenite's.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -10,7 +7,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use aiot_tunnel::*;
-use common::*;
+use aiot_tunnel_testkit::certificates::Authority;
+use aiot_tunnel_testkit::cloud::{params, Cloud};
+use aiot_tunnel_testkit::frame::{self, code};
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::random;
+use aiot_tunnel_testkit::services::{echo, service};
+use aiot_tunnel_testkit::wait::{accept, TIMEOUT};
 use serde_json::json;
 
 #[test]
@@ -30,7 +33,7 @@ fn a_session_echoes_and_the_path_keeps_its_query() {
     running.expect(EventKind::Disconnect, "t");
     let (header, _) = device.receive();
     assert_eq!(header["frame_type"], 3);
-    assert!(matches!(device.socket.read(), Ok(tungstenite::Message::Close(Some(_)))));
+    assert!(device.receive_close().is_some());
 }
 
 #[test]
@@ -55,7 +58,7 @@ fn session_ids_that_share_a_prefix_do_not_touch_each_other() {
     assert_eq!(device.create("s10", "e"), 0);
     device.data("s1", b"one");
     assert_eq!(device.receive_data("s1", 3), b"one");
-    device.send(json!({"frame_type": 3, "session_id": "s1", "frame_id": 5}), b"{\"code\":0}");
+    device.release("s1", 5, "{\"code\":0}");
     let (header, payload) = device.receive();
     assert_eq!((&header["frame_type"], &header["frame_id"]), (&json!(1), &json!(5)));
     assert_eq!(code(&payload), 0);
@@ -80,7 +83,7 @@ fn an_id_in_use_and_one_session_too_many_are_refused() {
 
 #[test]
 fn local_eof_delivers_every_byte_before_release() {
-    let bytes = pattern(1, 3_000_000);
+    let bytes = random::bytes(1, 3_000_000);
     let sent = bytes.clone();
     let source = service("source", move |mut stream| stream.write_all(&sent).unwrap());
     let cloud = Cloud::plain();
@@ -91,14 +94,14 @@ fn local_eof_delivers_every_byte_before_release() {
     assert!(device.receive_data("s", bytes.len()) == bytes);
     let (header, payload) = device.receive();
     assert_eq!((&header["frame_type"], code(&payload)), (&json!(3), 1));
-    // Late data is no reason to say it again.
+    // Late data does not cause a second release.
     device.data("s", b"late");
     assert_eq!(device.create("next", "nobody"), 2);
 }
 
 #[test]
 fn release_delivers_every_byte_to_a_slow_reader_before_end_of_file() {
-    let bytes = pattern(2, 3_000_000);
+    let bytes = random::bytes(2, 3_000_000);
     let (sender, received) = mpsc::channel();
     let (go, gate) = mpsc::channel::<()>();
     let gate = std::sync::Mutex::new(gate);
@@ -106,7 +109,7 @@ fn release_delivers_every_byte_to_a_slow_reader_before_end_of_file() {
         gate.lock().unwrap().recv().unwrap();
         let mut all = Vec::new();
         let mut buffer = [0; 10_000];
-        // Speaks while it reads: the unread answer must not reset the connection.
+        // It writes while it reads: the unread answer must not reset the connection.
         let _ = stream.write_all(b"busy");
         while let Ok(length) = stream.read(&mut buffer) {
             if length == 0 {
@@ -127,12 +130,12 @@ fn release_delivers_every_byte_to_a_slow_reader_before_end_of_file() {
             for chunk in bytes.chunks(4096) {
                 device.data("s", chunk);
             }
-            device.send(json!({"frame_type": 3, "session_id": "s", "frame_id": 5}), b"");
+            device.release("s", 5, "");
             device
         }
     });
     go.send(()).unwrap();
-    assert!(received.recv_timeout(PATIENCE).unwrap() == bytes);
+    assert!(received.recv_timeout(TIMEOUT).unwrap() == bytes);
     drop(writer.join().unwrap());
 }
 
@@ -146,11 +149,11 @@ fn ten_sessions_at_once(cloud: Cloud, security: Security) {
     for name in &names {
         assert_eq!(device.create(name, "e"), 0);
     }
-    let bytes: Vec<Vec<u8>> = (0..10).map(|n| pattern(n, EACH)).collect();
+    let bytes: Vec<Vec<u8>> = (0..10).map(|n| random::bytes(n, EACH)).collect();
     let mut sent = [0; 10];
     let mut received: HashMap<String, Vec<u8>> = HashMap::new();
     let (sizes, mut turn) = ([1, 4096, 100, 3000, 65_536, 17, 4095], 0);
-    // At most this much is under way, so that this single thread cannot deadlock with itself.
+    // At most this much is on its way, so that this single thread cannot deadlock with itself.
     const WINDOW: usize = 400_000;
     let mut total = 0;
     while total < 10 * EACH {
@@ -184,7 +187,7 @@ fn ten_sessions_at_once_keep_every_byte_plain() {
 fn ten_sessions_at_once_keep_every_byte_tls() {
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    ten_sessions_at_once(Cloud::tls(authority.acceptor("127.0.0.1", 1)), Security::Tls(tls));
+    ten_sessions_at_once(Cloud::tls(authority.acceptor("127.0.0.1")), Security::Tls(tls));
 }
 
 #[test]
@@ -203,29 +206,29 @@ fn malformed_frames_are_dropped_and_the_session_beside_them_goes_on() {
         vec![0, 0],
         vec![8, 1, b'{', b'}'],
         vec![0, 50, b'{', b'}'],
-        frame("\u{0}\u{1}", b""),
+        frame::tunnel("\u{0}\u{1}", b""),
         vec![0, 2, 0xff, 0xfe],
-        frame("[4,\"s\",1]", b"x"),
-        frame("{\"frame_type\":77,\"session_id\":\"s\"}", b"x"),
-        frame("{\"frame_type\":2,\"session_id\":\"x\",\"service_type\":\"e\"}", b""),
-        frame("{\"frame_type\":2,\"frame_id\":1,\"service_type\":\"e\"}", b""),
-        frame(&long, b""),
-        frame(&nested, b""),
+        frame::tunnel("[4,\"s\",1]", b"x"),
+        frame::tunnel("{\"frame_type\":77,\"session_id\":\"s\"}", b"x"),
+        frame::tunnel("{\"frame_type\":2,\"session_id\":\"x\",\"service_type\":\"e\"}", b""),
+        frame::tunnel("{\"frame_type\":2,\"frame_id\":1,\"service_type\":\"e\"}", b""),
+        frame::tunnel(&long, b""),
+        frame::tunnel(&nested, b""),
     ];
-    for (index, message) in malformed.iter().enumerate() {
-        device.send_raw(message);
+    for (index, message) in malformed.into_iter().enumerate() {
+        device.send_message(message);
         let text = format!("after {index}");
         device.data("s", text.as_bytes());
         assert_eq!(device.receive_data("s", text.len()), text.as_bytes());
     }
     device.socket.send(tungstenite::Message::text("text")).unwrap();
-    // A message far too long for a frame, and one in fragments.
-    device.send_raw(&vec![0; 16 << 20]);
-    device.send_raw(&frame("{\"frame_type\":4,\"session_id\":\"other\"}", b"unknown"));
+    // A message that is far too long for a frame.
+    device.send_message(vec![0; 16 << 20]);
+    device.data("other", b"unknown");
     let (header, payload) = device.receive();
     assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("other")));
     assert_eq!(code(&payload), 1);
-    device.send_raw(&frame("{\"frame_type\":4,\"session_id\":\"other\"}", b"once only"));
+    device.data("other", b"answered once only");
     device.data("s", b"end");
     assert_eq!(device.receive_data("s", 3), b"end");
 }
@@ -241,9 +244,7 @@ fn http_401_and_close_4001_expire_the_tunnel_and_update_brings_it_back() {
     for close_code in [4001, 401] {
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
-        let frame =
-            tungstenite::protocol::CloseFrame { code: close_code.into(), reason: "".into() };
-        device.socket.close(Some(frame)).unwrap();
+        device.close(close_code);
         running.expect(EventKind::Disconnect, "t");
         running.expect(EventKind::Expired, "t");
         running.handle.add(&id("t"), cloud.params()).unwrap();
@@ -263,7 +264,7 @@ fn a_lost_connection_is_made_anew_and_update_reconnects() {
     running.expect(EventKind::Connect, "t");
     running.handle.update(&id("t"), cloud.params()).unwrap();
     running.expect(EventKind::Disconnect, "t");
-    assert!(device.socket.read().unwrap().is_close());
+    device.receive_close();
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
 }
@@ -298,9 +299,9 @@ fn twenty_tunnels_work_the_21st_is_refused_and_update_needs_no_slot() {
 fn no_byte_of_the_request_leaves_the_device_before_the_certificate_is_good() {
     let (authority, other) = (Authority::new(), Authority::new());
     for (acceptor, why) in [
-        (other.acceptor("127.0.0.1", 1), "wrong CA"),
-        (authority.acceptor("127.0.0.1", -1), "expired"),
-        (authority.acceptor("elsewhere.example", 1), "wrong host name"),
+        (other.acceptor("127.0.0.1"), "wrong CA"),
+        (authority.expired_acceptor("127.0.0.1"), "expired"),
+        (authority.acceptor("elsewhere.example"), "wrong host name"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
@@ -308,9 +309,9 @@ fn no_byte_of_the_request_leaves_the_device_before_the_certificate_is_good() {
         let port = listener.local_addr().unwrap().port();
         running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
         let tcp = accept(&listener);
-        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut received = Vec::new();
-        // In TLS 1.3 the server may be done before the client refuses; then it reads nothing.
+        // In TLS 1.3 the server may finish before the client refuses. Then it reads nothing.
         if let Ok(mut stream) = acceptor.accept(tcp) {
             let _ = stream.read_to_end(&mut received);
         }
@@ -320,12 +321,12 @@ fn no_byte_of_the_request_leaves_the_device_before_the_certificate_is_good() {
 
 #[test]
 fn stop_is_prompt_while_tunnels_connect_and_it_is_sticky() {
-    // Accepts nothing: the handshake never ends.
-    let black_hole = TcpListener::bind("127.0.0.1:0").unwrap();
+    // It answers nothing: the handshake never ends.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut running = Running::start(plain());
-    let port = black_hole.local_addr().unwrap().port();
+    let port = silent.local_addr().unwrap().port();
     running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
-    let _held = accept(&black_hole);
+    let _held = accept(&silent);
     running.stop();
     let manager = plain().build().unwrap();
     manager.handle().stop();

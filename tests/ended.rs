@@ -1,9 +1,8 @@
 //! Commands to a manager that has ended are refused: nobody would execute them.
 
-mod common;
-
 use aiot_tunnel::*;
-use common::*;
+use aiot_tunnel_testkit::cloud::{params, Cloud};
+use aiot_tunnel_testkit::manager::{id, plain, Running};
 
 fn assert_ended(handle: &Handle) {
     let outcomes = [

@@ -1,15 +1,8 @@
-//! Gateway and device over networks that fail, by seeded schedules: whatever happens, a session
-//! is either complete or reported, and what it delivers is always a prefix of what was sent.
+//! Gateway and device over networks that fail on seeded schedules. Whatever happens, a session is
+//! either complete or reported, and it always delivers a prefix of what was sent.
 //!
-//! `FAULT_SEEDS=2000` runs more seeds than the default, `FAULT_SEED=n` one and prints what
-//! happens to its connections.
-#![cfg(feature = "gateway")]
-
-mod common;
-#[path = "common/faults.rs"]
-mod faults;
-#[path = "common/traffic.rs"]
-mod traffic;
+//! `FAULT_SEEDS=2000` runs more seeds than the default. `FAULT_SEED=n` runs one seed and prints the
+//! faults of its connections.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -20,30 +13,49 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aiot_tunnel::gateway::{Gateway, TunnelConfig};
+use aiot_tunnel::gateway::Gateway;
 use aiot_tunnel::*;
-use common::{logs, ACCESS_TOKEN, DEVICE_TOKEN};
-use faults::{Fault, Leg, LinkReport, Proxy, Rng, KINDS};
-use traffic::{judge, served, Access, Causes, Certificates, Log, Mode, Outcome, Plan, Served};
+use aiot_tunnel_testkit::certificates::{Authority, Identity};
+use aiot_tunnel_testkit::faults::{Damage, Fault, Profile, Proxy, KINDS};
+use aiot_tunnel_testkit::random::{self, magnitude, permille, Generator};
+use aiot_tunnel_testkit::traffic::{
+    judge, served, Access, Causes, Mode, Outcome, Plan, Served, ServiceLog,
+};
+use aiot_tunnel_testkit::wait::until_within;
+use aiot_tunnel_testkit::{gateways, logs, procfs, ACCESS_TOKEN, DEVICE_TOKEN};
+use rand::RngExt;
 
 const SEEDS: u64 = 120;
-/// Seeds under way at a time. They mostly wait.
+/// Seeds that run at the same time. They mostly wait.
 const AT_ONCE: usize = 10;
-/// No seed takes so long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// No seed takes this long unless it hangs.
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// A lost connection may be reported a little later than its sessions end.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// Tests that count descriptors, or open some.
+/// Held by tests that count descriptors or open some.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// How the sessions of a run ended.
+/// How the sessions of a run ended, and the faults that they met.
 #[derive(Default)]
 struct Tally {
     complete: AtomicU64,
     explained: AtomicU64,
     disconnects: AtomicU64,
     faults: [AtomicU64; KINDS.len()],
+}
+
+/// Made once for all seeds.
+struct Certificates {
+    ca: Vec<u8>,
+    own: Identity,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let authority = Authority::new();
+        Certificates { ca: authority.pem(), own: authority.identity("127.0.0.1") }
+    }
 }
 
 #[test]
@@ -54,12 +66,10 @@ fn under_faults_every_session_is_complete_or_reported() {
     let tally = Tally::default();
     let only = number("FAULT_SEED");
     if only.is_some() {
-        // The one run's log belongs to who looks for its fault.
-        let _ = env_logger::try_init();
+        logs::print();
     }
     logs::keep();
-    logs::note_secret(&certificates.key);
-    // What OpenSSL and std set up once is no growth. The first seed has TLS.
+    // OpenSSL and std allocate some things once, which is no growth. Seed 0 has TLS.
     run_seed(0, &certificates, false, &Tally::default());
     let before = (descriptors(), threads());
 
@@ -79,12 +89,12 @@ fn under_faults_every_session_is_complete_or_reported() {
     }
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
     assert!(only.is_some() || complete > explained / 2, "faults so dense that they prove little");
-    wait_until("descriptors and threads as before", Duration::from_secs(20), || {
+    until_within("descriptors and threads as before", Duration::from_secs(20), || {
         (descriptors(), threads()) == before
     });
 }
 
-/// Runs the seeds below `count`; what went wrong, a line for each.
+/// Runs the seeds below `count`; the failures, one line each.
 fn run_seeds(count: u64, certificates: Certificates, tally: &Tally) -> Vec<String> {
     let next = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
@@ -112,7 +122,7 @@ fn run_seeds(count: u64, certificates: Certificates, tally: &Tally) -> Vec<Strin
         }
         while done.load(Ordering::SeqCst) < AT_ONCE {
             for slot in &running {
-                let overdue = slot.lock().unwrap().filter(|(_, began)| began.elapsed() > PATIENCE);
+                let overdue = slot.lock().unwrap().filter(|(_, began)| began.elapsed() > TIMEOUT);
                 if let Some((seed, _)) = overdue {
                     eprintln!("{}", of_seed(seed, "it hangs"));
                     std::process::exit(1);
@@ -145,7 +155,8 @@ fn run_seed(seed: u64, certificates: &Certificates, trace: bool, tally: &Tally) 
     panic!("{}", of_seed(seed, &wrong));
 }
 
-/// The times at which the device reported DISCONNECT, and whether it is connected.
+/// The device's events: the times of its DISCONNECTs, whether it is connected, and whether it has
+/// ever been.
 #[derive(Default)]
 struct Reports {
     lost: Vec<Instant>,
@@ -159,68 +170,64 @@ fn try_seed(
     trace: bool,
     tally: &Tally,
 ) -> Result<(), String> {
-    let mut rng = Rng::part(seed, 0);
+    let mut random = random::part(seed, 0);
     let tls = seed.is_multiple_of(2);
-    // Half of the seeds lose no connection to the gateway: there, no session may be lost either,
-    // unless its own local connection is.
-    let (cloud_fails, local_fails) = (rng.permille(500), rng.permille(400));
-    // In some, services stall for longer than the device has patience.
-    let impatient = rng.permille(100);
-    let cloud_leg = Leg {
+    // Half of the seeds lose no connection to the gateway. There, a session may only be lost together
+    // with its own local connection.
+    let (cloud_fails, local_fails) = (permille(&mut random, 500), permille(&mut random, 400));
+    // In some seeds services stall for longer than the device's stall timeout.
+    let stall_times_out = permille(&mut random, 100);
+    let cloud_profile = Profile {
         name: "cloud",
-        gap: [2_000, 50_000, 200_000][rng.below(3) as usize],
+        gap: [2_000, 50_000, 200_000][random.random_range(0..3)],
         stall: 150,
         fatal: if cloud_fails { 100 } else { 0 },
-        fatal_links: 3,
+        fatal_connections: 3,
         corrupt: tls,
     };
-    let local_leg = Leg {
+    let local_profile = Profile {
         name: "local",
-        gap: [5_000, 100_000][rng.below(2) as usize],
-        stall: if impatient { 1_000 } else { 150 },
+        gap: [5_000, 100_000][random.random_range(0..2)],
+        stall: if stall_times_out { 1_000 } else { 150 },
         fatal: if local_fails { 150 } else { 0 },
-        fatal_links: 1,
+        fatal_connections: 1,
         corrupt: false,
     };
 
     let id = TunnelId::new("t").unwrap();
-    let mut builder = Gateway::builder().tunnel(TunnelConfig::new(
-        id.clone(),
-        Token::new(DEVICE_TOKEN).unwrap(),
-        Token::new(ACCESS_TOKEN).unwrap(),
-    ));
+    let mut builder = Gateway::builder().tunnel(gateways::tunnel("t"));
     if tls {
-        builder = builder.tls_pem(&certificates.chain, &certificates.key).unwrap();
+        builder = builder.tls_pem(&certificates.own.certificate, &certificates.own.key).unwrap();
     }
     let gateway = builder.start("127.0.0.1:0".parse().unwrap()).unwrap();
     let gateway_address = gateway.local_addr();
     let ca = tls.then_some(&certificates.ca[..]);
 
     let proxy = Proxy::start(seed, trace);
-    let cloud = proxy.route(cloud_leg, move |_| TcpStream::connect(gateway_address));
-    let log = Arc::new(Log::default());
-    let service = |name: &str, leg| {
+    let cloud = proxy.route(cloud_profile, move |_| TcpStream::connect(gateway_address));
+    let log = Arc::new(ServiceLog::default());
+    let service = |name: &str, profile| {
         let log = log.clone();
-        let address = proxy.route(leg, move |link| served(link, &log));
+        let address = proxy.route(profile, move |damage| served(damage, &log));
         Service::new(name, "127.0.0.1", Port::new(address.port()).unwrap()).unwrap()
     };
-    let sound = Leg { name: "sound", fatal: 0, ..local_leg };
+    let sound = Profile { name: "sound", fatal: 0, ..local_profile };
     let security = match ca {
         Some(pem) => Security::Tls(TlsConfig::new().with_ca_pem(pem).unwrap()),
         None => Security::Plain,
     };
-    // A keep-alive so quick that a connection whose bytes are garbled shows it soon.
-    let limits = Limits::new()
+    // Pings so frequent that a connection with changed bytes fails soon.
+    let limits = Limits::default()
         .with_ping_interval(Duration::from_millis(250))
         .with_pong_timeout(Duration::from_secs(8))
-        .with_session_buffer([64, 256][rng.below(2) as usize] * 1024)
-        .with_send_buffer([8, 64][rng.below(2) as usize] * 1024)
-        .with_stall_timeout(Duration::from_millis(if impatient { 250 } else { 10_000 }));
+        .with_session_buffer([64, 256][random.random_range(0..2)] * 1024)
+        .with_send_buffer([8, 64][random.random_range(0..2)] * 1024)
+        .with_stall_timeout(Duration::from_millis(if stall_times_out { 250 } else { 10_000 }));
     let reports = Arc::new(Mutex::new(Reports::default()));
     let manager = Manager::builder()
         .security(security)
         .limits(limits)
-        .service(service("failing", local_leg))
+        .service(service("failing", local_profile))
         .service(service("sound", sound))
         .on_event({
             let reports = reports.clone();
@@ -231,7 +238,7 @@ fn try_seed(
                 match event.kind {
                     EventKind::Connect => {}
                     EventKind::Disconnect => reports.lost.push(Instant::now()),
-                    other => panic!("{other} of the tunnel"),
+                    EventKind::Expired => panic!("the tunnel expired"),
                 }
             }
         })
@@ -245,26 +252,26 @@ fn try_seed(
     handle.add(&id, params).unwrap();
 
     let connect = |part| {
-        let rng = Rng::part(seed, part);
-        Access::connect(gateway_address, "t", ACCESS_TOKEN, ca, rng)
+        let random = random::part(seed, part);
+        Access::connect(gateway_address, "t", ACCESS_TOKEN, ca, random)
     };
     let sessions = || -> Result<(), String> {
-        wait_until("connected", PATIENCE / 4, || reports.lock().unwrap().first);
+        until_within("connected", TIMEOUT / 4, || reports.lock().unwrap().first);
         let mut access: Vec<Access> = Vec::new();
-        for part in 0..rng.between(1, 2) {
+        for part in 0..random.random_range(1..=2) {
             access.push(connect(100 + part)?);
         }
-        let plan = |rng: &mut Rng| {
-            let service = if rng.permille(700) { "failing" } else { "sound" };
-            let most = if rng.permille(100) { 1_000_000 } else { 60_000 };
-            (Duration::from_millis(rng.magnitude(400)), Plan::random(rng, service, most))
+        let plan = |random: &mut Generator| {
+            let service = if permille(random, 700) { "failing" } else { "sound" };
+            let most = if permille(random, 100) { 1_000_000 } else { 60_000 };
+            (Duration::from_millis(magnitude(random, 400)), Plan::random(random, service, most))
         };
-        let count = rng.between(3, 8);
-        let mut plans: VecDeque<_> = (0..count).map(|_| plan(&mut rng)).collect();
+        let count = random.random_range(3..=8);
+        let mut plans: VecDeque<_> = (0..count).map(|_| plan(&mut random)).collect();
         plans.make_contiguous().sort_by_key(|(time, _)| *time);
         let began = Instant::now();
         let mut outcomes: Vec<Outcome> = Vec::new();
-        while outcomes.len() < count as usize {
+        while outcomes.len() < count {
             while plans.front().is_some_and(|(time, _)| began.elapsed() >= *time) {
                 let (_, plan) = plans.pop_front().unwrap();
                 let index = plan.seed as usize % access.len();
@@ -273,20 +280,20 @@ fn try_seed(
             for access in &mut access {
                 outcomes.extend(access.step(Duration::from_millis(3)));
             }
-            if began.elapsed() > PATIENCE / 2 {
+            if began.elapsed() > TIMEOUT / 2 {
                 for access in &mut access {
-                    outcomes.extend(access.give_up("no end in sight"));
+                    outcomes.extend(access.give_up("no end in time"));
                 }
             }
         }
-        wait_until("every service has ended", PATIENCE / 4, || {
+        until_within("every service has ended", TIMEOUT / 4, || {
             log.active.load(Ordering::SeqCst) == 0
         });
 
         proxy.calm(true);
-        recovers(&mut access[0], PATIENCE / 4)?;
+        recovers(&mut access[0], TIMEOUT / 4)?;
         drop(access);
-        wait_until("changed bytes end the connection", PATIENCE / 4, || {
+        until_within("changed bytes end the connection", TIMEOUT / 4, || {
             proxy.open_and_corrupted() == 0
         });
 
@@ -306,12 +313,12 @@ fn try_seed(
             let ended = served.map_or(outcome.ended, |served| served.ended.max(outcome.ended));
             let meanwhile = |lost: &Instant| (outcome.began - SLACK..ended + SLACK).contains(lost);
             let causes = Causes {
-                // Where only one direction is closed, the gateway learns of it first, and says so.
+                // If only one direction was closed, the gateway notices it first and reports it.
                 tunnel: reports.lost.iter().any(meanwhile)
                     || cloud_fails && matches!(outcome.released, Some((3, _))),
-                local: impatient
+                local: stall_times_out
                     || match served {
-                        Some(served) => served.link.is_cut(0) || served.link.is_cut(1),
+                        Some(served) => served.damage.is_cut(0) || served.damage.is_cut(1),
                         None => local_fails && outcome.plan.service == "failing",
                     },
                 access: false,
@@ -331,7 +338,7 @@ fn try_seed(
         Ok(())
     };
     let result = catch_unwind(AssertUnwindSafe(sessions));
-    // Whatever happened, nothing of this seed goes on beside the next.
+    // Whatever happened, nothing of this seed goes on beside the next one.
     proxy.calm(true);
     handle.stop();
     device.join().unwrap();
@@ -348,8 +355,8 @@ fn describe(served: &Served) -> String {
     format!("{received} bytes, complete: {complete}, end: {end}")
 }
 
-/// A fresh session is complete, after a while.
-fn recovers(access: &mut Access, patience: Duration) -> Result<(), String> {
+/// Opens sessions until one is complete.
+fn recovers(access: &mut Access, timeout: Duration) -> Result<(), String> {
     let began = Instant::now();
     let plan = Plan {
         seed: 1,
@@ -366,14 +373,14 @@ fn recovers(access: &mut Access, patience: Duration) -> Result<(), String> {
             if let Some(outcome) = access.step(Duration::from_millis(20)).pop() {
                 break outcome;
             }
-            if began.elapsed() > patience {
+            if began.elapsed() > timeout {
                 return Err("no recovery: a session without an end".into());
             }
         };
         if outcome.complete {
             return Ok(());
         }
-        if began.elapsed() > patience {
+        if began.elapsed() > timeout {
             return Err(format!("no recovery: {outcome:?}"));
         }
         thread::sleep(Duration::from_millis(50));
@@ -381,29 +388,24 @@ fn recovers(access: &mut Access, patience: Duration) -> Result<(), String> {
 }
 
 fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+    procfs::descriptors(std::process::id())
 }
 
 fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
+    procfs::threads(std::process::id())
 }
 
-fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not in time");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// What a fault does to 10,000 bytes that are echoed: how many came back unharmed, and the end.
-fn suffered(fault: Fault) -> (usize, std::io::Result<usize>) {
+/// Lets a fault happen to a service's answer of 9,000 bytes: how many of them arrive unharmed, and
+/// the result of the last read.
+fn suffer(fault: Fault) -> (usize, std::io::Result<usize>) {
     let proxy = Proxy::start(1, false);
-    let log = Arc::new(Log::default());
-    let leg = Leg { name: "one", gap: 1, stall: 1, fatal: 0, fatal_links: 0, corrupt: false };
-    let address = proxy.route_with(leg, Some((5_000, fault)), move |link| served(link, &log));
+    let log = Arc::new(ServiceLog::default());
+    let profile =
+        Profile { name: "one", gap: 1, stall: 1, fatal: 0, fatal_connections: 0, corrupt: false };
+    let address =
+        proxy.route_with(profile, Some((5_000, fault)), move |damage| served(damage, &log));
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let plan =
         Plan { seed: 5, service: String::new(), mode: Mode::ServiceFirst, up: 9, down: 9_000 };
     stream.write_all(&plan.up_stream()).unwrap();
@@ -427,14 +429,14 @@ fn the_proxy_does_what_its_faults_say() {
         Fault::Stall(5),
         Fault::ZeroWindow(5),
     ] {
-        let (unharmed, end) = suffered(harmless);
+        let (unharmed, end) = suffer(harmless);
         assert_eq!((unharmed, end.unwrap()), (9_024, 0), "{harmless:?}");
     }
-    let (unharmed, end) = suffered(Fault::Corrupt);
+    let (unharmed, end) = suffer(Fault::Corrupt);
     assert_eq!((unharmed, end.unwrap()), (5_000, 0));
-    let (unharmed, end) = suffered(Fault::HalfClose);
+    let (unharmed, end) = suffer(Fault::HalfClose);
     assert_eq!((unharmed, end.unwrap()), (5_000, 0));
-    let (unharmed, end) = suffered(Fault::Reset);
+    let (unharmed, end) = suffer(Fault::Reset);
     assert!(unharmed <= 5_000);
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
@@ -455,10 +457,10 @@ fn the_judge_lets_no_loss_pass() {
         complete: true,
         wrong: None,
     };
-    let link = Arc::new(LinkReport::default());
+    let damage = Arc::new(Damage::default());
     let all = Served {
         seed: Some(1),
-        link,
+        damage,
         received: 0,
         complete: true,
         wrong: None,
@@ -470,15 +472,15 @@ fn the_judge_lets_no_loss_pass() {
     assert_eq!(judge(&whole, Some(&all), none), Ok(true));
     let short = Outcome { complete: false, ..whole.clone() };
     assert!(judge(&short, Some(&all), none).is_err());
-    assert!(judge(&short, Some(&all), lost).is_err(), "looks like an orderly end");
+    assert!(judge(&short, Some(&all), lost).is_err(), "it looks like an orderly end");
     let reported = Outcome { released: Some((3, "lost".into())), ..short.clone() };
     assert_eq!(judge(&reported, Some(&all), lost), Ok(false));
     assert!(judge(&reported, Some(&all), none).is_err());
     assert!(judge(&Outcome { released: None, ..short }, Some(&all), lost).is_err());
-    let deaf = Served { complete: false, ..all.clone() };
-    assert!(judge(&whole, Some(&deaf), none).is_err());
+    let short_served = Served { complete: false, ..all.clone() };
+    assert!(judge(&whole, Some(&short_served), none).is_err());
     assert!(judge(&whole, None, none).is_err());
     assert_eq!(judge(&whole, None, lost), Ok(false));
-    let garbled = Served { wrong: Some("x".into()), ..all };
-    assert!(judge(&whole, Some(&garbled), lost).is_err());
+    let changed = Served { wrong: Some("x".into()), ..all };
+    assert!(judge(&whole, Some(&changed), lost).is_err());
 }

@@ -1,18 +1,14 @@
 //! One tunnel in trouble changes nothing for the others.
 
-mod common;
-#[path = "common/troubles.rs"]
-mod troubles;
-
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 
 use aiot_tunnel::*;
-use common::*;
-use troubles::*;
+use aiot_tunnel_testkit::manager::id;
+use aiot_tunnel_testkit::troubles::{Fleet, Kind, Trouble, OTHERS};
 
-/// Whether a SYN to this port waits for an answer.
-fn asks_to_connect(port: u16) -> bool {
+/// Whether a SYN to this port waits for its answer.
+fn waits_for_syn_ack(port: u16) -> bool {
     const SYN_SENT: &str = "02";
     let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let remote = format!(":{port:04X}");
@@ -22,7 +18,7 @@ fn asks_to_connect(port: u16) -> bool {
     })
 }
 
-/// What has come and was not read yet. `None` where the other end has hung up.
+/// The bytes that have come and were not read yet. `None` if the other end has hung up.
 fn unread(mut tcp: &TcpStream) -> Option<Vec<u8>> {
     tcp.set_nonblocking(true).unwrap();
     let mut bytes = Vec::new();
@@ -32,7 +28,7 @@ fn unread(mut tcp: &TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-/// While the trouble lasts, the nineteen echo, and can be deleted, added and updated.
+/// While the trouble lasts, the other nineteen tunnels echo and can be deleted, added and updated.
 fn others_go_on(kind: Kind) {
     let mut fleet = Fleet::new();
     let trouble = fleet.trouble(kind);
@@ -54,20 +50,20 @@ fn others_go_on(kind: Kind) {
     for n in 0..OTHERS {
         fleet.round_trip(n);
     }
-    // It did last: nobody has given up.
+    // The trouble has lasted: its tunnel has not given up.
     match &trouble {
-        Trouble::Silence { listener, .. } if kind == Kind::BlackHole => {
-            let port = listener.local_addr().unwrap().port();
-            assert!(asks_to_connect(port), "nobody connects any more");
+        Trouble::BlackHole(hole) => {
+            let port = hole.address().port();
+            assert!(waits_for_syn_ack(port), "the tunnel no longer connects");
         }
-        Trouble::Silence { queue, .. } => {
-            let hello = unread(queue.last().unwrap()).expect("the tunnel has not hung up");
+        Trouble::EndlessHandshake(tcp) => {
+            let hello = unread(tcp).expect("the tunnel has not hung up");
             assert_eq!(hello.first(), Some(&22), "it has begun a handshake");
         }
         Trouble::Flood { flood, .. } => assert!(!flood.is_finished(), "the flood has ended"),
     }
     assert_eq!(fleet.over(trouble) > 0, matches!(kind, Kind::Flood(_)));
-    // And the slot of the one can be had again.
+    // Its slot is free again.
     handle.add(&id("t19"), fleet.cloud.params()).unwrap();
     drop(fleet.connected(19));
 }

@@ -1,13 +1,13 @@
 //! The listen thread over a real message queue.
 
-mod common;
-
-use std::time::Duration;
-
 use aiot_tunnel::ipc::{self, Command, ListenOptions, Listener};
 use aiot_tunnel::*;
-use common::queue::{Key, Queue};
-use common::*;
+use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::queue::{Key, Queue};
+use aiot_tunnel_testkit::services::echo;
+use aiot_tunnel_testkit::skip;
+use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 
 #[test]
 fn commands_on_the_queue_open_update_and_close_a_tunnel() {
@@ -27,7 +27,7 @@ fn commands_on_the_queue_open_update_and_close_a_tunnel() {
     ipc::send(key, &Command::Delete(id("t"))).unwrap();
     running.expect(EventKind::Disconnect, "t");
     listener.stop();
-    // The queue that the listener has made goes with it.
+    // The listener removes the queue that it has made.
     assert!(ipc::send(key, &Command::Delete(id("t"))).is_err());
 }
 
@@ -41,7 +41,7 @@ fn a_listener_stops_while_its_queue_is_idle() {
         listener.stop();
         sender.send(()).unwrap();
     });
-    stopped.recv_timeout(Duration::from_secs(10)).expect("stops in time");
+    stopped.recv_timeout(TIMEOUT).expect("it stops in time");
 }
 
 #[test]
@@ -54,11 +54,14 @@ fn a_queue_that_somebody_removes_is_made_anew() {
     let options = ListenOptions::new().with_key(key);
     let listener = Listener::start(running.handle.clone(), options).unwrap();
     drop(queue);
-    wait_until("a queue again", || ipc::send(key, &Command::Add(id("t"), cloud.params())).is_ok());
+    wait::until("a queue again", || ipc::send(key, &Command::Add(id("t"), cloud.params())).is_ok());
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     listener.stop();
-    assert!(ipc::send(key, &Command::Delete(id("t"))).is_err(), "it removes what it has made");
+    assert!(
+        ipc::send(key, &Command::Delete(id("t"))).is_err(),
+        "the listener removes the queue that it has made"
+    );
 }
 
 #[test]
@@ -73,7 +76,7 @@ fn a_queue_that_others_may_write_to_is_narrowed_to_the_mode_of_the_options() {
         let listener = Listener::start(manager.handle(), options).unwrap();
         assert_eq!(queue.mode(), left);
         listener.stop();
-        // It was there before, so it stays.
+        // It existed before, so it stays.
         assert_eq!(queue.mode(), left);
     }
 }

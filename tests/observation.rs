@@ -1,12 +1,13 @@
 //! What `Handle::tunnels` shows of tunnels and their sessions.
 
-mod common;
-
 use std::net::TcpListener;
 use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::*;
-use common::*;
+use aiot_tunnel_testkit::cloud::{params, Cloud};
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::services::{echo, service};
+use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 use serde_json::json;
 
 /// The status of the one tunnel that there is.
@@ -18,7 +19,7 @@ fn only(handle: &Handle) -> TunnelStatus {
 
 /// Waits for a status of the one tunnel.
 fn wait_for(handle: &Handle, what: &str, holds: impl Fn(&TunnelStatus) -> bool) -> TunnelStatus {
-    wait_until(what, || handle.tunnels().first().is_some_and(&holds));
+    wait::until(what, || handle.tunnels().first().is_some_and(&holds));
     only(handle)
 }
 
@@ -133,7 +134,7 @@ fn sessions_are_listed_with_their_bytes_each_way() {
         .map(|s| (&*s.id, &*s.service_type, s.bytes_from_cloud, s.bytes_to_cloud))
         .collect();
     assert_eq!(seen, [("s1", "twice", 11, 22), ("s2", "e", 1, 1)]);
-    assert!(sessions.iter().all(|s| s.age < PATIENCE) && sessions[0].age >= sessions[1].age);
+    assert!(sessions.iter().all(|s| s.age < TIMEOUT) && sessions[0].age >= sessions[1].age);
 
     device.send(json!({"frame_type": 3, "session_id": "s1", "frame_id": 5}), b"{\"code\":0}");
     assert_eq!(device.receive().0["frame_type"], 1);

@@ -1,13 +1,7 @@
-//! The network fails: what the device notices, when, and how it comes back.
+//! The network fails: the device notices it in time and recovers.
 //!
-//! The cases that need a network of their own make one: device - router - cloud, three network
-//! namespaces. Where these cannot be made, the test says so and passes.
-
-#[path = "common/child.rs"]
-mod child;
-mod common;
-#[path = "common/namespace.rs"]
-mod namespace;
+//! Tests that need a network of their own make one of three network namespaces: device, router,
+//! cloud. On machines that do not allow it these tests say so and pass.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -18,22 +12,28 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::*;
-use child::*;
-use common::*;
-use namespace::*;
+use aiot_tunnel_testkit::certificates::Authority;
+use aiot_tunnel_testkit::cloud::{params, upgrade, Cloud};
+use aiot_tunnel_testkit::device_process::{self, spec, DeviceProcess, ECHO};
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::namespaces::{mount_over, Namespace};
+use aiot_tunnel_testkit::services::echo;
+use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
+use aiot_tunnel_testkit::wait::{self, accept, TIMEOUT};
+use aiot_tunnel_testkit::{frame, procfs, random, skip};
 use serde_json::{json, Value};
 
 #[test]
 #[ignore = "not a test: the device's process of the other tests"]
 fn device_process() {
-    device_main();
+    device_process::main();
 }
 
 const CLOUD: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
-/// The router drops what is for this address, and says nothing.
+/// The router drops packets to this address and does not tell the sender.
 const BLACK_HOLE: Ipv4Addr = Ipv4Addr::new(10, 77, 9, 9);
 
-/// Short times, so that the bounds that follow from them are short, too.
+/// Short times, so that the time limits that follow from them are short, too.
 fn short() -> Value {
     json!({"ping_interval": 300, "pong_timeout": 1000, "handshake_timeout": 1500})
 }
@@ -46,7 +46,7 @@ struct World {
 }
 
 impl World {
-    /// `None`, and a message, where namespaces cannot be made.
+    /// `None`, with a message, on machines where namespaces cannot be made.
     fn new(test: &str) -> Option<Self> {
         World::try_new()
             .map_err(|why| skip(test, format_args!("no network namespaces: {why}")))
@@ -87,7 +87,7 @@ impl World {
         self.device.within(|| DeviceProcess::start(spec))
     }
 
-    /// Drops every packet, in both directions, without a word to either end.
+    /// Drops every packet in both directions and tells neither end.
     fn cut(&self) {
         self.router.ip("route add blackhole 10.77.1.2/32");
         self.router.ip("route add blackhole 10.77.2.2/32");
@@ -99,9 +99,9 @@ impl World {
     }
 }
 
-/// The next connection whose handshake is not history: attempts that were made while the
-/// network was away may stand in the queue, given up by the device.
-fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> Device {
+/// The next connection that the device still uses. Attempts that it has given up while the network
+/// was away may wait in the queue before it.
+fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> TunnelEnd {
     let listener = listener.try_clone().unwrap();
     let (sender, devices) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -116,7 +116,7 @@ fn accept_living(listener: &TcpListener, device: &DeviceProcess) -> Device {
         }
     });
     device.expect("Connect t");
-    let mut last = devices.recv_timeout(PATIENCE).unwrap();
+    let mut last = devices.recv_timeout(TIMEOUT).unwrap();
     while let Ok(newer) = devices.try_recv() {
         last = newer;
     }
@@ -127,7 +127,7 @@ fn report(case: &str, what: &str, since: Instant) {
     eprintln!("{case}: {what} after {:.2?}", since.elapsed());
 }
 
-/// Both directions are under way when the network goes; nobody gets a FIN or an RST.
+/// Data flows in both directions when the network fails; neither end gets a FIN or a RST.
 fn lost_amid_a_transfer(case: &str, go: impl Fn(&World), come_back: impl Fn(&World)) {
     let Some(world) = World::new(case) else { return };
     let listener = world.listen();
@@ -135,19 +135,19 @@ fn lost_amid_a_transfer(case: &str, go: impl Fn(&World), come_back: impl Fn(&Wor
     process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
     let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
-    assert_eq!(device.create("s", "own-echo"), 0);
-    let descriptors = process.descriptors();
+    assert_eq!(device.create("s", ECHO), 0);
+    let descriptors = procfs::descriptors(process.id());
 
-    device.raw.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    device.tcp.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     for turn in 0..50 {
-        let bytes = pattern(turn, 4096);
+        let bytes = random::bytes(turn, 4096);
         device.data("s", &bytes);
         assert!(device.receive_data("s", 4096) == bytes);
     }
     go(&world);
     let gone = Instant::now();
-    // Still under way: it never arrives.
-    let late = frame(&json!({"frame_type": 4, "session_id": "s"}).to_string(), &[7; 4096]);
+    // It never arrives.
+    let late = frame::tunnel(&json!({"frame_type": 4, "session_id": "s"}).to_string(), &[7; 4096]);
     let _ = device.socket.send(tungstenite::Message::binary(late));
     process.expect("Disconnect t");
     report(case, "DISCONNECT", gone);
@@ -156,9 +156,9 @@ fn lost_amid_a_transfer(case: &str, go: impl Fn(&World), come_back: impl Fn(&Wor
     let back = Instant::now();
     let mut again = accept_living(&listener, &process);
     report(case, "CONNECT", back);
-    echoes(&mut again, "s", "own-echo");
-    // The session that was lost has left nothing open.
-    wait_until("the old session is closed", || process.descriptors() < descriptors);
+    again.check_echo("s", ECHO);
+    // The lost session has left no descriptor open.
+    wait::until("the old session is closed", || procfs::descriptors(process.id()) < descriptors);
     process.stop();
 }
 
@@ -194,7 +194,7 @@ fn commands_are_obeyed_while_the_network_is_away() {
     let Some(world) = World::new("commands while the network is away") else { return };
     let listener = world.listen();
     let port = listener.local_addr().unwrap().port();
-    // Nothing here may depend on a time-out: these are the defaults.
+    // With the default times: nothing here may depend on a timeout.
     let mut process = world.start(&spec(json!({}), &[]));
     process.add("t", "10.77.2.2", port);
     let _device = upgrade(accept(&listener));
@@ -208,18 +208,18 @@ fn commands_are_obeyed_while_the_network_is_away() {
     world.mend();
     process.update("t", "10.77.2.2", port);
     let mut device = accept_living(&listener, &process);
-    echoes(&mut device, "s", "own-echo");
+    device.check_echo("s", ECHO);
     world.cut();
     process.stop();
 }
 
-/// What the name server does with a question.
+/// How the name server answers.
 #[derive(Clone)]
 enum Dns {
-    /// NXDOMAIN.
+    /// With NXDOMAIN.
     Unknown,
     Refused,
-    /// No answer.
+    /// Not at all.
     Silent,
     Addresses(Vec<Ipv4Addr>),
 }
@@ -256,7 +256,7 @@ impl NameServer {
         };
         let text = format!("nameserver {CLOUD}\noptions {options}\n");
         let resolv_conf = file("resolv", &text);
-        // Other sources of names, of systemd's for instance, do not read resolv.conf.
+        // Other sources of names, such as systemd's, do not read resolv.conf.
         let nsswitch_conf = file("nsswitch", "hosts: files dns\n");
         NameServer { behaviour, questions, resolv_conf, nsswitch_conf }
     }
@@ -265,15 +265,16 @@ impl NameServer {
         *self.behaviour.lock().unwrap() = behaviour;
     }
 
-    /// Waits for `count` questions more.
+    /// Waits for `count` further questions.
     fn asked(&self, count: usize) {
         let before = self.questions.load(Ordering::SeqCst);
-        wait_until("the name server is asked", || {
+        wait::until("the name server is asked", || {
             self.questions.load(Ordering::SeqCst) >= before + count
         });
     }
 
-    /// A device that asks this server. `None`, and a message, where files cannot be mounted.
+    /// A device that asks this server. `None`, with a message, on machines where files cannot be
+    /// mounted.
     fn device(&self, test: &str, world: &World, spec: &Value) -> Option<DeviceProcess> {
         world.device.within(|| {
             for (file, place) in [
@@ -282,7 +283,7 @@ impl NameServer {
             ] {
                 match mount_over(file.to_str().unwrap(), place) {
                     Ok(()) => {}
-                    // A C library without it has no other sources.
+                    // A C library without this file has no other sources.
                     Err(e) if e.kind() == io::ErrorKind::NotFound && place.contains("switch") => {}
                     Err(e) => {
                         skip(test, format_args!("mount over {place}: {e}"));
@@ -302,7 +303,7 @@ impl Drop for NameServer {
     }
 }
 
-/// The answer to one question (RFC 1035), if there is to be one.
+/// The answer to one question (RFC 1035), if there is one.
 fn answer(question: &[u8], behaviour: &Dns) -> Option<Vec<u8>> {
     let end_of_name = 12 + question.get(12..)?.iter().position(|byte| *byte == 0)? + 1;
     let asks_for_a = question.get(end_of_name..end_of_name + 2)? == [0, 1];
@@ -316,7 +317,7 @@ fn answer(question: &[u8], behaviour: &Dns) -> Option<Vec<u8>> {
     bytes.extend([0x81, 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
     bytes.extend(&question[12..end_of_name + 4]);
     for address in addresses {
-        // The name is the question's; type A, class IN, no time to live.
+        // The question's name; type A, class IN, no time to live.
         bytes.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         bytes.extend(address.octets());
     }
@@ -341,7 +342,7 @@ fn a_name_that_is_unknown_or_refused_is_asked_for_again_and_found_when_it_is_the
         let mut device = upgrade(accept(&listener));
         process.expect("Connect t");
         report("DNS fails", "CONNECT", there);
-        echoes(&mut device, "s", "own-echo");
+        device.check_echo("s", ECHO);
         process.stop();
     }
 }
@@ -351,9 +352,9 @@ fn a_name_server_that_does_not_answer_delays_nothing_but_its_own_tunnel() {
     let Some(world) = World::new("DNS hangs") else { return };
     let listener = world.listen();
     let port = listener.local_addr().unwrap().port();
-    // Attempts end soon; nobody reads the sibling meanwhile, so its pongs have time.
+    // Attempts end soon. The pongs have time, because the test does not always read the sibling.
     let limits = json!({"handshake_timeout": 1500});
-    // The resolver would wait for two minutes and a half.
+    // The resolver would wait for two and a half minutes.
     let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
     let device = names.device("DNS hangs", &world, &spec(limits, &[]));
     let Some(mut process) = device else { return };
@@ -362,18 +363,18 @@ fn a_name_server_that_does_not_answer_delays_nothing_but_its_own_tunnel() {
     process.add("sibling", "10.77.2.2", port);
     let mut sibling = upgrade(accept(&listener));
     process.expect("Connect sibling");
-    // Attempts end at their time limit; the one lookup is waited for, not begun again each time.
+    // Attempts end at their time limit. They wait for one lookup and do not begin another one.
     for turn in 0..10 {
-        echoes(&mut sibling, &format!("s{turn}"), "own-echo");
+        sibling.check_echo(&format!("s{turn}"), ECHO);
     }
     process.command("delete t");
     process.add("t", NAME, port);
     process.update("t", "10.77.2.2", port);
     let mut device = accept_living(&listener, &process);
-    echoes(&mut device, "s", "own-echo");
+    device.check_echo("s", ECHO);
     process.command("delete t");
     process.expect("Disconnect t");
-    // Nor does a stop wait for the resolver.
+    // A stop does not wait for the resolver either.
     process.stop();
 }
 
@@ -388,15 +389,15 @@ fn sessions_opened_and_closed_again_pile_up_no_lookups() {
     process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
     let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
-    let threads = process.status("Threads");
+    let threads = procfs::threads(process.id());
     for n in 0..300 {
         let session = format!("s{n}");
         device.send(
             json!({"frame_type": 2, "session_id": session, "frame_id": n, "service_type": "named"}),
             b"",
         );
-        device.send(json!({"frame_type": 3, "session_id": session, "frame_id": 9000}), b"");
-        // The release is answered, and so is the create that it came too early for.
+        device.release(&session, 9000, "");
+        // The release is answered, and so is the create, which is not complete yet.
         let mut answers = [device.receive().0, device.receive().0].map(|answer| {
             assert_eq!(answer["frame_type"], 1);
             answer["frame_id"].as_i64().unwrap()
@@ -404,9 +405,9 @@ fn sessions_opened_and_closed_again_pile_up_no_lookups() {
         answers.sort_unstable();
         assert_eq!(answers, [n, 9000]);
     }
-    let more = process.status("Threads") - threads;
+    let more = procfs::threads(process.id()) - threads;
     assert!(more <= 32, "{more} threads look up names");
-    echoes(&mut device, "s", "own-echo");
+    device.check_echo("s", ECHO);
     process.stop();
 }
 
@@ -418,14 +419,14 @@ fn a_name_server_that_answers_at_last_brings_the_tunnel_up() {
     let device = names.device("DNS hangs, then answers", &world, &spec(short(), &[]));
     let Some(mut process) = device else { return };
     process.add("t", NAME, listener.local_addr().unwrap().port());
-    // A second lookup: the first one has failed.
+    // The first lookup has failed, this is a later one.
     names.asked(5);
     names.now(Dns::Addresses(vec![CLOUD]));
     let there = Instant::now();
     let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     report("DNS hangs, then answers", "CONNECT", there);
-    echoes(&mut device, "s", "own-echo");
+    device.check_echo("s", ECHO);
     process.stop();
 }
 
@@ -437,55 +438,52 @@ fn a_dead_first_address_of_several_costs_its_share_of_the_time_and_no_more() {
     let device = names.device("the first address is dead", &world, &spec(short(), &[]));
     let Some(mut process) = device else { return };
     process.command(&format!("lookup {NAME}"));
-    let found = process.next();
+    let found = process.next_line();
     assert!(found.starts_with(&format!("found {BLACK_HOLE}")), "{found}");
     let begun = Instant::now();
     process.add("t", NAME, listener.local_addr().unwrap().port());
     let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
     report("the first address is dead", "CONNECT", begun);
-    echoes(&mut device, "s", "own-echo");
+    device.check_echo("s", ECHO);
     process.stop();
 }
 
 #[test]
 fn a_first_address_that_takes_the_connection_and_says_nothing_is_not_tried_first_for_ever() {
-    const MUTE: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 3);
-    let Some(world) = World::new("the first address is mute") else { return };
+    const SILENT: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 3);
+    let Some(world) = World::new("the first address is silent") else { return };
     let listener = world.listen();
     let port = listener.local_addr().unwrap().port();
-    world.cloud.ip(&format!("addr add {MUTE}/24 dev net"));
-    let mute = world.cloud.within(|| TcpListener::bind((MUTE, port)).unwrap());
-    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![MUTE, CLOUD]));
-    let device = names.device("the first address is mute", &world, &spec(short(), &[]));
+    world.cloud.ip(&format!("addr add {SILENT}/24 dev net"));
+    let silent = world.cloud.within(|| TcpListener::bind((SILENT, port)).unwrap());
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![SILENT, CLOUD]));
+    let device = names.device("the first address is silent", &world, &spec(short(), &[]));
     let Some(mut process) = device else { return };
     process.command(&format!("lookup {NAME}"));
-    let found = process.next();
-    assert!(found.starts_with(&format!("found {MUTE}")), "{found}");
+    let found = process.next_line();
+    assert!(found.starts_with(&format!("found {SILENT}")), "{found}");
     let begun = Instant::now();
     process.add("t", NAME, port);
-    let held = accept(&mute);
+    let held = accept(&silent);
     let mut device = upgrade(accept(&listener));
     process.expect("Connect t");
-    report("the first address is mute", "CONNECT", begun);
-    echoes(&mut device, "s", "own-echo");
+    report("the first address is silent", "CONNECT", begun);
+    device.check_echo("s", ECHO);
     process.stop();
     drop(held);
 }
 
-/// Whatever stands in the cloud's place speaks first; then the cloud is there. In the meantime
-/// there is no event, and afterwards the tunnel works.
+/// Something else answers in the cloud's place, twice; then the cloud does. There is no event before
+/// that, and afterwards the tunnel works.
 fn impostor(case: &str, limits: Limits, speak: impl Fn(TcpStream)) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let running = Running::start(plain().service(echo("e")).limits(limits));
     let port = listener.local_addr().unwrap().port();
-    let token = Token::new(TOKEN).unwrap();
-    let params =
-        ConnectParams::new("127.0.0.1", Port::new(port).unwrap(), "/tunnel/t/dest", token).unwrap();
-    running.handle.add(&id("t"), params).unwrap();
+    running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
     for _ in 0..2 {
         let tcp = accept(&listener);
-        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
         let begun = Instant::now();
         speak(tcp);
         report(case, "given up", begun);
@@ -493,7 +491,7 @@ fn impostor(case: &str, limits: Limits, speak: impl Fn(TcpStream)) {
     assert!(running.events.try_recv().is_err(), "{case}: an event without a tunnel");
     let mut device = upgrade(accept(&listener));
     running.expect(EventKind::Connect, "t");
-    echoes(&mut device, "s", "e");
+    device.check_echo("s", "e");
 }
 
 /// Reads the device's request.
@@ -507,7 +505,7 @@ fn request(tcp: &mut TcpStream) -> String {
     String::from_utf8(request).unwrap()
 }
 
-/// That the device hangs up; what it still says does not matter.
+/// Waits until the device hangs up, whatever it still sends.
 fn hangs_up(mut tcp: TcpStream) {
     match io::copy(&mut tcp, &mut io::sink()) {
         Ok(_) => {}
@@ -542,16 +540,16 @@ fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
         );
         hangs_up(tcp);
     });
-    // It has tried again twice and connected since: a redirect would have been followed by now.
+    // It has connected since: it would have followed a redirect before that.
     assert_eq!(elsewhere.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
 
-/// Writes a byte now and then until the device has hung up.
+/// Writes a byte from time to time until the device hangs up.
 fn drip(mut tcp: TcpStream, bytes: impl Iterator<Item = u8>) {
     let begun = Instant::now();
     tcp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     for byte in bytes {
-        // The default limit is 15 s: it must be the one that was set.
+        // The default limit is 15 s, so the limit that was set must have ended it.
         assert!(begun.elapsed() < Duration::from_secs(12), "the handshake has no end");
         if tcp.write_all(&[byte]).is_err() {
             return;
@@ -581,7 +579,7 @@ fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
     let limits = Limits::new().with_handshake_timeout(Duration::from_secs(1));
     let authority = Authority::new();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
+    let cloud = Cloud::tls(authority.acceptor("127.0.0.1"));
     let security = Security::Tls(tls);
     let running =
         Running::start(Manager::builder().security(security).limits(limits).service(echo("e")));
@@ -589,7 +587,7 @@ fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
     for _ in 0..2 {
         let tcp = accept(&cloud.listener);
         let begun = Instant::now();
-        // A handshake record of 16 KiB, and in it the beginning of a ServerHello.
+        // A handshake record of 16 KiB that begins with the beginning of a ServerHello.
         let head = [0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3];
         drip(tcp, head.into_iter().chain(std::iter::repeat(7)));
         report("TLS drips", "given up", begun);

@@ -1,32 +1,21 @@
-//! The ends misbehave: what the other end is told, and how it goes on.
+//! One end fails: the other end is told, and the tunnel recovers.
 
-mod common;
-#[path = "common/troubles.rs"]
-mod troubles;
-
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use aiot_tunnel::*;
-use common::queue::{Key, Queue};
-use common::*;
+use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::frame::code;
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::queue::{Key, Queue};
+use aiot_tunnel_testkit::random;
+use aiot_tunnel_testkit::services::{echo, service, BlackHole};
+use aiot_tunnel_testkit::sockets::reset_on_close;
+use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
+use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 use serde_json::json;
 
-/// Closing it resets the connection.
-fn reset_on_close(tcp: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let size = std::mem::size_of_val(&linger) as libc::socklen_t;
-    let value = std::ptr::from_ref(&linger).cast();
-    // SAFETY: the descriptor is open, and `value` is a live `linger` of that size.
-    let result = unsafe {
-        libc::setsockopt(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, size)
-    };
-    assert_eq!(result, 0);
-}
-
-fn echo_once(device: &mut Device, session: &str) {
+fn echo_once(device: &mut TunnelEnd, session: &str) {
     device.data(session, b"hello");
     assert_eq!(device.receive_data(session, 5), b"hello");
 }
@@ -39,7 +28,7 @@ fn a_reset_by_the_cloud_is_a_disconnect_and_a_connect_at_once() {
     let mut device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     assert_eq!(device.create("s", "e"), 0);
-    reset_on_close(&device.raw);
+    reset_on_close(&device.tcp);
     drop(device);
     running.expect(EventKind::Disconnect, "t");
     let mut device = cloud.accept();
@@ -56,10 +45,8 @@ fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
         running.handle.add(&id("t"), cloud.params()).unwrap();
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
-        let close =
-            tungstenite::protocol::CloseFrame { code: close_code.into(), reason: "".into() };
-        device.socket.close(Some(close)).unwrap();
-        assert!(device.socket.read().unwrap().is_close());
+        device.close(close_code);
+        device.receive_close();
         running.expect(EventKind::Disconnect, "t");
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
@@ -71,28 +58,28 @@ fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
 #[test]
 fn a_cloud_that_says_nothing_is_given_up_after_the_pong_timeout() {
     let cloud = Cloud::plain();
-    let limits = Limits::new()
+    let limits = Limits::default()
         .with_ping_interval(Duration::from_millis(200))
         .with_pong_timeout(Duration::from_millis(700));
     let running = Running::start(plain().service(echo("e")).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     // It reads nothing, so it answers no ping.
-    let mute = cloud.accept();
+    let silent = cloud.accept();
     running.expect(EventKind::Connect, "t");
     running.expect(EventKind::Disconnect, "t");
     let mut device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     assert_eq!(device.create("s", "e"), 0);
     echo_once(&mut device, "s");
-    drop(mute);
+    drop(silent);
 }
 
 #[test]
 fn a_service_that_hangs_on_connect_is_refused_in_time_and_its_siblings_go_on() {
-    let (address, held) = troubles::black_hole();
-    let port = Port::new(address.port()).unwrap();
+    let hole = BlackHole::new();
+    let port = Port::new(hole.address().port()).unwrap();
     let hangs = Service::new("hangs", "127.0.0.1", port).unwrap();
-    let limits = Limits::new().with_connect_timeout(Duration::from_secs(1));
+    let limits = Limits::default().with_connect_timeout(Duration::from_secs(1));
     let cloud = Cloud::plain();
     let running = Running::start(plain().service(echo("e")).service(hangs).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
@@ -117,7 +104,7 @@ fn a_service_that_hangs_on_connect_is_refused_in_time_and_its_siblings_go_on() {
     assert_eq!(code(&payload), 2);
     assert!(String::from_utf8_lossy(&payload).contains("timed out"));
     echo_once(&mut device, "s");
-    drop(held);
+    drop(hole);
 }
 
 #[test]
@@ -161,10 +148,10 @@ fn data_flows_while_an_event_handler_blocks() {
     let thread = std::thread::spawn(move || manager.run().unwrap());
     handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();
-    assert_eq!(in_handler.recv_timeout(PATIENCE).unwrap(), EventKind::Connect);
+    assert_eq!(in_handler.recv_timeout(TIMEOUT).unwrap(), EventKind::Connect);
     assert_eq!(device.create("s", "e"), 0);
     echo_once(&mut device, "s");
-    // The worker connects anew by itself; the events wait.
+    // The worker connects again on its own; the events wait.
     drop(device);
     let mut device = cloud.accept();
     assert_eq!(device.create("s", "e"), 0);
@@ -173,7 +160,7 @@ fn data_flows_while_an_event_handler_blocks() {
     handle.stop();
     drop(release);
     thread.join().unwrap();
-    assert_eq!(in_handler.recv_timeout(PATIENCE).unwrap(), EventKind::Disconnect);
+    assert_eq!(in_handler.recv_timeout(TIMEOUT).unwrap(), EventKind::Disconnect);
 }
 
 #[test]
@@ -196,19 +183,19 @@ fn a_full_queue_refuses_a_command_at_once_and_takes_the_next_when_it_is_read() {
     let own = Key::new();
     let key = own.0;
     let _queue = Queue::new(key, 0o600);
-    let delete = ipc::Command::Delete(id("nobody"));
+    let delete = listen::Command::Delete(id("nobody"));
     let mut queued = 0;
-    // Nobody reads: a send that waited would wait for ever.
-    while ipc::send(key, &delete).is_ok() {
+    // The queue is not read: a send that waited would wait for ever.
+    while listen::send(key, &delete).is_ok() {
         queued += 1;
     }
     assert!(queued > 0);
     let cloud = Cloud::plain();
     let running = Running::start(plain());
     let options = ipc::ListenOptions::new().with_key(key);
-    let listener = ipc::Listener::start(running.handle.clone(), options).unwrap();
-    wait_until("there is room again", || {
-        ipc::send(key, &ipc::Command::Add(id("t"), cloud.params())).is_ok()
+    let listener = listen::Listener::start(running.handle.clone(), options).unwrap();
+    wait::until("there is room again", || {
+        listen::send(key, &listen::Command::Add(id("t"), cloud.params())).is_ok()
     });
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
@@ -228,34 +215,34 @@ fn a_deleted_tunnel_still_hands_on_what_it_has_received() {
         tell.send(bytes).unwrap();
     });
     let cloud = Cloud::plain();
-    // More than the kernel's buffers may take meanwhile.
-    let limits = Limits::new().with_session_buffer(8 * 1024 * 1024);
+    // More than the kernel's buffers hold.
+    let limits = Limits::default().with_session_buffer(8 * 1024 * 1024);
     let running = Running::start(plain().service(sleeper).limits(limits));
     running.handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     assert_eq!(device.create("s", "sleeper"), 0);
-    // A pong tells that the device has dealt with all before the ping; when none comes, the
-    // session's buffer is full.
-    let sent = pattern(7, 64 * 1024 * 1024);
-    let mut dealt_with = 0;
-    device.raw.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    // A pong shows that the device has processed everything before the ping. When no pong comes,
+    // the session's buffer is full.
+    let sent = random::bytes(7, 64 * 1024 * 1024);
+    let mut processed = 0;
+    device.tcp.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     for chunk in sent.chunks(CHUNK) {
         device.data("s", chunk);
-        device.socket.send(tungstenite::Message::Ping(b"?"[..].into())).unwrap();
+        device.ping(b"?");
         match device.socket.read() {
-            Ok(message) if message.is_pong() => dealt_with += CHUNK,
+            Ok(message) if message.is_pong() => processed += CHUNK,
             _ => break,
         }
     }
-    assert!(dealt_with < sent.len());
+    assert!(processed < sent.len());
     running.handle.delete(&id("t")).unwrap();
     running.expect(EventKind::Disconnect, "t");
-    // The worker has closed the connection before the service takes another byte.
-    device.raw.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The worker has closed the connection before the service reads another byte.
+    device.tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
     while device.socket.read().is_ok() {}
     go.send(()).unwrap();
-    let received = told.recv_timeout(PATIENCE).expect("the service is told of the end");
-    assert!(received.len() >= dealt_with, "{} of {dealt_with} bytes", received.len());
+    let received = told.recv_timeout(TIMEOUT).expect("the service sees the end");
+    assert!(received.len() >= processed, "{} of {processed} bytes", received.len());
     assert!(sent.starts_with(&received));
 }

@@ -1,36 +1,20 @@
-//! What happens when the process has no more of something, or a worker panics: a line that says
-//! so, another try, and everything as before as soon as there is enough again.
-
-mod common;
+//! The process runs out of a resource, or a worker panics. The log says so, the tunnel tries again,
+//! and everything works as before as soon as there is enough again.
 
 use std::fs;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use aiot_tunnel::*;
-use common::*;
+use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::process::in_a_child;
+use aiot_tunnel_testkit::services::echo;
+use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
+use aiot_tunnel_testkit::{logs, procfs, wait};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 
-/// Names the scene that this test program, run anew as a child of its own, shall play.
-const SCENE: &str = "AIOT_TUNNEL_TEST_SCENE";
-
-/// Runs a scene in a process of its own: what it does would disturb the other tests.
-fn in_a_child(test: &str, scene: fn()) {
-    if std::env::var_os(SCENE).is_some_and(|name| name == *test) {
-        return scene();
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(SCENE, test)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}:\n{text}", output.status);
-    assert!(text.contains("1 passed"), "{text}");
-}
-
-/// Keeps lines, and panics when one is written that the scene has chosen.
+/// A logger that keeps lines, and panics at a line that the test has chosen.
 struct Lines {
     seen: Mutex<Vec<String>>,
     panics_left: AtomicUsize,
@@ -70,7 +54,7 @@ impl Lines {
     fn keep(&'static self) {
         log::set_logger(self).unwrap();
         log::set_max_level(log::LevelFilter::Info);
-        // Raises it, where lines are kept.
+        // Raises the level if the log is kept.
         logs::keep();
     }
     fn panic_at(&self, text: &'static str, times: usize) {
@@ -82,12 +66,23 @@ impl Lines {
     }
 }
 
-fn entries(directory: &str) -> usize {
-    fs::read_dir(format!("/proc/self/{directory}")).unwrap().count()
+fn descriptors() -> usize {
+    procfs::descriptors(std::process::id())
 }
 
-/// A session of `_e` that echoes.
-fn echoes(device: &mut Device, session: &str) {
+fn threads() -> usize {
+    procfs::threads(std::process::id())
+}
+
+/// Opens files until the process may open no more.
+fn use_all_descriptors() -> Vec<fs::File> {
+    let limit = Rlimit { current: Some(64), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect()
+}
+
+/// Opens a session that echoes.
+fn echoes(device: &mut TunnelEnd, session: &str) {
     assert_eq!(device.create(session, "_e"), 0);
     device.data(session, b"still here");
     assert_eq!(device.receive_data(session, 10), b"still here");
@@ -99,18 +94,12 @@ fn without_descriptors_a_tunnel_tries_again_until_there_are_some() {
         LINES.keep();
         let cloud = Cloud::plain();
         let running = Running::start(plain().service(echo("_e")));
-        let mut hoard = Vec::new();
-        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 1024 };
-        // SAFETY: setrlimit reads one such structure.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-        while let Ok(file) = fs::File::open("/dev/null") {
-            hoard.push(file);
-        }
-        // Three lines at least: a second apart, not as fast as it can.
+        let files = use_all_descriptors();
+        // At least three lines, a second apart: it does not try as fast as it can.
         running.handle.add(&id("t"), cloud.params()).unwrap();
-        wait_until("a line about descriptors", || LINES.count("os error 24") >= 3);
+        wait::until("a line about descriptors", || LINES.count("os error 24") >= 3);
         assert!(LINES.count("") < 100, "{} lines", LINES.count(""));
-        drop(hoard);
+        drop(files);
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
         echoes(&mut device, "s");
@@ -127,22 +116,16 @@ fn without_descriptors_a_session_is_refused_and_its_siblings_go_on() {
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
         echoes(&mut device, "first");
-        let before = entries("fd");
-        let mut hoard = Vec::new();
-        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 1024 };
-        // SAFETY: setrlimit reads one such structure.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-        while let Ok(file) = fs::File::open("/dev/null") {
-            hoard.push(file);
-        }
+        let before = descriptors();
+        let files = use_all_descriptors();
         for n in 0..5 {
             assert_eq!(device.create(&format!("refused-{n}"), "_e"), 2);
         }
         assert_eq!(LINES.count("os error 24"), 5);
         device.data("first", b"as before");
         assert_eq!(device.receive_data("first", 9), b"as before");
-        drop(hoard);
-        assert_eq!(entries("fd"), before, "descriptors are left behind");
+        drop(files);
+        assert_eq!(descriptors(), before, "descriptors are left behind");
         echoes(&mut device, "second");
     });
 }
@@ -160,10 +143,10 @@ fn a_panicking_worker_becomes_a_disconnect_and_a_retry() {
         let mut device = cloud.accept();
         running.expect(EventKind::Connect, "t");
         echoes(&mut device, "s");
-        wait_until("the threads", || entries("task") >= 4);
-        let (fds, threads) = (entries("fd"), entries("task"));
+        wait::until("the threads", || threads() >= 4);
+        let before = (descriptors(), threads());
         for round in 0..3 {
-            // The relay writes this line amid its work.
+            // The relay logs this line in the middle of its work.
             LINES.panic_at("new session session_id:boom", 1);
             let header = serde_json::json!(
                 {"frame_type": 2, "session_id": "boom", "frame_id": 5, "service_type": "_e"});
@@ -175,7 +158,7 @@ fn a_panicking_worker_becomes_a_disconnect_and_a_retry() {
             echoes(&mut device, "s");
             echoes(&mut sibling, &format!("s{round}"));
         }
-        // And while it connects, where there is nothing to disconnect.
+        // A panic while it connects is no disconnect.
         LINES.panic_at("success to establish tcp", 2);
         running.handle.update(&id("t"), cloud.params()).unwrap();
         running.expect(EventKind::Disconnect, "t");
@@ -189,9 +172,9 @@ fn a_panicking_worker_becomes_a_disconnect_and_a_retry() {
         assert_eq!(lost, 2);
         running.expect(EventKind::Connect, "t");
         echoes(&mut device, "s");
-        wait_until("nothing left behind", || {
-            // The sibling has three sessions more by now, each with both of its ends here.
-            entries("fd") <= fds + 6 + 2 && entries("task") <= threads + 6 + 2
+        wait::until("nothing is left behind", || {
+            // The sibling has three more sessions now, each with both of its ends here.
+            descriptors() <= before.0 + 6 + 2 && threads() <= before.1 + 6 + 2
         });
     });
 }

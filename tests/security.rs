@@ -1,60 +1,61 @@
-//! What an attacker may try from the network, the cloud, or beside the process.
-
-mod common;
+//! Attacks from the network, from the cloud, and by other processes of the machine.
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel::*;
-use common::*;
-use openssl::pkey::{PKey, Private};
+use aiot_tunnel_testkit::certificates::{Authority, Identity};
+use aiot_tunnel_testkit::cloud::{params, Cloud};
+use aiot_tunnel_testkit::frame::code;
+use aiot_tunnel_testkit::manager::{id, plain, Running};
+use aiot_tunnel_testkit::process::{is_scene, program, test_again, Lines, Process};
+use aiot_tunnel_testkit::queue::Key;
+use aiot_tunnel_testkit::services::echo;
+use aiot_tunnel_testkit::wait::{self, accept, TIMEOUT};
+use aiot_tunnel_testkit::{gateways, logs, skip, ACCESS_TOKEN, DEVICE_TOKEN};
 use openssl::ssl::{
     SslAcceptor, SslAcceptorBuilder, SslConnector, SslMethod, SslOptions, SslVerifyMode, SslVersion,
 };
-use openssl::x509::X509;
 use serde_json::json;
-
-/// Names the scene that this test program, run anew as a child of its own, shall play.
-const SCENE: &str = "AIOT_TUNNEL_TEST_SCENE";
 
 fn trusting(authority: &Authority) -> TlsConfig {
     TlsConfig::new().with_ca_pem(&authority.pem()).unwrap()
 }
 
-fn secured(config: TlsConfig) -> ManagerBuilder {
+fn secured(config: TlsConfig) -> Builder {
     Manager::builder().security(Security::Tls(config))
 }
 
 fn acceptor(authority: &Authority, name: &str) -> SslAcceptorBuilder {
-    let (certificate, key): (X509, PKey<Private>) = authority.certificate_and_key(name);
+    let identity = authority.identity(name);
     let mut builder = SslAcceptor::mozilla_intermediate(SslMethod::tls()).unwrap();
-    builder.set_certificate(&certificate).unwrap();
-    builder.set_private_key(&key).unwrap();
+    builder.set_certificate(&identity.x509()).unwrap();
+    builder.set_private_key(&identity.private_key()).unwrap();
     builder
 }
 
-/// Reads what a device says until it stops, for a server that says nothing.
+/// The first bytes that a device sends to a server that sends nothing.
 fn first_bytes(mut stream: &TcpStream) -> Vec<u8> {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut bytes = vec![0; 4096];
     let length = stream.read(&mut bytes).unwrap_or(0);
     bytes.truncate(length);
     bytes
 }
 
-/// What one handshake with a device came to.
+/// The TLS version of one handshake with a device, or why it failed.
 fn handshake(acceptor: &SslAcceptor, listener: &TcpListener) -> Result<String, String> {
     let stream = accept(listener);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut stream = acceptor.accept(stream).map_err(|e| e.to_string())?;
     let version = stream.ssl().version_str().to_owned();
-    // A device that trusts us sends its request; one that does not has closed.
+    // A device that trusts the server sends its request; otherwise it closes the connection.
     match stream.read(&mut [0; 1]) {
         Ok(1) => Ok(version),
         other => Err(format!("{other:?}")),
@@ -75,7 +76,7 @@ fn tls_below_1_2_is_refused_whatever_the_server_allows() {
         builder.build()
     };
 
-    // The server does speak TLS 1.1, to who asks for it.
+    // The server accepts TLS 1.1 from a client that asks for it.
     let old = with(SslVersion::TLS1_1);
     let client = thread::spawn(move || {
         let mut builder = SslConnector::builder(SslMethod::tls()).unwrap();
@@ -113,12 +114,12 @@ fn a_server_that_asks_for_a_renegotiation_is_refused() {
     let mut acceptor = acceptor(&authority, "127.0.0.1");
     acceptor.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
     let stream = accept(&listener);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut stream = acceptor.build().accept(stream).unwrap();
     assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
     // SAFETY: the session is alive, and its handshake done.
     assert_eq!(unsafe { SSL_renegotiate(stream.ssl().as_ptr()) }, 1);
-    // It asks, and does not wait for the answer.
+    // This sends the request without waiting for the answer.
     stream.do_handshake().unwrap();
     let refusal = stream.read(&mut [0; 1]).unwrap_err().to_string();
     assert!(refusal.contains("no renegotiation"), "{refusal}");
@@ -152,8 +153,7 @@ fn names_and_addresses_are_verified_with_and_without_sni() {
 fn a_device_shows_its_certificate_with_the_chain_up_to_a_root() {
     let authority = Authority::new();
     let intermediate = authority.intermediate();
-    let (own, key) = intermediate.certificate_and_key("device");
-    let (own, key) = (own.to_pem().unwrap(), key.private_key_to_pem_pkcs8().unwrap());
+    let Identity { certificate: own, key } = intermediate.identity("device");
     let chain = [own.clone(), intermediate.pem()].concat();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -163,7 +163,7 @@ fn a_device_shows_its_certificate_with_the_chain_up_to_a_root() {
             acceptor.clear_options(SslOptions::NO_TLSV1_3);
             acceptor.set_max_proto_version(Some(version)).unwrap();
             acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-            acceptor.cert_store_mut().add_cert(X509::from_pem(&authority.pem()).unwrap()).unwrap();
+            acceptor.cert_store_mut().add_cert(authority.x509()).unwrap();
             let config = trusting(&authority).with_client_pem(shown, &key).unwrap();
             let running = Running::start(secured(config));
             running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
@@ -176,7 +176,7 @@ fn a_device_shows_its_certificate_with_the_chain_up_to_a_root() {
 /// Whether a ClientHello has the extension server_name, number 0.
 fn sni_of(record: &[u8]) -> bool {
     let number = |at: usize| usize::from(u16::from_be_bytes([record[at], record[at + 1]]));
-    // Record and message headers, version, random; then session id, ciphers, compression.
+    // Record header, message header, version, random; then session id, ciphers, compression.
     let mut at = 5 + 4 + 2 + 32;
     at += 1 + usize::from(record[at]);
     at += 2 + number(at);
@@ -226,7 +226,7 @@ fn after_failures_of_tls_every_attempt_still_begins_with_tls() {
     let answers: [&[u8]; 4] = [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\n\r\n",
-        // handshake_failure, protocol_version: what a server without TLS 1.2 answers.
+        // handshake_failure and protocol_version, the answers of a server without TLS 1.2.
         b"\x15\x03\x01\x00\x02\x02\x28\x15\x03\x01\x00\x02\x02\x46",
         b"",
     ];
@@ -236,7 +236,7 @@ fn after_failures_of_tls_every_attempt_still_begins_with_tls() {
         assert_eq!(bytes[..2], [22, 3], "{}", String::from_utf8_lossy(&bytes));
         let _ = stream.write_all(answer);
         let _ = stream.shutdown(std::net::Shutdown::Write);
-        // Whatever it still says, it is not the request.
+        // Further bytes, if any, are not the request.
         let _ = stream.read_to_end(&mut bytes);
         for secret in [&b"GET "[..], b"/tunnel/", DEVICE_TOKEN.as_bytes()] {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret));
@@ -261,7 +261,7 @@ fn redirects_are_never_followed() {
         );
         stream.write_all(answer.as_bytes()).unwrap();
     }
-    // It came here again each time, and is here once more now.
+    // It has connected here again each time, and does so now.
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     elsewhere.set_nonblocking(true).unwrap();
@@ -326,7 +326,7 @@ fn only_configured_services_are_reached_whatever_the_cloud_asks_for() {
         let (header, payload) = device.receive();
         assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(1), &json!(session)));
         assert_eq!(code(&payload), 2, "{service:?}");
-        // And no line break of the cloud's comes back bare.
+        // No control byte of the cloud's comes back unescaped.
         assert!(!payload.iter().any(|byte| byte.is_ascii_control()), "{payload:?}");
     }
     assert_eq!(device.create("good", "_SSH"), 0);
@@ -337,59 +337,24 @@ fn only_configured_services_are_reached_whatever_the_cloud_asks_for() {
 #[test]
 fn no_debug_text_holds_a_token_or_a_key() {
     let authority = Authority::new();
-    let (certificate, key) = authority.certificate_and_key("client");
-    let pem = key.private_key_to_pem_pkcs8().unwrap();
-    let key_line = String::from_utf8(pem.clone()).unwrap().lines().nth(2).unwrap().to_owned();
-    let tls = trusting(&authority).with_client_pem(&certificate.to_pem().unwrap(), &pem).unwrap();
+    let Identity { certificate, key } = authority.identity("client");
+    let key_line = String::from_utf8(key.clone()).unwrap().lines().nth(2).unwrap().to_owned();
+    let tls = trusting(&authority).with_client_pem(&certificate, &key).unwrap();
     let token = Token::new(DEVICE_TOKEN).unwrap();
     let port = Port::new(443).unwrap();
     let connect = ConnectParams::new("h", port, "/p", token.clone()).unwrap();
     let service = Service::new("_SSH", "127.0.0.1", port).unwrap();
     let options = ipc::ListenOptions::default();
-    let event = Event::new(EventKind::Connect, id("t"));
+    let event = Event { kind: EventKind::Connect, tunnel_id: id("t") };
     let error = Error::InvalidInput { field: "f", reason: "r".into() };
-    let add = ipc::Command::Add(id("t"), connect.clone());
-    let update = ipc::Command::Update(id("t"), connect.clone());
+    let add = listen::Command::Add(id("t"), connect.clone());
+    let update = listen::Command::Update(id("t"), connect.clone());
     let (id, limits) = (id("t"), Limits::default());
     let security = Security::Tls(tls.clone());
-    let tunnel =
-        gateway::TunnelConfig::new(id.clone(), token.clone(), Token::new(ACCESS_TOKEN).unwrap());
-    let builder = Manager::builder().security(security.clone()).service(service.clone());
-    let manager = Manager::builder().security(security.clone()).build().unwrap();
-    let handle = manager.handle();
-    handle.add(&id, connect.clone()).unwrap();
-    let own = queue::Key::new();
-    let listener = ipc::Listener::start(handle.clone(), ipc::ListenOptions::new().with_key(own.0));
-    let (listener, target) = (listener.unwrap(), service.target());
-    let gateway_builder = gateway::Gateway::builder().tunnel(tunnel.clone());
-    let served = gateway::Gateway::builder().tunnel(tunnel.clone());
-    let served = served.start("127.0.0.1:0".parse().unwrap()).unwrap();
-    let client = access::Client::new(connect.clone(), security.clone(), "_SSH").unwrap();
-    let stop = client.stop_handle();
-    let all: [&dyn std::fmt::Debug; 23] = [
-        &token,
-        &connect,
-        &tls,
-        &security,
-        &add,
-        &update,
-        &service,
-        target,
-        &options,
-        &event,
-        &error,
-        &id,
-        &port,
-        &limits,
-        &tunnel,
-        &builder,
-        &manager,
-        &handle,
-        &listener,
-        &gateway_builder,
-        &served,
-        &client,
-        &stop,
+    let tunnel = gateways::tunnel("t");
+    let all: [&dyn std::fmt::Debug; 14] = [
+        &token, &connect, &tls, &security, &add, &update, &service, &options, &event, &error, &id,
+        &port, &limits, &tunnel,
     ];
     for value in all {
         for text in [format!("{value:?}"), format!("{value:#?}")] {
@@ -400,6 +365,7 @@ fn no_debug_text_holds_a_token_or_a_key() {
     }
 }
 
+/// Where `needle` begins. The C library searches fast in debug builds, too.
 fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     // SAFETY: both slices with their own lengths.
     let found = unsafe {
@@ -408,40 +374,23 @@ fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     (!found.is_null()).then(|| found.addr() - haystack.as_ptr().addr())
 }
 
-/// A process with a token: this test program again, or the one that is tested.
+/// A process that holds a token: this test program again, or the program under test.
 struct Holder {
-    child: Child,
-    lines: mpsc::Receiver<String>,
+    process: Process,
+    lines: Lines,
 }
 
 impl Holder {
     fn new(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            stdout.lines().map_while(std::io::Result::ok).all(|line| sender.send(line).is_ok())
-        });
-        Holder { child, lines }
+        let mut process = Process::start(command.stdout(Stdio::piped()));
+        let lines = process.lines();
+        Holder { process, lines }
     }
 
-    fn expect(&self, text: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {text}"));
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
-
-    fn tell(&mut self, bytes: &[u8]) {
-        self.child.stdin.as_mut().unwrap().write_all(bytes).unwrap();
-    }
-
-    /// Where its memory holds the secret. `None` where nobody may look.
+    /// The places in its memory that hold the secret. `None` if this user may not read its memory.
     fn holds(&self, secret: &[u8]) -> Option<Vec<String>> {
         use std::os::unix::fs::FileExt;
-        let pid = self.child.id();
+        let pid = self.process.id();
         let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
         let mut found = Vec::new();
         for line in fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines() {
@@ -465,35 +414,27 @@ impl Holder {
         Some(found)
     }
 
-    /// Waits until its memory holds the secret nowhere.
+    /// Waits until no place in its memory holds the secret.
     fn expect_wiped(&self, what: &str, secret: &[u8]) {
-        let deadline = std::time::Instant::now() + PATIENCE / 2;
+        let deadline = Instant::now() + TIMEOUT / 2;
         while let Some(found) = self.holds(secret) {
             if found.is_empty() {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "{what} is left: {found:#?}");
-            thread::sleep(std::time::Duration::from_millis(20));
+            assert!(Instant::now() < deadline, "{what} is left: {found:#?}");
+            thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The child's part: a device that is opened and closed on demand, in TLS when given a CA, its own
-/// certificate and its key.
+/// The child's part: a device that opens and closes a tunnel on demand, with TLS if it gets a folder
+/// with a CA, a certificate and a key.
 fn hold_a_token() {
     fn line() -> zeroize::Zeroizing<Vec<u8>> {
         let mut line = zeroize::Zeroizing::new(Vec::with_capacity(4096));
         let mut byte = [0];
-        // Unbuffered, so that no buffer of std's keeps the token.
-        // SAFETY: reads one byte into one byte.
-        while unsafe { libc::read(0, byte.as_mut_ptr().cast(), 1) } == 1 && byte[0] != b'\n' {
+        // Unbuffered, so that no buffer of std keeps the token.
+        while rustix::io::read(rustix::stdio::stdin(), &mut byte) == Ok(1) && byte[0] != b'\n' {
             line.push(byte[0]);
         }
         line
@@ -528,7 +469,7 @@ fn hold_a_token() {
     line();
 }
 
-/// Holds a client's key for a moment; gone afterwards, whatever happens.
+/// A folder for a key. It is removed whatever happens.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -548,98 +489,94 @@ impl Drop for Folder {
 
 fn check_wiped(test: &str, with_tls: bool) {
     let authority = Authority::new();
-    let (certificate, key) = authority.certificate_and_key("client");
+    let identity = authority.identity("client");
     let token = format!("hush-{:032x}", rand::random::<u128>());
     logs::note_secret(token.as_bytes());
-    let cloud =
-        if with_tls { Cloud::tls(authority.acceptor("localhost", 1)) } else { Cloud::plain() };
+    let cloud = if with_tls { Cloud::tls(authority.acceptor("localhost")) } else { Cloud::plain() };
     let folder = Folder::new();
-    let key_pem = key.private_key_to_pem_pkcs8().unwrap();
     fs::write(folder.0.join("ca"), authority.pem()).unwrap();
-    fs::write(folder.0.join("cert"), certificate.to_pem().unwrap()).unwrap();
-    fs::write(folder.0.join("key"), &key_pem).unwrap();
+    fs::write(folder.0.join("cert"), &identity.certificate).unwrap();
+    fs::write(folder.0.join("key"), &identity.key).unwrap();
 
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(SCENE, test);
-    let mut holder = Holder::new(&mut command);
+    let mut holder = Holder::new(&mut test_again(test));
     let place = if with_tls { folder.0.to_str().unwrap() } else { "" };
-    holder.tell(format!("{}\n{place}\n{token}\n", cloud.address().port()).as_bytes());
+    holder.process.write(format!("{}\n{place}\n{token}\n", cloud.address().port()).as_bytes());
     let mut device = cloud.accept_with_token(&token);
     let reader = thread::spawn(move || while device.socket.read().is_ok() {});
-    holder.expect("connected");
+    holder.lines.expect("connected");
     drop(folder);
     let Some(found) = holder.holds(token.as_bytes()) else {
-        return skip(test, "this user may not look into a child's memory");
+        return skip(test, "this user may not read a child's memory");
     };
-    assert!(!found.is_empty(), "while the tunnel is there, so is its token");
-    holder.tell(b"\n");
-    holder.expect("deleted");
+    assert!(!found.is_empty(), "the token is there while the tunnel is");
+    holder.process.write(b"\n");
+    holder.lines.expect("deleted");
     holder.expect_wiped("the token of a deleted tunnel", token.as_bytes());
-    holder.tell(b"\n");
-    holder.expect("dropped");
+    holder.process.write(b"\n");
+    holder.lines.expect("dropped");
     holder.expect_wiped("the token", token.as_bytes());
-    // The key as OpenSSL computes with it, a little-endian number. Not as it is encoded: each time
-    // OpenSSL parses a key, it leaves a copy of that in memory that it frees (docs/security.md).
-    let number = key.ec_key().unwrap().private_key().to_vec_padded(32).unwrap();
+    // The key as OpenSSL uses it, a little-endian number. Not its encoding: each time OpenSSL parses a
+    // key, it leaves a copy of the encoding in memory that it frees (docs/security.md).
+    let number = identity.private_key().ec_key().unwrap().private_key().to_vec_padded(32).unwrap();
     let reversed: Vec<u8> = number.iter().rev().copied().collect();
     holder.expect_wiped("the key", &reversed);
-    for line in String::from_utf8(key_pem).unwrap().lines().filter(|line| line.len() > 40) {
+    for line in String::from_utf8(identity.key).unwrap().lines().filter(|line| line.len() > 40) {
         holder.expect_wiped("a line of the key", line.as_bytes());
     }
-    holder.tell(b"\n");
+    holder.process.write(b"\n");
     reader.join().unwrap();
 }
 
 #[test]
 fn tokens_are_wiped_from_memory_plain() {
-    if std::env::var_os(SCENE).is_some() {
+    const TEST: &str = "tokens_are_wiped_from_memory_plain";
+    if is_scene(TEST) {
         return hold_a_token();
     }
-    check_wiped("tokens_are_wiped_from_memory_plain", false);
+    check_wiped(TEST, false);
 }
 
 #[test]
 fn tokens_and_keys_are_wiped_from_memory_tls() {
-    if std::env::var_os(SCENE).is_some() {
+    const TEST: &str = "tokens_and_keys_are_wiped_from_memory_tls";
+    if is_scene(TEST) {
         return hold_a_token();
     }
-    check_wiped("tokens_and_keys_are_wiped_from_memory_tls", true);
+    check_wiped(TEST, true);
 }
 
 #[test]
-#[cfg(feature = "cli")]
 fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certificate() {
-    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
     let (authority, other) = (Authority::new(), Authority::new());
     let mut acceptor = acceptor(&authority, "127.0.0.1");
     acceptor.clear_options(SslOptions::NO_TLSV1_3);
     acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-    acceptor.cert_store_mut().add_cert(X509::from_pem(&authority.pem()).unwrap()).unwrap();
+    acceptor.cert_store_mut().add_cert(authority.x509()).unwrap();
     let acceptor = acceptor.build();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     for (roots, trusted) in [(&authority, true), (&other, false)] {
-        let (certificate, key) = authority.certificate_and_key("device");
+        let identity = authority.identity("device");
         let folder = Folder::new();
         let file = |name: &str, content: &[u8]| {
             let path = folder.0.join(name);
             fs::write(&path, content).unwrap();
             path
         };
-        let own = queue::Key::new();
+        let own = Key::new();
         let queue = own.0.to_string();
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command
             .args(["agent", "--queue-key", &queue])
             .arg("--client-cert")
-            .arg(file("cert", &certificate.to_pem().unwrap()))
+            .arg(file("cert", &identity.certificate))
             .arg("--client-key")
-            .arg(file("key", &key.private_key_to_pem_pkcs8().unwrap()))
+            .arg(file("key", &identity.key))
             .env("SSL_CERT_FILE", file("roots", &roots.pem()))
             .env("SSL_CERT_DIR", folder.0.join("none"));
         let mut agent = Holder::new(logs::keep_of(&mut command));
-        wait_until("the agent's queue", || {
-            let mut command = Command::new(program);
+        wait::until("the agent's queue", || {
+            let mut command = Command::new(program());
             command
                 .args(["send", "add", "--tunnel", "t", "--queue-key", &queue])
                 .args(["--host", "127.0.0.1", "--port", &port])
@@ -651,50 +588,48 @@ fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certi
             Ok(version) => assert!(trusted && version == "TLSv1.3", "{version}"),
             Err(e) => assert!(!trusted, "{e}"),
         }
-        // SAFETY: a signal to a child that was not waited for yet. It removes its queue.
-        unsafe { libc::kill(agent.child.id() as i32, libc::SIGTERM) };
-        assert!(agent.child.wait().unwrap().success());
+        // In order, so that it removes its queue.
+        agent.process.terminate();
+        assert!(agent.process.wait().success());
     }
 }
 
 #[test]
-#[cfg(feature = "cli")]
 fn no_process_shows_its_token_in_the_process_list_or_its_environment() {
-    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
     let (device, access) = (format!("{DEVICE_TOKEN}-shown"), format!("{ACCESS_TOKEN}-shown"));
     let unseen = |holder: &Holder| {
         for file in ["cmdline", "environ"] {
-            let text = fs::read(format!("/proc/{}/{file}", holder.child.id())).unwrap();
+            let text = fs::read(format!("/proc/{}/{file}", holder.process.id())).unwrap();
             assert!(!text.windows(5).any(|bytes| bytes == b"hush-"), "in {file}");
         }
     };
-    let mut command = Command::new(program);
+    let mut command = Command::new(program());
     command
         .args(["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnel", "t"])
         .env("AIOT_TUNNEL_DEVICE_TOKEN", &device)
         .env("AIOT_TUNNEL_ACCESS_TOKEN", &access);
     let gateway = Holder::new(logs::keep_of(&mut command));
-    let line = gateway.expect("listening on");
+    let line = gateway.lines.expect("listening on");
     unseen(&gateway);
     let address = line.rsplit(' ').next().unwrap();
-    let mut command = Command::new(program);
+    let mut command = Command::new(program());
     command
         .args(["access", "--tunnel", "t", "--listen", "127.0.0.1:0"])
         .args(["--url", &format!("ws://{address}")])
         .env("AIOT_TUNNEL_ACCESS_TOKEN", &access);
     let access = Holder::new(logs::keep_of(&mut command));
-    access.expect("listening on");
+    access.lines.expect("listening on");
     unseen(&access);
 
-    // An agent that is killed leaves its queue behind.
-    let own = queue::Key::new();
+    // The key removes the queue that an agent leaves behind when it is killed.
+    let own = Key::new();
     let key = own.0.to_string();
-    let mut command = Command::new(program);
+    let mut command = Command::new(program());
     command.args(["agent", "--plain", "--queue-key", &key]);
     let mut agent = Holder::new(logs::keep_of(&mut command));
     let (host, port) = address.rsplit_once(':').unwrap();
     let send = || {
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command
             .args(["send", "add", "--tunnel", "t", "--queue-key", &key])
             .args(["--host", host, "--port", port])
@@ -702,11 +637,11 @@ fn no_process_shows_its_token_in_the_process_list_or_its_environment() {
             .stderr(Stdio::null());
         logs::keep_of(&mut command).stdout(Stdio::null()).status().unwrap().success()
     };
-    // Until the agent has made its queue.
-    wait_until("the agent's queue", send);
-    agent.expect("Connect t");
+    // This fails until the agent has made its queue.
+    wait::until("the agent's queue", send);
+    agent.lines.expect("Connect t");
     unseen(&agent);
-    // SAFETY: a signal to a child that was not waited for yet. It removes its queue.
-    unsafe { libc::kill(agent.child.id() as i32, libc::SIGTERM) };
-    assert!(agent.child.wait().unwrap().success());
+    // In order, so that it removes its queue.
+    agent.process.terminate();
+    assert!(agent.process.wait().success());
 }

@@ -1,44 +1,45 @@
-//! The far end of many tunnels and the echo behind the device, on one thread with one `epoll`:
-//! what a thousand tunnels cost is the device's affair, so the gateway, which has a thread for
-//! each, is left out. Every byte that comes back is compared.
+//! The far end of many tunnels and the echo service behind the device, on one thread with one
+//! `epoll`. The library's gateway, which has a thread for each tunnel, would cost more than the device
+//! that is measured. Every byte that comes back is compared. Measurements do not belong here.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_testkit::bench::far::{data_header, Connection, Transport};
+use aiot_tunnel_testkit::frame::{self, parse_client, server_tunnel};
 use openssl::ssl::SslAcceptor;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::Timespec;
 
-use crate::far::{data_header, message, Link, Stream};
-
 /// Sessions of a tunnel.
 pub const SESSIONS: usize = 2;
 pub const SERVICE: &str = "echo";
-/// So many connects may wait for their accept: a thousand workers connect at once.
+/// The number of connections that may wait to be accepted: a thousand workers connect at once.
 const BACKLOG: i32 = 4096;
 /// Payload of a data frame, at most.
 const PAYLOAD: usize = 4096;
-const PATIENCE: Duration = Duration::from_secs(60);
-/// What the `epoll` calls the echo service's listener. Tunnels are called by their numbers, the
-/// service's connections by the numbers after those.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The echo service's listener in the `epoll`. Tunnels have their numbers there, and the service's
+/// connections the numbers after those.
 const LISTENER: u64 = u64::MAX;
 
+/// The far end of one tunnel.
 struct Tunnel {
-    stream: Stream,
+    stream: Transport,
     received: Vec<u8>,
     unsent: Vec<u8>,
-    sessions: [Session; SESSIONS],
+    sessions: [Echo; SESSIONS],
 }
 
+/// The far end of one session, whose bytes come back.
 #[derive(Clone, Copy, Default)]
-struct Session {
+struct Echo {
     open: bool,
     sent: u64,
-    /// Back again, and as they should be.
+    /// Bytes that came back and were correct.
     back: u64,
 }
 
@@ -77,15 +78,15 @@ impl Crowd {
         Crowd { epoll, events, cloud, service, tunnels, locals, sent: 0, back: 0 }
     }
 
-    /// Where tunnels connect to, and where the echo is.
+    /// The ports that tunnels connect to and where the echo service is.
     pub fn ports(&self) -> [u16; 2] {
         [&self.cloud, &self.service].map(|listener| listener.local_addr().unwrap().port())
     }
 
-    /// Takes on as many tunnels, their WebSockets open.
+    /// Accepts so many tunnels and opens their WebSockets.
     pub fn accept(&mut self, count: usize, tls: Option<&SslAcceptor>) {
         for _ in 0..count {
-            let stream = Link::tunnel(&self.cloud, tls).into_stream();
+            let stream = Connection::tunnel(&self.cloud, tls).into_stream();
             self.watch(stream.tcp(), self.tunnels.len() as u64);
             let sessions = Default::default();
             self.tunnels.push(Tunnel {
@@ -109,7 +110,7 @@ impl Crowd {
                 let header = format!(
                     r#"{{"frame_type":2,"frame_id":{id},"session_id":"s{id}","service_type":"{SERVICE}"}}"#
                 );
-                tunnel.send(&message(&header, &[]));
+                tunnel.send(&server_tunnel(&header, &[]));
             }
         }
         let all_open =
@@ -117,7 +118,7 @@ impl Crowd {
         self.run_until("sessions open", all_open);
     }
 
-    /// Sends as much through each session and waits until all of it is back.
+    /// Sends so many bytes through each session and waits until all of them are back.
     pub fn echo(&mut self, bytes: usize) {
         for session in 0..self.len() {
             self.send(session, bytes);
@@ -125,13 +126,13 @@ impl Crowd {
         self.settle();
     }
 
-    /// Waits until all that was sent is back.
+    /// Waits until all sent bytes are back.
     pub fn settle(&mut self) {
         self.run_until("all bytes back", |crowd| crowd.back == crowd.sent);
     }
 
-    /// Sends a message of `bytes` through each session each `period`, evenly spread over it:
-    /// how many bytes came back meanwhile.
+    /// Sends a message of `bytes` through each session in each `period`, spread evenly over it; the
+    /// number of bytes that came back meanwhile.
     pub fn load(&mut self, bytes: usize, period: Duration, time: Duration) -> u64 {
         let (began, before) = (Instant::now(), self.back);
         let gap = period / self.len() as u32;
@@ -147,7 +148,7 @@ impl Crowd {
         self.back - before
     }
 
-    /// How many sessions there are.
+    /// The number of sessions.
     fn len(&self) -> usize {
         self.tunnels.len() * SESSIONS
     }
@@ -164,14 +165,14 @@ impl Crowd {
         for at in (start..end).step_by(PAYLOAD) {
             let part = at..end.min(at + PAYLOAD as u64);
             let payload: Vec<u8> = part.map(|at| pattern(seed, at)).collect();
-            tunnel.send(&message(&data_header(id), &payload));
+            tunnel.send(&server_tunnel(&data_header(id), &payload));
         }
     }
 
     fn run_until(&mut self, what: &str, is_so: impl Fn(&Crowd) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !is_so(self) {
-            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+            assert!(Instant::now() < deadline, "{what}: not within {TIMEOUT:?}");
             self.turn(Instant::now() + Duration::from_millis(10));
         }
     }
@@ -227,26 +228,20 @@ impl Tunnel {
         }
     }
 
-    /// Takes what has come: how many bytes of sessions.
+    /// Reads and checks everything; the number of bytes of sessions.
     fn receive(&mut self, number: u64) -> u64 {
         let mut chunk = [0; 16 * 1024];
         while let Some(length) = self.stream.read(&mut chunk) {
             self.received.extend(&chunk[..length]);
         }
         let (mut at, mut back) = (0, 0);
-        while let Some((opcode, message)) = unmask(&mut self.received, at) {
-            at = message.end;
-            let message = &self.received[message];
-            match opcode {
-                2 => {
-                    back += take(&mut self.sessions, number, message);
-                }
-                // A short message whole; a ping's answer has no mask.
-                9 => {
-                    self.unsent.extend([0x8a, message.len() as u8]);
-                    self.unsent.extend(message);
-                }
-                _ => panic!("tunnel {number}: opcode {opcode}"),
+        while let Some(found) = parse_client(&self.received, at) {
+            at = found.payload.end;
+            let message = found.unmask(&mut self.received);
+            match found.first {
+                frame::BINARY => back += check(&mut self.sessions, number, message),
+                frame::PING => self.unsent.extend(frame::server(frame::PONG, message)),
+                first => panic!("tunnel {number}: a frame that begins with {first:#x}"),
             }
         }
         self.received.drain(..at);
@@ -254,18 +249,16 @@ impl Tunnel {
     }
 }
 
-/// A tunnel frame: how many bytes of sessions it holds.
-fn take(sessions: &mut [Session], tunnel: u64, message: &[u8]) -> u64 {
-    let (length, rest) = message.split_first_chunk().expect("a length");
-    let (header, payload) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
-    let header: serde_json::Value = serde_json::from_slice(header).expect("a header in JSON");
+/// Checks a tunnel frame; the number of bytes of sessions in it.
+fn check(sessions: &mut [Echo], tunnel: u64, message: &[u8]) -> u64 {
+    let (header, payload) = frame::parse_tunnel(message);
     let id = header["session_id"].as_str().and_then(|id| id.strip_prefix('s')?.parse().ok());
     let id: usize = id.expect("a session's id");
     let session = &mut sessions[id];
     match header["frame_type"].as_u64() {
         Some(1) => {
-            let answer: serde_json::Value = serde_json::from_slice(payload).unwrap();
-            assert_eq!(answer["code"], 0, "tunnel {tunnel}: {answer}");
+            let (code, text) = frame::status(payload);
+            assert_eq!(code, 0, "tunnel {tunnel}: {text}");
             session.open = true;
             0
         }
@@ -281,27 +274,9 @@ fn take(sessions: &mut [Session], tunnel: u64, message: &[u8]) -> u64 {
     }
 }
 
-/// The byte of a session at a position: neighbouring sessions and positions have others.
+/// The byte at a position of a session. Neighbouring sessions and positions have different bytes.
 fn pattern(seed: u64, at: u64) -> u8 {
     (at.wrapping_mul(7) + at / 251 + seed * 31) as u8
-}
-
-/// The client's WebSocket frame at a position, when it is whole: its opcode, and where its
-/// payload is, unmasked.
-fn unmask(bytes: &mut [u8], at: usize) -> Option<(u8, Range<usize>)> {
-    let [first, second, rest @ ..] = bytes.get(at..)? else { return None };
-    let (length, head) = match *second & 0x7f {
-        126 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), 4),
-        127 => panic!("a frame of 64 KiB or more"),
-        length => (usize::from(length), 2),
-    };
-    let opcode = *first & 0x0f;
-    let start = at + head + 4;
-    let (mask, payload) = bytes.get_mut(at + head..start + length)?.split_at_mut(4);
-    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
-    Some((opcode, start..start + length))
 }
 
 impl Local {

@@ -1,16 +1,10 @@
-//! One process with many tunnels: what memory, threads, descriptors and processor time 10, 100
-//! and 1,000 of them take, idle and at 10 KB/s each. Prints tables; `--json FILE`, `--quick`.
+//! One process with many tunnels: the memory, threads, descriptors and processor time that 10, 100
+//! and 1,000 of them use, idle and at 10 KB/s each. Prints tables; `--json FILE`, `--quick`.
 //!
-//! The device is a process of its own with a processor to itself; the far end of all tunnels and
-//! the echo service behind the device share the other.
+//! The device is a process of its own with a processor to itself. The far end of all tunnels and the
+//! echo service behind the device share the other processor.
 
-#[path = "../../tests/common/certificate.rs"]
-mod certificate;
 mod crowd;
-#[path = "../tunnel/far.rs"]
-mod far;
-#[path = "../tunnel/process.rs"]
-mod process;
 
 use std::io::{BufRead, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,21 +14,25 @@ use std::time::{Duration, Instant};
 use aiot_tunnel::{
     ConnectParams, EventKind, Limits, Manager, Port, Security, Service, TlsConfig, Token, TunnelId,
 };
+use aiot_tunnel_testkit::bench::process::{pin, Role, FAR, NEAR};
+use aiot_tunnel_testkit::bench::transport;
+use aiot_tunnel_testkit::certificates::Identity;
+use aiot_tunnel_testkit::procfs;
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use serde_json::{json, Map};
 
 use crowd::{Crowd, SERVICE, SESSIONS};
-use process::{pin, Process, FAR, NEAR};
 
 const COUNTS: [usize; 3] = [10, 100, 1000];
-/// What each session echoes before anything is measured.
+/// The bytes that each session echoes before the measurements.
 const ECHO: usize = 32 * 1024;
-/// Between the echo and the idle window, so that no ping falls on the window's edge.
+/// Time between the echo and the idle window, so that no ping falls on the window's edge.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Under load each session carries a message a period: 5 KB/s to the device and 5 KB/s back.
+/// Under load each session carries one message each period: 5 KB/s to the device and 5 KB/s back.
 const MESSAGE: usize = 1000;
 const PERIOD: Duration = Duration::from_millis(200);
-/// Of what was sent under load, so much should be back in the same time; all of it must be soon.
+/// The share of the bytes sent under load that should be back within the same time. All of them must
+/// be back soon after it.
 const BACK: f64 = 0.98;
 
 struct Settings {
@@ -53,7 +51,7 @@ fn main() {
         return device(count, number(cloud), number(service), ca.first().copied());
     }
     if !text.contains(&"--bench") {
-        // `cargo test --benches` only wants to know that it starts.
+        // `cargo test --benches` only checks that it starts.
         return;
     }
     let quick = text.contains(&"--quick");
@@ -72,7 +70,7 @@ fn main() {
         for (count, column) in COUNTS.iter().zip(columns) {
             let figures: Map<_, _> =
                 column.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
-            rows.push(json!({ "leg": leg(tls), "tunnels": count, "figures": figures }));
+            rows.push(json!({ "leg": transport(tls), "tunnels": count, "figures": figures }));
         }
     }
     if let Some(file) = settings.json {
@@ -80,7 +78,8 @@ fn main() {
     }
 }
 
-/// The device's sockets are the most: a tunnel has its own, an eventfd, and its sessions'.
+/// The device has the most descriptors: for each tunnel a socket, an eventfd, and a socket for each
+/// session.
 fn allow_descriptors() {
     let need = (COUNTS[COUNTS.len() - 1] * (2 + SESSIONS) + 100) as u64;
     let limit = getrlimit(Resource::Nofile);
@@ -93,8 +92,9 @@ fn allow_descriptors() {
     }
 }
 
-/// The device's process: connects when its standard input says so, stops when that ends. Then it
-/// prints how many tunnels were connected, how many were lost before, and how long the stop took.
+/// The device's process. It connects when its standard input has a line, and stops when that ends.
+/// Then it prints how many tunnels were connected, how many were lost before, and how many
+/// milliseconds the stop took.
 fn device(count: usize, cloud: u16, service: u16, ca: Option<&str>) {
     let security = match ca {
         Some(ca) => Security::Tls(TlsConfig::new().with_ca_pem(ca.as_bytes()).unwrap()),
@@ -139,16 +139,17 @@ fn device(count: usize, cloud: u16, service: u16, ca: Option<&str>) {
 type Column = Vec<(&'static str, f64)>;
 
 fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
-    let (certificate, key) = certificate::self_signed();
-    let acceptor = tls.then(|| far::acceptor(&certificate, &key));
+    let identity = Identity::self_signed();
+    let acceptor = tls.then(|| identity.acceptor());
     let mut crowd = Crowd::new();
     let [cloud, service] = crowd.ports().map(|port| port.to_string());
     let mut arguments = vec!["device".to_owned(), count.to_string(), cloud, service];
-    arguments.extend(tls.then(|| String::from_utf8(certificate).unwrap()));
-    let mut device = Process::role(&arguments);
-    assert_eq!(device.line(), "ready");
-    device.pin(NEAR);
-    let (_, empty) = device.memory();
+    arguments.extend(tls.then(|| String::from_utf8(identity.certificate).unwrap()));
+    let mut device = Role::start(&arguments);
+    let id = device.id();
+    assert_eq!(device.next_line(), "ready");
+    pin(id, NEAR);
+    let (_, empty) = procfs::memory(id);
 
     let began = Instant::now();
     device.say("connect");
@@ -160,21 +161,21 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     crowd.echo(ECHO);
 
     crowd.run(Instant::now() + SETTLE);
-    let idle = window(&device, || crowd.run(Instant::now() + settings.idle));
-    let (resident, private) = device.memory();
-    let (threads, descriptors) = (device.threads(), device.descriptors());
+    let idle = window(id, || crowd.run(Instant::now() + settings.idle));
+    let (resident, private) = procfs::memory(id);
+    let (threads, descriptors) = (procfs::threads(id), procfs::descriptors(id));
     let sent = count as f64 * SESSIONS as f64 * MESSAGE as f64 * settings.load.as_secs_f64()
         / PERIOD.as_secs_f64();
     let mut back = 0;
-    let load = window(&device, || back = crowd.load(MESSAGE, PERIOD, settings.load));
+    let load = window(id, || back = crowd.load(MESSAGE, PERIOD, settings.load));
     crowd.settle();
     if (back as f64) < sent * BACK {
         eprintln!("{count} tunnels, loaded: of {sent} bytes {back} in time; is the machine busy?");
     }
-    let (loaded, loaded_private) = device.memory();
-    let peak = device.peak();
+    let (loaded, loaded_private) = procfs::memory(id);
+    let peak = procfs::peak(id);
     device.hang_up();
-    let end = device.line();
+    let end = device.next_line();
     let end: Vec<f64> = end.split(' ').map(|number| number.parse().unwrap()).collect();
     assert_eq!(end[..2], [count as f64, 0.0], "tunnels connected, lost");
     vec![
@@ -203,16 +204,16 @@ fn mebi(kibi: u64) -> f64 {
     kibi as f64 / 1024.0
 }
 
-/// What a process did while something else was done, a second.
+/// What a process used each second of a window.
 struct Rates {
     cpu: f64,
     sleeps: f64,
-    /// Of this very process, the far end: at 1 it would be what limits.
+    /// The processor time of this process, the far end. At 1 it would be the bottleneck.
     far: f64,
 }
 
-fn window(device: &Process, meanwhile: impl FnOnce()) -> Rates {
-    let read = || (device.cpu(), device.sleeps(), process::cpu(std::process::id()));
+fn window(device: u32, meanwhile: impl FnOnce()) -> Rates {
+    let read = || (procfs::cpu(device), procfs::sleeps(device), procfs::cpu(std::process::id()));
     let (before, began) = (read(), Instant::now());
     meanwhile();
     let (after, time) = (read(), began.elapsed().as_secs_f64());
@@ -225,19 +226,11 @@ fn window(device: &Process, meanwhile: impl FnOnce()) -> Rates {
 
 fn print(tls: bool, columns: &[Column]) {
     let heads: String = COUNTS.iter().map(|count| format!(" {count} tunnels |")).collect();
-    println!("\n| {} |{heads}\n| --- |{}", leg(tls), " ---: |".repeat(COUNTS.len()));
+    println!("\n| {} |{heads}\n| --- |{}", transport(tls), " ---: |".repeat(COUNTS.len()));
     for (row, (name, _)) in columns[0].iter().enumerate() {
         let cells: String =
             columns.iter().map(|column| format!(" {} |", figure(column[row].1))).collect();
         println!("| {name} |{cells}");
-    }
-}
-
-fn leg(tls: bool) -> &'static str {
-    if tls {
-        "TLS"
-    } else {
-        "plain"
     }
 }
 

@@ -1,16 +1,11 @@
-//! The device side, measured from outside: the built C demo (the shared library, over its message
-//! queue) between a gateway that is no bottleneck and a local service, beside a raw relay and a
-//! bare WebSocket echo in its place, in the same run. Prints a table and writes it as JSON.
+//! The device side, measured from outside: the C demo (the shared library, commanded over its message
+//! queue) between a gateway that is no bottleneck and a local service. A raw relay and a bare
+//! WebSocket echo are measured in its place in the same run. Prints a table and writes it as JSON.
 //!
-//! For throughput the gateway and the far end have one processor, the device and the local
-//! service the other; for round trips everything has the same one, so that what is measured is
-//! software and not the waking of an idle processor.
+//! For throughput the gateway has one processor, the device and the local service the other. For
+//! round trips everything has the same one, so that the figures show the software and not the
+//! wake-up of an idle processor.
 
-#[path = "../../tests/common/certificate.rs"]
-mod certificate;
-mod far;
-mod local;
-mod process;
 mod reference;
 
 use std::io::{Read, Write};
@@ -19,13 +14,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_testkit::bench::far::{self, Connection};
+use aiot_tunnel_testkit::bench::process::{pin, Demo, Role, FAR, NEAR};
+use aiot_tunnel_testkit::bench::{service, transport};
+use aiot_tunnel_testkit::certificates::Identity;
+use aiot_tunnel_testkit::procfs;
 use openssl::ssl::SslAcceptor;
 use serde_json::{json, Value};
 
-use far::Link;
-use process::{pin, Device, Process, FAR, NEAR};
-
-/// What is taken on before a measurement begins.
+/// Time under load before a measurement begins.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 struct Settings {
@@ -36,7 +33,7 @@ struct Settings {
     round_trips: usize,
     keystrokes: usize,
     idle: Duration,
-    /// Of the phases, those whose names have this in them.
+    /// Runs only the phases whose names contain this.
     only: String,
 }
 
@@ -45,7 +42,7 @@ fn main() {
     let text: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse().expect("a number");
     match text[..] {
-        ["local"] => return local::run(),
+        ["local"] => return service::run(),
         ["relay", port, service, count, ref ca @ ..] => {
             let count = count.parse().expect("a count");
             return reference::relay(number(port), number(service), count, ca.first().copied());
@@ -54,7 +51,7 @@ fn main() {
         _ => {}
     }
     if !text.contains(&"--bench") {
-        // `cargo test --benches` only wants to know that it starts.
+        // `cargo test --benches` only checks that it starts.
         return;
     }
     let quick = text.contains(&"--quick");
@@ -78,9 +75,9 @@ fn main() {
     .run();
 }
 
-/// What stands in the device's place.
+/// The thing that is measured.
 #[derive(Clone, Copy, PartialEq)]
-enum Who {
+enum Subject {
     Device,
     Raw,
     Echo,
@@ -92,30 +89,35 @@ struct Bench {
     acceptor: SslAcceptor,
     /// The CA's file.
     ca: String,
-    local: Process,
+    /// The process of the local service, its port, and a connection to its counters.
+    local: Role,
     service: u16,
     count: TcpStream,
     rows: Vec<Value>,
 }
 
-/// One thing in the device's place, with its connections.
+/// A running subject with its connections.
 struct Setup {
-    device: Option<Device>,
-    relay: Option<Process>,
-    links: Vec<Link>,
+    process: Running,
+    connections: Vec<Connection>,
+}
+
+enum Running {
+    Device(Demo),
+    Reference(Role),
 }
 
 impl Setup {
-    fn process(&self) -> &Process {
-        match (&self.device, &self.relay) {
-            (Some(device), _) => &device.process,
-            (_, Some(relay)) => relay,
-            _ => unreachable!("one of the two"),
+    /// The subject's process.
+    fn id(&self) -> u32 {
+        match &self.process {
+            Running::Device(demo) => demo.id(),
+            Running::Reference(role) => role.id(),
         }
     }
 }
 
-/// Rates in MB/s and processor seconds a GB.
+/// Rates in MB/s, and processor seconds a GB.
 #[derive(Clone, Copy, Default)]
 struct Sample {
     down: f64,
@@ -131,18 +133,18 @@ impl Drop for Bench {
 
 impl Bench {
     fn new(settings: Settings) -> Self {
-        let (ca, key) = certificate::self_signed();
-        let directory = std::env::temp_dir().join(format!("aiot-bench-{}.pem", std::process::id()));
-        std::fs::write(&directory, &ca).unwrap();
-        let mut local = Process::role(&["local".into()]);
-        let service = local.line().parse().expect("the service prints its port");
+        let identity = Identity::self_signed();
+        let ca = std::env::temp_dir().join(format!("aiot-bench-{}.pem", std::process::id()));
+        std::fs::write(&ca, &identity.certificate).unwrap();
+        let local = Role::start(&["local".into()]);
+        let service = local.next_line().parse().expect("the service prints its port");
         let mut count = TcpStream::connect(("127.0.0.1", service)).unwrap();
-        count.write_all(&[local::COUNT]).unwrap();
+        count.write_all(&[service::COUNT]).unwrap();
         Bench {
             settings,
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-            acceptor: far::acceptor(&ca, &key),
-            ca: directory.to_str().unwrap().to_owned(),
+            acceptor: identity.acceptor(),
+            ca: ca.to_str().unwrap().to_owned(),
             local,
             service,
             count,
@@ -154,7 +156,7 @@ impl Bench {
         self.listener.local_addr().unwrap().port()
     }
 
-    /// Bytes that the service's sinks have taken.
+    /// Bytes that the service's sinks have read.
     fn taken(&mut self) -> u64 {
         self.count.write_all(&[0]).unwrap();
         let mut bytes = [0; 8];
@@ -162,20 +164,20 @@ impl Bench {
         u64::from_be_bytes(bytes)
     }
 
-    fn setup(&self, who: Who, tls: bool, sessions: usize, what: u8) -> Setup {
+    fn setup(&self, subject: Subject, tls: bool, sessions: usize, what: u8) -> Setup {
         let ca = tls.then_some(self.ca.as_str());
         let acceptor = tls.then_some(&self.acceptor);
-        match who {
-            Who::Device => {
-                let device = Device::start(&self.settings.demo, self.service, ca);
+        match subject {
+            Subject::Device => {
+                let device = Demo::start(&self.settings.demo, self.service, ca);
                 device.add(0, self.port());
-                let mut link = Link::tunnel(&self.listener, acceptor);
+                let mut connection = Connection::tunnel(&self.listener, acceptor);
                 for _ in 0..sessions {
-                    link.open("bench", what);
+                    connection.open("bench", what);
                 }
-                Setup { device: Some(device), relay: None, links: vec![link] }
+                Setup { process: Running::Device(device), connections: vec![connection] }
             }
-            Who::Raw => {
+            Subject::Raw => {
                 let mut arguments = vec![
                     "relay".to_owned(),
                     self.port().to_string(),
@@ -183,41 +185,41 @@ impl Bench {
                     sessions.to_string(),
                 ];
                 arguments.extend(ca.map(str::to_owned));
-                let relay = Process::role(&arguments);
-                let mut links: Vec<Link> =
-                    (0..sessions).map(|_| Link::raw(&self.listener, acceptor)).collect();
-                for link in &mut links {
-                    link.open("", what);
+                let relay = Role::start(&arguments);
+                let mut connections: Vec<Connection> =
+                    (0..sessions).map(|_| Connection::raw(&self.listener, acceptor)).collect();
+                for connection in &mut connections {
+                    connection.open("", what);
                 }
-                Setup { device: None, relay: Some(relay), links }
+                Setup { process: Running::Reference(relay), connections }
             }
-            Who::Echo => {
+            Subject::Echo => {
                 let mut arguments = vec!["echo".to_owned(), self.port().to_string()];
                 arguments.extend(ca.map(str::to_owned));
-                let echo = Process::role(&arguments);
-                let links = vec![Link::echo(&self.listener, acceptor)];
-                Setup { device: None, relay: Some(echo), links }
+                let echo = Role::start(&arguments);
+                let connections = vec![Connection::echo(&self.listener, acceptor)];
+                Setup { process: Running::Reference(echo), connections }
             }
         }
     }
 
     fn pin_apart(&self, setup: &Setup) {
         pin(std::process::id(), FAR);
-        self.local.pin(NEAR);
-        setup.process().pin(NEAR);
+        pin(self.local.id(), NEAR);
+        pin(setup.id(), NEAR);
     }
 
-    fn throughput(&mut self, who: Who, tls: bool, sessions: usize, what: u8) -> Sample {
-        let mut setup = self.setup(who, tls, sessions, what);
+    fn throughput(&mut self, subject: Subject, tls: bool, sessions: usize, what: u8) -> Sample {
+        let mut setup = self.setup(subject, tls, sessions, what);
         self.pin_apart(&setup);
-        if what != local::FLOOD {
-            setup.links.iter_mut().for_each(Link::load);
+        if what != service::FLOOD {
+            setup.connections.iter_mut().for_each(Connection::load);
         }
-        far::run(&mut setup.links, Instant::now() + WARM_UP);
-        let (taken, cpu, began) = (self.taken(), setup.process().cpu(), Instant::now());
-        let received = far::run(&mut setup.links, began + self.settings.window);
+        far::run(&mut setup.connections, Instant::now() + WARM_UP);
+        let (taken, cpu, began) = (self.taken(), procfs::cpu(setup.id()), Instant::now());
+        let received = far::run(&mut setup.connections, began + self.settings.window);
         let down = self.taken() - taken;
-        let (cpu, time) = (setup.process().cpu() - cpu, began.elapsed().as_secs_f64());
+        let (cpu, time) = (procfs::cpu(setup.id()) - cpu, began.elapsed().as_secs_f64());
         let gigabytes = (down + received) as f64 / 1e9;
         Sample {
             down: down as f64 / 1e6 / time,
@@ -226,12 +228,12 @@ impl Bench {
         }
     }
 
-    /// Device and raw relay in turn, so that both meet the same machine.
+    /// Measures device and raw relay in turn, so that both meet the same state of the machine.
     fn compare(&mut self, tls: bool, sessions: usize, what: u8) -> (Vec<Sample>, Vec<Sample>) {
         (0..self.settings.repeats)
             .map(|_| {
-                let raw = self.throughput(Who::Raw, tls, sessions, what);
-                (self.throughput(Who::Device, tls, sessions, what), raw)
+                let raw = self.throughput(Subject::Raw, tls, sessions, what);
+                (self.throughput(Subject::Device, tls, sessions, what), raw)
             })
             .unzip()
     }
@@ -266,21 +268,22 @@ impl Bench {
 
     /// Whether a phase was asked for.
     fn wanted(&self, tls: bool, phase: &str) -> bool {
-        format!("{}, {phase}", leg(tls)).contains(&self.settings.only)
+        format!("{}, {phase}", transport(tls)).contains(&self.settings.only)
     }
 
     fn throughputs(&mut self, tls: bool) {
-        let leg = leg(tls);
+        let transport = transport(tls);
         let repeats = self.settings.repeats;
         if self.wanted(tls, "echo") {
-            let echo: Vec<_> =
-                (0..repeats).map(|_| self.throughput(Who::Echo, tls, 1, local::ECHO)).collect();
-            let name = format!("{leg}, bare WebSocket echo, 4 KiB, MB/s each way");
+            let echo: Vec<_> = (0..repeats)
+                .map(|_| self.throughput(Subject::Echo, tls, 1, service::ECHO))
+                .collect();
+            let name = format!("{transport}, bare WebSocket echo, 4 KiB, MB/s each way");
             self.row(&name, median(&echo, |s| s.up), None, None, Target::None);
         }
         let least = if tls { 0.80 } else { 0.75 };
         for sessions in [1, 10] {
-            for (what, name) in [(local::SINK, "down"), (local::FLOOD, "up")] {
+            for (what, name) in [(service::SINK, "down"), (service::FLOOD, "up")] {
                 if !self.wanted(tls, &format!("{name}, {sessions} session(s)")) {
                     continue;
                 }
@@ -289,12 +292,12 @@ impl Bench {
                 let (ours, theirs) = (median(&device, rate), median(&raw, rate));
                 let ratios: Vec<f64> =
                     device.iter().zip(&raw).map(|(d, r)| rate(d) / rate(r)).collect();
-                let name = format!("{leg}, {name}, {sessions} session(s), MB/s");
+                let name = format!("{transport}, {name}, {sessions} session(s), MB/s");
                 self.row(&name, ours, Some(theirs), Some(median_of(ratios)), Target::Least(least));
                 let (ours, theirs) = (median(&device, |s| s.cpu), median(&raw, |s| s.cpu));
                 let most = match (what, tls) {
-                    (local::SINK, false) => 0.60,
-                    (local::SINK, true) => 0.85,
+                    (service::SINK, false) => 0.60,
+                    (service::SINK, true) => 0.85,
                     (_, false) => 0.90,
                     (_, true) => 1.10,
                 };
@@ -303,8 +306,8 @@ impl Bench {
             if !self.wanted(tls, &format!("both ways, {sessions} session(s)")) {
                 continue;
             }
-            let (device, _) = self.compare(tls, sessions, local::BOTH);
-            let name = format!("{leg}, both ways, {sessions} session(s): MB/s down");
+            let (device, _) = self.compare(tls, sessions, service::BOTH);
+            let name = format!("{transport}, both ways, {sessions} session(s): MB/s down");
             self.row(&name, median(&device, |s| s.down), None, None, Target::None);
             self.row("  MB/s up", median(&device, |s| s.up), None, None, Target::None);
             let share = median(&device, |s| s.down.min(s.up) / (s.down + s.up));
@@ -316,7 +319,7 @@ impl Bench {
         if self.wanted(tls, "round trip") {
             self.round_trips(tls);
         }
-        for (what, direction) in [(local::SINK, "down"), (local::FLOOD, "up")] {
+        for (what, direction) in [(service::SINK, "down"), (service::FLOOD, "up")] {
             if self.wanted(tls, &format!("under load {direction}")) {
                 self.keystrokes(tls, what, direction);
             }
@@ -330,15 +333,14 @@ impl Bench {
     }
 
     fn round_trips(&mut self, tls: bool) {
-        let leg = leg(tls);
-        let [mut ours, mut theirs] = [Who::Device, Who::Raw].map(|who| {
-            let mut setup = self.setup(who, tls, 1, local::ECHO);
-            for process in [&self.local, setup.process()] {
-                process.pin(FAR);
+        let transport = transport(tls);
+        let [mut ours, mut theirs] = [Subject::Device, Subject::Raw].map(|subject| {
+            let mut setup = self.setup(subject, tls, 1, service::ECHO);
+            for process in [self.local.id(), setup.id(), std::process::id()] {
+                pin(process, FAR);
             }
-            pin(std::process::id(), FAR);
-            setup.links[0].round_trips(self.settings.round_trips / 10);
-            setup.links[0].round_trips(self.settings.round_trips)
+            setup.connections[0].round_trips(self.settings.round_trips / 10);
+            setup.connections[0].round_trips(self.settings.round_trips)
         });
         for times in [&mut ours, &mut theirs] {
             times.sort_unstable();
@@ -353,46 +355,47 @@ impl Bench {
                 times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6
             };
             let (a, b) = (at(&ours), at(&theirs));
-            let name = format!("{leg}, round trip of 1 byte, {name}, us");
+            let name = format!("{transport}, round trip of 1 byte, {name}, us");
             self.row(&name, a, Some(b), Some(a / b), target);
         }
     }
 
-    /// A keystroke beside nine sessions that are as busy as they can be.
+    /// Measures a keystroke beside nine sessions that are as busy as they can be.
     fn keystrokes(&mut self, tls: bool, what: u8, direction: &str) {
-        let mut setup = self.setup(Who::Device, tls, 9, what);
-        setup.links[0].open("bench", local::ECHO);
+        let mut setup = self.setup(Subject::Device, tls, 9, what);
+        setup.connections[0].open("bench", service::ECHO);
         self.pin_apart(&setup);
-        let (link, count) = (&mut setup.links[0], self.settings.keystrokes);
-        link.keystrokes(count / 10, what == local::SINK);
-        let mut times = link.keystrokes(count, what == local::SINK);
+        let (connection, count) = (&mut setup.connections[0], self.settings.keystrokes);
+        connection.keystrokes(count / 10, what == service::SINK);
+        let mut times = connection.keystrokes(count, what == service::SINK);
         times.sort_unstable();
         for (part, name, target) in [(0.5, "p50", Target::None), (0.99, "p99", Target::Most(5.0))] {
             let at = times[(count as f64 * part) as usize].as_secs_f64() * 1e3;
-            let name = format!("{}, keystroke beside nine busy {direction}, {name}, ms", leg(tls));
+            let name =
+                format!("{}, keystroke beside nine busy {direction}, {name}, ms", transport(tls));
             self.row(&name, at, None, None, target);
         }
     }
 
     fn session_set_up(&mut self, tls: bool) {
-        let mut setup = self.setup(Who::Device, tls, 0, local::ECHO);
-        setup.process().pin(FAR);
-        // It makes a thread for each connection, which is not the device's time.
-        self.local.pin(NEAR);
-        let link = &mut setup.links[0];
+        let mut setup = self.setup(Subject::Device, tls, 0, service::ECHO);
+        pin(setup.id(), FAR);
+        // The service starts a thread for each connection, which is not the device's time.
+        pin(self.local.id(), NEAR);
+        let connection = &mut setup.connections[0];
         let mut times = Vec::new();
         for _ in 0..20 * self.settings.repeats {
             times.extend((0..10).map(|_| {
-                let took = link.open("bench", local::ECHO);
-                // The next one finds everything at rest again.
-                link.round_trips(1);
+                let took = connection.open("bench", service::ECHO);
+                // Everything is at rest again before the next one.
+                connection.round_trips(1);
                 took.as_secs_f64() * 1e6
             }));
-            link.release();
-            // Answers to the releases; the next sessions want an empty table.
-            far::run(std::slice::from_mut(link), Instant::now() + Duration::from_millis(20));
+            connection.release();
+            // Receives the answers to the releases: the next sessions need an empty table.
+            far::run(std::slice::from_mut(connection), Instant::now() + Duration::from_millis(20));
         }
-        let name = format!("{}, session set-up, p50, us", leg(tls));
+        let name = format!("{}, session set-up, p50, us", transport(tls));
         self.row(&name, median_of(times), None, None, Target::Most(150.0));
     }
 
@@ -400,19 +403,19 @@ impl Bench {
         let mut times = Vec::new();
         for _ in 0..4 * self.settings.repeats {
             let device =
-                Device::start(&self.settings.demo, self.service, tls.then_some(self.ca.as_str()));
-            // The first connection loads what all others use.
+                Demo::start(&self.settings.demo, self.service, tls.then_some(self.ca.as_str()));
+            // The first connection loads code that all others use.
             device.add(0, self.port());
-            let _first = Link::tunnel(&self.listener, tls.then_some(&self.acceptor));
+            let _first = Connection::tunnel(&self.listener, tls.then_some(&self.acceptor));
             let began = Instant::now();
             device.add(1, self.port());
-            let _second = Link::tunnel(&self.listener, tls.then_some(&self.acceptor));
+            let _second = Connection::tunnel(&self.listener, tls.then_some(&self.acceptor));
             times.push(began.elapsed().as_secs_f64() * 1e6);
-            // Before its links, which it would connect anew.
+            // It goes before its connections, which it would make again.
             drop(device);
         }
         self.row(
-            &format!("{}, tunnel set-up, p50, us", leg(tls)),
+            &format!("{}, tunnel set-up, p50, us", transport(tls)),
             median_of(times),
             None,
             None,
@@ -421,53 +424,59 @@ impl Bench {
     }
 
     fn idle(&mut self, tls: bool) {
-        let leg = leg(tls);
-        let setup = self.setup(Who::Device, tls, 1, local::ECHO);
+        let transport = transport(tls);
+        let setup = self.setup(Subject::Device, tls, 1, service::ECHO);
         std::thread::sleep(Duration::from_secs(1));
-        let before = setup.process().sleeps();
+        let before = procfs::sleeps(setup.id());
         std::thread::sleep(self.settings.idle);
-        let count = (setup.process().sleeps() - before) as f64;
+        let count = (procfs::sleeps(setup.id()) - before) as f64;
         let rate = count / self.settings.idle.as_secs_f64();
-        self.row(&format!("{leg}, idle: wake-ups a second"), rate, None, None, Target::Most(0.2));
+        self.row(
+            &format!("{transport}, idle: wake-ups a second"),
+            rate,
+            None,
+            None,
+            Target::Most(0.2),
+        );
     }
 
     fn memory(&mut self, tls: bool) {
-        let leg = leg(tls);
+        let transport = transport(tls);
         let ca = tls.then_some(self.ca.as_str());
-        let device = Device::start(&self.settings.demo, self.service, ca);
-        let mut links = Vec::new();
+        let device = Demo::start(&self.settings.demo, self.service, ca);
+        let mut connections = Vec::new();
         let settle = || std::thread::sleep(Duration::from_millis(500));
         let mut readings = Vec::new();
         for count in [0, 1, 20] {
-            while links.len() < count {
-                device.add(links.len(), self.port());
-                links.push(Link::tunnel(&self.listener, tls.then_some(&self.acceptor)));
+            while connections.len() < count {
+                device.add(connections.len(), self.port());
+                connections.push(Connection::tunnel(&self.listener, tls.then_some(&self.acceptor)));
             }
             settle();
-            let (resident, private) = device.process.memory();
+            let (resident, private) = procfs::memory(device.id());
             readings.push(private);
             let at_one = |most| if tls && count == 1 { Target::Most(most) } else { Target::None };
-            let name = format!("{leg}, {count} idle tunnel(s): KiB resident");
+            let name = format!("{transport}, {count} idle tunnel(s): KiB resident");
             self.row(&name, resident as f64, None, None, at_one(8.0 * 1024.0));
             self.row("  KiB private", private as f64, None, None, at_one(2.5 * 1024.0));
         }
         let each = (readings[2] - readings[1]) as f64 / 19.0;
         let most = if tls { 160.0 } else { 64.0 };
-        let name = format!("{leg}, each further tunnel: KiB private");
+        let name = format!("{transport}, each further tunnel: KiB private");
         self.row(&name, each, None, None, Target::Most(most));
-        for link in &mut links {
+        for connection in &mut connections {
             for _ in 0..10 {
-                link.open("bench", local::ECHO);
+                connection.open("bench", service::ECHO);
             }
         }
         settle();
-        let each = (device.process.memory().1 - readings[2]) as f64 / 200.0;
-        let name = format!("{leg}, each session: KiB private");
+        let each = (procfs::memory(device.id()).1 - readings[2]) as f64 / 200.0;
+        let name = format!("{transport}, each session: KiB private");
         self.row(&name, each, None, None, Target::Most(16.0));
         drop(device);
     }
 
-    /// What the shared library takes on a disk.
+    /// Measures the size of the shared library.
     fn library(&mut self) {
         let target = Path::new(&self.settings.demo).parent().and_then(Path::parent);
         let target = target.map(Path::to_owned).unwrap_or_default();
@@ -503,7 +512,7 @@ impl Bench {
     }
 }
 
-/// Commit, processor, system and tools.
+/// Commit, processors, system and tools.
 fn machine() -> String {
     let output = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
@@ -529,14 +538,6 @@ enum Target {
     None,
     Least(f64),
     Most(f64),
-}
-
-fn leg(tls: bool) -> &'static str {
-    if tls {
-        "TLS"
-    } else {
-        "plain"
-    }
 }
 
 fn met(is: bool) -> &'static str {

@@ -1,22 +1,21 @@
-//! What the tunnel is measured against, each a process of its own in the device's place: a raw
-//! relay, which only copies, and a bare WebSocket echo.
+//! The references that the device is compared with, each in a process of its own: a raw relay, which
+//! only copies, and a bare WebSocket echo. No tunnel frames here.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::thread;
 
-use native_tls::{Certificate, TlsConnector, TlsStream};
+use aiot_tunnel_testkit::frame::SUBPROTOCOL;
+use aiot_tunnel_testkit::{certificates, sockets};
+use openssl::ssl::{SslConnector, SslStream};
 use tungstenite::client::IntoClientRequest;
 
 /// The relay's buffer, each way.
 const BUFFER: usize = 64 * 1024;
 
-fn connector(ca: &str) -> TlsConnector {
-    let pem = std::fs::read(ca).unwrap();
-    let mut builder = TlsConnector::builder();
-    builder.disable_built_in_roots(true);
-    builder.add_root_certificate(Certificate::from_pem(&pem).unwrap());
-    builder.build().unwrap()
+/// `ca` is a file.
+fn connector(ca: &str) -> SslConnector {
+    certificates::connector(&std::fs::read(ca).unwrap())
 }
 
 fn cloud(port: u16) -> TcpStream {
@@ -25,8 +24,8 @@ fn cloud(port: u16) -> TcpStream {
     stream
 }
 
-/// Copies between `count` connections to the cloud and as many to the local service, until
-/// killed: a thread each way, or with TLS, which cannot be split, one for both.
+/// Copies between `count` connections to the cloud and as many to the local service until it is
+/// killed. There is a thread for each direction; with TLS, which cannot be split, one for both.
 pub fn relay(port: u16, service: u16, count: usize, ca: Option<&str>) {
     let connector = ca.map(connector);
     let mut threads = Vec::new();
@@ -59,19 +58,19 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
     }
 }
 
-/// One direction's bytes on their way.
-struct Way {
+/// The bytes of one direction.
+struct Direction {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Way {
+impl Direction {
     fn new() -> Self {
-        Way { buffer: vec![0; BUFFER], start: 0, end: 0 }
+        Direction { buffer: vec![0; BUFFER], start: 0, end: 0 }
     }
 
-    /// Moves bytes on: whether any moved; `None` when an end has closed.
+    /// Moves bytes on; whether any moved, or `None` if an end has closed.
     fn step(&mut self, from: &mut impl Read, to: &mut impl Write) -> Option<bool> {
         let mut moved = false;
         if self.start == self.end {
@@ -94,10 +93,10 @@ impl Way {
     }
 }
 
-fn copy_tls(mut far: TlsStream<TcpStream>, mut local: TcpStream) {
+fn copy_tls(mut far: SslStream<TcpStream>, mut local: TcpStream) {
     far.get_ref().set_nonblocking(true).unwrap();
     local.set_nonblocking(true).unwrap();
-    let (mut down, mut up) = (Way::new(), Way::new());
+    let (mut down, mut up) = (Direction::new(), Direction::new());
     loop {
         let Some(a) = down.step(&mut far, &mut local) else { return };
         let Some(b) = up.step(&mut local, &mut far) else { return };
@@ -111,19 +110,15 @@ fn copy_tls(mut far: TlsStream<TcpStream>, mut local: TcpStream) {
 
 /// Waits until one of the two can move on.
 fn wait(far: &TcpStream, write_far: bool, local: &TcpStream, write_local: bool) {
-    use rustix::event::{poll, PollFd, PollFlags};
-    let flags = |write: bool| if write { PollFlags::OUT } else { PollFlags::empty() };
-    let far_flags = flags(write_far) | if write_local { PollFlags::empty() } else { PollFlags::IN };
-    let local_flags =
-        flags(write_local) | if write_far { PollFlags::empty() } else { PollFlags::IN };
-    let mut fds = [PollFd::new(far, far_flags), PollFd::new(local, local_flags)];
-    let _ = poll(&mut fds, None);
+    let far = sockets::interest(far, !write_local, write_far);
+    let local = sockets::interest(local, !write_far, write_local);
+    sockets::wait(&mut [far, local], None);
 }
 
 /// Echoes WebSocket messages until the connection ends.
 pub fn echo(port: u16, ca: Option<&str>) {
     let mut request = format!("ws://localhost:{port}/echo").into_client_request().unwrap();
-    let protocol = "aliyun.iot.securetunnel-v1.1".parse().unwrap();
+    let protocol = SUBPROTOCOL.parse().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", protocol);
     let tcp = cloud(port);
     match ca.map(connector) {

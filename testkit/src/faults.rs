@@ -1,91 +1,52 @@
-//! A proxy that does to TCP connections what failing networks do, by a seeded schedule.
+//! A proxy that does to TCP connections what failing networks do, on a seeded schedule.
 //!
-//! Each direction of a connection has its own random numbers, drawn from the seed, the route and
-//! the connection's number, and its faults happen at byte offsets: what a seed does to a stream
-//! does not depend on how fast the machine is.
-#![allow(dead_code)]
+//! Each direction of a connection has random numbers of its own, drawn from the seed, the route and
+//! the connection's number, and its faults happen at byte offsets. So what a seed does to a stream
+//! does not depend on the machine's speed. The proxy may know nothing of the protocol inside.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Bytes of one direction that the proxy holds at most.
-const HOLDS: usize = 64 * 1024;
-/// A coalescing proxy waits this long for more.
+use rand::RngExt;
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
+use crate::random::{self, magnitude, permille, Generator};
+use crate::sockets::{is_temporary, ready, reset_on_close, Interest};
+
+/// The most bytes of one direction that the proxy holds.
+const HIGH_WATER_MARK: usize = 64 * 1024;
+/// How long a coalescing proxy waits for more bytes.
 const COALESCE_FOR: Duration = Duration::from_millis(15);
 /// Receive buffers while a window is to be zero, and afterwards.
-const SMALL_BUFFER: i32 = 4096;
-const LARGE_BUFFER: i32 = 256 * 1024;
+const SMALL_BUFFER: usize = 4096;
+const LARGE_BUFFER: usize = 256 * 1024;
 
-/// More bytes than either side of a TLS handshake has.
+/// More bytes than either side of a TLS handshake sends.
 const HANDSHAKE: u64 = 3_000;
-
-/// splitmix64.
-#[derive(Clone)]
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Rng(seed)
-    }
-
-    /// The numbers of one part of a seed's run.
-    pub fn part(seed: u64, part: u64) -> Self {
-        let mut rng = Rng(seed ^ part.wrapping_mul(0xD6E8_FEB8_6659_FD93));
-        Rng(rng.next())
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 to `end` - 1.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    /// From `start` to `end`, both included.
-    pub fn between(&mut self, start: u64, end: u64) -> u64 {
-        start + self.below(end - start + 1)
-    }
-
-    /// From 1 to `end`, every order of magnitude as likely as the next.
-    pub fn magnitude(&mut self, end: u64) -> u64 {
-        let bits = self.below(u64::from(64 - end.leading_zeros()));
-        self.between(1, 2 << bits).min(end)
-    }
-
-    pub fn permille(&mut self, chance: u64) -> bool {
-        self.below(1000) < chance
-    }
-}
 
 /// What happens to one direction of a connection at one byte offset. Times are milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// What comes is passed on later.
+    /// Bytes are passed on later.
     Delay(u64),
-    /// The next so many bytes go one by one.
+    /// So many bytes are passed on one by one.
     Split(u64),
-    /// Nothing is passed on before there are so many bytes.
+    /// Nothing is passed on before so many bytes have come.
     Coalesce(u64),
-    /// Nothing is read nor passed on.
+    /// Nothing is read and nothing is passed on.
     Stall(u64),
-    /// Nothing is read, with a small receive buffer.
+    /// Nothing is read, and the receive buffer is small.
     ZeroWindow(u64),
-    /// Both ends get a RST.
+    /// Both ends receive a RST.
     Reset,
-    /// The receiver gets a FIN, and what still comes is dropped.
+    /// The receiver gets a FIN; further bytes are dropped.
     HalfClose,
     /// A byte is changed.
     Corrupt,
@@ -109,89 +70,91 @@ impl Fault {
     }
 }
 
-/// What the connections of one route suffer.
+/// The faults of one route's connections.
 #[derive(Clone, Copy, Debug)]
-pub struct Leg {
+pub struct Profile {
     pub name: &'static str,
     /// Most bytes between two faults of one direction.
     pub gap: u64,
     /// Longest stall and zero window, in milliseconds.
     pub stall: u64,
     /// How many of a thousand faults end the connection.
-    pub fatal: u64,
-    /// So many connections, the first ones, may suffer those.
-    pub fatal_links: usize,
-    /// Whether bytes may be changed: where TLS must notice.
+    pub fatal: u32,
+    /// The number of connections, the first ones, that may have such faults.
+    pub fatal_connections: usize,
+    /// Whether bytes may be changed. TLS must notice it, so only for TLS.
     pub corrupt: bool,
 }
 
-impl Leg {
-    fn draw(&self, rng: &mut Rng, fatal: bool) -> (u64, Fault) {
-        let gap = rng.magnitude(self.gap);
-        if rng.permille(self.fatal) && fatal {
-            return match rng.below(if self.corrupt { 3 } else { 2 }) {
+impl Profile {
+    /// The next fault, and the number of bytes before it.
+    fn draw(&self, random: &mut Generator, fatal: bool) -> (u64, Fault) {
+        let gap = magnitude(random, self.gap);
+        if permille(random, self.fatal) && fatal {
+            return match random.random_range(0..if self.corrupt { 3 } else { 2 }) {
                 0 => (gap, Fault::Reset),
                 1 => (gap, Fault::HalfClose),
                 _ => (gap, Fault::Corrupt),
             };
         }
-        let fault = match rng.below(100) {
-            0..30 => Fault::Delay(rng.between(1, 20)),
-            30..55 => Fault::Split(rng.magnitude(200)),
-            55..80 => Fault::Coalesce(rng.magnitude(30_000)),
-            80..92 => Fault::Stall(rng.magnitude(self.stall)),
-            _ => Fault::ZeroWindow(rng.magnitude(self.stall)),
+        let fault = match random.random_range(0..100) {
+            0..30 => Fault::Delay(random.random_range(1..=20)),
+            30..55 => Fault::Split(magnitude(random, 200)),
+            55..80 => Fault::Coalesce(magnitude(random, 30_000)),
+            80..92 => Fault::Stall(magnitude(random, self.stall)),
+            _ => Fault::ZeroWindow(magnitude(random, self.stall)),
         };
         (gap, fault)
     }
 }
 
-/// The next fault of a direction that has none.
+/// The next fault of a direction without faults.
 const NEVER: (u64, Fault) = (u64::MAX, Fault::Delay(1));
 
-/// What has happened to one connection. Direction 0 goes from who connected to the target.
+/// What faults have done to one connection. Direction 0 leads from the client to the target.
 #[derive(Default)]
-pub struct LinkReport {
-    /// Bytes of this direction were lost by a fault.
+pub struct Damage {
+    /// A fault has dropped bytes of this direction.
     pub cut: [AtomicBool; 2],
-    /// It was lost with the look of an orderly end.
+    /// It did so in a way that looks like an orderly end.
     pub half_closed: [AtomicBool; 2],
     /// A byte was changed where TLS must notice.
     pub corrupted: AtomicBool,
-    /// Both ends are gone.
-    pub over: AtomicBool,
+    /// Both ends are closed.
+    pub closed: AtomicBool,
 }
 
-impl LinkReport {
+impl Damage {
     pub fn is_cut(&self, direction: usize) -> bool {
         self.cut[direction].load(Ordering::SeqCst)
     }
 }
 
-type Connect = Box<dyn FnMut(&Arc<LinkReport>) -> io::Result<TcpStream> + Send>;
+type Connect = Box<dyn FnMut(&Arc<Damage>) -> io::Result<TcpStream> + Send>;
 
 struct Route {
-    leg: Leg,
+    profile: Profile,
     only: Option<(u64, Fault)>,
     index: u64,
     listener: TcpListener,
     connect: Connect,
-    links: usize,
+    accepted: usize,
 }
 
+/// What the proxy's value and its thread share.
 #[derive(Default)]
-struct Shared {
+struct Common {
     calm: AtomicBool,
     stop: AtomicBool,
     inbox: Mutex<Vec<Route>>,
     routes: AtomicUsize,
     counts: [AtomicU64; KINDS.len()],
-    reports: Mutex<Vec<Arc<LinkReport>>>,
+    damages: Mutex<Vec<Arc<Damage>>>,
 }
 
 /// A running proxy: one thread for all its routes and connections.
 pub struct Proxy {
-    shared: Arc<Shared>,
+    shared: Arc<Common>,
     waker: UnixStream,
     thread: Option<JoinHandle<()>>,
 }
@@ -201,47 +164,48 @@ impl Proxy {
     pub fn start(seed: u64, trace: bool) -> Self {
         let (waker, woken) = UnixStream::pair().unwrap();
         woken.set_nonblocking(true).unwrap();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Common::default());
         let engine = Engine {
             seed,
             trace: trace.then(Instant::now),
             shared: shared.clone(),
             woken,
             routes: Vec::new(),
-            links: Vec::new(),
+            connections: Vec::new(),
         };
         let thread = thread::Builder::new().name("faults".into()).spawn(|| engine.run()).unwrap();
         Proxy { shared, waker, thread: Some(thread) }
     }
 
-    /// Connections to the returned address are joined to those that `connect` makes.
+    /// Connections to the returned address are joined with those that `connect` makes.
     pub fn route(
         &self,
-        leg: Leg,
-        connect: impl FnMut(&Arc<LinkReport>) -> io::Result<TcpStream> + Send + 'static,
+        profile: Profile,
+        connect: impl FnMut(&Arc<Damage>) -> io::Result<TcpStream> + Send + 'static,
     ) -> SocketAddr {
-        self.route_with(leg, None, connect)
+        self.route_with(profile, None, connect)
     }
 
-    /// As [`route`](Self::route); `only` is the one fault of direction 1, and its offset.
+    /// As [`route`](Self::route). `only` is the offset and the only fault of direction 1; direction 0
+    /// has none.
     pub fn route_with(
         &self,
-        leg: Leg,
+        profile: Profile,
         only: Option<(u64, Fault)>,
-        connect: impl FnMut(&Arc<LinkReport>) -> io::Result<TcpStream> + Send + 'static,
+        connect: impl FnMut(&Arc<Damage>) -> io::Result<TcpStream> + Send + 'static,
     ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let index = self.shared.routes.fetch_add(1, Ordering::SeqCst) as u64;
         let connect = Box::new(connect);
-        let route = Route { leg, only, index, listener, connect, links: 0 };
+        let route = Route { profile, only, index, listener, connect, accepted: 0 };
         self.shared.inbox.lock().unwrap().push(route);
         self.wake();
         address
     }
 
-    /// From now on no fault happens, and what is held back goes on its way.
+    /// Stops all faults from now on, and passes on what they hold back.
     pub fn calm(&self, calm: bool) {
         self.shared.calm.store(calm, Ordering::SeqCst);
         self.wake();
@@ -252,13 +216,13 @@ impl Proxy {
         std::array::from_fn(|kind| self.shared.counts[kind].load(Ordering::SeqCst))
     }
 
-    /// Connections whose bytes were changed and which are still open.
+    /// The number of connections whose bytes were changed and that are still open.
     pub fn open_and_corrupted(&self) -> usize {
-        let reports = self.shared.reports.lock().unwrap();
-        let wrong = |report: &&Arc<LinkReport>| {
-            report.corrupted.load(Ordering::SeqCst) && !report.over.load(Ordering::SeqCst)
+        let damages = self.shared.damages.lock().unwrap();
+        let wrong = |damage: &&Arc<Damage>| {
+            damage.corrupted.load(Ordering::SeqCst) && !damage.closed.load(Ordering::SeqCst)
         };
-        reports.iter().filter(wrong).count()
+        damages.iter().filter(wrong).count()
     }
 
     fn wake(&self) {
@@ -276,13 +240,15 @@ impl Drop for Proxy {
     }
 }
 
+/// The proxy's thread.
 struct Engine {
     seed: u64,
+    /// When tracing began, if it did.
     trace: Option<Instant>,
-    shared: Arc<Shared>,
+    shared: Arc<Common>,
     woken: UnixStream,
     routes: Vec<Route>,
-    links: Vec<Link>,
+    connections: Vec<Connection>,
 }
 
 impl Engine {
@@ -291,25 +257,28 @@ impl Engine {
             self.routes.append(&mut self.shared.inbox.lock().unwrap());
             let now = Instant::now();
             let calm = self.shared.calm.load(Ordering::SeqCst);
-            let mut fds = vec![poll_fd(self.woken.as_raw_fd(), true, false)];
-            fds.extend(self.routes.iter().map(|r| poll_fd(r.listener.as_raw_fd(), true, false)));
             let mut nearest: Option<Instant> = None;
-            for link in &mut self.links {
-                let wants = link.wants(now, calm, &mut nearest);
-                for (side, [read, write]) in link.sides.iter().zip(wants) {
-                    fds.push(poll_fd(side.as_raw_fd(), read, write));
+            let wants: Vec<_> = self
+                .connections
+                .iter_mut()
+                .map(|connection| connection.wants(now, calm, &mut nearest))
+                .collect();
+            let mut interests: Vec<Interest<'_>> = vec![(self.woken.as_fd(), true, false)];
+            interests.extend(self.routes.iter().map(|r| (r.listener.as_fd(), true, false)));
+            for (connection, wants) in self.connections.iter().zip(wants) {
+                for (side, [read, write]) in connection.sides.iter().zip(wants) {
+                    interests.push((side.as_fd(), read, write));
                 }
             }
-            poll(&mut fds, nearest.map(|time| time.saturating_duration_since(now)));
+            let ready = ready(&interests, nearest);
             let _ = (&self.woken).read(&mut [0; 64]);
 
-            let ready: Vec<bool> = fds.iter().map(|fd| fd.revents != 0).collect();
-            let (ready_routes, ready_links) = ready[1..].split_at(self.routes.len());
+            let (ready_routes, ready_sides) = ready[1..].split_at(self.routes.len());
             let (shared, trace) = (&self.shared, self.trace);
-            for (link, ready) in self.links.iter_mut().zip(ready_links.chunks(2)) {
-                link.turn([ready[0], ready[1]], shared, trace);
+            for (connection, ready) in self.connections.iter_mut().zip(ready_sides.chunks(2)) {
+                connection.turn([ready[0], ready[1]], shared, trace);
             }
-            self.links.retain(|link| !link.report.over.load(Ordering::SeqCst));
+            self.connections.retain(|each| !each.damage.closed.load(Ordering::SeqCst));
             for (index, ready) in ready_routes.iter().enumerate() {
                 if *ready {
                     self.accept(index);
@@ -321,90 +290,93 @@ impl Engine {
     fn accept(&mut self, index: usize) {
         let route = &mut self.routes[index];
         let Ok((accepted, _)) = route.listener.accept() else { return };
-        let report = Arc::new(LinkReport::default());
-        // Who cannot be joined is closed.
-        let Ok(connected) = (route.connect)(&report) else { return };
+        let damage = Arc::new(Damage::default());
+        // Without a connection to join it with, it is closed.
+        let Ok(connected) = (route.connect)(&damage) else { return };
         for side in [&accepted, &connected] {
             let _ = side.set_nonblocking(true);
             let _ = side.set_nodelay(true);
         }
-        let number = route.links as u64;
-        route.links += 1;
-        let may_fail = route.links <= route.leg.fatal_links;
+        let number = route.accepted as u64;
+        route.accepted += 1;
+        let may_fail = route.accepted <= route.profile.fatal_connections;
         let flow = |direction: u64| {
             let part = 1 + 2 * (number << 16 | route.index) + direction;
-            let mut rng = Rng::part(self.seed, part);
+            let mut random = random::part(self.seed, part);
             let next = match route.only {
-                None => route.leg.draw(&mut rng, may_fail),
+                None => route.profile.draw(&mut random, may_fail),
                 Some(fault) if direction == 1 => fault,
                 Some(_) => NEVER,
             };
-            Flow { rng, next, ..Flow::default() }
+            Flow::new(random, next)
         };
         let flows = [flow(0), flow(1)];
-        let mut reports = self.shared.reports.lock().unwrap();
-        reports.retain(|report| !report.over.load(Ordering::SeqCst));
-        reports.push(report.clone());
-        drop(reports);
-        self.links.push(Link {
-            leg: route.leg,
-            name: format!("{}.{} connection {number}", route.leg.name, route.index),
+        let mut damages = self.shared.damages.lock().unwrap();
+        damages.retain(|damage| !damage.closed.load(Ordering::SeqCst));
+        damages.push(damage.clone());
+        drop(damages);
+        self.connections.push(Connection {
+            profile: route.profile,
+            name: format!("{}.{} connection {number}", route.profile.name, route.index),
             may_fail,
             once: route.only.is_some(),
             sides: [accepted, connected],
             flows,
-            report,
+            damage,
             reset_by_peer: [false; 2],
         });
     }
 }
 
-struct Link {
-    leg: Leg,
+/// Two TCP connections that the proxy has joined.
+struct Connection {
+    profile: Profile,
     name: String,
     may_fail: bool,
+    /// It has one fault only.
     once: bool,
     sides: [TcpStream; 2],
     /// Direction 0 reads side 0 and writes side 1.
     flows: [Flow; 2],
-    report: Arc<LinkReport>,
-    /// A write has told us so; a read would then say end of file.
+    damage: Arc<Damage>,
+    /// A write has shown that the peer of this side has reset it. A read says end of file then.
     reset_by_peer: [bool; 2],
 }
 
+/// One direction of a connection.
 struct Flow {
-    rng: Rng,
+    random: Generator,
     /// Offset and kind of the next fault.
     next: (u64, Fault),
     passed: u64,
     pending: VecDeque<u8>,
-    /// Not written before.
+    /// Nothing is written before this time.
     hold: Option<Instant>,
-    /// Not read before.
+    /// Nothing is read before this time.
     stop: Option<Instant>,
     small_window: bool,
     split: u64,
     coalesce: Option<(usize, Instant)>,
-    state: State,
+    state: FlowState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FlowState {
     Open,
-    /// End of file was read: a FIN follows what is pending.
+    /// End of file was read: a FIN follows the pending bytes.
     Ending,
-    /// A RST was read: it follows what is pending.
+    /// A RST was read: it follows the pending bytes.
     Aborting,
-    /// What comes is dropped.
-    Deaf,
+    /// Further bytes are dropped.
+    Discarding,
     Over,
 }
 
-impl Default for Flow {
-    fn default() -> Self {
+impl Flow {
+    fn new(random: Generator, next: (u64, Fault)) -> Self {
         Flow {
-            rng: Rng::new(0),
-            next: NEVER,
+            random,
+            next,
             passed: 0,
             pending: VecDeque::new(),
             hold: None,
@@ -412,16 +384,14 @@ impl Default for Flow {
             small_window: false,
             split: 0,
             coalesce: None,
-            state: State::Open,
+            state: FlowState::Open,
         }
     }
-}
 
-impl Flow {
     fn reads(&self) -> bool {
         match self.state {
-            State::Open => self.stop.is_none() && self.pending.len() < HOLDS,
-            State::Deaf => true,
+            FlowState::Open => self.stop.is_none() && self.pending.len() < HIGH_WATER_MARK,
+            FlowState::Discarding => true,
             _ => false,
         }
     }
@@ -430,13 +400,13 @@ impl Flow {
         self.hold.is_none() && self.coalesce.is_none() && !self.pending.is_empty()
     }
 
-    /// Ends the holds whose time has come.
+    /// Ends the holds whose time has come; all of them when the proxy is calm.
     fn release(&mut self, now: Instant, calm: bool) {
         let over = |time: &mut Instant| calm || now >= *time;
         self.hold.take_if(|time| over(time));
         self.stop.take_if(|time| over(time));
         let enough = |(least, time): &mut (usize, Instant)| {
-            calm || now >= *time || self.pending.len() >= *least || self.state != State::Open
+            calm || now >= *time || self.pending.len() >= *least || self.state != FlowState::Open
         };
         self.coalesce.take_if(enough);
         if calm {
@@ -445,9 +415,9 @@ impl Flow {
     }
 }
 
-impl Link {
-    /// Per side, whether it is to be read and written; `nearest` becomes no later than the time
-    /// at which something changes by itself.
+impl Connection {
+    /// For each side, whether to read and to write it. `nearest` becomes no later than the next
+    /// time at which this changes on its own.
     fn wants(&mut self, now: Instant, calm: bool, nearest: &mut Option<Instant>) -> [[bool; 2]; 2] {
         let mut wants = [[false; 2]; 2];
         for (direction, flow) in self.flows.iter_mut().enumerate() {
@@ -457,7 +427,7 @@ impl Link {
                 set_receive_buffer(&self.sides[direction], LARGE_BUFFER);
             }
             let times = [flow.hold, flow.stop, flow.coalesce.map(|(_, time)| time)];
-            // Bytes that are split go without further waiting, one a turn.
+            // Split bytes are written one each turn, without further waiting.
             let at_once = (flow.writes() && flow.split > 0).then_some(now);
             *nearest = times.into_iter().flatten().chain(at_once).chain(*nearest).min();
             wants[direction][0] = flow.reads();
@@ -466,15 +436,15 @@ impl Link {
         wants
     }
 
-    fn turn(&mut self, ready: [bool; 2], shared: &Shared, trace: Option<Instant>) {
+    fn turn(&mut self, ready: [bool; 2], shared: &Common, trace: Option<Instant>) {
         for direction in [0, 1] {
             if ready[direction] && self.flows[direction].reads() {
                 self.read(direction);
             }
             self.write(direction, shared, trace);
         }
-        if self.flows.iter().all(|flow| flow.state == State::Over) {
-            self.report.over.store(true, Ordering::SeqCst);
+        if self.flows.iter().all(|flow| flow.state == FlowState::Over) {
+            self.damage.closed.store(true, Ordering::SeqCst);
         }
     }
 
@@ -482,25 +452,25 @@ impl Link {
         let flow = &mut self.flows[direction];
         let mut buffer = [0; 16 * 1024];
         match (&self.sides[direction]).read(&mut buffer) {
-            Ok(0) if flow.state == State::Deaf => flow.state = State::Over,
-            Ok(0) if self.reset_by_peer[direction] => flow.state = State::Aborting,
-            Ok(0) => flow.state = State::Ending,
-            Ok(_) if flow.state == State::Deaf => {}
+            Ok(0) if flow.state == FlowState::Discarding => flow.state = FlowState::Over,
+            Ok(0) if self.reset_by_peer[direction] => flow.state = FlowState::Aborting,
+            Ok(0) => flow.state = FlowState::Ending,
+            Ok(_) if flow.state == FlowState::Discarding => {}
             Ok(length) => flow.pending.extend(&buffer[..length]),
             Err(e) if is_temporary(&e) => {}
-            Err(_) if flow.state == State::Deaf => flow.state = State::Over,
-            Err(_) => flow.state = State::Aborting,
+            Err(_) if flow.state == FlowState::Discarding => flow.state = FlowState::Over,
+            Err(_) => flow.state = FlowState::Aborting,
         }
     }
 
-    fn write(&mut self, direction: usize, shared: &Shared, trace: Option<Instant>) {
+    fn write(&mut self, direction: usize, shared: &Common, trace: Option<Instant>) {
         let calm = shared.calm.load(Ordering::SeqCst);
         loop {
             let flow = &mut self.flows[direction];
             if !flow.writes() {
                 break;
             }
-            let mut most = HOLDS;
+            let mut most = HIGH_WATER_MARK;
             if !calm {
                 let (offset, fault) = flow.next;
                 most = offset.saturating_sub(flow.passed) as usize;
@@ -524,12 +494,12 @@ impl Link {
                 }
                 Err(e) if is_temporary(&e) => break,
                 Err(e) => {
-                    // EPIPE: it had closed in order before it sent the RST.
+                    // EPIPE means that it had closed in order before it sent the RST.
                     self.reset_by_peer[1 - direction] |= e.kind() != io::ErrorKind::BrokenPipe;
                     flow.pending.clear();
                     flow.state = match flow.state {
-                        State::Open => State::Deaf,
-                        _ => State::Over,
+                        FlowState::Open => FlowState::Discarding,
+                        _ => FlowState::Over,
                     };
                 }
             }
@@ -539,16 +509,16 @@ impl Link {
             return;
         }
         match flow.state {
-            State::Ending => {
+            FlowState::Ending => {
                 let _ = self.sides[1 - direction].shutdown(Shutdown::Write);
-                flow.state = State::Over;
+                flow.state = FlowState::Over;
             }
-            State::Aborting => self.reset(),
+            FlowState::Aborting => self.reset(),
             _ => {}
         }
     }
 
-    fn fire(&mut self, direction: usize, fault: Fault, shared: &Shared, trace: Option<Instant>) {
+    fn fire(&mut self, direction: usize, fault: Fault, shared: &Common, trace: Option<Instant>) {
         let now = Instant::now();
         if let Some(start) = trace {
             let (arrow, at) = (["->", "<-"][direction], self.flows[direction].passed);
@@ -557,8 +527,8 @@ impl Link {
         }
         shared.counts[fault.kind()].fetch_add(1, Ordering::SeqCst);
         let flow = &mut self.flows[direction];
-        let (gap, next) = self.leg.draw(&mut flow.rng, self.may_fail);
-        // Long streams suffer less often, else they would not end in time.
+        let (gap, next) = self.profile.draw(&mut flow.random, self.may_fail);
+        // Long streams have fewer faults for their length, or they would not end in time.
         let gap = gap.max(flow.passed / 64);
         flow.next = if self.once { NEVER } else { (flow.passed + gap, next) };
         let after = |ms| Some(now + Duration::from_millis(ms));
@@ -574,25 +544,25 @@ impl Link {
             }
             Fault::Corrupt => {
                 if let Some(byte) = flow.pending.front_mut() {
-                    *byte ^= 1 << flow.rng.below(8);
+                    *byte ^= 1 << flow.random.random_range(0..8);
                 }
-                // A handshake's record headers hold a version that TLS has peers ignore.
+                // The record headers of a handshake hold a version that TLS ignores.
                 if flow.passed >= HANDSHAKE {
-                    self.report.corrupted.store(true, Ordering::SeqCst);
+                    self.damage.corrupted.store(true, Ordering::SeqCst);
                 }
             }
             Fault::HalfClose => {
                 let _ = self.sides[1 - direction].shutdown(Shutdown::Write);
                 flow.pending.clear();
                 flow.state = match flow.state {
-                    State::Open => State::Deaf,
-                    _ => State::Over,
+                    FlowState::Open => FlowState::Discarding,
+                    _ => FlowState::Over,
                 };
-                self.report.cut[direction].store(true, Ordering::SeqCst);
-                self.report.half_closed[direction].store(true, Ordering::SeqCst);
+                self.damage.cut[direction].store(true, Ordering::SeqCst);
+                self.damage.half_closed[direction].store(true, Ordering::SeqCst);
             }
             Fault::Reset => {
-                for cut in &self.report.cut {
+                for cut in &self.damage.cut {
                     cut.store(true, Ordering::SeqCst);
                 }
                 self.reset();
@@ -603,54 +573,15 @@ impl Link {
     /// Sends a RST both ways.
     fn reset(&mut self) {
         for side in &self.sides {
-            reset_when_closed(side);
+            reset_on_close(side);
         }
         for flow in &mut self.flows {
             flow.pending.clear();
-            flow.state = State::Over;
+            flow.state = FlowState::Over;
         }
     }
 }
 
-fn is_temporary(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// One descriptor to wait for; without an interest it is left out, hang-ups included.
-pub fn poll_fd(fd: RawFd, read: bool, write: bool) -> libc::pollfd {
-    let events = if read { libc::POLLIN } else { 0 } | if write { libc::POLLOUT } else { 0 };
-    libc::pollfd { fd: if events == 0 { -1 } else { fd }, events, revents: 0 }
-}
-
-/// Waits until one of them is ready or the time is over.
-pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
-    // Rounded up, so that a deadline has come when it returns.
-    let timeout =
-        timeout.map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).min(60_000) as i32);
-    // SAFETY: `fds` is a live array of as many structures as it says.
-    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
-}
-
-fn set_receive_buffer(stream: &TcpStream, bytes: i32) {
-    set_option(stream, libc::SO_RCVBUF, &bytes);
-}
-
-/// Closing it will send a RST, and drop what it has not sent.
-fn reset_when_closed(stream: &TcpStream) {
-    set_option(stream, libc::SO_LINGER, &libc::linger { l_onoff: 1, l_linger: 0 });
-}
-
-fn set_option<T>(stream: &TcpStream, option: i32, value: &T) {
-    let length = std::mem::size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is live and `length` is its size; the kernel only reads it.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            std::ptr::from_ref(value).cast(),
-            length,
-        )
-    };
-    assert_eq!(result, 0, "setsockopt: {}", io::Error::last_os_error());
+fn set_receive_buffer(stream: &TcpStream, bytes: usize) {
+    set_socket_recv_buffer_size(stream, bytes).unwrap();
 }

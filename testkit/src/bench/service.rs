@@ -1,5 +1,5 @@
-//! The local service, a process of its own: what it does with a connection is its first byte.
-#![allow(dead_code)]
+//! The local service of benchmarks, in a process of its own. A connection's first byte tells the
+//! service what to do with it. Services of tests are in [`services`](crate::services).
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,23 +7,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread;
 
-/// Takes what comes.
+/// Reads everything and drops it.
 pub const SINK: u8 = b'S';
-/// Sends without end.
+/// Writes without end.
 pub const FLOOD: u8 = b'F';
-/// Both at once.
+/// [`SINK`] and [`FLOOD`] at once.
 pub const BOTH: u8 = b'B';
-/// Gives back what comes.
+/// Sends back what it reads.
 pub const ECHO: u8 = b'E';
-/// Tells how many bytes all sinks have taken so far: eight bytes, big-endian, for each byte. For
-/// a [`BUSY`] it tells how many other connections there are.
+/// Answers each further byte with a number in eight bytes, big-endian: the bytes that all sinks have
+/// read so far, or for a [`BUSY`] the number of other connections.
 pub const COUNT: u8 = b'C';
+/// See [`COUNT`].
 pub const BUSY: u8 = b'N';
 
-/// What all connections share.
+/// Shared by all connections.
 #[derive(Default)]
 struct Counters {
+    /// Bytes that sinks have read.
     taken: AtomicU64,
+    /// Open connections.
     busy: AtomicU64,
 }
 
@@ -69,7 +72,7 @@ fn serve(mut stream: TcpStream, counters: &Counters) -> Option<()> {
         COUNT => loop {
             stream.read_exact(&mut what).ok()?;
             let count = match what[0] {
-                // Without the one that asks.
+                // Without the connection that asks.
                 BUSY => counters.busy.load(Ordering::Relaxed) - 1,
                 _ => counters.taken.load(Ordering::Relaxed),
             };

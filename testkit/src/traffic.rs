@@ -1,30 +1,35 @@
-//! Sessions whose bytes check themselves: what the access side sends and the local service
-//! expects, and the other way round. The access side is written against the protocol, on
-//! tungstenite.
+//! Sessions whose bytes check themselves: both ends know from a seed what the other end sends. With
+//! them comes an access side, written on tungstenite and [`frame`](crate::frame).
 //!
-//! Towards the service a session carries a head (which session this is), a body and an end
-//! marker; back from it a body and an end marker. The marker holds the body's length and hash.
-#![allow(dead_code)]
+//! To the service a session carries a head (which session this is), a body and an end marker; back
+//! from the service a body and an end marker. The marker holds the body's length and its hash. What
+//! harms the connections on the way is in [`faults`](crate::faults), not here.
 
+use std::hash::Hasher;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{json, Value};
-use tungstenite::client::IntoClientRequest;
-use tungstenite::{Error, Message, WebSocket};
+use rand::{Rng, RngExt};
+use serde_json::json;
+use tungstenite::{Error, Message};
 
-use super::faults::{poll, poll_fd, LinkReport, Rng};
+use crate::faults::Damage;
+use crate::random::{self, magnitude, permille, Generator};
+use crate::tunnel_end::{Stream, TunnelEnd};
+use crate::{certificates, frame, gateways, sockets};
 
 /// No end of a session is silent for so long unless it hangs.
 pub const SILENCE: Duration = Duration::from_secs(60);
 const HEAD: usize = 24;
+/// The number of former sessions that an access side remembers.
+const FORMER: usize = 512;
 
-/// Who closes a session first, and when.
+/// Which end closes a session first, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The service, when it has sent and received everything.
@@ -54,16 +59,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn random(rng: &mut Rng, service: &str, most: u64) -> Self {
-        let size = |rng: &mut Rng| match rng.below(8) {
+    /// A random plan with bodies of at most so many bytes.
+    pub fn random(random: &mut Generator, service: &str, most: u64) -> Self {
+        let size = |random: &mut Generator| match random.random_range(0..8) {
             0 => 0,
-            _ => rng.magnitude(most) as usize,
+            _ => magnitude(random, most) as usize,
         };
-        let mode = match rng.below(20) {
+        let mode = match random.random_range(0..20) {
             0 => Mode::Silent,
-            n => MODES[n as usize % 4],
+            n => MODES[n % 4],
         };
-        Plan { seed: rng.next(), service: service.into(), mode, up: size(rng), down: size(rng) }
+        let seed = random.next_u64();
+        Plan { seed, service: service.into(), mode, up: size(random), down: size(random) }
     }
 
     fn head(&self) -> Vec<u8> {
@@ -100,12 +107,7 @@ impl Plan {
 
 /// A body and its end marker.
 fn marked(seed: u64, length: usize) -> Vec<u8> {
-    let mut rng = Rng::new(seed);
-    let mut bytes = Vec::with_capacity(length + 32);
-    while bytes.len() < length {
-        bytes.extend(rng.next().to_be_bytes());
-    }
-    bytes.truncate(length);
+    let mut bytes = random::bytes(seed, length);
     let hash = hash(&bytes);
     bytes.extend(b"the end:");
     bytes.extend((length as u64).to_be_bytes());
@@ -113,13 +115,13 @@ fn marked(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// FNV-1a.
 fn hash(bytes: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
-/// Whether a stream ends with a marker that agrees with what came before it.
+/// Whether a stream ends with a marker that fits the bytes before it.
 fn is_marked(bytes: &[u8]) -> bool {
     let Some(length) = bytes.len().checked_sub(24) else { return false };
     let (body, marker) = bytes.split_at(length);
@@ -128,7 +130,7 @@ fn is_marked(bytes: &[u8]) -> bool {
         && marker[16..] == hash(body).to_be_bytes()
 }
 
-/// One direction at its receiver.
+/// The receiver's view of one direction.
 struct Check {
     expected: Vec<u8>,
     received: Vec<u8>,
@@ -157,48 +159,48 @@ impl Check {
     }
 }
 
-/// What a local service saw of one session.
+/// A local service's view of one session.
 #[derive(Clone)]
 pub struct Served {
     /// Which session it was; `None` if its head did not arrive.
     pub seed: Option<u64>,
-    pub link: Arc<LinkReport>,
+    pub damage: Arc<Damage>,
     pub received: usize,
     pub complete: bool,
     pub wrong: Option<String>,
-    /// What the last read said.
+    /// The result of the last read.
     pub end: String,
     pub ended: Instant,
 }
 
-/// All that local services saw.
+/// All sessions that local services have seen.
 #[derive(Default)]
-pub struct Log {
+pub struct ServiceLog {
     pub served: Mutex<Vec<Served>>,
     pub active: AtomicUsize,
 }
 
-/// A fresh connection, its other end served on a thread of its own.
-pub fn served(link: &Arc<LinkReport>, log: &Arc<Log>) -> io::Result<TcpStream> {
+/// Makes a connection whose other end is served on a thread of its own.
+pub fn served(damage: &Arc<Damage>, log: &Arc<ServiceLog>) -> io::Result<TcpStream> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let stream = TcpStream::connect(listener.local_addr()?)?;
     let (accepted, _) = listener.accept()?;
-    let (link, log) = (link.clone(), log.clone());
+    let (damage, log) = (damage.clone(), log.clone());
     log.active.fetch_add(1, Ordering::SeqCst);
     thread::Builder::new().name("service".into()).spawn(move || {
-        let served = serve(accepted, link);
+        let served = serve(accepted, damage);
         log.served.lock().unwrap().push(served);
         log.active.fetch_sub(1, Ordering::SeqCst);
     })?;
     Ok(stream)
 }
 
-fn serve(mut stream: TcpStream, link: Arc<LinkReport>) -> Served {
+fn serve(mut stream: TcpStream, damage: Arc<Damage>) -> Served {
     stream.set_read_timeout(Some(SILENCE)).unwrap();
     stream.set_write_timeout(Some(SILENCE)).unwrap();
     let mut served = Served {
         seed: None,
-        link,
+        damage,
         received: 0,
         complete: false,
         wrong: None,
@@ -213,7 +215,7 @@ fn serve(mut stream: TcpStream, link: Arc<LinkReport>) -> Served {
         }
     }
     let Some(plan) = Plan::from_head(&head) else {
-        served.wrong = Some(format!("a head that nobody sent: {head:x?}"));
+        served.wrong = Some(format!("a head that no access side sends: {head:x?}"));
         return served;
     };
     served.seed = Some(plan.seed);
@@ -223,10 +225,10 @@ fn serve(mut stream: TcpStream, link: Arc<LinkReport>) -> Served {
     let mut writer = Some(thread::spawn({
         let (mut stream, plan) = (stream.try_clone().unwrap(), plan.clone());
         move || {
-            let (bytes, mut rng) = (plan.down_stream(), Rng::part(plan.seed, 77));
+            let (bytes, mut random) = (plan.down_stream(), random::part(plan.seed, 77));
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let length = rng.magnitude(65_536).min(rest.len() as u64) as usize;
+                let length = magnitude(&mut random, 65_536).min(rest.len() as u64) as usize;
                 if stream.write_all(&rest[..length]).is_err() {
                     return;
                 }
@@ -263,7 +265,7 @@ fn finish(mut served: Served, end: io::Result<usize>) -> Served {
     served.end = match end {
         Ok(_) => "end of file".into(),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-            served.wrong.get_or_insert_with(|| "the service heard nothing for a minute".into());
+            served.wrong.get_or_insert_with(|| "the service received nothing for a minute".into());
             e.to_string()
         }
         Err(e) => e.to_string(),
@@ -272,15 +274,15 @@ fn finish(mut served: Served, end: io::Result<usize>) -> Served {
     served
 }
 
-/// What the access side saw of one session.
+/// The access side's view of one session.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub plan: Plan,
     pub began: Instant,
     pub ended: Instant,
-    /// The code and text of a create that was refused.
+    /// The code and text of a refusal.
     pub refused: Option<(i64, String)>,
-    /// The code and text of the release that came.
+    /// The code and text of the release, if one came.
     pub released: Option<(i64, String)>,
     /// The access side's own connection was lost.
     pub lost: Option<String>,
@@ -297,7 +299,8 @@ enum Phase {
     Over,
 }
 
-struct Session {
+/// A session of the access side.
+struct AccessSession {
     outcome: Outcome,
     phase: Phase,
     frame_id: u64,
@@ -306,7 +309,7 @@ struct Session {
     down: Check,
 }
 
-impl Session {
+impl AccessSession {
     fn wants_to_send(&self) -> bool {
         match self.phase {
             Phase::Starting => true,
@@ -315,7 +318,7 @@ impl Session {
         }
     }
 
-    /// Whether it is now for the access side to end it.
+    /// Whether the access side is to end the session now.
     fn releases(&self) -> bool {
         let sent = self.outcome.sent == self.up.len();
         match self.outcome.plan.mode {
@@ -336,63 +339,52 @@ impl Session {
     }
 }
 
-trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
-
 /// An access side: sessions over one WebSocket, on the caller's thread.
 pub struct Access {
-    socket: WebSocket<Box<dyn Stream>>,
-    tcp: TcpStream,
-    sessions: Vec<Session>,
-    /// Ids of sessions that are over here; data for them is late.
+    end: TunnelEnd<Box<dyn Stream>>,
+    sessions: Vec<AccessSession>,
+    /// Ids of former sessions. Data for them is late, not wrong.
     former: Vec<String>,
-    rng: Rng,
+    random: Generator,
     frame_id: u64,
     turn: usize,
     backlog: bool,
-    /// It reads nothing before.
+    /// Nothing is read before this time.
     pause: Option<Instant>,
+    /// Why the connection was lost.
     pub lost: Option<String>,
 }
 
 impl Access {
-    /// Connects to `/tunnel/ID/source`; `ca` in PEM if the gateway speaks TLS.
+    /// Connects to `/tunnel/ID/source`. With `ca`, a certificate in PEM, it uses TLS.
     pub fn connect(
         gateway: SocketAddr,
         tunnel: &str,
         token: &str,
         ca: Option<&[u8]>,
-        rng: Rng,
+        random: Generator,
     ) -> Result<Self, String> {
         let tcp = TcpStream::connect(gateway).map_err(|e| e.to_string())?;
         tcp.set_nodelay(true).unwrap();
         tcp.set_read_timeout(Some(SILENCE)).unwrap();
+        let clone = tcp.try_clone().unwrap();
         let stream: Box<dyn Stream> = match ca {
-            None => Box::new(tcp.try_clone().unwrap()),
-            Some(pem) => {
-                let ca = native_tls::Certificate::from_pem(pem).unwrap();
-                let connector = native_tls::TlsConnector::builder()
-                    .disable_built_in_roots(true)
-                    .add_root_certificate(ca)
-                    .build()
-                    .unwrap();
-                let stream = connector.connect("127.0.0.1", tcp.try_clone().unwrap());
+            None => Box::new(clone),
+            Some(ca) => {
+                let connector = certificates::connector(ca);
+                let stream = connector.connect(&gateway.ip().to_string(), clone);
                 Box::new(stream.map_err(|e| e.to_string())?)
             }
         };
-        let url = format!("ws://{gateway}/tunnel/{tunnel}/source");
-        let mut request = url.into_client_request().unwrap();
-        let headers = request.headers_mut();
-        headers.insert("sec-websocket-protocol", "aliyun.iot.securetunnel-v1.1".parse().unwrap());
-        headers.insert("tunnel-access-token", token.parse().unwrap());
-        let (socket, _) = tungstenite::client(request, stream).map_err(|e| e.to_string())?;
-        tcp.set_nonblocking(true).unwrap();
+        let path = format!("/tunnel/{tunnel}/source");
+        let end = gateways::connect_over(stream, tcp, &path, Some(token));
+        let end = end.map_err(|e| e.to_string())?;
+        end.tcp.set_nonblocking(true).unwrap();
         Ok(Access {
-            socket,
-            tcp,
+            end,
             sessions: Vec::new(),
             former: Vec::new(),
-            rng,
+            random,
             frame_id: 0,
             turn: 0,
             backlog: false,
@@ -403,7 +395,7 @@ impl Access {
 
     pub fn open(&mut self, plan: Plan) {
         let now = Instant::now();
-        self.sessions.push(Session {
+        self.sessions.push(AccessSession {
             up: plan.up_stream(),
             down: Check::new(plan.down_stream()),
             phase: Phase::Starting,
@@ -428,16 +420,16 @@ impl Access {
         self.sessions.len()
     }
 
-    /// Moves on, after waiting for at most `timeout`; the sessions that are over now.
+    /// Waits for at most `timeout`, moves all sessions on, and gives those that are over now.
     pub fn step(&mut self, timeout: Duration) -> Vec<Outcome> {
         let now = Instant::now();
         self.pause.take_if(|pause| now >= *pause);
         if self.lost.is_none() {
-            let can_send = self.sessions.iter().any(Session::wants_to_send);
+            let can_send = self.sessions.iter().any(AccessSession::wants_to_send);
             let reads = self.pause.is_none();
-            let mut fds = [poll_fd(self.tcp.as_raw_fd(), reads, self.backlog || can_send)];
-            let pause = self.pause.map(|pause| pause.saturating_duration_since(now));
-            poll(&mut fds, Some(pause.unwrap_or(timeout).min(timeout)));
+            let interest = (self.end.tcp.as_fd(), reads, self.backlog || can_send);
+            let deadline = now + timeout;
+            sockets::ready(&[interest], Some(self.pause.unwrap_or(deadline).min(deadline)));
             if let Err(e) = self.receive().and_then(|()| self.send()) {
                 self.lost = Some(e.to_string());
             }
@@ -450,15 +442,14 @@ impl Access {
                 }
             }
         }
-        let is_over = |session: &mut Session| matches!(session.phase, Phase::Over);
-        let over: Vec<Session> = self.sessions.extract_if(.., is_over).collect();
+        let is_over = |session: &mut AccessSession| matches!(session.phase, Phase::Over);
+        let over: Vec<AccessSession> = self.sessions.extract_if(.., is_over).collect();
         self.former.extend(over.iter().map(|session| session.id.clone()));
-        let most = 512;
-        self.former.drain(..self.former.len().saturating_sub(most));
+        self.former.drain(..self.former.len().saturating_sub(FORMER));
         over.into_iter().map(|session| session.outcome).collect()
     }
 
-    /// Ends what is still under way, as it stands.
+    /// Ends all sessions as they are.
     pub fn give_up(&mut self, why: &str) -> Vec<Outcome> {
         self.lost = Some(why.into());
         self.step(Duration::ZERO)
@@ -469,7 +460,7 @@ impl Access {
             if self.pause.is_some() {
                 break;
             }
-            match self.socket.read() {
+            match self.end.socket.read() {
                 Ok(Message::Binary(message)) => self.take(&message),
                 Ok(Message::Close(frame)) => {
                     let code = frame.map(|frame| u16::from(frame.code));
@@ -484,23 +475,16 @@ impl Access {
     }
 
     fn take(&mut self, message: &[u8]) {
-        let end = 2 + usize::from(u16::from_be_bytes([message[0], message[1]]));
-        let header: Value = serde_json::from_slice(&message[2..end]).unwrap();
-        let payload = &message[end..];
-        let status = || {
-            let status: Value = serde_json::from_slice(payload).unwrap_or_default();
-            let text = status["msg"].as_str().unwrap_or_default().to_owned();
-            (status["code"].as_i64().unwrap_or(-1), text)
-        };
+        let (header, payload) = frame::parse_tunnel(message);
         let id = header["session_id"].as_str().unwrap_or_default();
         if header["frame_type"] == 1 {
-            let create = |session: &&mut Session| {
+            let is_created = |session: &&mut AccessSession| {
                 header["frame_id"] == session.frame_id && matches!(session.phase, Phase::Creating)
             };
-            let Some(session) = self.sessions.iter_mut().find(create) else { return };
+            let Some(session) = self.sessions.iter_mut().find(is_created) else { return };
             id.clone_into(&mut session.id);
             session.phase = Phase::Open;
-            let status = status();
+            let status = frame::status(payload);
             if status.0 != 0 {
                 session.outcome.refused = Some(status);
                 session.end();
@@ -509,7 +493,7 @@ impl Access {
         }
         let Some(session) = self.sessions.iter_mut().find(|session| session.id == id) else {
             let known = self.former.iter().any(|former| former == id);
-            assert!(known, "a frame for a session that never was: {header}");
+            assert!(known, "a frame for a session that never existed: {header}");
             return;
         };
         if matches!(session.phase, Phase::Over) {
@@ -521,21 +505,21 @@ impl Access {
                 session.down.feed(payload);
             }
             Some(3) => {
-                session.outcome.released = Some(status());
+                session.outcome.released = Some(frame::status(payload));
                 session.end();
             }
             _ => panic!("a frame of an unexpected type: {header}"),
         }
-        // Now and then an access side is slow.
-        if self.rng.permille(2) {
-            let pause = Duration::from_millis(self.rng.magnitude(100));
+        // Access sides are slow at times.
+        if permille(&mut self.random, 2) {
+            let pause = Duration::from_millis(magnitude(&mut self.random, 100));
             self.pause = Some(Instant::now() + pause);
         }
     }
 
     fn send(&mut self) -> Result<(), Error> {
         for _ in 0..16 {
-            match self.socket.flush() {
+            match self.end.socket.flush() {
                 Ok(()) => self.backlog = false,
                 Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.backlog = true;
@@ -549,8 +533,8 @@ impl Access {
             let next = turns.into_iter().find(|index| self.sessions[*index].wants_to_send());
             let Some(index) = next else { return Ok(()) };
             let frame = self.next_frame(index);
-            match self.socket.write(Message::binary(frame)) {
-                // What the socket does not take waits in tungstenite's buffer.
+            match self.end.socket.write(Message::binary(frame)) {
+                // tungstenite's buffer keeps what the socket does not accept.
                 Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
                 result => result?,
             }
@@ -568,37 +552,28 @@ impl Access {
             session.frame_id = frame_id;
             session.outcome.began = Instant::now();
             let service = &session.outcome.plan.service;
-            return frame(
-                json!({"frame_type": 2, "frame_id": frame_id, "service_type": service}),
-                b"",
-            );
+            let header = json!({"frame_type": 2, "frame_id": frame_id, "service_type": service});
+            return frame::tunnel(&header.to_string(), b"");
         }
         if session.releases() {
             let header = json!({"frame_type": 3, "frame_id": frame_id, "session_id": id});
-            let release = frame(header, br#"{"code":0,"msg":"enough"}"#);
+            let payload = br#"{"code":0,"msg":"enough"}"#;
+            let release = frame::tunnel(&header.to_string(), payload);
             session.end();
             return release;
         }
         let rest = &session.up[session.outcome.sent..];
-        let length = self.rng.magnitude(65_536).min(rest.len() as u64) as usize;
+        let length = magnitude(&mut self.random, 65_536).min(rest.len() as u64) as usize;
         session.outcome.sent += length;
         let header = json!({"frame_type": 4, "frame_id": frame_id, "session_id": id});
-        frame(header, &rest[..length])
+        frame::tunnel(&header.to_string(), &rest[..length])
     }
 }
 
-fn frame(header: Value, payload: &[u8]) -> Vec<u8> {
-    let header = header.to_string();
-    let mut bytes = (header.len() as u16).to_be_bytes().to_vec();
-    bytes.extend_from_slice(header.as_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-/// What may excuse a session that is not complete.
+/// Events that may excuse an incomplete session.
 #[derive(Clone, Copy, Debug)]
 pub struct Causes {
-    /// The device's connection to the gateway was lost meanwhile, or is not there.
+    /// The device's connection to the gateway was lost during the session, or does not exist.
     pub tunnel: bool,
     /// A fault cut the local connection.
     pub local: bool,
@@ -606,7 +581,7 @@ pub struct Causes {
     pub access: bool,
 }
 
-/// Whether a session kept the promises: `Ok` says whether it was complete.
+/// Judges whether a session kept the promises. `Ok` tells whether it was complete.
 pub fn judge(outcome: &Outcome, served: Option<&Served>, causes: Causes) -> Result<bool, String> {
     let mode = outcome.plan.mode;
     if let Some(wrong) = &outcome.wrong {
@@ -627,8 +602,8 @@ pub fn judge(outcome: &Outcome, served: Option<&Served>, causes: Causes) -> Resu
         return match &outcome.released {
             None => Err("short of bytes, and never released".into()),
             Some((1, text)) if text.ends_with("closed the connection") => {
-                // As if the service had ended it in order: only a FIN explains that.
-                let half_closed = |s: &Served| s.link.half_closed[1].load(Ordering::SeqCst);
+                // It looks as if the service had ended it in order: only a FIN explains that.
+                let half_closed = |s: &Served| s.damage.half_closed[1].load(Ordering::SeqCst);
                 if causes.local && served.is_none_or(half_closed) {
                     Ok(false)
                 } else {
@@ -641,58 +616,11 @@ pub fn judge(outcome: &Outcome, served: Option<&Served>, causes: Causes) -> Resu
     }
     let wants_up = matches!(mode, Mode::ServiceLast | Mode::AccessLast | Mode::AccessFirst);
     if wants_up && !served.is_some_and(|served| served.complete) {
-        return if broken { Ok(false) } else { Err("the service did not get everything".into()) };
+        return if broken {
+            Ok(false)
+        } else {
+            Err("the service did not receive everything".into())
+        };
     }
     Ok(true)
-}
-
-/// A throwaway CA and a certificate for 127.0.0.1, in PEM.
-pub struct Certificates {
-    pub ca: Vec<u8>,
-    pub chain: Vec<u8>,
-    pub key: Vec<u8>,
-}
-
-impl Certificates {
-    pub fn new() -> Self {
-        use openssl::asn1::Asn1Time;
-        use openssl::ec::{EcGroup, EcKey};
-        use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
-        use openssl::x509::{X509Builder, X509NameBuilder, X509};
-
-        let group = EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
-        let key = || openssl::pkey::PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
-        let (ca_key, own_key) = (key(), key());
-        let certify = |key, name: &str, issuer: Option<&X509>| {
-            let mut subject = X509NameBuilder::new().unwrap();
-            subject.append_entry_by_text("CN", name).unwrap();
-            let subject = subject.build();
-            let mut builder = X509Builder::new().unwrap();
-            builder.set_version(2).unwrap();
-            let serial = openssl::bn::BigNum::from_u32(rand::random()).unwrap();
-            builder.set_serial_number(&serial.to_asn1_integer().unwrap()).unwrap();
-            builder.set_subject_name(&subject).unwrap();
-            builder.set_issuer_name(issuer.map_or(&*subject, |ca| ca.subject_name())).unwrap();
-            builder.set_pubkey(key).unwrap();
-            builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-            builder.set_not_after(&Asn1Time::days_from_now(2).unwrap()).unwrap();
-            if issuer.is_none() {
-                let ca = BasicConstraints::new().critical().ca().build().unwrap();
-                builder.append_extension(ca).unwrap();
-            } else {
-                let context = builder.x509v3_context(issuer.map(|ca| &**ca), None);
-                let names = SubjectAlternativeName::new().ip(name).build(&context).unwrap();
-                builder.append_extension(names).unwrap();
-            }
-            builder.sign(&ca_key, openssl::hash::MessageDigest::sha256()).unwrap();
-            builder.build()
-        };
-        let ca = certify(&ca_key, "test CA", None);
-        let own = certify(&own_key, "127.0.0.1", Some(&ca));
-        Certificates {
-            ca: ca.to_pem().unwrap(),
-            chain: own.to_pem().unwrap(),
-            key: own_key.private_key_to_pem_pkcs8().unwrap(),
-        }
-    }
 }

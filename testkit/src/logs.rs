@@ -1,11 +1,11 @@
-//! What the tests log, kept for `scripts/scan-logs`: when `AIOT_TUNNEL_TEST_LOGS` names a
-//! directory, every line of every crate, at trace level, goes to a file of this process there.
-//! The secrets that were used go to `secrets/`, so that the scan looks for what was really there.
+//! The tests' log, kept for `scripts/scan-logs`. If `AIOT_TUNNEL_TEST_LOGS` names a directory, every
+//! line of every crate, at trace level, goes to a file of this process there. The secrets that the
+//! tests use go to `secrets/`, so that the scan looks for what really was there.
 //!
-//! Only what the tests' own WebSockets log is left out: tungstenite's whole client and server,
-//! which no product thread runs, write the request with its token and each frame's bytes. And
-//! what it says of each frame's header: five lines with the header's bits, never a byte of the
-//! payload, and a test that sends 100,000s of frames would wait for them.
+//! Two kinds of lines are left out. tungstenite's client and server, which no thread of the product
+//! runs, log the request with its token and the bytes of each frame. And its frame codec logs five
+//! lines for each frame, which never contain a payload: a test that sends 100,000 frames would wait
+//! for them. Loggers for other purposes do not belong here.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -13,20 +13,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Once, OnceLock};
 
-use super::{ACCESS_TOKEN, DEVICE_TOKEN};
+use crate::{ACCESS_TOKEN, DEVICE_TOKEN};
 
 fn directory() -> Option<PathBuf> {
     std::env::var_os("AIOT_TUNNEL_TEST_LOGS").filter(|name| !name.is_empty()).map(PathBuf::from)
 }
 
-/// The test program's name and this process's number.
+/// The test program's name and this process's id.
 fn file_name() -> String {
     let program = std::env::current_exe().unwrap();
     let program = program.file_name().unwrap().to_string_lossy().into_owned();
     format!("{program}-{}", std::process::id())
 }
 
-/// From now on this process's log is kept, if it is wanted.
+/// Keeps this process's log from now on, if a directory for it is named.
 pub fn keep() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -38,7 +38,7 @@ pub fn keep() {
             .target(env_logger::Target::Pipe(Box::new(file)))
             .build();
         let _ = KEPT.set(Product(logger));
-        // Fails where a test has a logger of its own, which hands its lines on to `kept`.
+        // Fails if a test has a logger of its own, which passes its lines on to `kept`.
         let _ = log::set_logger(&Kept);
         log::set_max_level(log::LevelFilter::Trace);
         note_secret(DEVICE_TOKEN.as_bytes());
@@ -48,7 +48,7 @@ pub fn keep() {
 
 static KEPT: OnceLock<Product> = OnceLock::new();
 
-/// Where lines are kept, if they are.
+/// The logger that keeps lines, if they are kept.
 pub fn kept() -> Option<&'static dyn log::Log> {
     KEPT.get().map(|kept| kept as &dyn log::Log)
 }
@@ -94,19 +94,19 @@ impl log::Log for Product {
     }
 }
 
-/// A token or a private key (PEM) that this process uses.
+/// Notes a token or a private key (PEM) that this process uses.
 pub fn note_secret(secret: &[u8]) {
     let Some(directory) = directory() else { return };
     let secrets = directory.join("secrets");
     fs::create_dir_all(&secrets).unwrap();
     let path = secrets.join(file_name());
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    // In one write, so that threads do not mix their secrets.
+    // One write, so that threads do not mix their secrets.
     file.write_all(&[secret, b"\n"].concat()).unwrap();
 }
 
-/// Makes a program of ours log everything to a file that is scanned, if it is wanted. Without,
-/// its log goes where the test's own goes.
+/// Makes a program of this project log everything to a file that is scanned, if logs are kept.
+/// Otherwise its log goes where the test's own log goes.
 pub fn keep_of(command: &mut Command) -> &mut Command {
     match child_file() {
         Some(file) => command.env("RUST_LOG", "trace").stderr(file),
@@ -114,8 +114,8 @@ pub fn keep_of(command: &mut Command) -> &mut Command {
     }
 }
 
-/// Reads what a program of ours logs, for a test that looks at it. It is kept, too, if that is
-/// wanted, as it comes: a test that fails may never see its end.
+/// Reads the log of a program of this project, for a test that examines it. If logs are kept, it is
+/// kept as it arrives: a test that fails may never see its end.
 pub fn tee(mut from: impl Read) -> Vec<u8> {
     let (mut all, mut file) = (Vec::new(), child_file());
     let mut buffer = [0; 8192];
@@ -133,4 +133,9 @@ fn child_file() -> Option<File> {
     fs::create_dir_all(&directory).unwrap();
     let name = format!("{}-child-{:08x}.log", file_name(), rand::random::<u32>());
     Some(File::create(directory.join(name)).unwrap())
+}
+
+/// Prints the log to standard error, as `RUST_LOG` says, in place of keeping it.
+pub fn print() {
+    let _ = env_logger::try_init();
 }

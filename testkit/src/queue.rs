@@ -1,6 +1,7 @@
-//! Message queues that no test leaves behind.
+//! System V message queues that no test leaves behind. What the messages contain is the library's
+//! and the tests' affair.
 
-/// A queue that somebody has made before; removed when dropped.
+/// A queue that existed before the library saw it. Removed when dropped.
 pub struct Queue(i32);
 
 impl Queue {
@@ -15,7 +16,7 @@ impl Queue {
         u32::from(self.status().msg_perm.mode) & 0o777
     }
 
-    /// False where we may not give a queue away.
+    /// Gives the queue to another user; false if this user may not do that.
     pub fn give_to(&self, uid: u32) -> bool {
         let mut status = self.status();
         status.msg_perm.uid = uid;
@@ -34,17 +35,23 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: IPC_RMID takes no buffer.
+        // SAFETY: IPC_RMID uses no buffer.
         unsafe { libc::msgctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
     }
 }
 
-/// A key of this test's own. Its queue, whoever has made it, goes with the test.
+/// A key for one test. A queue with this key is removed with it, whichever process has made it.
 pub struct Key(pub i32);
 
 impl Key {
     pub fn new() -> Self {
         Key(0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff))
+    }
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Key::new()
     }
 }
 

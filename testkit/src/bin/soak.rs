@@ -1,57 +1,60 @@
-//! Tunnels under load and faults for as long as they are told, with a table at the end.
+//! Tunnels under load and faults for a given time, with a table at the end.
 //!
-//! The device side runs as processes of its own (`aiot-tunnel agent`, one for TLS, one for plain
-//! text), commanded over their message queues; gateways, failing networks, local services and
-//! access sides are in this process. The exit code is 1 when a byte was wrong or silently lost,
-//! when a session was given up without a cause, or when the device side has grown.
+//! The device side runs in processes of its own (`aiot-tunnel agent`, one for TLS and one for plain
+//! text), which receive their commands over their message queues. Gateways, failing networks, local
+//! services and access sides are in this process. The exit code is 1 if a byte was wrong or was lost
+//! without a report, if a session ended without a cause, or if the device side has grown.
 //!
-//! `scripts/soak --duration 60m --seed 7` builds both programs and runs this one.
-
-#[path = "../tests/common/faults.rs"]
-mod faults;
-#[path = "../tests/common/traffic.rs"]
-mod traffic;
+//! `scripts/soak --duration 60m --seed 7` builds both programs and runs this one. Fixtures that a
+//! test could use, too, do not belong here, but in the library of this package.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::gateway::{Gateway, Side, TunnelConfig};
-use aiot_tunnel::{ipc, ConnectParams, Port, Token, TunnelId};
+use aiot_tunnel::{listen, ConnectParams, Port, Token, TunnelId};
+use aiot_tunnel_testkit::certificates::{Authority, Identity};
+use aiot_tunnel_testkit::faults::{Profile, Proxy, KINDS};
+use aiot_tunnel_testkit::process::{program, Process};
+use aiot_tunnel_testkit::queue::Key;
+use aiot_tunnel_testkit::random::{self, permille, Generator};
+use aiot_tunnel_testkit::traffic::{
+    self, judge, served, Access, Causes, Outcome, Plan, Served, ServiceLog,
+};
+use aiot_tunnel_testkit::{gateways, procfs};
 use clap::Parser;
-use faults::{Leg, Proxy, Rng, KINDS};
-use traffic::{judge, served, Access, Causes, Certificates, Log, Outcome, Plan, Served};
+use rand::{Rng, RngExt};
 
-/// A lost connection may be noticed so much earlier or later than what it ended.
+/// A lost connection may be noticed this much earlier or later than the end of its sessions.
 const SLACK: Duration = Duration::from_secs(15);
-/// Everything that is waited for comes within this time, even on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The device side gives its buffers back at the next ping, after 20 s.
+/// Nothing that the soak waits for takes this long, even on a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The device side frees its buffers at the next ping, after 20 s.
 const SETTLE: Duration = Duration::from_secs(25);
-/// The code of a create that is refused since there are too many sessions.
+/// The code of a refusal because there are too many sessions.
 const SESSION_LIMIT: i64 = 1;
 /// The code of a release by the device.
 const BY_DEVICE: i64 = 1;
-/// Pause of a tunnel between two sessions, in milliseconds at most.
+/// The longest pause of a tunnel between two sessions, in milliseconds.
 const PACE: u64 = 800;
-/// Most RSS at the end, in percent of that after the first minute.
+/// The most RSS at the end, in percent of the RSS after the first minute.
 const MOST_RSS: u64 = 105;
 
 #[derive(Parser)]
 struct Options {
-    /// How long: 90 (seconds), 10m, 2h.
+    /// The time to run: 90 (seconds), 10m, 2h.
     #[arg(long, default_value = "10m", value_parser = duration)]
     duration: Duration,
-    /// What the faults and the sessions are drawn from.
+    /// The seed of the faults and the sessions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Half of them with TLS.
+    /// The number of tunnels, half of them with TLS.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(2..=20))]
     tunnels: u64,
 }
@@ -65,11 +68,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     parsed.map(Duration::from_secs).ok_or("not a duration such as 90, 10m or 2h".into())
 }
 
-/// What all threads share.
+/// Shared by all threads.
 struct Soak {
     tunnels: Vec<Tunnel>,
     proxy: Proxy,
-    certificates: Certificates,
+    ca: Vec<u8>,
     /// Access sides open no session while this is set.
     quiet: AtomicBool,
     stop: AtomicBool,
@@ -87,7 +90,7 @@ struct Tally {
     disconnects: AtomicU64,
     updates: AtomicU64,
     expiries: AtomicU64,
-    /// Reported as refused or lost, and nobody knows why.
+    /// Sessions that were reported as refused or lost without a known cause.
     unexplained: AtomicU64,
     mismatches: Mutex<Vec<String>>,
 }
@@ -99,43 +102,41 @@ struct Tunnel {
     /// Where the device finds its gateway.
     port: Port,
     queue: i32,
-    log: Arc<Log>,
-    state: Mutex<State>,
+    log: Arc<ServiceLog>,
+    state: Mutex<TunnelState>,
 }
 
-struct State {
+struct TunnelState {
     generation: u64,
     connected: bool,
     expired: bool,
-    /// When it was lost, expired, or came back.
+    /// The times when it was lost, expired, or came back.
     changes: VecDeque<Instant>,
     under_way: usize,
 }
 
 impl Tunnel {
-    fn token(&self, side: Side, generation: u64) -> Token {
+    fn token(&self, side: Side, generation: u64) -> String {
         let side = if side == Side::Device { "device" } else { "access" };
-        Token::new(&format!("hush-{side}-{}-{generation}", self.id)).unwrap()
+        format!("hush-{side}-{}-{generation}", self.id)
     }
 
     fn config(&self, generation: u64) -> TunnelConfig {
-        TunnelConfig::new(
-            self.id.clone(),
-            self.token(Side::Device, generation),
-            self.token(Side::Access, generation),
-        )
+        let device = self.token(Side::Device, generation);
+        let access = self.token(Side::Access, generation);
+        gateways::tunnel_with_tokens(self.id.as_str(), &device, &access)
     }
 
     fn params(&self, generation: u64) -> ConnectParams {
         let path = format!("/tunnel/{}/dest", self.id);
-        let token = self.token(Side::Device, generation);
+        let token = Token::new(&self.token(Side::Device, generation)).unwrap();
         ConnectParams::new("127.0.0.1", self.port, &path, token).unwrap()
     }
 
-    /// Puts a command on the agent's queue, which may be full or not there yet.
-    fn command(&self, command: &ipc::Command) {
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(e) = ipc::send(self.queue, command) {
+    /// Puts a command on the agent's queue, which may be full or not exist yet.
+    fn command(&self, command: &listen::Command) {
+        let deadline = Instant::now() + TIMEOUT;
+        while let Err(e) = listen::send(self.queue, command) {
             assert!(Instant::now() < deadline, "{e}");
             thread::sleep(Duration::from_millis(20));
         }
@@ -145,7 +146,8 @@ impl Tunnel {
 /// A device process.
 struct Agent {
     name: &'static str,
-    child: Child,
+    process: Process,
+    queue: Key,
     reader: Option<JoinHandle<()>>,
     readings: Vec<Reading>,
     peak: Reading,
@@ -159,22 +161,23 @@ struct Reading {
 }
 
 impl Agent {
-    fn start(name: &'static str, program: &Path, queue: i32, arguments: &[String]) -> Self {
-        let mut command = Command::new(program);
-        command.args(["agent", "--queue-key", &queue.to_string()]).args(arguments);
-        command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
-        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-        Agent { name, child, reader: None, readings: Vec::new(), peak: Reading::default() }
+    fn start(name: &'static str, arguments: &[String]) -> Self {
+        let queue = Key::new();
+        let mut command = Command::new(program());
+        command.args(["agent", "--queue-key", &queue.0.to_string()]).args(arguments);
+        let process = Process::start(command.env("RUST_LOG", "error").stdout(Stdio::piped()));
+        let (readings, peak) = (Vec::new(), Reading::default());
+        Agent { name, process, queue, reader: None, readings, peak }
     }
 
     /// Follows its events, one a line: `Connect t1`.
     fn follow(&mut self, soak: &Arc<Soak>) {
-        let (stdout, soak) = (self.child.stdout.take().unwrap(), soak.clone());
+        let (lines, soak) = (self.process.lines(), soak.clone());
         self.reader = Some(thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            for line in lines {
                 let Some((kind, id)) = line.split_once(' ') else { continue };
                 let tunnel = soak.tunnels.iter().find(|tunnel| tunnel.id.as_str() == id);
-                let mut state = tunnel.expect("a tunnel of ours").state.lock().unwrap();
+                let mut state = tunnel.expect("a tunnel of the soak").state.lock().unwrap();
                 state.connected = kind == "Connect";
                 match kind {
                     "Connect" => drop(soak.tally.connects.fetch_add(1, Ordering::SeqCst)),
@@ -189,17 +192,11 @@ impl Agent {
     }
 
     fn read(&mut self) -> Reading {
-        let pid = self.child.id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-        };
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        let id = self.process.id();
         let reading = Reading {
-            rss: number("VmRSS:"),
-            descriptors: descriptors as u64,
-            threads: number("Threads:"),
+            rss: procfs::status(id, "VmRSS"),
+            descriptors: procfs::descriptors(id) as u64,
+            threads: procfs::threads(id) as u64,
         };
         self.peak.rss = self.peak.rss.max(reading.rss);
         self.peak.descriptors = self.peak.descriptors.max(reading.descriptors);
@@ -207,34 +204,18 @@ impl Agent {
         reading
     }
 
-    fn has_died(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Ends it in order, so that it removes its queue.
+    /// Ends it in order.
     fn end(&mut self) {
-        let pid = self.child.id() as libc::pid_t;
-        // SAFETY: no pointers; the child has not been waited for, so its id is still its own.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.has_died() {
-            if Instant::now() > deadline {
-                eprintln!("agent {} does not end; its queue may be left behind", self.name);
-                let _ = self.child.kill();
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
+        self.process.terminate();
+        if self.process.wait_within(Duration::from_secs(20)).is_none() {
+            eprintln!("the {} agent does not end in time and is killed", self.name);
         }
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if !self.has_died() {
-            self.end();
-        }
+        self.end();
     }
 }
 
@@ -272,44 +253,42 @@ impl Drop for Scratch {
 }
 
 fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soak> {
-    let own = std::env::current_exe().unwrap();
-    // target/PROFILE/examples/soak
-    let program = own.parent().and_then(Path::parent).unwrap().join("aiot-tunnel");
-    let certificates = Certificates::new();
+    let authority = Authority::new();
+    let identity: Identity = authority.identity("127.0.0.1");
     let ca = scratch.join("ca.pem");
-    std::fs::write(&ca, &certificates.ca).unwrap();
+    std::fs::write(&ca, authority.pem()).unwrap();
     let proxy = Proxy::start(options.seed, false);
-    // Until all tunnels are connected for the first time.
+    // Calm until all tunnels have connected for the first time.
     proxy.calm(true);
     let mut tunnels = Vec::new();
     for tls in [false, true] {
         let mut builder = Gateway::builder();
         if tls {
-            builder = builder.tls_pem(&certificates.chain, &certificates.key).unwrap();
+            builder = builder.tls_pem(&identity.certificate, &identity.key).unwrap();
         }
         let gateway = Arc::new(builder.start("127.0.0.1:0".parse().unwrap()).unwrap());
         let address = gateway.local_addr();
-        let cloud = Leg {
+        let cloud = Profile {
             name: if tls { "wss" } else { "ws" },
             gap: 600_000,
             stall: 400,
             fatal: 100,
-            fatal_links: usize::MAX,
+            fatal_connections: usize::MAX,
             corrupt: tls,
         };
         let device_port = proxy.route(cloud, move |_| TcpStream::connect(address)).port();
-        let log = Arc::new(Log::default());
+        let log = Arc::new(ServiceLog::default());
         let local = |name: &'static str, fatal| {
-            let leg = Leg {
+            let profile = Profile {
                 name,
                 gap: 250_000,
                 stall: 400,
                 fatal,
-                fatal_links: usize::MAX,
+                fatal_connections: usize::MAX,
                 corrupt: false,
             };
             let log = log.clone();
-            let port = proxy.route(leg, move |link| served(link, &log)).port();
+            let port = proxy.route(profile, move |damage| served(damage, &log)).port();
             ["--service".to_owned(), format!("{name}=127.0.0.1:{port}")]
         };
         let mut arguments: Vec<String> =
@@ -318,9 +297,9 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
             false => arguments.push("--plain".into()),
             true => arguments.extend(["--ca".into(), ca.to_str().unwrap().into()]),
         }
-        let queue = rand::random::<i32>() & 0x7FFF_FFFF | 0x4000_0000;
-        let name = if tls { "TLS" } else { "plain" };
-        agents.push(Agent::start(name, &program, queue, &arguments));
+        let agent = Agent::start(if tls { "TLS" } else { "plain" }, &arguments);
+        let queue = agent.queue.0;
+        agents.push(agent);
         let own = (0..options.tunnels).filter(|n| (n % 2 == 1) == tls);
         tunnels.extend(own.map(|n| Tunnel {
             id: TunnelId::new(&format!("t{n}")).unwrap(),
@@ -329,7 +308,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
             port: Port::new(device_port).unwrap(),
             queue,
             log: log.clone(),
-            state: Mutex::new(State {
+            state: Mutex::new(TunnelState {
                 generation: 0,
                 connected: false,
                 expired: false,
@@ -341,7 +320,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
     let soak = Arc::new(Soak {
         tunnels,
         proxy,
-        certificates,
+        ca: authority.pem(),
         quiet: AtomicBool::new(true),
         stop: AtomicBool::new(false),
         tally: Tally::default(),
@@ -351,7 +330,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
     }
     for tunnel in &soak.tunnels {
         tunnel.gateway.add_tunnel(tunnel.config(0)).unwrap();
-        tunnel.command(&ipc::Command::Add(tunnel.id.clone(), tunnel.params(0)));
+        tunnel.command(&listen::Command::Add(tunnel.id.clone(), tunnel.params(0)));
     }
     soak
 }
@@ -362,12 +341,12 @@ fn run(
     agents: &mut [Agent],
     interrupted: &AtomicBool,
 ) -> ExitCode {
-    let mut control = Control { soak: soak.clone(), rng: Rng::part(options.seed, 1) };
+    let mut control = Control { soak: soak.clone(), random: random::part(options.seed, 1) };
     control.rest(agents, Duration::from_secs(1));
     let drivers: Vec<_> = (0..soak.tunnels.len())
         .map(|index| {
-            let (soak, rng) = (soak.clone(), Rng::part(options.seed, 1000 + index as u64));
-            thread::spawn(move || Driver::new(&soak, index, rng).run())
+            let (soak, random) = (soak.clone(), random::part(options.seed, 1000 + index as u64));
+            thread::spawn(move || Driver::new(&soak, index, random).run())
         })
         .collect();
 
@@ -381,18 +360,20 @@ fn run(
     while began.elapsed() < options.duration && !interrupted.load(Ordering::SeqCst) {
         thread::sleep(Duration::from_millis(500));
         for agent in agents.iter_mut() {
-            assert!(!agent.has_died(), "the {} agent has died", agent.name);
+            assert!(!agent.process.has_ended(), "the {} agent has ended", agent.name);
             agent.read();
         }
         control.renew();
         let time = began.elapsed();
         if time >= next_update {
             control.update();
-            next_update = time + Duration::from_millis(control.rng.between(10_000, 30_000));
+            next_update =
+                time + Duration::from_millis(control.random.random_range(10_000..=30_000));
         }
         if time >= next_expiry {
             control.expire();
-            next_expiry = time + Duration::from_millis(control.rng.between(30_000, 90_000));
+            next_expiry =
+                time + Duration::from_millis(control.random.random_range(30_000..=90_000));
         }
         if agents[0].readings.len() == 1 && time >= first_minute {
             control.rest(agents, settle);
@@ -411,16 +392,16 @@ fn run(
     report(began.elapsed(), soak, agents)
 }
 
-/// Gives the commands of a business process, and of a cloud.
+/// Plays the business process and the cloud, which give the commands.
 struct Control {
     soak: Arc<Soak>,
-    rng: Rng,
+    random: Generator,
 }
 
 impl Control {
     fn pick(&mut self) -> &Tunnel {
-        let index = self.rng.below(self.soak.tunnels.len() as u64);
-        &self.soak.tunnels[index as usize]
+        let index = self.random.random_range(0..self.soak.tunnels.len());
+        &self.soak.tunnels[index]
     }
 
     fn update(&mut self) {
@@ -428,9 +409,9 @@ impl Control {
         let tunnel = self.pick();
         let mut state = tunnel.state.lock().unwrap();
         state.generation += 1;
-        // Who comes with the old token while the new one is on its way finds itself expired.
+        // A device that connects with the old token before it has the new one will find it expired.
         tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
-        let update = ipc::Command::Update(tunnel.id.clone(), tunnel.params(state.generation));
+        let update = listen::Command::Update(tunnel.id.clone(), tunnel.params(state.generation));
         drop(state);
         tunnel.command(&update);
     }
@@ -439,10 +420,10 @@ impl Control {
         self.soak.tally.expiries.fetch_add(1, Ordering::SeqCst);
         let tunnel = self.pick();
         tunnel.state.lock().unwrap().changes.push_back(Instant::now());
-        tunnel.gateway.expire(&tunnel.id).unwrap();
+        tunnel.gateway.expire(&tunnel.id);
     }
 
-    /// Adds the tunnels that have expired anew.
+    /// Adds expired tunnels again, with new tokens.
     fn renew(&mut self) {
         for tunnel in &self.soak.tunnels {
             let mut state = tunnel.state.lock().unwrap();
@@ -451,7 +432,7 @@ impl Control {
             }
             state.generation += 1;
             tunnel.gateway.add_tunnel(tunnel.config(state.generation)).unwrap();
-            let add = ipc::Command::Add(tunnel.id.clone(), tunnel.params(state.generation));
+            let add = listen::Command::Add(tunnel.id.clone(), tunnel.params(state.generation));
             drop(state);
             tunnel.command(&add);
         }
@@ -462,11 +443,11 @@ impl Control {
         self.soak.quiet.store(false, Ordering::SeqCst);
     }
 
-    /// Lets all sessions end without further faults, and takes a reading of the idle agents.
+    /// Lets all sessions end without further faults, and reads what the idle agents use.
     fn rest(&mut self, agents: &mut [Agent], settle: Duration) {
         self.soak.quiet.store(true, Ordering::SeqCst);
         self.soak.proxy.calm(true);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let soak = self.soak.clone();
         let is_idle = |tunnel: &Tunnel| {
             let state = tunnel.state.lock().unwrap();
@@ -477,10 +458,10 @@ impl Control {
             if Instant::now() >= deadline {
                 let busy = soak.tunnels.iter().filter(|tunnel| !is_idle(tunnel));
                 let busy = busy.map(|tunnel| {
-                    let State { connected, under_way, .. } = &*tunnel.state.lock().unwrap();
+                    let TunnelState { connected, under_way, .. } = &*tunnel.state.lock().unwrap();
                     format!("{} (connected: {connected}, sessions: {under_way})", tunnel.id)
                 });
-                let text = format!("no rest: {}", busy.collect::<Vec<_>>().join(", "));
+                let text = format!("not idle in time: {}", busy.collect::<Vec<_>>().join(", "));
                 eprintln!("{text}");
                 soak.tally.mismatches.lock().unwrap().push(text);
                 break;
@@ -488,7 +469,7 @@ impl Control {
             thread::sleep(Duration::from_millis(50));
         }
         thread::sleep(settle);
-        // Former sessions' sockets and threads may linger for a moment.
+        // Sockets and threads of former sessions may linger for a moment.
         let wanted = |agent: &Agent| agent.readings.first().copied();
         let settled = |reading: Reading, first: Option<Reading>| {
             first.is_none_or(|first| {
@@ -511,17 +492,17 @@ impl Control {
 struct Driver<'a> {
     soak: &'a Soak,
     tunnel: &'a Tunnel,
-    rng: Rng,
+    random: Generator,
     access: Option<Access>,
-    /// Sessions that are over here, and maybe not yet at the service.
+    /// Sessions that are over here, but perhaps not yet at the service.
     over: Vec<Outcome>,
     next: Instant,
 }
 
 impl<'a> Driver<'a> {
-    fn new(soak: &'a Soak, index: usize, rng: Rng) -> Self {
+    fn new(soak: &'a Soak, index: usize, random: Generator) -> Self {
         let tunnel = &soak.tunnels[index];
-        Driver { soak, tunnel, rng, access: None, over: Vec::new(), next: Instant::now() }
+        Driver { soak, tunnel, random, access: None, over: Vec::new(), next: Instant::now() }
     }
 
     fn run(mut self) {
@@ -536,23 +517,24 @@ impl<'a> Driver<'a> {
                 continue;
             };
             if !quiet && Instant::now() >= self.next && access.under_way() < 6 {
-                let service = ["both", "source", "sink", "sound"][self.rng.below(4) as usize];
-                let mut plan = Plan::random(&mut self.rng, service, 200_000);
-                // Some are long, for the time that they take and the faults that they meet.
-                if self.rng.permille(80) {
-                    plan.up = self.rng.below(8_000_000) as usize;
-                    plan.down = self.rng.below(8_000_000) as usize;
+                let service = ["both", "source", "sink", "sound"][self.random.random_range(0..4)];
+                let mut plan = Plan::random(&mut self.random, service, 200_000);
+                // Long ones take long and meet more faults.
+                if permille(&mut self.random, 80) {
+                    plan.up = self.random.random_range(0..8_000_000);
+                    plan.down = self.random.random_range(0..8_000_000);
                 }
                 match service {
                     "source" => plan.up = plan.up.min(100),
                     "sink" => plan.down = plan.down.min(100),
                     _ => {}
                 }
-                // Before it begins, so that nobody takes the tunnel for idle.
+                // Before it begins, so that the tunnel does not look idle.
                 self.tunnel.state.lock().unwrap().under_way += 1;
                 access.open(plan);
                 self.soak.tally.opened.fetch_add(1, Ordering::SeqCst);
-                self.next = Instant::now() + Duration::from_millis(self.rng.below(PACE));
+                self.next =
+                    Instant::now() + Duration::from_millis(self.random.random_range(0..PACE));
             }
             self.over.extend(access.step(Duration::from_millis(25)));
             if access.lost.is_some() && access.under_way() == 0 {
@@ -567,16 +549,16 @@ impl<'a> Driver<'a> {
         let token = self.tunnel.token(Side::Access, generation);
         let (address, id): (SocketAddr, _) =
             (self.tunnel.gateway.local_addr(), self.tunnel.id.as_str());
-        let ca = self.tunnel.tls.then_some(&self.soak.certificates.ca[..]);
-        let rng = Rng::new(self.rng.next());
-        Access::connect(address, id, token.expose(), ca, rng).ok()
+        let ca = self.tunnel.tls.then_some(&self.soak.ca[..]);
+        let random = random::part(self.random.next_u64(), 0);
+        Access::connect(address, id, &token, ca, random).ok()
     }
 
     /// Judges the sessions that are over at both ends.
     fn settle(&mut self) {
         for outcome in std::mem::take(&mut self.over) {
             let log = &self.tunnel.log;
-            // Read before the log is searched.
+            // Read before the search in the log.
             let active = log.active.load(Ordering::SeqCst);
             let served = {
                 let mut served = log.served.lock().unwrap();
@@ -585,8 +567,9 @@ impl<'a> Driver<'a> {
                 at.map(|at| served.swap_remove(at))
             };
             let age = outcome.ended.elapsed();
-            let nobody = active == 0 && age > Duration::from_secs(5) || age > traffic::SILENCE * 2;
-            let over = served.is_some() || outcome.refused.is_some() || nobody;
+            let never_served =
+                active == 0 && age > Duration::from_secs(5) || age > traffic::SILENCE * 2;
+            let over = served.is_some() || outcome.refused.is_some() || never_served;
             if over && self.judge(&outcome, served.as_ref()) {
                 self.tunnel.state.lock().unwrap().under_way -= 1;
                 let tally = &self.soak.tally;
@@ -600,7 +583,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// False while a cause may still become known.
+    /// Judges a session. False while its cause may still become known.
     fn judge(&self, outcome: &Outcome, served: Option<&Served>) -> bool {
         let tally = &self.soak.tally;
         let ended = served.map_or(outcome.ended, |served| served.ended.max(outcome.ended));
@@ -610,8 +593,8 @@ impl<'a> Driver<'a> {
             !state.connected || state.changes.iter().any(|time| window.contains(time))
         };
         let at_the_limit = matches!(outcome.refused, Some((SESSION_LIMIT, _)));
-        let cut = served.map(|served| served.link.is_cut(0) || served.link.is_cut(1));
-        // The device's own words; those about a service need a cause at the service, not somewhere.
+        let cut = served.map(|served| served.damage.is_cut(0) || served.damage.is_cut(1));
+        // The device's text about a service needs a cause at that service, and no other one.
         let of_a_service = matches!(&outcome.released, Some((BY_DEVICE, text))
             if text != "the tunnel is closed" && text != "no such session");
         let causes = Causes {
@@ -631,7 +614,7 @@ impl<'a> Driver<'a> {
         let seen = served.map(|s| (s.received, s.complete, s.end.clone()));
         let text = format!("tunnel {}: {wrong}: {outcome:?}, {seen:?}", self.tunnel.id);
         eprintln!("{text}");
-        // What is reported is no silent loss, but it needs a cause all the same.
+        // A reported loss is not silent, but it needs a cause, too.
         let reported = outcome.refused.is_some()
             || outcome
                 .released
@@ -696,7 +679,7 @@ fn report(time: Duration, soak: &Soak, agents: &[Agent]) -> ExitCode {
     for agent in agents {
         let [start, rest @ ..] = &agent.readings[..] else { continue };
         let end = rest.last().unwrap_or(start);
-        // Too short a run has no other reading.
+        // A very short run has no other reading.
         let minute = if rest.len() > 1 { rest[0] } else { *end };
         for (what, reading) in [
             ("start", start),

@@ -1,44 +1,51 @@
-//! Twenty tunnels of one manager: nineteen that work, and one in trouble.
-#![allow(dead_code)]
+//! Twenty tunnels of one manager: nineteen that work, and one in trouble. What the nineteen must
+//! still do is the tests' affair.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use aiot_tunnel::*;
+use aiot_tunnel::{EventKind, Limits, Manager, Security, TlsConfig};
+use tungstenite::Message;
 
-use super::common::*;
+use crate::certificates::Authority;
+use crate::cloud::{params, Cloud};
+use crate::frame;
+use crate::manager::{id, Running};
+use crate::services::{echo, BlackHole};
+use crate::tunnel_end::TunnelEnd;
+use crate::wait::{accept, TIMEOUT};
 
+/// The tunnels that are not in trouble.
 pub const OTHERS: usize = 19;
 
-/// What the one is in.
+/// The kinds of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// None answers its SYN.
+    /// Its SYN is not answered.
     BlackHole,
-    /// None answers its ClientHello.
+    /// Its ClientHello is not answered.
     EndlessHandshake,
     /// Its cloud sends garbage: so many frames a second, or as fast as it can.
     Flood(Option<u32>),
 }
 
-/// The nineteen, each with an open session.
+/// The nineteen tunnels, each with an open session.
 pub struct Fleet {
     pub running: Running,
     pub cloud: Cloud,
-    pub others: Vec<Device>,
+    pub others: Vec<TunnelEnd>,
 }
 
 impl Fleet {
     pub fn new() -> Self {
         let authority = Authority::new();
         let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-        let cloud = Cloud::tls(authority.acceptor("127.0.0.1", 1));
-        // The one in trouble does not give up, however long the others take.
-        let limits = Limits::new().with_handshake_timeout(10 * PATIENCE);
+        let cloud = Cloud::tls(authority.acceptor("127.0.0.1"));
+        // The tunnel in trouble does not give up, however long the others take.
+        let limits = Limits::default().with_handshake_timeout(10 * TIMEOUT);
         let builder = Manager::builder().security(Security::Tls(tls)).service(echo("e"));
         let builder = builder.limits(limits);
         let running = Running::start(builder);
@@ -51,35 +58,34 @@ impl Fleet {
         fleet
     }
 
-    /// The next connection, which is that of tunnel `n`.
-    pub fn connected(&self, n: usize) -> Device {
+    /// Accepts the next connection, which must be that of tunnel `n`.
+    pub fn connected(&self, n: usize) -> TunnelEnd {
         let mut device = self.cloud.accept();
         self.running.expect(EventKind::Connect, &format!("t{n}"));
         assert_eq!(device.create("s", "e"), 0);
         device
     }
 
-    /// One round trip of one byte through one of the nineteen.
+    /// The time of a round trip of one byte through one of the nineteen.
     pub fn round_trip(&mut self, n: usize) -> Duration {
-        let begun = Instant::now();
+        let began = Instant::now();
         self.others[n].data("s", b"k");
         assert_eq!(self.others[n].receive_data("s", 1), b"k");
-        begun.elapsed()
+        began.elapsed()
     }
 
-    /// Adds the twentieth, and leads it into trouble.
+    /// Adds the twentieth tunnel and gets it into trouble.
     pub fn trouble(&self, kind: Kind) -> Trouble {
         match kind {
             Kind::BlackHole => {
-                let (address, (listener, queue)) = black_hole();
-                self.add(address.port());
-                Trouble::Silence { listener, queue }
+                let hole = BlackHole::new();
+                self.add(hole.address().port());
+                Trouble::BlackHole(hole)
             }
             Kind::EndlessHandshake => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 self.add(listener.local_addr().unwrap().port());
-                let tcp = accept(&listener);
-                Trouble::Silence { listener, queue: vec![tcp] }
+                Trouble::EndlessHandshake(accept(&listener))
             }
             Kind::Flood(rate) => {
                 self.add(self.cloud.address().port());
@@ -87,11 +93,12 @@ impl Fleet {
                 self.running.expect(EventKind::Connect, "trouble");
                 let over = Arc::new(AtomicBool::new(false));
                 let stop = over.clone();
-                let flood = std::thread::spawn(move || {
-                    let begun = Instant::now();
+                let flood = thread::spawn(move || {
+                    let began = Instant::now();
+                    let garbage = frame::tunnel("{\"x\":", b"garbage");
                     let mut sent = 0u64;
                     while !stop.load(Ordering::Relaxed) {
-                        let garbage = tungstenite::Message::binary(&b"\0\x05{\"x\":garbage"[..]);
+                        let garbage = Message::binary(garbage.clone());
                         if device.socket.write(garbage).is_err() {
                             break;
                         }
@@ -99,10 +106,10 @@ impl Fleet {
                         if let Some(rate) = rate.filter(|_| sent.is_multiple_of(10)) {
                             let _ = device.socket.flush();
                             let due = Duration::from_secs(sent) / rate;
-                            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                            thread::sleep(due.saturating_sub(began.elapsed()));
                         }
                     }
-                    // Kept: its loss would make the tunnel connect anew.
+                    // The connection stays open: its loss would make the tunnel connect again.
                     (sent, device)
                 });
                 Trouble::Flood { over, flood }
@@ -114,10 +121,10 @@ impl Fleet {
         self.running.handle.add(&id("trouble"), params("127.0.0.1", port)).unwrap();
     }
 
-    /// Deletes the twentieth; the frames that it was flooded with.
+    /// Deletes the twentieth tunnel; how many frames it was flooded with.
     pub fn over(&self, trouble: Trouble) -> u64 {
         match trouble {
-            Trouble::Silence { .. } => {
+            Trouble::BlackHole(_) | Trouble::EndlessHandshake(_) => {
                 self.running.handle.delete(&id("trouble")).unwrap();
                 0
             }
@@ -132,23 +139,15 @@ impl Fleet {
     }
 }
 
-/// An address whose every SYN is dropped, for as long as its other part lives.
-pub fn black_hole() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // SAFETY: no pointers; the descriptor is a listening socket's. Its queue of connections
-    // becomes the shortest there is.
-    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    let address = listener.local_addr().unwrap();
-    let patience = Duration::from_millis(300);
-    let mut queue = Vec::new();
-    while let Ok(tcp) = TcpStream::connect_timeout(&address, patience) {
-        queue.push(tcp);
+impl Default for Fleet {
+    fn default() -> Self {
+        Fleet::new()
     }
-    (address, (listener, queue))
 }
 
-/// What holds the trouble up.
+/// Keeps the trouble up for as long as it lives.
 pub enum Trouble {
-    Silence { listener: TcpListener, queue: Vec<TcpStream> },
-    Flood { over: Arc<AtomicBool>, flood: JoinHandle<(u64, Device)> },
+    BlackHole(BlackHole),
+    EndlessHandshake(TcpStream),
+    Flood { over: Arc<AtomicBool>, flood: JoinHandle<(u64, TunnelEnd)> },
 }

@@ -1,0 +1,120 @@
+//! One end of a tunnel in a test's hands: a WebSocket by tungstenite that carries tunnel frames.
+//!
+//! [`cloud`](crate::cloud) accepts such an end from a device, [`gateways`](crate::gateways) connects
+//! one to a gateway. How a connection is made does not belong here.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{json, Value};
+use tungstenite::protocol::CloseFrame;
+use tungstenite::{Message, WebSocket};
+
+use crate::frame;
+
+/// A plain or a TLS stream.
+pub trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+pub struct TunnelEnd<S = Box<dyn Stream>> {
+    pub socket: WebSocket<S>,
+    /// The TCP connection below WebSocket and TLS.
+    pub tcp: TcpStream,
+    /// The path that the client has asked for.
+    pub path: String,
+}
+
+impl<S: Read + Write> TunnelEnd<S> {
+    /// Sends one tunnel frame.
+    pub fn send(&mut self, header: Value, payload: &[u8]) {
+        self.send_message(frame::tunnel(&header.to_string(), payload));
+    }
+
+    /// Sends one binary message, whatever is in it.
+    pub fn send_message(&mut self, message: Vec<u8>) {
+        self.socket.send(Message::binary(message)).unwrap();
+    }
+
+    /// Sends data of a session.
+    pub fn data(&mut self, session: &str, payload: &[u8]) {
+        self.send(json!({"frame_type": 4, "session_id": session, "frame_id": 9}), payload);
+    }
+
+    /// Ends a session; the payload is a status in JSON.
+    pub fn release(&mut self, session: &str, frame_id: u64, payload: &str) {
+        let header = json!({"frame_type": 3, "session_id": session, "frame_id": frame_id});
+        self.send(header, payload.as_bytes());
+    }
+
+    pub fn ping(&mut self, payload: &'static [u8]) {
+        self.socket.send(Message::Ping(payload.into())).unwrap();
+    }
+
+    /// Sends a close frame with a code.
+    pub fn close(&mut self, code: u16) {
+        self.socket.close(Some(CloseFrame { code: code.into(), reason: "".into() })).unwrap();
+    }
+
+    /// The next tunnel frame. Pings and pongs before it are left out.
+    pub fn receive(&mut self) -> (Value, Vec<u8>) {
+        loop {
+            if let Message::Binary(message) = self.socket.read().unwrap() {
+                let (header, payload) = frame::parse_tunnel(&message);
+                return (header, payload.to_vec());
+            }
+        }
+    }
+
+    /// Waits for a close frame, answers it, and gives its code. Frames before it are left out.
+    pub fn receive_close(&mut self) -> Option<u16> {
+        loop {
+            if let Message::Close(frame) = self.socket.read().unwrap() {
+                let _ = self.socket.flush();
+                return frame.map(|frame| frame.code.into());
+            }
+        }
+    }
+
+    /// Asks a device for a session; the code of its answer.
+    pub fn create(&mut self, session: &str, service: &str) -> i64 {
+        let id = 1000 + session.len();
+        self.send(
+            json!({"frame_type": 2, "session_id": session, "frame_id": id, "service_type": service}),
+            b"",
+        );
+        let (header, payload) = self.receive();
+        assert_eq!(header["frame_type"], 1, "{header}");
+        assert_eq!(header["session_id"], session);
+        assert_eq!(header["frame_id"], id);
+        assert_eq!(header["service_type"], service);
+        frame::code(&payload)
+    }
+
+    /// Receives so many bytes of one session; no other frame may come in between.
+    pub fn receive_data(&mut self, session: &str, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let (header, payload) = self.receive();
+            assert_eq!(header["frame_type"], 4, "{header} {}", String::from_utf8_lossy(&payload));
+            assert_eq!(header["session_id"], session);
+            assert!(payload.len() <= 4096);
+            bytes.extend(payload);
+        }
+        bytes
+    }
+
+    /// Checks that a session can be opened, echoes, and can be released.
+    pub fn check_echo(&mut self, session: &str, service: &str) {
+        assert_eq!(self.create(session, service), 0);
+        self.data(session, b"are you there?");
+        assert_eq!(self.receive_data(session, 14), b"are you there?");
+        self.release(session, 77, "{\"code\":0}");
+        let (header, payload) = self.receive();
+        assert_eq!(
+            (&header["frame_type"], &header["frame_id"]),
+            (&json!(1), &json!(77)),
+            "{header}"
+        );
+        assert_eq!(frame::code(&payload), 0);
+    }
+}

@@ -238,7 +238,7 @@ fn try_seed(
                 match event.kind {
                     EventKind::Connect => {}
                     EventKind::Disconnect => reports.lost.push(Instant::now()),
-                    EventKind::Expired => panic!("the tunnel expired"),
+                    other => panic!("{other:?} of a tunnel whose token is good"),
                 }
             }
         })

@@ -504,7 +504,8 @@ impl<T: Transport> Connection<T> {
 
     /// Writes what the transport takes, and looks at the deadlines.
     pub fn flush(&mut self, now: Instant) {
-        if self.state != State::Lost && !self.sender.is_empty() {
+        // Also after the end of the peer's stream: it may still read.
+        if !self.sender.is_empty() {
             self.write(now);
         }
         self.writable = false;

@@ -1,0 +1,176 @@
+//! What can happen to a tunnel of the gateway.
+
+use aiot_tunnel_proto::Side;
+use arbitrary::{Arbitrary, Result, Unstructured};
+
+/// Lengths of data frames: empty, short, the protocol's limit and one more, the longest that is kept.
+const LENGTHS: [usize; 8] = [0, 1, 7, 200, 4096, 4097, 30_000, 65_536];
+/// Bytes that one read brings.
+const CHUNKS: [usize; 6] = [1, 3, 50, 1500, 70_000, usize::MAX];
+/// Around the response timeout, the pings, and the stall time of a device.
+const MILLIS: [u64; 8] = [0, 1, 900, 2_000, 9_999, 10_001, 31_000, 61_000];
+/// One more than is kept, and more than a message may have.
+const TOO_LONG: [usize; 2] = [65_537, 90_000];
+const ROOMS: [usize; 6] = [0, 0, 1, 1000, usize::MAX, usize::MAX];
+const TURNS: [usize; 4] = [0, 1, 2, 40];
+
+/// One operation, and the number of turns after it; fewer when the tunnel comes to rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub operation: Operation,
+    pub turns: usize,
+}
+
+/// One thing that happens. Clients are counted among those of their side that behave, sessions among
+/// those of the client, both modulo their number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    Connect {
+        side: Side,
+        /// Bytes that one read brings at most.
+        chunk: usize,
+        /// As with TLS, one read fetches everything.
+        ahead: bool,
+    },
+    /// An access side asks for a session.
+    Create {
+        access: u8,
+        /// With a service type that is too long.
+        long: bool,
+    },
+    /// A device answers a create.
+    Answer {
+        device: u8,
+        session: u8,
+        code: u8,
+    },
+    Client {
+        side: Side,
+        client: u8,
+        does: Action,
+    },
+    TimePasses {
+        millis: u64,
+    },
+    Expires,
+}
+
+/// What either side may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Data {
+        session: u8,
+        length: usize,
+        frames: u8,
+    },
+    /// Data that is too long to be kept.
+    TooMuch {
+        session: u8,
+        length: usize,
+    },
+    /// A frame of a session that is another's, over, or nobody's.
+    Poison {
+        session: u8,
+        kind: PoisonKind,
+    },
+    Release {
+        session: u8,
+    },
+    /// Any bytes as a message, unless they are what the client might lawfully say.
+    Message(Vec<u8>),
+    Ping,
+    Pong,
+    LongMessage,
+    End(ClientEnd),
+    /// From now on it takes so many bytes.
+    Takes {
+        bytes: usize,
+    },
+    /// From now on one read brings so many bytes at most.
+    ArrivesIn {
+        chunk: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoisonKind {
+    Data,
+    Response,
+    Release,
+}
+
+/// How a client ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
+pub enum ClientEnd {
+    Close,
+    EndOfStream,
+    Reset,
+    /// Bytes that are no WebSocket frame of a client.
+    Violation,
+}
+
+impl<'a> Arbitrary<'a> for Step {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Step { turns: *u.choose(&TURNS)?, operation: u.arbitrary()? })
+    }
+}
+
+impl<'a> Arbitrary<'a> for Operation {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let kind = u.int_in_range(0..=15)?;
+        let which: u8 = u.arbitrary()?;
+        let side = if which & 128 == 0 { Side::Access } else { Side::Device };
+        Ok(match kind {
+            0 | 1 => Operation::Connect {
+                side: if kind == 0 { Side::Device } else { Side::Access },
+                chunk: *u.choose(&CHUNKS)?,
+                ahead: u.arbitrary()?,
+            },
+            2 => Operation::Create { access: which, long: u.arbitrary::<u8>()? == u8::MAX },
+            3 => Operation::Answer { device: which, session: u.arbitrary()?, code: 0 },
+            4 => Operation::Answer {
+                device: which,
+                session: u.arbitrary()?,
+                code: u.int_in_range(1..=20)?,
+            },
+            14 => Operation::TimePasses { millis: *u.choose(&MILLIS)? },
+            15 if which == 0 => Operation::Expires,
+            _ => Operation::Client { side, client: which, does: action(kind, u)? },
+        })
+    }
+}
+
+/// Kinds from 5 on.
+fn action(kind: u8, u: &mut Unstructured<'_>) -> Result<Action> {
+    Ok(match kind {
+        5 | 6 => Action::Data {
+            session: u.arbitrary()?,
+            length: *u.choose(&LENGTHS)?,
+            frames: u.int_in_range(1..=4)?,
+        },
+        7 => Action::Poison { session: u.arbitrary()?, kind: poison_kind(u)? },
+        8 => Action::Release { session: u.arbitrary()? },
+        9 => {
+            let length = usize::from(u.arbitrary::<u8>()?).min(u.len());
+            Action::Message(u.bytes(length)?.to_vec())
+        }
+        10 => match u.int_in_range(0..=2)? {
+            0 => Action::Ping,
+            1 => Action::LongMessage,
+            _ => Action::Pong,
+        },
+        11 => Action::End(u.arbitrary()?),
+        12 => Action::Takes { bytes: *u.choose(&ROOMS)? },
+        13 => Action::ArrivesIn { chunk: *u.choose(&CHUNKS)? },
+        _ => Action::TooMuch { session: u.arbitrary()?, length: *u.choose(&TOO_LONG)? },
+    })
+}
+
+/// Mostly data.
+fn poison_kind(u: &mut Unstructured<'_>) -> Result<PoisonKind> {
+    Ok(match u.int_in_range(0..=7)? {
+        0 => PoisonKind::Response,
+        1 => PoisonKind::Release,
+        _ => PoisonKind::Data,
+    })
+}

@@ -1,0 +1,39 @@
+//! Models of what stands around the protocol: a cloud, local services, the clients of a gateway. Each
+//! does what it is told, checks every answer, and panics where a promise is broken.
+//!
+//! `proto/tests` feeds them random and chosen cases, the fuzz targets (`fuzz/`) feed them what a
+//! fuzzer finds. They see the public interface of `aiot-tunnel-proto` only.
+//!
+//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`] and [`gateway`] take a
+//! sequence of operations, which [`Sequence`] makes of bytes.
+
+pub mod frame;
+pub mod gateway;
+pub mod handshake;
+pub mod relay;
+pub mod websocket;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+
+/// Operations, as many as the bytes that they are made of have room for. `Vec` would end with
+/// probability one half after each: too soon for random bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence<O>(pub Vec<O>);
+
+impl<'a, O: Arbitrary<'a>> Arbitrary<'a> for Sequence<O> {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let mut operations = Vec::new();
+        while !u.is_empty() {
+            operations.push(u.arbitrary()?);
+        }
+        Ok(Sequence(operations))
+    }
+}
+
+/// Pieces of bytes as one operation each: random pieces that are left out leave the others as they
+/// are, so a failing case becomes short.
+pub fn each_piece<O: for<'a> Arbitrary<'a>, const LENGTH: usize>(
+    pieces: &[[u8; LENGTH]],
+) -> Vec<O> {
+    pieces.iter().filter_map(|piece| Unstructured::new(piece).arbitrary().ok()).collect()
+}

@@ -1,0 +1,490 @@
+//! The device's relay against a model of its cloud and of its local services, all of memory. Whatever
+//! happens, every byte arrives in order at the session it is for, what is lost is reported, and the
+//! buffers stay within their budget.
+
+mod content;
+mod operation;
+mod said;
+mod service;
+mod wire;
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use aiot_tunnel_proto::connection::{Connection, End, Ping, Upkeep};
+use aiot_tunnel_proto::device::{DeviceLimits, DeviceRelay, DeviceSide};
+use aiot_tunnel_proto::frame::{reason, MAX_PAYLOAD};
+use aiot_tunnel_proto::relay::RelayLimits;
+use aiot_tunnel_proto::session::{Lingering, SessionLimits, MAX_BATCH};
+use aiot_tunnel_proto::websocket::Role;
+use aiot_tunnel_proto::Ready;
+
+use content::{assert_content, content, down, up};
+pub use operation::{Misbehaviour, Operation, ServiceEnd};
+use said::{Accepted, Said};
+pub use service::{Answer, Service, ServiceStream, Services, SharedService};
+pub use wire::{CloudWire, Wire};
+
+/// Sessions that the cloud talks of; the device takes [`MAX_SESSIONS`] of them at once.
+pub const IDS: usize = 5;
+pub const MAX_SESSIONS: usize = 3;
+/// Operations on services concern one of so many latest.
+const REACH: usize = 8;
+/// What the receive buffer may take.
+const MAX_RECEIVE_BUFFER: usize = 520 * 1024;
+/// What may wait for the cloud beyond twice the send buffer: one read of a service at its limit.
+const SEND_EXCESS: usize = 16 * 1024;
+
+/// Limits of the device side.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_sessions: usize,
+    pub session_buffer: usize,
+    pub send_buffer: usize,
+    pub stall_timeout: Duration,
+    pub connect_timeout: Duration,
+    pub ping_interval: Duration,
+    pub pong_timeout: Duration,
+}
+
+impl Default for Limits {
+    /// Those of the library.
+    fn default() -> Self {
+        Limits {
+            max_sessions: 10,
+            session_buffer: 256 * 1024,
+            send_buffer: 128 * 1024,
+            stall_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(20),
+            pong_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    /// As small as they may be, so that every limit is met.
+    fn tight() -> Self {
+        Limits {
+            max_sessions: MAX_SESSIONS,
+            session_buffer: 64 * 1024,
+            send_buffer: 8 * 1024,
+            ..Limits::default()
+        }
+    }
+}
+
+/// What the cloud has sent for one session id.
+#[derive(Default)]
+struct Told {
+    bytes: usize,
+    /// Positions in `bytes`, with the frame ids, which grow.
+    creates: Vec<(usize, u64)>,
+    releases: Vec<(usize, u64)>,
+    /// A frame was too long to be kept, so sessions of this id may end early.
+    lost: bool,
+}
+
+/// A relay, and everything around it.
+pub struct World {
+    pub limits: Limits,
+    began: Instant,
+    pub now: Instant,
+    pub wire: CloudWire,
+    pub services: Services,
+    pub relay: DeviceRelay<CloudWire, Services, ()>,
+    told: [Told; IDS],
+    next_frame: u64,
+    /// Frame ids that must be answered, and whose they are.
+    asked: HashMap<u64, usize>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        World::new(Limits::tight())
+    }
+}
+
+impl World {
+    pub fn new(limits: Limits) -> Self {
+        let (wire, services) = (CloudWire::default(), Services::default());
+        let upkeep = Upkeep {
+            ping: Ping::Every(limits.ping_interval),
+            silence_limit: limits.pong_timeout,
+            shrink_interval: limits.ping_interval,
+            high_water: limits.send_buffer,
+            flood_limit: usize::MAX,
+        };
+        let now = Instant::now();
+        let connection = Connection::new(wire.clone(), Role::Client, b"", upkeep, now);
+        let (max_sessions, connect_timeout) = (limits.max_sessions, limits.connect_timeout);
+        let side =
+            DeviceSide::new(services.clone(), DeviceLimits { max_sessions, connect_timeout });
+        let session = SessionLimits {
+            session_buffer: limits.session_buffer,
+            stall_timeout: Some(limits.stall_timeout),
+        };
+        let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
+        let relay = DeviceRelay::new(connection, side, relay_limits, (), Vec::new());
+        World {
+            limits,
+            began: now,
+            now,
+            wire,
+            services,
+            relay,
+            told: Default::default(),
+            next_frame: 1000,
+            asked: HashMap::new(),
+        }
+    }
+
+    /// Lets the operations happen to a new relay, and then everything go well. Panics where a promise
+    /// is broken.
+    pub fn run(operations: &[Operation]) {
+        let mut world = World::default();
+        for operation in operations {
+            if let Err(end) = world.happens(operation) {
+                return world.ended(Some(end));
+            }
+        }
+        world.settle();
+    }
+
+    fn happens(&mut self, operation: &Operation) -> Result<(), End> {
+        match *operation {
+            Operation::CloudCreates { id, known, fragments } => {
+                self.cloud_creates(id, known, fragments);
+            }
+            Operation::CloudSends { id, length, fragments } => {
+                self.cloud_sends(id, length, fragments);
+            }
+            Operation::CloudReleases { id, asks, fragments } => {
+                self.cloud_releases(id, asks, fragments);
+            }
+            Operation::CloudMisbehaves { how, fragments } => self.cloud_misbehaves(how, fragments),
+            Operation::Arrives { length } => self.wire.state().arrived += length,
+            Operation::CloudTakes { length } => self.wire.state().takes += length,
+            Operation::ServiceSends { service, length } => self.with_service(service, |service| {
+                service.sent += if service.end.is_none() { length } else { 0 };
+            }),
+            Operation::ServiceTakes { service, length } => {
+                self.with_service(service, |service| service.takes += length);
+            }
+            Operation::ServiceEnds { service, how } => {
+                self.with_service(service, |service| service.ends(how));
+            }
+            Operation::NextConnect { id, answer } => self.services.next_connect(id, answer),
+            Operation::Connects { service, succeeds } => self.with_service(service, |service| {
+                let answer = if succeeds { Ok(()) } else { Err(ErrorKind::TimedOut) };
+                service.connected.get_or_insert(answer);
+            }),
+            Operation::TimePasses { millis } => self.now += Duration::from_millis(millis),
+            Operation::CloudCloses => self.wire.state().closed = true,
+            Operation::Directive => {
+                self.relay.close(reason::TUNNEL_CLOSED, self.now);
+                return Err(directed());
+            }
+            Operation::Turn { spurious } => self.turn(spurious)?,
+        }
+        Ok(())
+    }
+
+    /// Does something to one of the latest services, counted from the back.
+    fn with_service(&self, which: u8, act: impl FnOnce(&mut Service)) {
+        let services = self.services.all();
+        if let Some(back) = usize::from(which).checked_rem(services.len().min(REACH)) {
+            act(&mut services[services.len() - 1 - back].borrow_mut());
+        }
+    }
+
+    /// What the worker does: sees what is ready, and lets the relay deal with it. `spurious`: `poll`
+    /// reports everything that it was asked for.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn turn(&mut self, spurious: bool) -> Result<(), End> {
+        let (wants_input, wants_local) = (self.relay.wants_input(), self.relay.wants_local());
+        let readable = wants_input && (spurious || self.wire.state().is_readable());
+        let writable = self.relay.connection().wants_room(self.now)
+            && (spurious || self.wire.state().takes > 0);
+        self.relay.connection_mut().ready(readable, writable);
+        let ready: Vec<Ready> = self
+            .relay
+            .sessions()
+            .iter()
+            .map(|session| {
+                let Some(stream) = session.stream() else { return Ready::default() };
+                let service = stream.service.borrow();
+                Ready {
+                    read: wants_local && (spurious || service.is_readable()),
+                    write: session.wants_write() && (spurious || service.is_writable()),
+                }
+            })
+            .collect();
+        let dials: Vec<Ready> = self
+            .relay
+            .side()
+            .dials()
+            .map(|dial| Ready { read: false, write: dial.borrow().connected.is_some() })
+            .collect();
+        self.relay.side_mut().ready(&dials);
+        self.relay.turn(self.now, &ready);
+        self.check_budget();
+        self.relay.end().map_or(Ok(()), |end| Err(end.clone()))
+    }
+
+    fn check_budget(&self) {
+        let (sessions, lingering) = (self.relay.sessions(), self.relay.lingering());
+        let most = self.limits.max_sessions;
+        assert!(sessions.iter().filter(|session| !session.is_released()).count() <= most);
+        assert!(sessions.len() + lingering.len() <= most * 3 / 2);
+        for session in sessions {
+            let (payloads, room) = session.batch();
+            // A batch points into the receive buffer, which the next turn may move or give back.
+            assert_eq!(payloads, 0, "a batch outlives its turn");
+            assert!(room <= MAX_BATCH, "a batch has room for {room} payloads");
+        }
+        let waiting = sessions.iter().map(|session| session.waiting());
+        for length in waiting.chain(lingering.iter().map(Lingering::waiting)) {
+            assert!(length <= self.limits.session_buffer, "{length} bytes wait for a service");
+        }
+        let waiting = self.relay.connection().waiting();
+        let most = 2 * self.limits.send_buffer + SEND_EXCESS;
+        assert!(waiting <= most, "{waiting} bytes wait for the cloud");
+        let held = self.relay.connection().receive_capacity();
+        assert!(held <= MAX_RECEIVE_BUFFER, "the receive buffer has {held} bytes");
+    }
+
+    /// `known`: whether there is such a service.
+    pub fn cloud_creates(&mut self, id: usize, known: bool, fragments: usize) {
+        let frame_id = self.frame_id();
+        let name = if known { format!("v{id}") } else { "nope".to_owned() };
+        self.told[id].creates.push((self.told[id].bytes, frame_id));
+        self.asked.insert(frame_id, id);
+        let header = format!(
+            r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{name}"}}"#
+        );
+        self.wire.state().frame(&header, &[], fragments);
+    }
+
+    pub fn cloud_sends(&mut self, id: usize, length: usize, fragments: usize) {
+        let payload = self.next_content(id, length.min(MAX_PAYLOAD));
+        let frame_id = self.frame_id();
+        let header = if frame_id.is_multiple_of(2) {
+            format!(r#"{{"frame_type":4,"frame_id":{frame_id},"session_id":"s{id}"}}"#)
+        } else {
+            format!(
+                r#"{{ "session_id" : "s{id}", "x":null, "frame_id":"{frame_id}","frame_type":4}}"#
+            )
+        };
+        self.wire.state().frame(&header, &payload, fragments);
+    }
+
+    /// `asks`: the release has a frame id, so it must be answered.
+    fn cloud_releases(&mut self, id: usize, asks: bool, fragments: usize) {
+        let frame_id = self.frame_id();
+        self.told[id].releases.push((self.told[id].bytes, frame_id));
+        let field = if asks {
+            self.asked.insert(frame_id, id);
+            format!(r#","frame_id":{frame_id}"#)
+        } else {
+            String::new()
+        };
+        let header = format!(r#"{{"frame_type":3,"session_id":"s{id}"{field}}}"#);
+        self.wire.state().frame(&header, br#"{"code":0,"msg":"done"}"#, fragments);
+    }
+
+    fn cloud_misbehaves(&mut self, how: Misbehaviour, fragments: usize) {
+        let mut wire = self.wire.state();
+        match how {
+            Misbehaviour::Ping => wire.message(9, &[7; 100], 1),
+            Misbehaviour::Pong => wire.message(10, &[], 1),
+            Misbehaviour::Text => wire.message(1, b"text", fragments),
+            Misbehaviour::NoMessage => wire.message(2, &[], 1),
+            Misbehaviour::HeaderTooLong => wire.message(2, b"\x08\x01{}", 1),
+            Misbehaviour::HeaderIsArray => wire.message(2, b"\0\x02[]rest", 1),
+            Misbehaviour::UnknownType => wire.frame(r#"{"frame_type":9}"#, b"x", fragments),
+            Misbehaviour::CreateWithoutFrameId => {
+                let header = r#"{"frame_type":2,"session_id":"s0","service_type":"v0"}"#;
+                wire.frame(header, b"", fragments);
+            }
+            Misbehaviour::UnknownSession => {
+                let id = format!("z{}", self.next_frame % 300);
+                self.next_frame += 1;
+                let header = format!(r#"{{"frame_type":4,"frame_id":1,"session_id":"{id}"}}"#);
+                wire.frame(&header, b"of no session", fragments);
+            }
+            Misbehaviour::Response => {
+                let header = r#"{"frame_type":1,"frame_id":77,"session_id":"s1"}"#;
+                wire.frame(header, b"{}", fragments);
+            }
+            Misbehaviour::LongPayload { id, excess } => {
+                drop(wire);
+                self.cloud_sends_too_much(id, MAX_PAYLOAD + 1 + usize::from(excess), fragments);
+            }
+            Misbehaviour::LongMessage { id, excess } => {
+                drop(wire);
+                self.cloud_sends_too_much(id, 68_000 + 200 * usize::from(excess), fragments);
+            }
+        }
+    }
+
+    /// Data that is not delivered: its session must not go on as if it had been.
+    fn cloud_sends_too_much(&mut self, id: usize, length: usize, fragments: usize) {
+        let payload = self.next_content(id, length);
+        self.told[id].lost = true;
+        let header = format!(r#"{{"frame_type":4,"frame_id":1,"session_id":"s{id}"}}"#);
+        self.wire.state().frame(&header, &payload, fragments);
+    }
+
+    fn frame_id(&mut self) -> u64 {
+        self.next_frame += 1;
+        self.next_frame
+    }
+
+    fn next_content(&mut self, id: usize, length: usize) -> Vec<u8> {
+        let bytes = content(down(id), self.told[id].bytes, length).collect::<Vec<_>>().concat();
+        self.told[id].bytes += length;
+        bytes
+    }
+
+    /// From here on all goes well and everybody takes everything: then nothing may be missing.
+    fn settle(mut self) {
+        for _ in 0..10_000 {
+            let before = self.progress();
+            {
+                let mut wire = self.wire.state();
+                (wire.arrived, wire.takes) = (usize::MAX, usize::MAX);
+            }
+            self.services.favour();
+            if let Err(end) = self.turn(false) {
+                return self.ended(Some(end));
+            }
+            // A service that is gone takes bytes without a trace: that is no standstill.
+            let all_read = self.wire.state().is_all_read();
+            let is_still = self.progress() == before && self.relay.connection().waiting() == 0;
+            if all_read && is_still {
+                assert!(self.relay.lingering().is_empty(), "a closed session lingers");
+                return self.ended(None);
+            }
+        }
+        panic!("no end of turns");
+    }
+
+    fn progress(&self) -> [usize; 5] {
+        let wire = self.wire.state();
+        let services = self.services.all();
+        let services = services.iter().map(|service| service.borrow());
+        let moved = services.map(|service| service.received.len() + service.read).sum();
+        let (sessions, lingering) = (self.relay.sessions(), self.relay.lingering());
+        [wire.read, wire.from_device.len(), moved, sessions.len(), lingering.len()]
+    }
+
+    /// The connection is over, or everything is said: what was said must fit together.
+    fn ended(self, end: Option<End>) {
+        self.wire.state().takes = usize::MAX;
+        self.services.favour();
+        let alive = end.is_none();
+        let World { limits, began, now, wire, services, relay, told, asked, .. } = self;
+        let open: Vec<SharedService> = relay
+            .sessions()
+            .iter()
+            .filter_map(|session| session.stream().map(|stream| stream.service.clone()))
+            .collect();
+        let mut lingering = relay.into_lingering(now);
+        // Some may have connected just now.
+        services.favour();
+        for _ in 0..100 {
+            lingering.retain_mut(|lingering| !lingering.step(now, &mut [0; 4096]));
+        }
+        assert!(lingering.is_empty(), "a closed session lingers");
+
+        let wire = wire.state();
+        let said = Said::read(&wire.from_device);
+        let verdict = Verdict {
+            alive,
+            directed: end == Some(directed()),
+            arrived: wire.is_all_read(),
+            patient: now.duration_since(began) < limits.stall_timeout.min(limits.connect_timeout),
+        };
+        for (id, told) in told.iter().enumerate() {
+            let opened = services.opened(id);
+            let answers = &said.accepted[id];
+            assert_eq!(opened.len(), answers.len(), "s{id}: an open service was not announced");
+            for (nth, (service, answer)) in opened.iter().zip(answers).enumerate() {
+                let open = open.iter().any(|open| Rc::ptr_eq(open, service));
+                verdict.session(id, nth, told, answer, &service.borrow(), open);
+            }
+        }
+        if alive {
+            for (frame, id) in asked {
+                assert!(said.answered.contains_key(&frame), "frame {frame} of s{id}: no answer");
+            }
+        }
+    }
+}
+
+/// What may be asked of a session in the end.
+struct Verdict {
+    /// The connection is still open.
+    alive: bool,
+    /// A directive has closed it.
+    directed: bool,
+    /// What the cloud sent has all arrived.
+    arrived: bool,
+    /// No session's time was up.
+    patient: bool,
+}
+
+impl Verdict {
+    /// One session: what the cloud told of it, what the device said, what its service got.
+    fn session(
+        &self,
+        id: usize,
+        nth: usize,
+        told: &Told,
+        answer: &Accepted,
+        service: &Service,
+        open: bool,
+    ) {
+        let what = format!("s{id}, the {nth}th");
+        let create = told.creates.iter().find(|(_, frame)| *frame == answer.frame_id);
+        let (from, _) = create.expect("a create that was answered was sent");
+        assert_content(&what, down(id), *from, &service.received);
+        let release = told.releases.iter().find(|(_, frame)| *frame > answer.frame_id);
+        let released = release.map(|(at, _)| *at);
+        let (to, all) = (from + service.received.len(), released.unwrap_or(told.bytes));
+        assert!(to <= all, "{what}: bytes after its release");
+        assert_content(&what, up(id, nth), 0, &answer.bytes);
+        assert!(answer.bytes.len() <= service.sent, "{what}: bytes that were not sent");
+
+        // After the cloud's release, the device's answers data for no session.
+        let by_device = answer.released && released.is_none();
+        if self.arrived && !service.spoiled {
+            let short = to < all;
+            assert!(!short || told.lost || !self.patient, "{what}: bytes are missing");
+            assert!(!short || service.reset, "{what}: cut short, and not told");
+            let cause = short || told.lost || self.directed;
+            assert!(!by_device || cause, "{what}: released for no reason");
+        }
+        if !self.alive || !self.patient || told.lost {
+            return;
+        }
+        let ended_in_order = service.end == Some(Ok(()));
+        let reset = service.spoiled && !ended_in_order || service.write_error.is_some();
+        if open || by_device && !reset {
+            assert_eq!(answer.bytes.len(), service.sent, "{what}: local bytes are missing");
+        }
+        if service.spoiled && released.is_none() && service.end.is_some() {
+            assert!(by_device, "{what}: its end was not reported");
+        }
+    }
+}
+
+/// How a connection ends that a directive closes.
+fn directed() -> End {
+    End::Local(reason::TUNNEL_CLOSED)
+}

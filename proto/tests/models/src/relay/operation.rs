@@ -1,0 +1,202 @@
+//! What can happen to a relay.
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+
+use super::service::Answer;
+use super::IDS;
+
+/// One thing that happens. Ids are below [`IDS`]; a service is one of the latest, counted from the back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    CloudCreates {
+        id: usize,
+        /// There is such a service.
+        known: bool,
+        fragments: usize,
+    },
+    CloudSends {
+        id: usize,
+        length: usize,
+        fragments: usize,
+    },
+    CloudReleases {
+        id: usize,
+        /// The release has a frame id, so it must be answered.
+        asks: bool,
+        fragments: usize,
+    },
+    CloudMisbehaves {
+        how: Misbehaviour,
+        fragments: usize,
+    },
+    /// So many more bytes of what the cloud has sent can be read.
+    Arrives {
+        length: usize,
+    },
+    CloudTakes {
+        length: usize,
+    },
+    ServiceSends {
+        service: u8,
+        length: usize,
+    },
+    ServiceTakes {
+        service: u8,
+        length: usize,
+    },
+    ServiceEnds {
+        service: u8,
+        how: ServiceEnd,
+    },
+    /// How the following connects to an id's service go.
+    NextConnect {
+        id: usize,
+        answer: Answer,
+    },
+    /// A connect that was under way has ended.
+    Connects {
+        service: u8,
+        succeeds: bool,
+    },
+    TimePasses {
+        millis: u64,
+    },
+    /// The byte stream ends after what the cloud has sent.
+    CloudCloses,
+    /// The tunnel is deleted: nothing happens afterwards.
+    Directive,
+    /// The worker's `poll` returns.
+    Turn {
+        /// It reports everything that it was asked for.
+        spurious: bool,
+    },
+}
+
+/// What a cloud should not send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
+pub enum Misbehaviour {
+    Ping,
+    Pong,
+    Text,
+    NoMessage,
+    HeaderTooLong,
+    HeaderIsArray,
+    UnknownType,
+    CreateWithoutFrameId,
+    UnknownSession,
+    Response,
+    /// Data that is too long to be delivered, by one byte and so many more.
+    LongPayload {
+        #[arbitrary(with = id)]
+        id: usize,
+        excess: u8,
+    },
+    /// Data in a message that is too long to be kept.
+    LongMessage {
+        #[arbitrary(with = id)]
+        id: usize,
+        excess: u8,
+    },
+}
+
+/// How a service ends its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceEnd {
+    Reset,
+    /// Writes find it gone.
+    Gone,
+    /// Writes fail, though it may still be there.
+    WriteFails,
+    InOrder,
+}
+
+impl<'a> Arbitrary<'a> for Operation {
+    /// Data is frequent, an end is rare: most sessions live for a while.
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let kind: u8 = u.arbitrary()?;
+        Ok(match kind % 32 {
+            0..=2 => Operation::CloudCreates {
+                id: id(u)?,
+                known: !u.ratio(1, 16)?,
+                fragments: fragments(u)?,
+            },
+            3..=7 => {
+                Operation::CloudSends { id: id(u)?, length: length(u)?, fragments: fragments(u)? }
+            }
+            8 => Operation::CloudReleases {
+                id: id(u)?,
+                asks: u.arbitrary()?,
+                fragments: fragments(u)?,
+            },
+            9 => Operation::CloudMisbehaves { how: u.arbitrary()?, fragments: fragments(u)? },
+            10..=13 => Operation::Arrives { length: length(u)? },
+            14 | 15 => Operation::CloudTakes { length: length(u)? },
+            16..=18 => Operation::ServiceSends { service: u.arbitrary()?, length: length(u)? },
+            19 | 20 => Operation::ServiceTakes { service: u.arbitrary()?, length: length(u)? },
+            21 => Operation::ServiceEnds { service: u.arbitrary()?, how: u.arbitrary()? },
+            22 => Operation::NextConnect { id: id(u)?, answer: answer(u)? },
+            23 => Operation::Connects { service: u.arbitrary()?, succeeds: !u.ratio(1, 4)? },
+            24 => Operation::TimePasses { millis: millis(u)? },
+            25 => match u.int_in_range(0..=63)? {
+                0 => Operation::CloudCloses,
+                1 => Operation::Directive,
+                _ => Operation::Turn { spurious: false },
+            },
+            _ => Operation::Turn { spurious: kind >= 224 },
+        })
+    }
+}
+
+impl<'a> Arbitrary<'a> for ServiceEnd {
+    /// Mostly in order.
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(match u.int_in_range(0..=7)? {
+            0 => ServiceEnd::Reset,
+            1 => ServiceEnd::Gone,
+            2 => ServiceEnd::WriteFails,
+            _ => ServiceEnd::InOrder,
+        })
+    }
+}
+
+/// Mostly it succeeds, at once or later.
+fn answer(u: &mut Unstructured<'_>) -> Result<Answer> {
+    Ok(match u.int_in_range(0..=7)? {
+        0 => Answer::Refused,
+        1 => Answer::NoSocket,
+        2..=4 => Answer::Later,
+        _ => Answer::AtOnce,
+    })
+}
+
+fn id(u: &mut Unstructured<'_>) -> Result<usize> {
+    u.int_in_range(0..=IDS - 1)
+}
+
+/// Mostly in one piece.
+fn fragments(u: &mut Unstructured<'_>) -> Result<usize> {
+    Ok(match u.int_in_range(0..=7)? {
+        0 => 2,
+        1 => 3,
+        _ => 1,
+    })
+}
+
+/// A length of one byte to a few frames, small ones as likely as large ones.
+fn length(u: &mut Unstructured<'_>) -> Result<usize> {
+    let (scale, fine): (u8, u8) = u.arbitrary()?;
+    let fine = usize::from(fine);
+    Ok(match scale % 8 {
+        0 => fine % 4,
+        1..=4 => fine,
+        5 => 16 * fine,
+        6 => 4095 + fine % 4,
+        _ => 256 * fine,
+    })
+}
+
+/// Mostly a moment, sometimes seconds.
+fn millis(u: &mut Unstructured<'_>) -> Result<u64> {
+    let step = u64::from(u.arbitrary::<u8>()?);
+    Ok(if step.is_multiple_of(4) { 40 * step } else { step })
+}

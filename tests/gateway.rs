@@ -3,10 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use aiot_tunnel::gateway::{Builder, Gateway};
-use aiot_tunnel::TunnelId;
+use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Side};
+use aiot_tunnel::{Token, TunnelId};
 use aiot_tunnel_testkit::certificates::{connector, Identity};
 use aiot_tunnel_testkit::frame::{self, code};
 use aiot_tunnel_testkit::gateways::{connect, connect_over, tcp, tunnel};
@@ -19,7 +19,7 @@ use tungstenite::Message;
 /// A client without TLS.
 type Client = TunnelEnd<TcpStream>;
 
-fn start(builder: Builder) -> Gateway {
+fn start(builder: GatewayBuilder) -> Gateway {
     logs::keep();
     builder.tunnel(tunnel("t1")).start("127.0.0.1:0".parse().unwrap()).unwrap()
 }
@@ -225,11 +225,27 @@ fn refusals_and_losses_have_their_codes() {
 fn expiry_closes_both_ends_and_refuses_the_tokens() {
     let (gateway, id) = gateway();
     let (mut device, mut access) = pair(&gateway);
-    assert!(gateway.expire(&id));
+    gateway.expire(&id).unwrap();
     assert_eq!(device.receive_close(), Some(4001));
     assert_eq!(access.receive_close(), Some(4001));
     let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
     assert_eq!(again.err(), Some(401));
+}
+
+#[test]
+fn a_tunnel_expires_at_the_time_of_its_configuration() {
+    let (gateway, _) = gateway();
+    let now = SystemTime::now();
+    gateway.add_tunnel(tunnel("t1").with_expires(now - Duration::from_secs(3600))).unwrap();
+    let late = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));
+    assert_eq!(late.err(), Some(401));
+    gateway.add_tunnel(tunnel("t1").with_expires(now + Duration::from_secs(3600))).unwrap();
+    let (mut device, mut access) = pair(&gateway);
+    gateway.add_tunnel(tunnel("t1").with_expires(SystemTime::UNIX_EPOCH)).unwrap();
+    assert_eq!(device.receive_close(), Some(4001));
+    assert_eq!(access.receive_close(), Some(4001));
+    gateway.add_tunnel(tunnel("t1")).unwrap();
+    pair(&gateway);
 }
 
 #[test]
@@ -526,7 +542,7 @@ fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
         }
         over.store(true, Ordering::Relaxed);
         // Ends the flood in the other tunnel if it is not over yet.
-        gateway.expire(&TunnelId::new("t2").unwrap());
+        gateway.expire(&TunnelId::new("t2").unwrap()).unwrap();
     });
 }
 
@@ -577,8 +593,18 @@ fn frame_ids_increase_on_a_connection_whatever_its_sources_say() {
 fn a_removed_tunnel_is_closed_and_unknown_until_it_is_added_again() {
     let (gateway, id) = gateway();
     let (mut device, mut access) = pair(&gateway);
-    assert!(gateway.remove_tunnel(&id));
-    assert!(!gateway.remove_tunnel(&id));
+    gateway.remove_tunnel(&id).unwrap();
+    let error = gateway.remove_tunnel(&id).unwrap_err();
+    assert!(
+        matches!(&error, aiot_tunnel::Error::UnknownTunnel(unknown) if *unknown == id),
+        "{error}"
+    );
+    assert!(matches!(gateway.expire(&id), Err(aiot_tunnel::Error::UnknownTunnel(_))));
+    let token = Token::new("hush-other").unwrap();
+    assert!(matches!(
+        gateway.set_token(&id, Side::Device, token),
+        Err(aiot_tunnel::Error::UnknownTunnel(_))
+    ));
     assert_eq!(device.receive_close(), Some(1001));
     assert_eq!(access.receive_close(), Some(1001));
     let again = connect(gateway.local_addr(), "/tunnel/t1/dest", Some(DEVICE_TOKEN));

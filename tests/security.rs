@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::*;
+use aiot_tunnel_testkit::queue;
 use aiot_tunnel_testkit::certificates::{Authority, Identity};
 use aiot_tunnel_testkit::cloud::{params, Cloud};
 use aiot_tunnel_testkit::frame::code;
@@ -28,7 +29,7 @@ fn trusting(authority: &Authority) -> TlsConfig {
     TlsConfig::new().with_ca_pem(&authority.pem()).unwrap()
 }
 
-fn secured(config: TlsConfig) -> Builder {
+fn secured(config: TlsConfig) -> ManagerBuilder {
     Manager::builder().security(Security::Tls(config))
 }
 
@@ -345,16 +346,49 @@ fn no_debug_text_holds_a_token_or_a_key() {
     let connect = ConnectParams::new("h", port, "/p", token.clone()).unwrap();
     let service = Service::new("_SSH", "127.0.0.1", port).unwrap();
     let options = ipc::ListenOptions::default();
-    let event = Event { kind: EventKind::Connect, tunnel_id: id("t") };
+    let event = Event::new(EventKind::Connect, id("t"));
     let error = Error::InvalidInput { field: "f", reason: "r".into() };
-    let add = listen::Command::Add(id("t"), connect.clone());
-    let update = listen::Command::Update(id("t"), connect.clone());
+    let add = ipc::Command::Add(id("t"), connect.clone());
+    let update = ipc::Command::Update(id("t"), connect.clone());
     let (id, limits) = (id("t"), Limits::default());
     let security = Security::Tls(tls.clone());
     let tunnel = gateways::tunnel("t");
-    let all: [&dyn std::fmt::Debug; 14] = [
-        &token, &connect, &tls, &security, &add, &update, &service, &options, &event, &error, &id,
-        &port, &limits, &tunnel,
+    let builder = Manager::builder().security(security.clone()).service(service.clone());
+    let manager = Manager::builder().security(security.clone()).build().unwrap();
+    let handle = manager.handle();
+    handle.add(&id, connect.clone()).unwrap();
+    let own = queue::Key::new();
+    let listener = ipc::Listener::start(handle.clone(), ipc::ListenOptions::new().with_key(own.0));
+    let (listener, target) = (listener.unwrap(), service.target());
+    let gateway_builder = gateway::Gateway::builder().tunnel(tunnel.clone());
+    let served = gateway::Gateway::builder().tunnel(tunnel.clone());
+    let served = served.start("127.0.0.1:0".parse().unwrap()).unwrap();
+    let client = access::Client::new(connect.clone(), security.clone(), "_SSH").unwrap();
+    let stop = client.stop_handle();
+    let all: [&dyn std::fmt::Debug; 23] = [
+        &token,
+        &connect,
+        &tls,
+        &security,
+        &add,
+        &update,
+        &service,
+        target,
+        &options,
+        &event,
+        &error,
+        &id,
+        &port,
+        &limits,
+        &tunnel,
+        &builder,
+        &manager,
+        &handle,
+        &listener,
+        &gateway_builder,
+        &served,
+        &client,
+        &stop,
     ];
     for value in all {
         for text in [format!("{value:?}"), format!("{value:#?}")] {

@@ -1,6 +1,5 @@
 //! Local services, and where each is reached.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -154,8 +153,24 @@ impl FromStr for Target {
     }
 }
 
-/// The services on offer, by name.
-pub(crate) type Services = BTreeMap<String, Service>;
+/// The services on offer, one of each type. They are few, so a list is searched.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Services(Vec<Service>);
+
+impl Services {
+    pub(crate) fn get(&self, service_type: &str) -> Option<&Service> {
+        self.0.iter().find(|service| service.service_type == service_type)
+    }
+
+    /// Offers a service in place of one of the same type.
+    pub(crate) fn put(&mut self, service: Service) {
+        let same = self.0.iter_mut().find(|other| other.service_type == service.service_type);
+        match same {
+            Some(other) => *other = service,
+            None => self.0.push(service),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

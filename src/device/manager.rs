@@ -3,7 +3,7 @@
 //! It waits on one channel that carries commands and worker events, and does no network I/O, so
 //! it is never late. Event handlers run here, one at a time, in order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
@@ -86,11 +86,14 @@ impl Ledger {
     }
 }
 
+/// The records of the tunnels that exist, in the order of their ids.
+type Records = Vec<(TunnelId, Arc<TunnelRecord>)>;
+
 struct Inner {
     options: Arc<Options>,
     ledger: Mutex<Ledger>,
     /// Of the tunnels that exist, for snapshots.
-    records: Mutex<BTreeMap<TunnelId, Arc<TunnelRecord>>>,
+    records: Mutex<Records>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
 }
@@ -165,9 +168,7 @@ impl Handle {
     #[must_use]
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
         // Copied, so that the start thread does not wait for the snapshots.
-        let records = self.0.records.lock();
-        let records: Vec<_> =
-            records.iter().map(|(id, record)| (id.clone(), record.clone())).collect();
+        let records = self.0.records.lock().clone();
         records.into_iter().map(|(id, record)| record.snapshot(id)).collect()
     }
 
@@ -175,7 +176,7 @@ impl Handle {
     /// now on offer it; those that are open do not.
     pub fn add_service(&self, service: Service) {
         let mut services = self.0.options.services.lock();
-        Arc::make_mut(&mut services).insert(service.service_type().to_owned(), service);
+        Arc::make_mut(&mut services).put(service);
     }
 
     /// Sets the security of connections that are made from now on.
@@ -236,7 +237,7 @@ impl fmt::Debug for ManagerBuilder {
 impl ManagerBuilder {
     /// Offers a local service. A second one of the same type replaces the first.
     pub fn service(mut self, service: Service) -> Self {
-        self.services.insert(service.service_type().to_owned(), service);
+        self.services.put(service);
         self
     }
 
@@ -438,7 +439,10 @@ impl StartThread<'_> {
 
     fn create(&mut self, id: &TunnelId, params: ConnectParams) {
         let record = Arc::new(TunnelRecord::new(&params));
-        self.handle.0.records.lock().insert(id.clone(), record.clone());
+        let mut records = self.handle.0.records.lock();
+        let at = records.partition_point(|(other, _)| other < id);
+        records.insert(at, (id.clone(), record.clone()));
+        drop(records);
         let worker = self.spawn(id, &params, 0, &record);
         let tunnel = Tunnel { params, record, epoch: 0, connected: false, worker };
         self.tunnels.insert(id.clone(), tunnel);
@@ -468,7 +472,7 @@ impl StartThread<'_> {
     }
 
     fn retire(&mut self, id: &TunnelId, tunnel: Tunnel, how: Directive) {
-        self.handle.0.records.lock().remove(id);
+        self.handle.0.records.lock().retain(|(other, _)| other != id);
         if tunnel.connected {
             self.emit(EventKind::Disconnect, id);
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
 use aiot_tunnel_proto::connection::Transport;
-use aiot_tunnel_proto::handshake::client::{is_interim, ClientHandshake, Refusal, Target};
+use aiot_tunnel_proto::handshake::client::{Answer, ClientHandshake, Refusal, Target};
 use aiot_tunnel_proto::handshake::{Head, HeadReader};
 
 use super::read_ahead::ReadAhead;
@@ -271,17 +271,21 @@ impl<W: Wait> Opener<'_, W> {
                 HandshakeError::Wait(e) => not_waited(WHAT, e),
                 HandshakeError::Io(e) => broken("receive the answer", e),
             })?;
-            if is_interim(&head) {
-                reader = HeadReader::after(&rest).map_err(|e| broken("receive the answer", e))?;
-                continue;
-            }
-            let accepted = handshake.check(&head).map_err(|refusal| match refusal {
+            let answer = handshake.check(&head).map_err(|refusal| match refusal {
                 Refusal::Unauthorized => OpenError::Unauthorized,
                 Refusal::Status(status) => OpenError::Failed(Failure::Status(status)),
                 Refusal::Invalid(why) => OpenError::Failed(Failure::Answer(why)),
             })?;
-            if !accepted.names_subprotocol {
-                (self.progress)(Progress::NoSubprotocol);
+            match answer {
+                Answer::Interim => {
+                    let after = HeadReader::after(&rest);
+                    reader = after.map_err(|e| broken("receive the answer", e))?;
+                    continue;
+                }
+                Answer::Accepted { names_subprotocol: false } => {
+                    (self.progress)(Progress::NoSubprotocol);
+                }
+                Answer::Accepted { .. } => {}
             }
             return Ok(Opened { stream, rest });
         }

@@ -28,12 +28,14 @@ pub struct ClientHandshake {
     key: String,
 }
 
-/// An answer that opens the WebSocket.
+/// An answer that does not refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accepted {
-    /// Whether the answer names the subprotocol. Without it the connection is used all the same, as
-    /// the C SDK does.
-    pub names_subprotocol: bool,
+pub enum Answer {
+    /// The WebSocket is open. An answer need not name the subprotocol: the connection is used all
+    /// the same, as the C SDK does.
+    Accepted { names_subprotocol: bool },
+    /// An interim answer (1xx other than 101), after which the real one follows (RFC 9110, 15.2).
+    Interim,
 }
 
 /// Why an answer does not open the WebSocket.
@@ -95,12 +97,11 @@ impl ClientHandshake {
         request
     }
 
-    /// Checks the head of the answer. Interim answers (1xx other than 101) are not for this
-    /// function: [`is_interim`] tells them.
+    /// Checks the head of an answer.
     ///
     /// # Errors
     /// The reason for which the WebSocket is not open.
-    pub fn check(&self, head: &[u8]) -> Result<Accepted, Refusal> {
+    pub fn check(&self, head: &[u8]) -> Result<Answer, Refusal> {
         let response = match Response::try_parse(head) {
             Ok(Some((_, response))) => response,
             Ok(None) => return invalid("the server's answer is not HTTP"),
@@ -108,6 +109,7 @@ impl ClientHandshake {
         };
         match response.status().as_u16() {
             101 => {}
+            100..200 => return Ok(Answer::Interim),
             401 => return Err(Refusal::Unauthorized),
             other => return Err(Refusal::Status(other)),
         }
@@ -128,19 +130,12 @@ impl ClientHandshake {
             return invalid("the server uses an extension that was not offered");
         }
         match header("sec-websocket-protocol") {
-            Some(SUBPROTOCOL) => Ok(Accepted { names_subprotocol: true }),
+            Some(SUBPROTOCOL) => Ok(Answer::Accepted { names_subprotocol: true }),
             Some(_) => invalid("the server chose another subprotocol"),
             None if headers.contains_key("sec-websocket-protocol") => {
                 invalid("the server chose an unreadable subprotocol")
             }
-            None => Ok(Accepted { names_subprotocol: false }),
+            None => Ok(Answer::Accepted { names_subprotocol: false }),
         }
     }
-}
-
-/// Whether a head is an interim answer (1xx other than 101), after which the real one follows
-/// (RFC 9110, 15.2).
-pub fn is_interim(head: &[u8]) -> bool {
-    matches!(Response::try_parse(head), Ok(Some((_, response)))
-        if response.status().is_informational() && response.status().as_u16() != 101)
 }

@@ -108,10 +108,11 @@ mod tests {
         for size in [1, 2, 3, 5, 100] {
             let mut source = Pieces(bytes, size);
             let first = HeadReader::default().read(&mut source).unwrap();
-            assert!(client::is_interim(&first.head));
+            let handshake = client::ClientHandshake::default();
+            assert_eq!(handshake.check(&first.head), Ok(client::Answer::Interim));
             let second = HeadReader::after(&first.rest).unwrap().read(&mut source).unwrap();
             assert_eq!(&second.head[..], b"HTTP/1.1 101 Ok\r\n\r\n");
-            assert!(!client::is_interim(&second.head));
+            assert!(handshake.check(&second.head).is_err());
         }
         let endless = vec![b'x'; MAX_HEAD + 1];
         let error = HeadReader::default().read(&mut Pieces(&endless, 1000)).err().unwrap();

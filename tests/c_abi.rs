@@ -1,14 +1,14 @@
-//! What compiled firmware relies on: the exported symbols and the layout of every public type,
-//! against the lists under `tests/abi/`. `docs/abi.md` says what may change when.
+//! The exported symbols and the layout of every public type, which compiled firmware relies on,
+//! compared with the lists under `tests/abi/`. `docs/abi.md` says what may change and when.
 #![cfg(target_os = "linux")]
 
 use std::env;
 use std::process::Command;
 
-/// The names the library exports, as `name kind` lines in alphabetical order.
+/// The names that the library exports, as `name kind` lines in alphabetical order.
 fn exported_symbols() -> String {
-    // Cargo links the shared library beside the crate that this test uses, in one go: it is
-    // always there, and never an older one.
+    // Cargo links the shared library together with the crate that this test uses: it is always
+    // there and never out of date.
     let library = env::current_exe().unwrap().with_file_name("libaiot_tunnel.so");
     let nm = Command::new("nm").args(["-D", "--defined-only"]).arg(&library).output().unwrap();
     assert!(nm.status.success(), "{}", String::from_utf8_lossy(&nm.stderr));
@@ -18,7 +18,7 @@ fn exported_symbols() -> String {
     symbols.concat()
 }
 
-/// From nm's `<address> <letter> <name>`.
+/// A line of nm, `<address> <letter> <name>`, as a `name kind` line.
 fn symbol(line: &str) -> String {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let &[_, letter, name] = fields.as_slice() else { panic!("nm printed {line:?}") };

@@ -176,7 +176,7 @@ fn a_flood_of_garbage_frames_is_dropped_and_sessions_go_on() {
 
 #[test]
 fn a_burst_of_1500_session_creates_is_answered_whole() {
-    // No ping may move answers on that wait.
+    // Pings are so rare that none of them can help the waiting answers.
     let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
     for (service, opened) in [("nobody-offers-this", 0), (ECHO, 9)] {
         let burst: Vec<u8> =
@@ -421,7 +421,7 @@ fn a_cloud_that_floods_and_takes_nothing_is_given_up_after_the_pong_timeout() {
 
 #[test]
 fn answers_that_had_to_wait_for_room_need_no_other_event_to_go_on() {
-    // No ping may move them on.
+    // Pings are so rare that none of them can help the waiting answers.
     let mut victim = Victim::new(json!({"ping_interval": 600_000, "pong_timeout": 1_200_000}), &[]);
     const BURST: usize = 2500;
     for turn in 0..20 {

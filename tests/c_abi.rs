@@ -1,5 +1,5 @@
-//! What compiled firmware relies on: the exported symbols and the layout of every public type,
-//! against the lists under `tests/abi/`. `docs/abi.md` says what may change when.
+//! The exported symbols and the layout of every public type, which compiled firmware relies on,
+//! compared with the lists under `tests/abi/`. `docs/abi.md` says what may change and when.
 #![cfg(target_os = "linux")]
 
 use std::process::{Command, Stdio};
@@ -24,7 +24,7 @@ fn shared_library() -> String {
     file.expect("cargo names the shared library")
 }
 
-/// The names the library exports, as `name kind` lines in alphabetical order.
+/// The names that the library exports, as `name kind` lines in alphabetical order.
 fn exported_symbols() -> String {
     let nm = Command::new("nm").args(["-D", "--defined-only", &shared_library()]).output().unwrap();
     assert!(nm.status.success(), "{}", String::from_utf8_lossy(&nm.stderr));
@@ -34,7 +34,7 @@ fn exported_symbols() -> String {
     symbols.concat()
 }
 
-/// From nm's `<address> <letter> <name>`.
+/// A line of nm, `<address> <letter> <name>`, as a `name kind` line.
 fn symbol(line: &str) -> String {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let &[_, letter, name] = fields.as_slice() else { panic!("nm printed {line:?}") };

@@ -1,4 +1,4 @@
-//! The documents name what there is.
+//! The documents name tests that exist.
 
 use std::fs;
 use std::path::Path;

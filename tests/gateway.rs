@@ -485,8 +485,8 @@ fn more_connections_than_allowed_are_told_so_until_one_goes() {
     let first = join("/tunnel/t1/source", ACCESS_TOKEN).ok().unwrap();
     let _second = join("/tunnel/t1/source", ACCESS_TOKEN).ok().unwrap();
     assert_eq!(join("/tunnel/t1/source", ACCESS_TOKEN).err(), Some(503));
-    // A tunnel with all its access connections still admits its device, and so does the gateway
-    // another tunnel.
+    // A tunnel whose access connections are all in use still admits its device, and the gateway
+    // still admits another tunnel.
     let _device = join("/tunnel/t1/dest", DEVICE_TOKEN).ok().unwrap();
     let _other = join("/tunnel/t2/source", ACCESS_TOKEN).ok().unwrap();
     assert_eq!(join("/tunnel/t2/dest", DEVICE_TOKEN).err(), Some(503));

@@ -587,7 +587,7 @@ fn a_tls_handshake_that_drips_ends_at_the_handshake_timeout() {
     for _ in 0..2 {
         let tcp = accept(&cloud.listener);
         let begun = Instant::now();
-        // A handshake record of 16 KiB that begins with the beginning of a ServerHello.
+        // A handshake record of 16 KiB that starts like a ServerHello.
         let head = [0x16, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xfc, 3, 3];
         drip(tcp, head.into_iter().chain(std::iter::repeat(7)));
         report("TLS drips", "given up", begun);

@@ -1,5 +1,5 @@
 //! Sessions whose bytes check themselves: both ends know from a seed what the other end sends. With
-//! them comes an access side, written on tungstenite and [`frame`](crate::frame).
+//! them comes an access side, written on tungstenite and [`frame`].
 //!
 //! To the service a session carries a head (which session this is), a body and an end marker; back
 //! from the service a body and an end marker. The marker holds the body's length and its hash. What

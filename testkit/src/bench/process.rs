@@ -1,5 +1,5 @@
 //! Processes under measurement: started, pinned to a processor, told what to do. What they use is
-//! read with [`procfs`](crate::procfs).
+//! read with [`procfs`].
 
 use std::io::Read;
 use std::process::{Command, Stdio};

@@ -24,6 +24,7 @@ mod logging;
 mod manager;
 #[cfg(any(feature = "gateway", feature = "access"))]
 mod peer;
+pub mod process;
 pub mod state;
 mod status;
 mod sys;

@@ -144,7 +144,7 @@ impl Program {
     }
 
     fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
+        let mut command = Command::new(common::program());
         command
             .args(arguments)
             .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS)

@@ -609,7 +609,7 @@ fn tokens_and_keys_are_wiped_from_memory_tls() {
 #[test]
 #[cfg(feature = "cli")]
 fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certificate() {
-    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
+    let program = &program();
     let (authority, other) = (Authority::new(), Authority::new());
     let mut acceptor = acceptor(&authority, "127.0.0.1");
     acceptor.clear_options(SslOptions::NO_TLSV1_3);
@@ -660,7 +660,7 @@ fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certi
 #[test]
 #[cfg(feature = "cli")]
 fn no_process_shows_its_token_in_the_process_list_or_its_environment() {
-    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
+    let program = &program();
     let (device, access) = (format!("{DEVICE_TOKEN}-shown"), format!("{ACCESS_TOKEN}-shown"));
     let unseen = |holder: &Holder| {
         for file in ["cmdline", "environ"] {

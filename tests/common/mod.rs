@@ -112,6 +112,14 @@ pub fn skip(test: &str, why: impl std::fmt::Display) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
+/// The `aiot-tunnel` program that cargo has built beside this executable, in `target/PROFILE`.
+pub fn program() -> std::path::PathBuf {
+    let executable = std::env::current_exe().unwrap();
+    let program = executable.parent().and_then(|deps| deps.parent()).unwrap().join("aiot-tunnel");
+    assert!(program.exists(), "no {}: cargo build -p aiot-tunnel-cli", program.display());
+    program
+}
+
 /// A connected device, as the cloud sees it.
 pub struct Device {
     pub socket: WebSocket<Box<dyn Stream>>,

@@ -1,9 +1,32 @@
-//! The device side of a secure tunnel: a remote-login process keeps a WebSocket to the cloud
-//! and relays sessions (SSH, HTTP, anything TCP) to local services.
+//! The device side of a secure tunnel. A remote-login process keeps a WebSocket to the cloud, and
+//! relays sessions (SSH, HTTP, anything that speaks TCP) to services on the device. So an
+//! operator reaches a device behind a firewall or NAT.
 //!
-//! Synchronous and threaded, after the tunnel component of the Link SDK: a **start thread**
-//! ([`Manager::run`]) that takes commands and runs the event handler, a **listen thread**
-//! ([`ipc`]) that receives commands from another process, and one **worker** per tunnel.
+//! [`Manager`] is the place to begin; its documentation has a complete program.
+//!
+//! # Threads
+//!
+//! The library blocks and uses threads, as the tunnel component of the Link SDK does; there is no
+//! asynchronous runtime.
+//!
+//! | thread | what it does |
+//! | --- | --- |
+//! | **start thread**, the caller's, inside [`Manager::run`] | executes commands, calls the event handler |
+//! | **listen thread** ([`ipc::Listener`]), optional | receives commands from another process |
+//! | one **worker** for each tunnel | connects, relays sessions |
+//!
+//! Commands come through a [`Handle`], which never blocks; [`Handle::tunnels`] shows what the
+//! tunnels do.
+//!
+//! # Features
+//!
+//! None is on by default: a firmware pays for the device side only.
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `access` | `access`: the operator's end of a tunnel |
+//! | `gateway` | `gateway`: a stand-in for the cloud's tunnel service |
+//! | `vendored` | OpenSSL, built from source and linked in |
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_debug_implementations, missing_docs)]
 
@@ -20,6 +43,7 @@ pub mod gateway;
 pub mod ipc;
 mod logging;
 mod net;
+pub mod process;
 pub mod state;
 mod status;
 mod sys;
@@ -32,7 +56,7 @@ pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use status::{SessionStatus, TunnelState, TunnelStatus};
 
-/// [`ipc`] under the name of its thread.
+/// Another name of [`ipc`].
 #[doc(hidden)]
 pub mod listen {
     pub use crate::ipc::{ListenOptions as Options, *};

@@ -1,8 +1,8 @@
 //! LK-coded lines: one text for the `log` facade and for the C caller's callback.
 //!
 //! A line reads `[<seconds>.<milliseconds>][LK-<code>] <text>\r\n`; the facade gets
-//! `[LK-<code>] <text>` under the target `aiot_tunnel`. Texts from peers may stand in a line, so
-//! control characters are replaced here, once for all: a line stays one line.
+//! `[LK-<code>] <text>` under the target `aiot_tunnel`. A line may hold text from a peer, so control
+//! characters are replaced here, in one place: a line stays one line.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -37,7 +37,7 @@ pub(crate) enum Code {
 pub(crate) type Sink = Arc<dyn Fn(i32, &str) + Send + Sync>;
 
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
-/// Whether there is a sink, so that a line nobody wants costs one load.
+/// Whether there is a sink. Without one, and without a logger, a line costs one load.
 static HAS_SINK: AtomicBool = AtomicBool::new(false);
 /// Held while the sink runs: it receives one line at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -46,8 +46,8 @@ thread_local! {
     static INSIDE_SINK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Replaces the sink. When it returns, the former sink runs no more, unless it is the former
-/// sink itself that calls.
+/// Replaces the sink. When this function returns, the former sink no longer runs, unless the
+/// former sink itself is the caller.
 pub(crate) fn set_sink(sink: Option<Sink>) {
     let _turn = (!INSIDE_SINK.get()).then(|| TURN.lock());
     HAS_SINK.store(sink.is_some(), Ordering::Release);

@@ -118,7 +118,10 @@ impl Target {
         }
         if bytes.len() > MAX_UNIX_PATH {
             let length = bytes.len();
-            return Err(Error::invalid(FIELD, format!("{length} bytes, not 1 to {MAX_UNIX_PATH}")));
+            return Err(Error::invalid(
+                FIELD,
+                format!("has {length} bytes; {MAX_UNIX_PATH} are allowed"),
+            ));
         }
         if bytes.iter().any(u8::is_ascii_control) {
             return Err(Error::invalid(FIELD, "holds a control character"));

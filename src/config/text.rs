@@ -34,7 +34,7 @@ pub(super) fn check_host(host: &str) -> Result<()> {
     Ok(())
 }
 
-/// `least` to `most` bytes of visible ASCII.
+/// `least` (0 or 1) to `most` bytes of visible ASCII.
 pub(super) fn check_visible(
     field: &'static str,
     text: &str,
@@ -49,8 +49,11 @@ pub(super) fn check_visible(
 }
 
 fn check_length(field: &'static str, text: &str, least: usize, most: usize) -> Result<()> {
-    if (least..=most).contains(&text.len()) {
-        return Ok(());
+    match text.len() {
+        length if length < least => Err(Error::invalid(field, "must not be empty")),
+        length if length > most => {
+            Err(Error::invalid(field, format!("has {length} bytes; {most} are allowed")))
+        }
+        _ => Ok(()),
     }
-    Err(Error::invalid(field, format!("{} bytes, not {least} to {most}", text.len())))
 }

@@ -1,7 +1,7 @@
-//! The start thread: commands in, workers up and down, events out.
+//! The start thread: it executes commands, starts and ends workers, and emits events.
 //!
-//! It waits on one channel that carries commands and worker events, and does no network I/O, so
-//! it is never late. Event handlers run here, one at a time, in order.
+//! It waits on one channel, which carries commands and the workers' reports. It does no network
+//! I/O, so it is never late. The event handler runs here: one call at a time, in order.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +31,8 @@ const SPAWN_RETRY: Duration = Duration::from_secs(1);
 ///
 /// It is called on the start thread, the one inside [`Manager::run`]: one call at a time, in the
 /// order of the events. It may call every function of [`Handle`], and it may take its time: data
-/// flows on, only commands and further events wait. A panic in it is logged and ends nothing.
+/// flows on, only commands and further events wait. If it panics, that is logged, and everything
+/// goes on.
 pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
 
 /// What the workers share: read when a connection is made.
@@ -63,8 +64,8 @@ enum Command {
     Delete,
 }
 
-/// The ids that exist once all queued commands have run. It makes the tunnel limit an answer
-/// of the call itself, though commands are executed later, on the start thread.
+/// The ids that will exist when all queued commands have run. With it, a call can answer that the
+/// tunnel limit is reached, although the start thread executes the command later.
 #[derive(Default)]
 struct Ledger {
     slots: HashMap<TunnelId, Slot>,

@@ -1,9 +1,8 @@
-//! The C library's allocator. A file of its own, since only the program may set what its whole
-//! process shares; the library leaves it to its host.
+//! The C library's allocator.
 
 /// Makes large buffers mappings of their own, which go back to the system when they are freed, for
-/// good: glibc would raise the size from which it does so each time, up to 32 MiB, and keep the
-/// rest for itself. And lets threads share arenas, of which each would keep its own leavings.
+/// good: glibc would raise the size from which it does so with each freed buffer, up to 32 MiB,
+/// and keep the rest. And lets threads share arenas, because each arena keeps memory of its own.
 pub(crate) fn give_back_large_buffers() {
     #[cfg(target_env = "gnu")]
     {

@@ -1,19 +1,22 @@
-//! Secrets that come in the environment. A file of its own, since the program needs it too.
+//! Secrets in the environment.
 
 use std::ffi::{CStr, CString};
+use std::{fs, io};
 
 use zeroize::{Zeroize, Zeroizing};
 
-/// The value of a variable, which is wiped where the kernel has put it, so that it no longer
-/// stands in `/proc/PID/environ`, and removed, so that no child inherits it. `None` when it is not
-/// set or not UTF-8. Only while the process has one thread, as with everything that changes the
-/// environment.
-pub(crate) fn take_variable(name: &str) -> Option<Zeroizing<String>> {
-    let name = CString::new(name).ok()?;
+/// Takes a variable out of the environment and wipes its value. Fails, and changes nothing, when
+/// the process has more than one thread.
+pub(crate) fn take_variable(name: &str) -> io::Result<Option<Zeroizing<String>>> {
+    let name = CString::new(name)?;
+    // With one thread there is nobody who could read the environment now, or start another thread.
+    if fs::read_dir("/proc/self/task")?.take(2).count() != 1 {
+        return Err(io::Error::other("the process has more than one thread already"));
+    }
     // SAFETY: a NUL-terminated name; the value is used before anything changes the environment.
     let value = unsafe { libc::getenv(name.as_ptr()) };
     if value.is_null() {
-        return None;
+        return Ok(None);
     }
     // SAFETY: getenv gives a NUL-terminated text, and no other thread is there to change it.
     let length = unsafe { CStr::from_ptr(value) }.count_bytes();
@@ -23,5 +26,5 @@ pub(crate) fn take_variable(name: &str) -> Option<Zeroizing<String>> {
     bytes.zeroize();
     // SAFETY: a NUL-terminated name; no other thread reads the environment.
     unsafe { libc::unsetenv(name.as_ptr()) };
-    text
+    Ok(text)
 }

@@ -1,10 +1,14 @@
 //! The few system calls that std lacks, each behind a safe function. Linux only.
 
+mod allocator;
+mod environment;
 mod message_queue;
 mod poll;
 mod socket;
 mod waker;
 
+pub(crate) use allocator::give_back_large_buffers;
+pub(crate) use environment::take_variable;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
 pub(crate) use socket::{

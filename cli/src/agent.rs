@@ -1,0 +1,49 @@
+//! `aiot-tunnel agent`
+
+use std::io::Write;
+
+use aiot_tunnel::ipc::{ListenOptions, Listener};
+use aiot_tunnel::{process, Manager, Security};
+use zeroize::Zeroizing;
+
+use crate::cli::AgentArgs;
+use crate::process::on_signal;
+use crate::{input, Result};
+
+pub(crate) fn run(args: &AgentArgs) -> Result<()> {
+    // The agent runs for months, and its buffers come and go.
+    process::give_back_large_buffers();
+    let mut builder = Manager::builder().security(security(args)?);
+    for service in &args.service {
+        builder = builder.service(service.clone());
+    }
+    let manager = builder
+        .on_event(|_, event| {
+            // Tunnels go on when nobody reads the events.
+            let _ = writeln!(std::io::stdout(), "{event}");
+        })
+        .build()?;
+    let handle = manager.handle();
+    on_signal(move || handle.stop())?;
+    let options = ListenOptions::new()
+        .with_key(args.queue_key)
+        .with_mode(args.queue_mode)
+        .with_owner(args.queue_owner);
+    let listener = Listener::start(manager.handle(), options)?;
+    let result = manager.run();
+    listener.stop();
+    Ok(result?)
+}
+
+fn security(args: &AgentArgs) -> Result<Security> {
+    if args.plain {
+        return Ok(Security::Plain);
+    }
+    let tls = input::tls(args.ca.as_deref())?;
+    Ok(Security::Tls(match (&args.client_cert, &args.client_key) {
+        (Some(cert), Some(key)) => {
+            tls.with_client_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+        }
+        _ => tls,
+    }))
+}

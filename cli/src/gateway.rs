@@ -1,0 +1,92 @@
+//! `aiot-tunnel gateway`
+
+use std::time::{Duration, SystemTime};
+
+use aiot_tunnel::gateway::{Gateway, TunnelConfig};
+use aiot_tunnel::{Token, TunnelId};
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroizing;
+
+use crate::cli::GatewayArgs;
+use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
+use crate::process::{ending_signals, say_listening};
+use crate::Result;
+
+pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
+    let mut signals = ending_signals()?;
+    let mut builder = Gateway::builder()
+        .session_limit(args.session_limit)
+        .connection_limit(args.connection_limit)
+        .access_limit(args.access_limit);
+    builder = match (&args.cert, &args.key) {
+        (Some(cert), Some(key)) => {
+            builder.tls_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+        }
+        _ if args.plain => builder,
+        _ => return Err("give --cert and --key for TLS, or --plain for none".into()),
+    };
+    for tunnel in tunnels(args)? {
+        builder = builder.tunnel(tunnel);
+    }
+    let gateway = builder.start(args.listen)?;
+    say_listening(gateway.local_addr())?;
+    signals.forever().next();
+    gateway.shutdown();
+    Ok(())
+}
+
+fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
+    match (&args.tunnels, &args.tunnel) {
+        (Some(path), _) => {
+            let text = Zeroizing::new(input::read(path)?);
+            // serde's message would quote the text, and that holds tokens.
+            let entries: Vec<Entry> = serde_json::from_slice(&text).map_err(|e| {
+                let (line, column) = (e.line(), e.column());
+                format!(
+                    "{}: line {line}, column {column}: not a list of tunnels as --help shows it",
+                    path.display()
+                )
+            })?;
+            entries.into_iter().map(Entry::config).collect()
+        }
+        (None, Some(id)) => {
+            let device_file = args.device_token_file.as_deref();
+            let device_token = input::token(device_file, DEVICE_TOKEN, "device")?;
+            let access_file = args.access_token_file.as_deref();
+            let access_token = input::token(access_file, ACCESS_TOKEN, "access")?;
+            let tunnel = TunnelConfig::new(id.clone(), device_token, access_token);
+            Ok(vec![tunnel.with_expires(args.expire.and_then(from_now))])
+        }
+        (None, None) => Err("give --tunnels FILE or --tunnel ID".into()),
+    }
+}
+
+/// So many seconds from now; `None` when no clock shows that time.
+fn from_now(seconds: u64) -> Option<SystemTime> {
+    SystemTime::now().checked_add(Duration::from_secs(seconds))
+}
+
+/// A tunnel in the file of `--tunnels`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    id: String,
+    #[serde(deserialize_with = "wiped")]
+    device_token: Zeroizing<String>,
+    #[serde(deserialize_with = "wiped")]
+    access_token: Zeroizing<String>,
+    expire: Option<u64>,
+}
+
+impl Entry {
+    fn config(self) -> Result<TunnelConfig> {
+        let id = TunnelId::new(&self.id)?;
+        let (device, access) = (Token::new(&self.device_token)?, Token::new(&self.access_token)?);
+        Ok(TunnelConfig::new(id, device, access).with_expires(self.expire.and_then(from_now)))
+    }
+}
+
+/// A text that is wiped from memory when it is dropped.
+fn wiped<'de, D: Deserializer<'de>>(text: D) -> std::result::Result<Zeroizing<String>, D::Error> {
+    String::deserialize(text).map(Zeroizing::new)
+}

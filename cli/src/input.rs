@@ -1,0 +1,146 @@
+//! What the options name: files, tokens, URLs and services.
+
+use std::fs;
+use std::path::Path;
+
+use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
+use zeroize::Zeroizing;
+
+use crate::Result;
+
+/// The variable that holds the device's token when no file is named.
+pub(crate) const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
+/// The variable that holds the operator's token when no file is named.
+pub(crate) const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
+
+/// Reads a file; an error names it.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| format!("{}: {e}", path.display()).into())
+}
+
+/// A token, never empty, from its file or, without one, from the environment, where it is wiped.
+/// Call it before the process has a second thread.
+pub(crate) fn token(file: Option<&Path>, variable: &str, side: &str) -> Result<Token> {
+    let text = match file {
+        Some(path) => {
+            let bytes = Zeroizing::new(read(path)?);
+            let text =
+                std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+            Zeroizing::new(text.to_owned())
+        }
+        None => process::take_variable(variable)?.ok_or_else(|| {
+            format!("no {side} token: name its file in an option (see --help), or set {variable}")
+        })?,
+    };
+    match text.trim() {
+        "" => Err(format!("the {side} token is empty").into()),
+        token => Ok(Token::new(token)?),
+    }
+}
+
+/// TLS that trusts the certificates of a file, or the system's.
+pub(crate) fn tls(ca: Option<&Path>) -> Result<TlsConfig> {
+    match ca {
+        Some(path) => {
+            let tls = TlsConfig::new().with_ca_pem(&read(path)?);
+            Ok(tls.map_err(|e| format!("{}: {e}", path.display()))?)
+        }
+        None => Ok(TlsConfig::new()),
+    }
+}
+
+/// A URL of a tunnel service, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Url<'a> {
+    pub(crate) secure: bool,
+    pub(crate) host: &'a str,
+    pub(crate) port: Port,
+    /// With a leading slash, or empty.
+    pub(crate) path: &'a str,
+}
+
+/// `ws[s]://HOST[:PORT][PATH]`
+pub(crate) fn split_url(url: &str) -> Result<Url<'_>> {
+    let wrong = || format!("{url:?} is no URL such as wss://host:port");
+    let (secure, rest) = match url.split_once("://").ok_or_else(wrong)? {
+        ("wss", rest) => (true, rest),
+        ("ws", rest) => (false, rest),
+        _ => return Err(wrong().into()),
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let after_address = authority.rfind(']').unwrap_or(0);
+    let (host, port) = match authority[after_address..].find(':') {
+        Some(colon) => {
+            let (host, port) = authority.split_at(after_address + colon);
+            (host, port[1..].parse()?)
+        }
+        None => (authority, Port::new(if secure { 443 } else { 80 })?),
+    };
+    Ok(Url { secure, host, port, path })
+}
+
+/// `TYPE=HOST:PORT`, `TYPE=[IPV6]:PORT` or `TYPE=unix:/PATH`
+pub(crate) fn service(text: &str) -> std::result::Result<Service, String> {
+    let (name, target) =
+        text.split_once('=').ok_or("not of the form TYPE=HOST:PORT or TYPE=unix:/PATH")?;
+    let service = target.parse().and_then(|target| Service::at(name, target));
+    service.map_err(|e| e.to_string())
+}
+
+/// Permission bits in octal.
+pub(crate) fn octal(text: &str) -> std::result::Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("not permissions such as 0600".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let url = |secure, host, port, path| {
+            let port = Port::new(port).unwrap();
+            Url { secure, host, port, path }
+        };
+        for (text, parts) in [
+            ("wss://h", url(true, "h", 443, "")),
+            ("ws://h/", url(false, "h", 80, "/")),
+            ("wss://h:8443", url(true, "h", 8443, "")),
+            ("wss://h:8443/a/b?c=d", url(true, "h", 8443, "/a/b?c=d")),
+            ("ws://[::1]:80", url(false, "[::1]", 80, "")),
+            ("wss://[::1]", url(true, "[::1]", 443, "")),
+        ] {
+            assert_eq!(split_url(text).unwrap(), parts);
+        }
+        for bad in ["h:1", "https://h", "wss://h:", "wss://h:0", "wss://h:x", "://h"] {
+            assert!(split_url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_a_type_and_an_address() {
+        for (text, name, target) in [
+            ("_SSH=127.0.0.1:22", "_SSH", "127.0.0.1:22"),
+            ("_SSH=[::1]:22", "_SSH", "[::1]:22"),
+            ("app=unix:/run/app.sock", "app", "unix:/run/app.sock"),
+            ("app=unix:/run/a=b", "app", "unix:/run/a=b"),
+        ] {
+            let service = service(text).unwrap();
+            assert_eq!((service.service_type(), &*service.target().to_string()), (name, target));
+        }
+        for bad in ["", "_SSH", "_SSH=", "=h:22", "_SSH=h", "_SSH=h:0", "app=unix:app.sock"] {
+            assert!(service(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn permissions_are_octal() {
+        assert_eq!(octal("0620"), Ok(0o620));
+        for bad in ["", "9", "1000", "-1", "0x1f"] {
+            assert!(octal(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the program says to its user. What it does is tested by the library's tests/access.rs,
+//! tests/security.rs and `make demo`.
+
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
+    for variable in ["AIOT_TUNNEL_DEVICE_TOKEN", "AIOT_TUNNEL_ACCESS_TOKEN", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).output().unwrap()
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    assert!(output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn help_shows_every_subcommand_its_options_and_examples() {
+    let help = stdout(&["--help"]);
+    for (subcommand, options) in [
+        (
+            "gateway",
+            &[
+                "--listen",
+                "--cert",
+                "--key",
+                "--plain",
+                "--tunnels",
+                "--tunnel",
+                "--device-token-file",
+                "--access-token-file",
+                "--expire",
+                "--session-limit",
+                "--connection-limit",
+                "--access-limit",
+            ][..],
+        ),
+        (
+            "access",
+            &["--url", "--tunnel", "--service", "--listen", "--stdio", "--ca", "--token-file"],
+        ),
+        (
+            "agent",
+            &[
+                "--service",
+                "--ca",
+                "--plain",
+                "--client-cert",
+                "--client-key",
+                "--queue-key",
+                "--queue-mode",
+                "--queue-owner",
+            ],
+        ),
+        ("send", &["--tunnel", "--host", "--port", "--path", "--token-file", "--queue-key"]),
+    ] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
+        let help = stdout(&[subcommand, "--help"]);
+        for option in options {
+            let shows = |line: &str| line.split_whitespace().any(|word| word == *option);
+            assert!(help.lines().any(shows), "{subcommand} {option}: {help}");
+        }
+        let example = format!("aiot-tunnel {subcommand} ");
+        let (_, examples) = help.split_once("Examples:").expect("examples");
+        assert!(examples.contains(&example) || examples.contains(example.trim_end()), "{help}");
+    }
+}
+
+#[test]
+fn version_is_the_packages() {
+    assert_eq!(stdout(&["--version"]), concat!("aiot-tunnel ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// Exit status 2 and a text that names the argument and the reason.
+#[test]
+fn a_wrong_argument_is_named_with_the_reason() {
+    let access = ["access", "--url", "wss://h", "--tunnel", "t1"];
+    for (arguments, parts) in [
+        (&["agent", "--service", "_SSH"][..], ["--service", "TYPE=HOST:PORT"]),
+        (&["agent", "--service", "_SSH=h:0"], ["_SSH=h:0", "from 1 to 65535"]),
+        (&["agent", "--service", "a=unix:/run/\n"], ["--service", "control character"]),
+        (&["agent", "--queue-mode", "rw"], ["--queue-mode", "permissions such as 0600"]),
+        (&["agent", "--plain", "--ca", "ca.pem"], ["--plain", "--ca"]),
+        (&["send", "add", "--tunnel", ""], ["--tunnel", "must not be empty"]),
+        (&["send", "add", "--tunnel", "a\tb"], ["--tunnel", "control character"]),
+        (&["send", "open", "--tunnel", "t1"], ["open", "add, update, delete"]),
+        (&["send", "add", "--tunnel", "t1", "--port", "0"], ["--port", "from 1 to 65535"]),
+        (&access, ["--listen", "required"]),
+        (&["gateway", "--cert", "server.pem"], ["--key", "required"]),
+        (&["fly"], ["fly", "subcommand"]),
+    ] {
+        let output = run(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?}: no {part:?} in {text}");
+        }
+    }
+}
+
+/// Exit status 1 and one line that says what to do.
+#[test]
+fn a_failure_says_what_was_attempted_or_what_to_do() {
+    let access = ["access", "--stdio", "--url"];
+    let with = |more: &[&'static str]| [&access[..], more].concat();
+    for (arguments, part) in [
+        (vec!["gateway", "--tunnel", "t1"], "--cert and --key for TLS, or --plain"),
+        (vec!["gateway", "--plain"], "--tunnels FILE or --tunnel ID"),
+        (vec!["gateway", "--plain", "--tunnel", "t1"], "set AIOT_TUNNEL_DEVICE_TOKEN"),
+        (vec!["gateway", "--plain", "--tunnels", "/nowhere/file"], "/nowhere/file: No such file"),
+        (with(&["h:1", "--tunnel", "t1"]), "no URL such as wss://host:port"),
+        (with(&["wss://h"]), "--tunnel ID"),
+        (with(&["wss://h/path", "--tunnel", "t1"]), "leave --tunnel out"),
+        (with(&["ws://h", "--tunnel", "t1", "--ca", "ca.pem"]), "--ca needs a wss:// URL"),
+        (with(&["wss://h", "--tunnel", "t1"]), "set AIOT_TUNNEL_ACCESS_TOKEN"),
+        (with(&["wss://h", "--tunnel", "t1", "--ca", "/nowhere/ca"]), "/nowhere/ca: No such file"),
+        (vec!["send", "add", "--tunnel", "t1"], "add and update need --host and --port"),
+        (
+            vec!["send", "add", "--tunnel", "t1", "--host", "h", "--port", "1"],
+            "set AIOT_TUNNEL_DEVICE_TOKEN",
+        ),
+        (vec!["send", "delete", "--tunnel", "t1", "--queue-key", "12345679"], "message queue"),
+    ] {
+        let output = run(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(text.starts_with("aiot-tunnel: ") && text.contains(part), "{arguments:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    }
+}

@@ -5,9 +5,9 @@
 ##
 CARGO ?= cargo
 # What cargo builds, tests and lints: its options for packages and features.
-EVERYTHING := --features cli
+EVERYTHING := --workspace
 # What cargo builds for use: the program aiot-tunnel.
-PROGRAM := --features cli
+PROGRAM := --package aiot-tunnel-cli
 
 # Read by the scripts. Make itself neither splits nor joins these paths, because it would do so at spaces.
 export CARGO PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY

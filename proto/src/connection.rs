@@ -277,6 +277,11 @@ impl<T: Transport> Connection<T> {
         self.receiver.capacity()
     }
 
+    /// Bytes that the send buffer takes.
+    pub fn send_capacity(&self) -> usize {
+        self.sender.capacity()
+    }
+
     /// Bytes that may wait before its sources are no longer read.
     pub fn high_water(&self) -> usize {
         self.upkeep.high_water

@@ -1,8 +1,8 @@
-//! The gateway's tunnel against the model of its devices and access sides.
+//! The gateway's tunnel against the model of its devices and access sides: random cases and chosen ones.
 
 use std::time::{Duration, Instant};
 
-use aiot_tunnel_models::gateway::{Action, Operation, Step, World};
+use aiot_tunnel_models::gateway::{Action, ClientEnd, Operation, Step, World};
 use aiot_tunnel_models::{each_piece, handshake};
 use aiot_tunnel_proto::Side;
 use proptest::prelude::*;
@@ -54,10 +54,58 @@ fn a_session_that_lost_data_does_not_go_on() {
         for length in [65_537, 90_000] {
             let does = Action::TooMuch { session: 0, length };
             let mut steps = one_session();
-            steps.push(step(Operation::Client { side, client: 1, does }, REST));
+            steps.push(step(Operation::Client { side, client: 0, does }, REST));
             World::run(&steps);
         }
     }
+}
+
+/// Data from one side of the only session.
+fn data(side: Side, length: usize, frames: u8) -> Step {
+    let does = Action::Data { session: 0, length, frames };
+    step(Operation::Client { side, client: 0, does }, REST)
+}
+
+#[test]
+fn data_goes_both_ways_until_the_release() {
+    let mut steps = one_session();
+    steps.push(data(Side::Access, 4096, 1));
+    steps.push(data(Side::Device, 4096, 1));
+    let does = Action::Release { session: 0 };
+    steps.push(step(Operation::Client { side: Side::Device, client: 0, does }, REST));
+    World::run(&steps);
+}
+
+#[test]
+fn what_was_sent_before_a_close_is_delivered_before_the_release() {
+    let mut steps = one_session();
+    steps.push(data(Side::Access, 30_000, 1));
+    let does = Action::End(ClientEnd::Close);
+    steps.push(step(Operation::Client { side: Side::Access, client: 0, does }, 0));
+    steps.push(step(Operation::TimePasses { millis: 2_000 }, REST));
+    World::run(&steps);
+}
+
+#[test]
+fn a_message_that_is_no_frame_ends_nothing() {
+    let mut steps = one_session();
+    // Its header is cut short.
+    let does = Action::Message(b"\0\x1c{\"frame_type\":4,\"frame_id\":7".to_vec());
+    steps.push(step(Operation::Client { side: Side::Access, client: 0, does }, REST));
+    let does = Action::ArrivesIn { chunk: 1 };
+    steps.push(step(Operation::Client { side: Side::Device, client: 0, does }, 1));
+    steps.push(data(Side::Access, 200, 1));
+    World::run(&steps);
+}
+
+#[test]
+fn an_access_side_that_takes_nothing_is_given_up_when_its_time_is_up() {
+    let mut steps = one_session();
+    let does = Action::Takes { bytes: 0 };
+    steps.push(step(Operation::Client { side: Side::Access, client: 0, does }, 0));
+    steps.extend((0..8).map(|_| data(Side::Device, 65_536, 4)));
+    steps.push(step(Operation::TimePasses { millis: 10_001 }, REST));
+    World::run(&steps);
 }
 
 /// Random inputs without end, for as long as `HUNT_SECONDS` says.

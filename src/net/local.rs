@@ -59,3 +59,24 @@ impl AsFd for LocalSocket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_that_is_reset_on_close_is_no_orderly_end_for_its_service() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut service, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut local = LocalSocket::Tcp(stream);
+        assert_eq!(LocalStream::write(&mut local, &[IoSlice::new(b"some")]).unwrap(), 4);
+        local.reset_on_close();
+        drop(local);
+        let error = service.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+}

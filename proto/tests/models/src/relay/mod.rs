@@ -284,7 +284,7 @@ impl World {
     }
 
     /// `asks`: the release has a frame id, so it must be answered.
-    fn cloud_releases(&mut self, id: usize, asks: bool, fragments: usize) {
+    pub fn cloud_releases(&mut self, id: usize, asks: bool, fragments: usize) {
         let frame_id = self.frame_id();
         self.told[id].releases.push((self.told[id].bytes, frame_id));
         let field = if asks {
@@ -338,6 +338,12 @@ impl World {
         self.told[id].lost = true;
         let header = format!(r#"{{"frame_type":4,"frame_id":1,"session_id":"s{id}"}}"#);
         self.wire.state().frame(&header, &payload, fragments);
+    }
+
+    /// Why the device has released the latest session of an id, if it has.
+    pub fn release_of(&self, id: usize) -> Option<String> {
+        let said = Said::read(&self.wire.state().from_device);
+        said.accepted[id].last()?.why.clone()
     }
 
     fn frame_id(&mut self) -> u64 {
@@ -469,6 +475,11 @@ impl Verdict {
             assert!(!short || service.reset, "{what}: cut short, and not told");
             let cause = short || told.lost || self.directed;
             assert!(!by_device || cause, "{what}: released for no reason");
+        }
+        if service.told_of_reset {
+            let orderly =
+                answer.why.as_ref().is_some_and(|why| why.ends_with("closed the connection"));
+            assert!(!orderly, "{what}: a reset is told as an orderly end");
         }
         if !self.alive || !self.patient || told.lost {
             return;

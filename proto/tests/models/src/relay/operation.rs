@@ -105,6 +105,8 @@ pub enum ServiceEnd {
     Reset,
     /// Writes find it gone.
     Gone,
+    /// A write finds that it has reset the connection.
+    ResetOnWrite,
     /// Writes fail, though it may still be there.
     WriteFails,
     InOrder,
@@ -154,6 +156,7 @@ impl<'a> Arbitrary<'a> for ServiceEnd {
             0 => ServiceEnd::Reset,
             1 => ServiceEnd::Gone,
             2 => ServiceEnd::WriteFails,
+            3 => ServiceEnd::ResetOnWrite,
             _ => ServiceEnd::InOrder,
         })
     }

@@ -21,6 +21,8 @@ pub(super) struct Accepted {
     pub(super) frame_id: u64,
     pub(super) bytes: Vec<u8>,
     pub(super) released: bool,
+    /// Why the device has released it.
+    pub(super) why: Option<String>,
 }
 
 impl Said {
@@ -54,8 +56,9 @@ impl Said {
             Some(3) => {
                 let status: Value = serde_json::from_slice(payload).expect("a status");
                 assert_eq!(status["code"], 1);
+                let why = status["msg"].as_str().expect("words").to_owned();
                 if let Some(latest) = id.and_then(|id| self.latest(id)) {
-                    latest.released = true;
+                    (latest.released, latest.why) = (true, Some(why));
                 }
             }
             Some(4) => {
@@ -78,7 +81,7 @@ impl Said {
         let released = status["msg"] == "connected and released";
         if code == 0 && (released || status["msg"] == "success") {
             assert!(header["service_type"].is_string());
-            let accepted = Accepted { frame_id, bytes: Vec::new(), released };
+            let accepted = Accepted { frame_id, bytes: Vec::new(), released, why: None };
             self.accepted[id.expect("one of ours")].push(accepted);
         }
     }

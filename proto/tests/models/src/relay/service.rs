@@ -24,6 +24,8 @@ pub struct Service {
     /// Bytes that it takes.
     pub takes: usize,
     pub(super) write_error: Option<ErrorKind>,
+    /// A write was told that it has reset the connection, before a read saw an end.
+    pub(super) told_of_reset: bool,
     /// Bytes that it has sent, and how many of them were read.
     pub sent: usize,
     pub read: usize,
@@ -31,7 +33,7 @@ pub struct Service {
     /// Whether it did what ends a session early.
     pub(super) spoiled: bool,
     /// The device lets the stream end in a reset.
-    pub(super) reset: bool,
+    pub reset: bool,
 }
 
 pub type SharedService = Rc<RefCell<Service>>;
@@ -45,6 +47,7 @@ impl Service {
             received: Vec::new(),
             takes: 0,
             write_error: None,
+            told_of_reset: false,
             sent: 0,
             read: 0,
             end: None,
@@ -62,11 +65,13 @@ impl Service {
         self.takes > 0 || self.write_error.is_some()
     }
 
-    pub(super) fn ends(&mut self, how: ServiceEnd) {
+    /// Ends its stream, or lets the next write find it ended.
+    pub fn ends(&mut self, how: ServiceEnd) {
         self.spoiled = true;
         match how {
             ServiceEnd::Reset => self.end = Some(Err(ErrorKind::ConnectionReset)),
             ServiceEnd::Gone => self.write_error = Some(ErrorKind::BrokenPipe),
+            ServiceEnd::ResetOnWrite => self.write_error = Some(ErrorKind::ConnectionReset),
             ServiceEnd::WriteFails => self.write_error = Some(ErrorKind::OutOfMemory),
             ServiceEnd::InOrder => _ = self.end.get_or_insert(Ok(())),
         }
@@ -103,6 +108,10 @@ impl LocalStream for ServiceStream {
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut service = self.service.borrow_mut();
         if let Some(kind) = service.write_error {
+            if kind == ErrorKind::ConnectionReset && service.end.is_none() {
+                // The kernel says so once: the next read looks like an orderly end.
+                (service.told_of_reset, service.end) = (true, Some(Ok(())));
+            }
             return Err(kind.into());
         }
         let mut written = 0;

@@ -5,8 +5,6 @@
 //!
 //! rustdoc tells what is public, as JSON, whose format changes with the compiler.
 
-mod common;
-
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -360,7 +358,7 @@ fn the_public_api_is_the_listed_one_and_documented() {
     let json = rustdoc_json();
     if json["format_version"] != FORMAT {
         let format = &json["format_version"];
-        return common::skip(
+        return aiot_tunnel_testkit::skip(
             "the list of the public API",
             format!("this rustdoc writes JSON of format {format}, and the test reads {FORMAT}"),
         );

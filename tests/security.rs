@@ -10,12 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::*;
-use aiot_tunnel_testkit::queue;
 use aiot_tunnel_testkit::certificates::{Authority, Identity};
 use aiot_tunnel_testkit::cloud::{params, Cloud};
 use aiot_tunnel_testkit::frame::code;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
 use aiot_tunnel_testkit::process::{is_scene, program, test_again, Lines, Process};
+use aiot_tunnel_testkit::queue;
 use aiot_tunnel_testkit::queue::Key;
 use aiot_tunnel_testkit::services::echo;
 use aiot_tunnel_testkit::wait::{self, accept, TIMEOUT};

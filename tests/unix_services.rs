@@ -21,7 +21,8 @@ impl Socket {
         let path = directory.join("s");
         // A socket's path has at most 107 bytes; the build directory's may have more.
         let path = if path.as_os_str().len() > 100 {
-            let directory = std::env::temp_dir().join(format!("aiot {test} {}", std::process::id()));
+            let directory =
+                std::env::temp_dir().join(format!("aiot {test} {}", std::process::id()));
             directory.join("s")
         } else {
             path

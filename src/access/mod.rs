@@ -79,9 +79,9 @@ pub enum Error {
     Setup(#[from] CrateError),
 }
 
-impl From<SessionError> for Error {
-    fn from(error: SessionError) -> Self {
-        match error {
+impl Error {
+    fn of_session(error: &SessionError) -> Self {
+        match error.clone() {
             SessionError::Refused { code, msg } => Error::Refused { code, msg },
             SessionError::Released { code, msg } => Error::Released { code, msg },
         }

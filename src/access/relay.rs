@@ -54,13 +54,13 @@ impl Outcomes {
 impl Observer for Outcomes {
     fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Failed(e) => self.failed(e.clone().into()),
+            Event::Failed(e) => self.failed(Error::of_session(e)),
             // The protocol has no code that tells a service's reset from its end.
             Event::Odd(e @ SessionError::Released { msg, .. }) => {
                 if self.listening {
                     log::warn!(target: TARGET, "session ended by the device: {msg}");
                 } else {
-                    self.failed(e.clone().into());
+                    self.failed(Error::of_session(e));
                 }
             }
             Event::Cut { reason, .. } => self.failed(Error::Lost(reason.to_owned())),

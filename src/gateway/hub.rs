@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aiot_tunnel_proto::gateway::{Tunnel, TunnelEvent, TunnelObserver};
-use aiot_tunnel_proto::Ready;
+use aiot_tunnel_proto::{Ready, Side};
 use crossbeam_channel::Receiver;
 
-use super::{GatewayConnection, MemberStream, Side, TARGET};
+use super::{GatewayConnection, MemberStream, TARGET};
 use crate::sys::{poll, PollFd, Waker};
 
 /// What a hub is told.

@@ -45,7 +45,14 @@ const TARGET: &str = "aiot_tunnel::gateway";
 /// After a failed accept (out of descriptors), until the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub use aiot_tunnel_proto::Side;
+/// One of the two ends of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// `/tunnel/<id>/dest`
+    Device,
+    /// `/tunnel/<id>/source`
+    Access,
+}
 
 /// The byte stream of a connection, and its permit, which is given back with it.
 struct MemberStream {

@@ -13,14 +13,14 @@ use aiot_tunnel_proto::gateway::{self, Tunnel};
 use aiot_tunnel_proto::handshake::server::{refusal, Opening};
 use aiot_tunnel_proto::handshake::StatusCode;
 use aiot_tunnel_proto::websocket::Role;
-use aiot_tunnel_proto::LogLimiter;
+use aiot_tunnel_proto::{LogLimiter, Side};
 use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
 use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Places};
 use super::hub::{Hub, Order, TunnelLog};
-use super::{GatewayConnection, MemberStream, Settings, Side, TunnelConfig, ACCEPT_PAUSE, TARGET};
+use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};

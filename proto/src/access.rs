@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::connection::Transport;
 use crate::frame::{reason, release, response, Frame, FrameType, HeaderTemplate, Status};
 use crate::observer::{Event, Observer};
-use crate::relay::{Relay, Side, Step};
+use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{Local, LocalStream, Outputs, Sessions};
 
 /// Time for the answer to a session_create; longer than the 10 s that the gateway gives the device.
@@ -103,7 +103,7 @@ impl<S: LocalStream> AccessSide<S> {
     }
 }
 
-impl<S: LocalStream> Side for AccessSide<S> {
+impl<S: LocalStream> RelaySide for AccessSide<S> {
     type Stream = S;
     const RELEASE_CODE: u8 = release::BY_ACCESS;
     const STALLED: &'static str = "the local program takes nothing";
@@ -142,6 +142,12 @@ impl<S: LocalStream> Side for AccessSide<S> {
 
     fn conclude(&mut self) {
         self.over = true;
+    }
+
+    fn cut_pending(&mut self) {
+        for mut opening in self.opening.drain(..) {
+            opening.local.cut();
+        }
     }
 
     fn end_of_stream(&self, _: &str, error: Option<&io::Error>) -> String {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{reason, release, response, status, write_response, Frame, FrameType};
 use crate::observer::{Event, Observer};
-use crate::relay::{Relay, Side, Step};
+use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{LocalStream, Outputs, Sessions};
 use crate::websocket::Sender;
 use crate::Ready;
@@ -196,7 +196,7 @@ impl<C: Connect> DeviceSide<C> {
     }
 }
 
-impl<C: Connect> Side for DeviceSide<C> {
+impl<C: Connect> RelaySide for DeviceSide<C> {
     type Stream = C::Stream;
     const RELEASE_CODE: u8 = release::BY_DEVICE;
     const STALLED: &'static str = reason::STALLED;

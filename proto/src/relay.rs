@@ -16,7 +16,7 @@ use crate::websocket::close;
 use crate::Ready;
 
 /// What an end of the tunnel does in its own way: who asks for sessions and who answers.
-pub trait Side {
+pub trait RelaySide {
     type Stream: LocalStream;
     /// The code of its releases.
     const RELEASE_CODE: u8;
@@ -49,6 +49,9 @@ pub trait Side {
     /// The connection is over: no session is opened any more.
     fn conclude(&mut self);
 
+    /// The connection is lost: local streams whose sessions are not open yet end in a reset.
+    fn cut_pending(&mut self) {}
+
     /// Its words for the end of a local stream.
     fn end_of_stream(&self, service_type: &str, error: Option<&io::Error>) -> String;
 }
@@ -75,7 +78,7 @@ pub struct RelayLimits {
 
 /// One open connection and its sessions. It reads no clock and waits for nothing: its owner says what
 /// is ready and what time it is.
-pub struct Relay<T: Transport, D: Side, O> {
+pub struct Relay<T: Transport, D: RelaySide, O> {
     connection: Connection<T>,
     sessions: Sessions<D::Stream>,
     side: D,
@@ -86,7 +89,7 @@ pub struct Relay<T: Transport, D: Side, O> {
     blocked: Option<usize>,
 }
 
-impl<T: Transport, D: Side, O: Observer> Relay<T, D, O> {
+impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     /// `lingering`: local streams of former connections that are still being closed.
     pub fn new(
         connection: Connection<T>,
@@ -405,6 +408,7 @@ impl<T: Transport, D: Side, O: Observer> Relay<T, D, O> {
     /// for it is delivered.
     pub fn cut_all(&mut self, now: Instant) {
         self.take_last_words(now);
+        self.side.cut_pending();
         for session in &mut self.sessions.open {
             if let Some(local) = session.local_mut() {
                 local.cut();

@@ -49,27 +49,27 @@ impl Digester {
     }
 }
 
-/// A number of places.
+/// A pool of permits: how many are taken.
 #[derive(Clone, Default)]
-pub(super) struct Places(Arc<AtomicUsize>);
+pub(super) struct Permits(Arc<AtomicUsize>);
 
-/// A place in each of two; given back when dropped.
-pub(super) struct Permit([Places; 2]);
+/// A permit of each of two pools; given back when dropped.
+pub(super) struct Permit([Permits; 2]);
 
-impl Places {
+impl Permits {
     fn has_room(&self, limit: usize) -> bool {
         self.0.load(Ordering::Relaxed) < limit
     }
 
-    /// A place here and one in `other`, if both have one left. Only one thread at a time takes
-    /// places: the caller holds a lock.
-    pub(super) fn take(&self, limit: usize, other: &Places, other_limit: usize) -> Option<Permit> {
+    /// A permit of this pool and one of `other`, if both have one left. Only one thread at a time
+    /// takes permits: the caller holds a lock.
+    pub(super) fn take(&self, limit: usize, other: &Permits, other_limit: usize) -> Option<Permit> {
         if !self.has_room(limit) || !other.has_room(other_limit) {
             return None;
         }
         let seat = Permit([self.clone(), other.clone()]);
-        for places in &seat.0 {
-            places.0.fetch_add(1, Ordering::Relaxed);
+        for pool in &seat.0 {
+            pool.0.fetch_add(1, Ordering::Relaxed);
         }
         Some(seat)
     }
@@ -77,8 +77,8 @@ impl Places {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        for places in &self.0 {
-            places.0.fetch_sub(1, Ordering::Relaxed);
+        for pool in &self.0 {
+            pool.0.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -184,13 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_given_back_in_both_places() {
-        let (all, tunnel) = (Places::default(), Places::default());
+    fn a_permit_is_given_back_in_both_pools() {
+        let (all, tunnel) = (Permits::default(), Permits::default());
         let first = all.take(2, &tunnel, 1).unwrap();
         assert!(all.take(2, &tunnel, 1).is_none());
-        let other = Places::default();
+        let other = Permits::default();
         let second = all.take(2, &other, 1).unwrap();
-        assert!(all.take(2, &Places::default(), 1).is_none());
+        assert!(all.take(2, &Permits::default(), 1).is_none());
         drop(first);
         assert!(all.take(2, &tunnel, 1).is_some());
         drop(second);

@@ -37,7 +37,7 @@ use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::Waker;
-use admission::{Digester, Handshakes, Permit, Places};
+use admission::{Digester, Handshakes, Permit, Permits};
 use hub::Order;
 use server::{check_different, check_not_empty, Shared};
 
@@ -253,7 +253,7 @@ impl GatewayBuilder {
             registry: Mutex::default(),
             stop: Arc::new(stop),
             handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
-            connections: Places::default(),
+            connections: Permits::default(),
             limiter: Mutex::new(LogLimiter::default()),
         };
         for tunnel in &self.tunnels {

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
-use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Places};
+use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Permits};
 use super::hub::{Hub, Order, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
@@ -42,8 +42,8 @@ pub(super) struct Entry {
     pub(super) access_token: Digest,
     pub(super) expires: Option<Instant>,
     pub(super) hub: Option<HubHandle>,
-    pub(super) devices: Places,
-    pub(super) accesses: Places,
+    pub(super) devices: Permits,
+    pub(super) accesses: Permits,
 }
 
 pub(super) struct HubHandle {
@@ -77,7 +77,7 @@ pub(super) struct Shared {
     pub(super) stop: Arc<Waker>,
     pub(super) handshakes: Arc<Handshakes>,
     /// Those past their handshakes.
-    pub(super) connections: Places,
+    pub(super) connections: Permits,
     /// About strangers.
     pub(super) limiter: Mutex<LogLimiter>,
 }
@@ -97,8 +97,8 @@ impl Shared {
             access_token,
             expires: None,
             hub: None,
-            devices: Places::default(),
-            accesses: Places::default(),
+            devices: Permits::default(),
+            accesses: Permits::default(),
         });
         (entry.device_token, entry.access_token) = (device_token, access_token);
         entry.expires = super::deadline(config.expires);
@@ -204,7 +204,7 @@ impl Shared {
         }
     }
 
-    /// A place for whoever has the token.
+    /// A permit for the bearer of the right token.
     pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
@@ -216,11 +216,11 @@ impl Shared {
         let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
         let entry = entry.filter(|entry| has_token && !entry.is_expired());
         let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
-        let (places, limit) = match opening.side {
+        let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
-        let permit = places.take(limit, &self.connections, self.settings.connections);
+        let permit = permits.take(limit, &self.connections, self.settings.connections);
         permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 

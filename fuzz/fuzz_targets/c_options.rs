@@ -1,3 +1,4 @@
+//! Bytes as what a C caller passes.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel::fuzzing::c_options(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel_testkit::properties::c_options::check(data));

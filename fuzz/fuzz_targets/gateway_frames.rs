@@ -1,3 +1,7 @@
+//! The life of one of the gateway's tunnels.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel::fuzzing::gateway_frames(data));
+use aiot_tunnel_models::gateway::{Step, World};
+use aiot_tunnel_models::Sequence;
+
+libfuzzer_sys::fuzz_target!(|steps: Sequence<Step>| World::run(&steps.0));

@@ -1,3 +1,8 @@
+//! Bytes as an upgrade request at the gateway.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel::fuzzing::gateway_handshake(data));
+use aiot_tunnel_models::handshake::{request, request_head};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    request(&request_head(data));
+});

@@ -1,5 +1,4 @@
+//! Bytes as a message of the IPC queue.
 #![no_main]
 
-include!("../../tests/ipc_message/property.rs");
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| property(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel_testkit::properties::ipc_message::check(data));

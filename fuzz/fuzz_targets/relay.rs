@@ -1,3 +1,7 @@
+//! A sequence of operations at the device's relay.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aiot_tunnel::fuzzing::relay(data));
+use aiot_tunnel_models::relay::{Operation, World};
+use aiot_tunnel_models::Sequence;
+
+libfuzzer_sys::fuzz_target!(|operations: Sequence<Operation>| World::run(&operations.0));

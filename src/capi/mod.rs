@@ -18,8 +18,6 @@
 
 mod handle;
 mod input;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod property;
 pub mod state;
 pub mod sysdep;
 pub mod tunnel;

@@ -4,7 +4,8 @@
 //! services, certificates, failing networks, child processes. Tests and benchmarks themselves may
 //! not live here, nor may any protocol code of the library be used here: a fixture that speaks the
 //! protocol does so on tungstenite and with [`frame`], so that no test checks the library against
-//! itself. This package is not published, and only development builds depend on it.
+//! itself. [`properties`] are the exception: tests and fuzz targets share them, and their subject is the
+//! library's own interface. This package is not published, and only development builds depend on it.
 
 pub mod bench;
 pub mod certificates;
@@ -18,6 +19,7 @@ pub mod manager;
 pub mod namespaces;
 pub mod process;
 pub mod procfs;
+pub mod properties;
 pub mod queue;
 pub mod random;
 pub mod services;

@@ -30,6 +30,13 @@ impl<'a, O: Arbitrary<'a>> Arbitrary<'a> for Sequence<O> {
     }
 }
 
+impl<O: for<'a> Arbitrary<'a>> From<&[u8]> for Sequence<O> {
+    fn from(bytes: &[u8]) -> Self {
+        // Where bytes run out, an operation has the least value of each kind: there is no error.
+        Unstructured::new(bytes).arbitrary().unwrap_or(Sequence(Vec::new()))
+    }
+}
+
 /// Pieces of bytes as one operation each: random pieces that are left out leave the others as they
 /// are, so a failing case becomes short.
 pub fn each_piece<O: for<'a> Arbitrary<'a>, const LENGTH: usize>(

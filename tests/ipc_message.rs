@@ -1,13 +1,8 @@
 //! The IPC message, whatever its bytes are.
 
-mod property;
-
-use std::fs;
-use std::path::Path;
-
+use aiot_tunnel_testkit::properties::ipc_message::{check, FIELD};
+use aiot_tunnel_testkit::properties::seeds;
 use proptest::prelude::*;
-
-use property::{property, FIELD};
 
 proptest! {
     #[test]
@@ -18,25 +13,23 @@ proptest! {
     ) {
         let mut body = vec![operation, 0, 0, 0];
         body.extend(&data);
-        property(&body);
+        check(&body);
         body.truncate(4);
         for text in texts {
             let mut field = text.into_bytes();
             field.resize(FIELD, 0);
             body.extend(field);
         }
-        property(&body);
+        check(&body);
         body[4 + 2 * FIELD..][..6].copy_from_slice(b"65535\0");
-        property(&body);
+        check(&body);
     }
 }
 
 #[test]
 fn every_seed_of_the_fuzz_target_holds() {
-    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/ipc_message");
-    let files: Vec<_> = fs::read_dir(seeds).unwrap().flatten().collect();
-    assert!(!files.is_empty());
-    for file in files {
-        property(&fs::read(file.path()).unwrap());
+    for (name, bytes) in seeds("ipc_message") {
+        println!("{name}");
+        check(&bytes);
     }
 }

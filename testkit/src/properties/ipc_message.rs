@@ -1,4 +1,4 @@
-// Included by the fuzz target `ipc_message` as well, so it uses the public names only.
+//! A message of the IPC queue.
 
 use aiot_tunnel::ipc::{Command, MESSAGE_SIZE};
 
@@ -7,7 +7,7 @@ pub const FIELD: usize = 128;
 
 /// Holds for any bytes: a command that can be read is written as it was read, and holds nothing
 /// that a request line or a log line must not hold.
-pub fn property(data: &[u8]) {
+pub fn check(data: &[u8]) {
     let mut body = [0; MESSAGE_SIZE];
     let length = data.len().min(MESSAGE_SIZE);
     body[..length].copy_from_slice(&data[..length]);

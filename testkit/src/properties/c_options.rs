@@ -1,14 +1,16 @@
-//! The option structs and texts of the C surface: whatever bytes they hold, an answer from the
-//! header comes back, and the instance goes on working.
+//! The structures and texts that a C caller passes: whatever bytes they hold, the answer is one that the
+//! header documents, and the instance goes on working.
 
 use std::ffi::{c_char, c_void};
 use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::OnceLock;
 
-use super::sysdep::aiot_sysdep_network_cred_t;
-use super::tunnel::*;
-use crate::state;
+use aiot_tunnel::capi::sysdep::aiot_sysdep_network_cred_t;
+use aiot_tunnel::capi::tunnel::*;
+use aiot_tunnel::state;
+
+use crate::certificates::Identity;
 
 /// What `aiot_tunnel_setopt` may answer to a service or a credential.
 const SETOPT: [i32; 7] = [
@@ -23,8 +25,8 @@ const SETOPT: [i32; 7] = [
 const COMMAND: [i32; 4] =
     [state::SUCCESS, state::USER_INPUT_OUT_RANGE, state::TUNNEL_LIMIT, state::TUNNEL_BUSY];
 
-/// The beginning of `data` says what it is; the rest fills structs and texts.
-pub(crate) fn options(data: &[u8]) {
+/// The first byte says what the rest is: a service, a credential, numbers of options, or a command.
+pub fn check(data: &[u8]) {
     let mut handle = aiot_tunnel_init();
     assert!(!handle.is_null());
     let (what, rest) = data.split_first().unwrap_or((&0, &[]));
@@ -36,13 +38,13 @@ pub(crate) fn options(data: &[u8]) {
     }
     aiot_tunnel_stop(handle);
     assert!(aiot_tunnel_start(handle).is_null());
-    // SAFETY: the address of a live handle.
+    // SAFETY: the address of a variable with a valid handle.
     assert_eq!(unsafe { aiot_tunnel_deinit(&mut handle) }, state::SUCCESS);
     assert!(handle.is_null());
 }
 
 fn setopt(handle: *mut c_void, option: u32, data: *mut c_void) -> i32 {
-    // SAFETY: the callers below pass what the option needs.
+    // SAFETY: the callers below pass data of the type that the option needs, or NULL.
     unsafe { aiot_tunnel_setopt(handle, any_enum(option), data) }
 }
 
@@ -67,20 +69,9 @@ fn service(handle: *mut c_void, data: &[u8]) {
 }
 
 /// A certificate and its key, which no mutation of bytes would find.
-fn pair() -> &'static (Vec<u8>, Vec<u8>) {
-    use openssl::{asn1, ec, hash, nid, pkey, x509};
-    static PAIR: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
-    let make = || -> Result<_, openssl::error::ErrorStack> {
-        let group = ec::EcGroup::from_curve_name(nid::Nid::X9_62_PRIME256V1)?;
-        let key = pkey::PKey::from_ec_key(ec::EcKey::generate(&group)?)?;
-        let mut certificate = x509::X509::builder()?;
-        certificate.set_pubkey(&key)?;
-        certificate.set_not_before(&*asn1::Asn1Time::days_from_now(0)?)?;
-        certificate.set_not_after(&*asn1::Asn1Time::days_from_now(1)?)?;
-        certificate.sign(&key, hash::MessageDigest::sha256())?;
-        Ok((certificate.build().to_pem()?, key.private_key_to_pem_pkcs8()?))
-    };
-    PAIR.get_or_init(|| make().expect("OpenSSL makes a certificate"))
+fn identity() -> &'static Identity {
+    static IDENTITY: OnceLock<Identity> = OnceLock::new();
+    IDENTITY.get_or_init(Identity::self_signed)
 }
 
 /// Three texts, their lengths before them, and the option.
@@ -92,8 +83,8 @@ fn credential(handle: *mut c_void, data: &[u8]) {
         let (text, after) = rest.split_at(length);
         rest = after;
         match text {
-            b"CERT" => pair().0.clone(),
-            b"KEY" => pair().1.clone(),
+            b"CERT" => identity().certificate.clone(),
+            b"KEY" => identity().key.clone(),
             other => other.to_vec(),
         }
     };
@@ -119,16 +110,17 @@ fn credential(handle: *mut c_void, data: &[u8]) {
     };
     let code = setopt(handle, 2, ptr::from_mut(&mut cred).cast());
     assert!(SETOPT.contains(&code), "{code}");
-    assert!(code != state::SUCCESS || option < 2, "a credential option that there is not");
-    let both = [&cert, &key] == [&pair().0, &pair().1] && ca == pair().0;
-    assert!(!both || option != 1 || code == state::SUCCESS, "a good pair is refused: {code}");
+    assert!(code != state::SUCCESS || option < 2, "a credential option that does not exist");
+    let good = identity();
+    let is_good = ca == good.certificate && cert == good.certificate && key == good.key;
+    assert!(!is_good || option != 1 || code == state::SUCCESS, "a good pair is refused: {code}");
 }
 
 fn numbers(handle: *mut c_void, data: &[u8]) {
     let mut some = 0u8;
     for number in data.chunks_exact(4) {
         let number = u32::from_le_bytes([number[0], number[1], number[2], number[3]]);
-        // The options that there are dereference what they get.
+        // The options that exist dereference what they get.
         if number >= 4 {
             let code = setopt(handle, number, ptr::from_mut(&mut some).cast());
             assert_eq!(code, state::USER_INPUT_OUT_RANGE);
@@ -165,38 +157,6 @@ fn command(handle: *mut c_void, data: &[u8]) {
         assert!((1..128).contains(&text(0).len()));
         for at in if update % 3 < 2 { 1..5 } else { 0..0 } {
             assert!(text(at).len() < 128 && text(at).iter().all(u8::is_ascii_graphic));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
-        #[test]
-        fn whatever_a_c_caller_passes_gets_an_answer(
-            data in proptest::collection::vec(any::<u8>(), 0..700),
-        ) {
-            super::options(&data);
-        }
-
-        #[test]
-        fn texts_of_a_command_are_taken_only_when_visible(
-            update in any::<u8>(),
-            fields in proptest::collection::vec("[a-z0-9/.\r\n\u{0}-\u{ff}]{0,127}", 5),
-            port in "0*[0-9]{1,6}",
-        ) {
-            let mut data = vec![3, update];
-            for (at, field) in fields.iter().enumerate() {
-                let text = if at == 2 { &port } else { field };
-                let mut bytes = text.as_bytes().to_vec();
-                bytes.resize(128, 0);
-                data.extend(bytes);
-            }
-            super::options(&data);
         }
     }
 }

@@ -420,7 +420,7 @@ impl Control {
         self.soak.tally.expiries.fetch_add(1, Ordering::SeqCst);
         let tunnel = self.pick();
         tunnel.state.lock().unwrap().changes.push_back(Instant::now());
-        tunnel.gateway.expire(&tunnel.id);
+        tunnel.gateway.expire(&tunnel.id).unwrap();
     }
 
     /// Adds expired tunnels again, with new tokens.

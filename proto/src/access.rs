@@ -17,10 +17,20 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 pub enum SessionError {
     /// The gateway or the device refused it. The words are quoted.
     #[error("session refused: code {code}, {msg}")]
-    Refused { code: i64, msg: String },
+    Refused {
+        /// The code.
+        code: i64,
+        /// The peer's words, quoted.
+        msg: String,
+    },
     /// It was released with a code or with words that tell of a loss. The words are quoted.
     #[error("session lost: code {code}, {msg}")]
-    Released { code: i64, msg: String },
+    Released {
+        /// The code.
+        code: i64,
+        /// The peer's words, quoted.
+        msg: String,
+    },
 }
 
 /// A session that was asked for.

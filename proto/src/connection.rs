@@ -50,6 +50,7 @@ pub enum Ping {
 /// Times and limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upkeep {
+    /// When the connection is pinged.
     pub ping: Ping,
     /// Silence after which the peer counts as dead.
     pub silence_limit: Duration,
@@ -115,17 +116,23 @@ pub enum Received<'a> {
     /// A message that is dropped. `lossy` is the header of a data frame that was too long: its
     /// session has lost bytes.
     Dropped {
+        /// What was dropped, and why.
         what: Dropped,
+        /// The header of a data frame that was too long to keep.
         lossy: Option<Frame<'a>>,
     },
+    /// The peer has answered a ping.
     Pong,
 }
 
 /// What was dropped, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dropped {
+    /// A message that is no frame.
     Malformed(Malformed),
+    /// A message longer than a frame may be, with its length in bytes.
     TooLong(u64),
+    /// A text message.
     Text,
 }
 

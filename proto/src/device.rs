@@ -14,6 +14,7 @@ use crate::Ready;
 pub trait Connect {
     /// A connect under way.
     type Dial;
+    /// The connected stream of a service.
     type Stream: LocalStream;
 
     /// Begins to connect to a service.
@@ -37,7 +38,9 @@ pub trait Connect {
 /// Why a connect has not begun.
 #[derive(Debug)]
 pub enum DialError {
+    /// The device offers no such service.
     NoService,
+    /// The connect could not begin.
     Io(io::Error),
 }
 
@@ -71,6 +74,7 @@ pub struct DeviceSide<C: Connect> {
 }
 
 impl<C: Connect> DeviceSide<C> {
+    /// `connect` reaches the services.
     pub fn new(connect: C, limits: DeviceLimits) -> Self {
         DeviceSide { connect, limits, dialing: Vec::new(), over: false }
     }

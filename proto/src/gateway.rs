@@ -47,18 +47,29 @@ const DEVICE_STALL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TunnelEvent<'a> {
+    /// The device is connected.
     DeviceConnected,
+    /// An access side is connected; the number tells it from others.
     AccessConnected(u64),
+    /// The connection of the device is over.
     DeviceLeft {
+        /// Why.
         why: &'a str,
     },
+    /// The connection of an access side is over.
     AccessLeft {
+        /// The number of the access side.
         key: u64,
+        /// Why.
         why: &'a str,
     },
+    /// The tunnel has expired.
     Expired,
+    /// A session was asked of the device.
     SessionCreated {
+        /// The session.
         id: &'a str,
+        /// The service that it is for.
         service_type: &'a str,
     },
     /// The device has refused a session.
@@ -67,7 +78,9 @@ pub enum TunnelEvent<'a> {
     Released(Side, &'a str),
     /// A session has lost bytes.
     Cut {
+        /// The session.
         id: &'a str,
+        /// Why.
         why: &'a str,
     },
     /// A connection takes nothing and is closed.
@@ -126,6 +139,7 @@ impl fmt::Display for TunnelEvent<'_> {
 
 /// Learns what happens in a tunnel.
 pub trait TunnelObserver {
+    /// Learns of one event.
     fn event(&mut self, event: TunnelEvent<'_>);
 }
 
@@ -149,11 +163,13 @@ struct Session {
 /// What a tunnel may have.
 #[derive(Debug, Clone, Copy)]
 pub struct TunnelLimits {
+    /// Sessions at once.
     pub sessions: usize,
     /// How long a full access connection may take next to nothing.
     pub stall: Duration,
 }
 
+/// One tunnel: the connection of its device, those of its access sides, and the sessions between them.
 pub struct Tunnel<T: Transport, O> {
     limits: TunnelLimits,
     expires: Option<Instant>,
@@ -200,6 +216,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.members().next().is_none()
     }
 
+    /// When the tunnel expires: its connections are closed with code 4001 then.
     pub fn expire_at(&mut self, at: Option<Instant>) {
         self.expires = at;
     }

@@ -10,6 +10,7 @@
 //! The package is internal to the project: its interface may change with any version.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod access;
 pub mod connection;

@@ -18,6 +18,7 @@ impl LogLimiter {
     /// The window for sources that have no interval of their own.
     pub const WINDOW: Duration = Duration::from_secs(30);
 
+    /// `window`: how long the lines of one window are counted.
     pub fn new(window: Duration) -> Self {
         LogLimiter { window, count: 0, ends: None }
     }

@@ -14,31 +14,42 @@ use crate::session::Counters;
 pub enum Event<'a> {
     /// The cloud asks for a session.
     Requested {
+        /// The session.
         id: &'a str,
+        /// The service that it is for.
         service_type: &'a str,
     },
     /// A session is open at both ends.
     Opened {
+        /// The session.
         id: &'a str,
+        /// The service that it is for.
         service_type: &'a str,
+        /// Its bytes.
         counters: &'a Arc<Counters>,
     },
     /// A session is refused.
     Refused {
+        /// The session.
         id: &'a str,
+        /// Why.
         reason: &'a str,
     },
     /// One of the ends has released a session.
     Released {
+        /// The session.
         id: &'a str,
     },
     /// A session that was open has left the table.
     Closed {
+        /// The session.
         id: &'a str,
     },
     /// A session has lost bytes and ends in a reset.
     Cut {
+        /// The session.
         id: &'a str,
+        /// Why.
         reason: &'a str,
     },
     /// On the access side: a session was refused, or did not end in order.
@@ -51,16 +62,20 @@ pub enum Event<'a> {
     Incomplete,
     /// Data for a session that does not exist was dropped.
     UnknownSession {
+        /// The session.
         id: &'a str,
     },
     /// So many of the limited events above were not told.
     LeftOut(u32),
+    /// The connection was pinged.
     Pinged,
+    /// The peer has answered a ping.
     Pong,
 }
 
 /// Learns what happens.
 pub trait Observer {
+    /// Learns of one event.
     fn event(&mut self, event: Event<'_>);
 }
 
@@ -71,6 +86,7 @@ impl Observer for () {
 
 /// An observer, and a limit on what a peer can make it hear.
 pub struct Journal<O> {
+    /// The observer.
     pub observer: O,
     limiter: LogLimiter,
 }

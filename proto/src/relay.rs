@@ -17,6 +17,7 @@ use crate::Ready;
 
 /// What an end of the tunnel does in its own way: who asks for sessions and who answers.
 pub trait RelaySide {
+    /// A local stream.
     type Stream: LocalStream;
     /// The code of its releases.
     const RELEASE_CODE: u8;
@@ -59,6 +60,7 @@ pub trait RelaySide {
 /// What is left to do for a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Nothing.
     Done,
     /// The session at this index has no room for it, or must hand over its batch first.
     Flush(usize),
@@ -71,6 +73,7 @@ pub enum Step {
 /// Limits of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayLimits {
+    /// Limits of its sessions.
     pub session: SessionLimits,
     /// How often lines about a peer that breaks the protocol are permitted again.
     pub log_window: Duration,
@@ -109,6 +112,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
+    /// The connection.
     pub fn connection(&self) -> &Connection<T> {
         &self.connection
     }
@@ -129,14 +133,17 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         &self.sessions.lingering
     }
 
+    /// The part that differs between the ends.
     pub fn side(&self) -> &D {
         &self.side
     }
 
+    /// The part that differs between the ends.
     pub fn side_mut(&mut self) -> &mut D {
         &mut self.side
     }
 
+    /// The observer.
     pub fn observer_mut(&mut self) -> &mut O {
         &mut self.journal.observer
     }

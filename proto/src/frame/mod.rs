@@ -37,41 +37,56 @@ pub const MAX_SESSION_ID: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameType {
+    /// Answers a session_create or a session_release.
     CommonResponse = 1,
+    /// Asks for a session.
     SessionCreate = 2,
+    /// Ends a session.
     SessionRelease = 3,
+    /// Carries bytes of a session.
     DataTransport = 4,
 }
 
 /// A received frame; its texts and payload borrow the message.
 #[derive(Debug, PartialEq)]
 pub struct Frame<'a> {
+    /// What the frame is for.
     pub frame_type: FrameType,
     /// Empty when the header has none.
     pub session_id: Cow<'a, str>,
+    /// The number that its sender has given it; a response carries that of the frame that it answers.
     pub frame_id: Option<u64>,
     /// Empty when the header has none.
     pub service_type: Cow<'a, str>,
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
 /// Why a message is no frame. The frame is dropped; the tunnel and its sessions go on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
+    /// Fewer than two bytes.
     #[error("it has {0} bytes")]
     Short(usize),
+    /// A header length that is 0 or too large.
     #[error("its header length is {0}, not 1 to {MAX_HEADER}")]
     HeaderLength(usize),
+    /// A header length beyond the end of the message.
     #[error("its header length {0} points past its end")]
     Truncated(usize),
+    /// A header that is not UTF-8.
     #[error("its header is not UTF-8")]
     NotUtf8,
+    /// A header that is not a JSON object with the protocol's fields.
     #[error("its header is not a JSON object with the protocol's fields: {0}")]
     NotJson(String),
+    /// An unknown `frame_type`.
     #[error("its frame_type {0} is unknown")]
     UnknownType(u64),
+    /// A session id that is too long.
     #[error("its session_id has {0} bytes, more than {MAX_SESSION_ID}")]
     SessionId(usize),
+    /// A payload that is too long to keep.
     #[error("its payload has {0} bytes, more than {MAX_PAYLOAD}")]
     Payload(usize),
 }

@@ -44,7 +44,9 @@ pub mod reason {
 /// What the payload of a `common_response` or a `session_release` says.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 pub struct Status {
+    /// The code: see [`response`] and [`release`].
     pub code: i64,
+    /// Words for people; empty when there are none.
     #[serde(default)]
     pub msg: String,
 }

@@ -15,11 +15,13 @@ use crate::frame::{SUBPROTOCOL, TOKEN_HEADER};
 pub struct Target<'a> {
     /// Name or address, an IPv6 address without brackets.
     pub host: &'a str,
+    /// The port that is connected to.
     pub port: u16,
     /// The port that the scheme implies, which the `Host` header leaves out.
     pub default_port: u16,
     /// The request target, a query included.
     pub path: &'a str,
+    /// The token of this end.
     pub token: &'a str,
 }
 
@@ -33,7 +35,10 @@ pub struct ClientHandshake {
 pub enum Answer {
     /// The WebSocket is open. An answer need not name the subprotocol: the connection is used all
     /// the same, as the C SDK does.
-    Accepted { names_subprotocol: bool },
+    Accepted {
+        /// Whether the answer names the subprotocol.
+        names_subprotocol: bool,
+    },
     /// An interim answer (1xx other than 101), after which the real one follows (RFC 9110, 15.2).
     Interim,
 }

@@ -24,6 +24,7 @@ pub struct HeadReader {
 pub struct Head {
     /// May hold a token.
     pub head: Zeroizing<Vec<u8>>,
+    /// What came after the head.
     pub rest: Vec<u8>,
 }
 

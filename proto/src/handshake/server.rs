@@ -13,7 +13,9 @@ const MAX_HEADERS: usize = 124;
 /// A well-formed request. The caller decides whether to accept it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Opening<'a> {
+    /// The id of the tunnel, as it stands in the path.
     pub tunnel: &'a str,
+    /// The end of the tunnel that the client wants to be.
     pub side: Side,
     /// What the client presents; empty when it has none.
     pub token: &'a [u8],

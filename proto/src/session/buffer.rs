@@ -8,14 +8,17 @@ use super::stream::{Local, LocalStream};
 /// By how much the buffer grows, in bytes.
 const GROWTH: usize = 64 * 1024;
 
+/// A queue of bytes that frees its memory when it is empty.
 #[derive(Default)]
 pub struct LocalBuffer(VecDeque<u8>);
 
 impl LocalBuffer {
+    /// How many bytes wait.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

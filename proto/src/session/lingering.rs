@@ -47,10 +47,12 @@ impl<S: LocalStream> Lingering<S> {
         self.buffer.len()
     }
 
+    /// Whether to wait for bytes to read and drop.
     pub fn wants_read(&self) -> bool {
         !self.input_ended
     }
 
+    /// Whether to wait for room.
     pub fn wants_write(&self) -> bool {
         !self.buffer.is_empty()
     }

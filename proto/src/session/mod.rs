@@ -345,7 +345,10 @@ impl<S: LocalStream> Sessions<S> {
 
 /// Where the consequences of an event go, and when it happens.
 pub struct Outputs<'a, O> {
+    /// What waits to be sent to the peer.
     pub sender: &'a mut Sender,
+    /// Where events are told.
     pub journal: &'a mut Journal<O>,
+    /// The time.
     pub now: Instant,
 }

@@ -10,6 +10,7 @@ pub const REMEMBERED: usize = 256;
 pub struct RecentIds(VecDeque<String>);
 
 impl RecentIds {
+    /// Whether this id is remembered.
     pub fn contains(&self, id: &str) -> bool {
         self.0.iter().any(|recent| recent == id)
     }
@@ -27,10 +28,12 @@ impl RecentIds {
         self.0.retain(|recent| recent != id);
     }
 
+    /// How many ids are remembered.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether none is remembered.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

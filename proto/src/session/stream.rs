@@ -5,7 +5,9 @@ use std::io::{self, IoSlice};
 
 /// A connected local stream. Nothing here blocks.
 pub trait LocalStream {
+    /// Reads what there is; `WouldBlock` when there is nothing, 0 bytes at the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes the slices in order, as far as the stream takes them.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Ends the sending direction.
     fn shut_down(&mut self);
@@ -30,6 +32,7 @@ pub struct Local<S> {
 }
 
 impl<S: LocalStream> Local<S> {
+    /// A stream that is connected.
     pub fn new(stream: S) -> Self {
         Local { stream, closed: false, reset: false, failure: None, cut: false }
     }

@@ -16,7 +16,9 @@ pub use sender::Sender;
 /// Which end this is: a client masks what it sends, a server what it does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
+    /// Masks what it sends.
     Client,
+    /// Does not mask.
     Server,
 }
 

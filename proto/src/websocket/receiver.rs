@@ -25,16 +25,22 @@ const MAX_CONTROL: u64 = 125;
 /// Why the connection must be failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Violation {
+    /// A WebSocket frame header that cannot be read.
     #[error("frame header: {0}")]
     Header(#[from] tungstenite::Error),
+    /// Reserved bits are set.
     #[error("reserved bits are set")]
     ReservedBits,
+    /// A mask where none may be, or none where one must be.
     #[error("the peer's frames must {}be masked", if *.0 == Role::Client { "not " } else { "" })]
     Masking(Role),
+    /// A control frame that is fragmented or too long.
     #[error("a control frame is fragmented or longer than 125 bytes")]
     Control,
+    /// Fragments in the wrong order.
     #[error("a continuation without a beginning, or a beginning within a message")]
     Fragments,
+    /// A message that is too long even to be skipped, with its length in bytes.
     #[error("a message of {0} bytes")]
     TooLong(u64),
 }
@@ -55,17 +61,23 @@ pub enum Incoming<'a> {
     /// A whole binary message. `at` tells where it stands in the receive buffer, unless it came
     /// in fragments.
     Binary {
+        /// The whole message.
         message: &'a [u8],
+        /// Where it stands in the receive buffer, unless it came in fragments.
         at: Option<usize>,
     },
     /// The beginning of a binary message longer than [`MAX_MESSAGE`]; the rest is skipped.
     TooLong {
+        /// Its beginning, long enough for the header of a frame.
         head: &'a [u8],
+        /// Its length, in bytes.
         length: u64,
     },
     /// A text message; its text does not matter to a tunnel.
     Text,
+    /// A ping, which asks for a pong with the same payload.
     Ping(&'a [u8]),
+    /// A pong.
     Pong,
     /// A close frame, with its code if it has one.
     Close(Option<u16>),
@@ -76,8 +88,11 @@ pub enum Incoming<'a> {
 pub enum Kind {
     /// Binary, text, or too long.
     Message,
+    /// A ping.
     Ping,
+    /// A pong.
     Pong,
+    /// A close frame.
     Close,
 }
 
@@ -125,6 +140,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    /// A receiver of this end.
     pub fn new(role: Role) -> Self {
         Receiver {
             role,

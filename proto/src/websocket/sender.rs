@@ -21,6 +21,7 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// A sender of this end, with nothing queued.
     pub fn new(role: Role) -> Self {
         Sender { role, buffer: Vec::new(), start: 0, end: 0 }
     }
@@ -30,6 +31,7 @@ impl Sender {
         self.end - self.start
     }
 
+    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -46,10 +48,12 @@ impl Sender {
         self.frame(OpCode::Data(Data::Binary), head, payload);
     }
 
+    /// Queues a ping without payload.
     pub fn ping(&mut self) {
         self.frame(OpCode::Control(Control::Ping), &[], &[]);
     }
 
+    /// Queues a pong.
     pub fn pong(&mut self, payload: &[u8]) {
         self.frame(OpCode::Control(Control::Pong), payload, &[]);
     }

@@ -1,38 +1,16 @@
-//! The codec and single turns of the relay, all in memory: what a byte costs before any system
-//! call. `benches/tunnel` measures the whole.
-//!
-//! A benchmark is a crate of its own and sees the public names of the library only, none of which
-//! is measured here. So it has the rooms that it measures as modules of its own, and the library
-//! carries no entrance for it.
+//! Frames, WebSocket messages and single turns of the device's relay, all in memory: what a byte costs
+//! before any system call. `benches/tunnel` measures the whole.
 
-// Most of what these rooms hold is not measured.
-#![allow(dead_code, unused_imports)]
-
-#[path = "../../src/cloud/mod.rs"]
-mod cloud;
-#[path = "../../src/config/mod.rs"]
-mod config;
-#[path = "../../src/error.rs"]
-mod error;
-#[path = "../../src/logging.rs"]
-mod logging;
 mod memory;
-#[path = "../../src/state.rs"]
-mod state;
-#[path = "../../src/status.rs"]
-mod status;
-#[path = "../../src/sys/mod.rs"]
-mod sys;
-mod worker;
 
 use std::hint::black_box;
 use std::io;
 
+use aiot_tunnel_proto::frame::{Frame, FrameType, HeaderTemplate};
+use aiot_tunnel_proto::websocket::{Incoming, Receiver, Role, Sender};
 use criterion::measurement::WallTime;
 use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion, Throughput};
 
-use cloud::frame::{Frame, FrameType, HeaderTemplate};
-use cloud::websocket::{Incoming, Receiver, Role, Sender};
 use memory::{wire, Rig};
 
 /// What the protocol carries at most, and what a keystroke does.

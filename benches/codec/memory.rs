@@ -3,15 +3,32 @@
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::cloud::websocket::{Receiver, Role, Sender};
-use crate::cloud::{ByteStream, Link};
-use crate::config::{Limits, Port, Service, TunnelId};
-use crate::sys::Ready;
-use crate::worker::relay::Relay;
-use crate::worker::session::{Local, LocalStream};
+use aiot_tunnel_proto::connection::{Connection, Ping, Transport, Upkeep};
+use aiot_tunnel_proto::device::{Connect, DeviceLimits, DeviceRelay, DeviceSide, DialError};
+use aiot_tunnel_proto::relay::RelayLimits;
+use aiot_tunnel_proto::session::{LocalStream, SessionLimits};
+use aiot_tunnel_proto::websocket::{Role, Sender};
+use aiot_tunnel_proto::Ready;
+
+/// As the library has it by default.
+const UPKEEP: Upkeep = Upkeep {
+    ping: Ping::Every(Duration::from_secs(20)),
+    silence_limit: Duration::from_secs(60),
+    shrink_interval: Duration::from_secs(20),
+    high_water: 128 * 1024,
+    flood_limit: usize::MAX,
+};
+const LIMITS: RelayLimits = RelayLimits {
+    session: SessionLimits {
+        session_buffer: 256 * 1024,
+        stall_timeout: Some(Duration::from_secs(10)),
+    },
+    log_window: Duration::from_secs(20),
+};
+const DEVICE_LIMITS: DeviceLimits =
+    DeviceLimits { max_sessions: 10, connect_timeout: Duration::from_secs(5) };
 
 /// Turns until every buffer has its size.
 const BUFFERS_GROW: usize = 16;
@@ -50,9 +67,9 @@ struct Cloud {
 }
 
 #[derive(Clone, Default)]
-struct Transport(Rc<RefCell<Cloud>>);
+struct Wire(Rc<RefCell<Cloud>>);
 
-impl Read for Transport {
+impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut cloud = self.0.borrow_mut();
         let unread = &cloud.says[cloud.read..];
@@ -66,7 +83,7 @@ impl Read for Transport {
     }
 }
 
-impl Write for Transport {
+impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())
     }
@@ -75,11 +92,11 @@ impl Write for Transport {
     }
 }
 
-impl ByteStream for Transport {
+impl Transport for Wire {
     fn written(&self) -> u64 {
         0
     }
-    fn unsent(&self) -> usize {
+    fn unacked(&self) -> usize {
         0
     }
 }
@@ -111,31 +128,34 @@ impl LocalStream for Stream {
         self.0.borrow_mut().moved += length;
         Ok(length)
     }
-    fn end(&mut self) {}
-    fn abort(&mut self) {}
-    fn unsent(&self) -> usize {
+    fn shut_down(&mut self) {}
+    fn reset_on_close(&mut self) {}
+    fn unacked(&self) -> usize {
         0
     }
 }
 
-struct Backend(Rc<RefCell<Services>>);
+struct Connector(Rc<RefCell<Services>>);
 
-impl Local for Backend {
+impl Connect for Connector {
     type Dial = ();
     type Stream = Stream;
 
-    fn dial(&self, _: &str, _: u16) -> io::Result<()> {
+    fn dial(&mut self, _: &str) -> Result<(), DialError> {
         Ok(())
     }
-    fn step(&self, _: &mut (), _: bool) -> Option<io::Result<Stream>> {
+    fn step(&mut self, _: &mut (), _: bool) -> Option<io::Result<Stream>> {
         Some(Ok(Stream(self.0.clone())))
+    }
+    fn address(&self, _: &str) -> String {
+        String::new()
     }
 }
 
 /// A relay with open sessions, and what happens to it each turn.
 pub(crate) struct Rig {
-    relay: Relay<Transport, Backend>,
-    cloud: Transport,
+    relay: DeviceRelay<Wire, Connector, ()>,
+    cloud: Wire,
     services: Rc<RefCell<Services>>,
     now: Instant,
     ready: Vec<Ready>,
@@ -146,23 +166,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// Each turn the cloud says this, and each service has so much to say.
     pub(crate) fn new(sessions: usize, cloud_says: Vec<u8>, each: usize) -> Self {
-        let (cloud, services) = (Transport::default(), Rc::<RefCell<Services>>::default());
-        let link = Link {
-            transport: cloud.clone(),
-            receiver: Receiver::new(Role::Client),
-            sender: Sender::new(Role::Client),
-        };
-        let service = Service::new("v", "h", Port::new(1).unwrap()).unwrap();
+        let (cloud, services) = (Wire::default(), Rc::<RefCell<Services>>::default());
         let now = Instant::now();
-        let relay = Relay::new(
-            link,
-            TunnelId::new("t").unwrap(),
-            Arc::new([("v".to_owned(), service)].into()),
-            Limits::default(),
-            Backend(services.clone()),
-            Vec::new(),
-            now,
-        );
+        let connection = Connection::new(cloud.clone(), Role::Client, b"", UPKEEP, now);
+        let side = DeviceSide::new(Connector(services.clone()), DEVICE_LIMITS);
+        let relay = DeviceRelay::new(connection, side, LIMITS, (), Vec::new());
         let mut rig = Rig { relay, cloud, services, now, ready: Vec::new(), bytes_a_turn: 0 };
 
         let (mut sender, mut creates) = (Sender::new(Role::Server), Vec::new());
@@ -174,7 +182,7 @@ impl Rig {
         sender.flush(&mut creates).unwrap();
         rig.cloud.0.borrow_mut().says = creates;
         rig.step();
-        assert_eq!(rig.relay.table.sessions.len(), sessions);
+        assert_eq!(rig.relay.sessions().len(), sessions);
 
         rig.ready = vec![Ready { read: each > 0, write: false }; sessions];
         rig.services.borrow_mut().each = each;
@@ -197,8 +205,9 @@ impl Rig {
     fn step(&mut self) -> usize {
         self.services.borrow_mut().moved = 0;
         self.cloud.0.borrow_mut().read = 0;
-        self.relay.readable = true;
-        assert!(self.relay.turn(self.now, &self.ready).is_ok());
+        self.relay.connection_mut().ready(true, false);
+        self.relay.turn(self.now, &self.ready);
+        assert!(self.relay.end().is_none());
         self.services.borrow().moved
     }
 }

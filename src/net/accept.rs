@@ -9,8 +9,9 @@ use aiot_tunnel_proto::connection::Transport;
 use aiot_tunnel_proto::handshake::{Head, HeadReader};
 use openssl::ssl::SslAcceptor;
 
-use super::open::{finish_tls, read_head, write_all, HandshakeError, TlsError};
+use super::open::{finish_tls, read_head, write_all, TlsError};
 use super::read_ahead::ReadAhead;
+use super::wait::HandshakeError;
 use super::{Socket, Stream, Wait};
 
 /// How long, and for how many bytes, a refused client is heard out.

@@ -12,9 +12,11 @@ use aiot_tunnel_proto::connection::Transport;
 use aiot_tunnel_proto::handshake::client::{Answer, ClientHandshake, Refusal, Target};
 use aiot_tunnel_proto::handshake::{Head, HeadReader};
 
+use super::dial::tcp;
 use super::read_ahead::ReadAhead;
 use super::resolver::Resolver;
 use super::tls::{Connector, Handshake, TlsContext};
+use super::wait::HandshakeError;
 use super::{Socket, Stream, Wait, WaitError};
 use crate::config::ConnectParams;
 use crate::sys;
@@ -218,14 +220,13 @@ impl<W: Wait> Opener<'_, W> {
     }
 
     fn connect(&self, address: SocketAddr, deadline: Instant) -> Result<TcpStream, OpenError> {
-        let refused = |e: io::Error| {
-            OpenError::Failed(Failure::Connect(format!("connect to {address}: {e}")))
-        };
-        let connecting = sys::connect(address).map_err(refused)?;
-        let waited = self.wait.wait(Some(connecting.as_fd()), true, deadline);
-        waited.map_err(|e| not_waited(&format!("connect to {address}"), e))?;
-        let tcp = connecting.finish().map_err(refused)?;
-        tcp.set_nodelay(true).map_err(refused)?;
+        let what = || format!("connect to {address}");
+        let tcp = tcp::connect(address, self.wait, deadline).map_err(|e| match e {
+            HandshakeError::Wait(e) => not_waited(&what(), e),
+            HandshakeError::Io(e) => {
+                OpenError::Failed(Failure::Connect(format!("{}: {e}", what())))
+            }
+        })?;
         sys::limit_queue(&tcp, MAX_QUEUE);
         Ok(tcp)
     }
@@ -298,12 +299,6 @@ fn not_waited(what: &str, e: WaitError) -> OpenError {
         WaitError::TimedOut => OpenError::Failed(Failure::TimedOut(format!("{what}: timed out"))),
         WaitError::Io(e) => OpenError::Failed(Failure::Connect(format!("{what}: {e}"))),
     }
-}
-
-/// Why a handshake did not get on.
-pub(super) enum HandshakeError {
-    Wait(WaitError),
-    Io(io::Error),
 }
 
 pub(super) enum TlsError {

@@ -22,6 +22,24 @@ pub(crate) enum WaitError {
     Io(io::Error),
 }
 
+/// Why a step of an opening has failed.
+pub(crate) enum HandshakeError {
+    Wait(WaitError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(e: io::Error) -> Self {
+        HandshakeError::Io(e)
+    }
+}
+
+impl From<WaitError> for HandshakeError {
+    fn from(e: WaitError) -> Self {
+        HandshakeError::Wait(e)
+    }
+}
+
 impl From<WaitError> for io::Error {
     fn from(e: WaitError) -> Self {
         match e {

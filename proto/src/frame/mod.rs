@@ -4,14 +4,14 @@
 //! header (a JSON object), the payload. Whole messages are read and written here; this module knows
 //! neither sessions nor connections.
 
+mod codes;
 mod header;
-mod status;
 mod write;
 
 use std::borrow::Cow;
 
+pub use codes::{reason, release, response, status, Status};
 use header::Header;
-pub use status::{reason, release, response, status, Status};
 pub use write::{write_release, write_response, HeaderTemplate};
 
 /// The WebSocket subprotocol's name.

@@ -4,8 +4,12 @@
 pub const NORMAL: u16 = 1000;
 /// The end that closes it stops.
 pub const GOING_AWAY: u16 = 1001;
+/// The peer has broken the WebSocket protocol.
+pub const PROTOCOL_ERROR: u16 = 1002;
 /// The peer takes nothing and holds others up.
 pub const POLICY: u16 = 1008;
+/// The peer has sent a message that is too long even to be skipped.
+pub const TOO_BIG: u16 = 1009;
 /// The token is no longer valid.
 pub const EXPIRED: u16 = 4001;
 /// The same, as the C SDK writes it.

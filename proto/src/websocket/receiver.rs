@@ -7,7 +7,7 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
 
 use super::mask::apply_mask;
-use super::Role;
+use super::{close, Role};
 use crate::frame::{MAX_HEADER, MAX_MESSAGE};
 
 /// The receive buffer while data flows. It begins small and doubles as reads fill it. What a turn
@@ -49,8 +49,8 @@ impl Violation {
     /// The close code that says so.
     pub fn close_code(&self) -> u16 {
         match self {
-            Violation::TooLong(_) => 1009,
-            _ => 1002,
+            Violation::TooLong(_) => close::TOO_BIG,
+            _ => close::PROTOCOL_ERROR,
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The ways to a peer, one file each: [`tcp`], [`unix`]. A way is a connect under way that is moved on
-//! when `poll` finds its descriptor ready; none blocks.
+//! The ways out, one file each: [`tcp`] leads to the cloud (called by [`open`](super::open)) and to local
+//! services, [`unix`] to local services. A proxy would be a file beside them. None blocks: a [`Dial`] is
+//! moved on when `poll` finds its descriptor ready, and the way to the cloud waits in `Wait`.
 
 pub(crate) mod tcp;
 pub(crate) mod unix;

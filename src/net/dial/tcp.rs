@@ -1,13 +1,32 @@
-//! TCP: a name, its addresses one after the other, a connected stream.
+//! TCP: to an address of the cloud ([`connect`]), or to a local service by its name ([`TcpDial`]).
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use crate::net::resolver::{Lookup, Resolver};
+use crate::net::wait::HandshakeError;
+use crate::net::Wait;
 use crate::sys::{self, Connecting};
 
-/// A TCP connect under way.
+/// Connects to one address: the connected, non-blocking stream.
+///
+/// # Errors
+/// The system's, and those of the wait.
+pub(crate) fn connect(
+    address: SocketAddr,
+    wait: &impl Wait,
+    deadline: Instant,
+) -> Result<TcpStream, HandshakeError> {
+    let connecting = sys::connect(address)?;
+    wait.wait(Some(connecting.as_fd()), true, deadline)?;
+    let tcp = connecting.finish()?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+/// A connect to a service under way: the lookup, then its addresses one after the other.
 pub(crate) struct TcpDial {
     lookup: Option<Lookup>,
     /// Those that are left to try, the next one last.

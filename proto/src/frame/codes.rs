@@ -1,4 +1,4 @@
-//! What a `common_response` and a `session_release` say: a code and words for people.
+//! The codes and words of a `common_response` and of a `session_release`: the one place for them.
 
 use serde::Deserialize;
 

@@ -1,18 +1,21 @@
 //! The gateway between two WebSocket clients by tungstenite.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Side};
 use aiot_tunnel::{Token, TunnelId};
+use aiot_tunnel_models::handshake;
 use aiot_tunnel_testkit::certificates::{connector, Identity};
 use aiot_tunnel_testkit::frame::{self, code};
-use aiot_tunnel_testkit::gateways::{connect, connect_over, tcp, tunnel};
+use aiot_tunnel_testkit::gateways::{connect, connect_over, tcp, tunnel, tunnel_with_tokens};
 use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
 use aiot_tunnel_testkit::wait::TIMEOUT;
 use aiot_tunnel_testkit::{logs, ACCESS_TOKEN, DEVICE_TOKEN};
+use proptest::prelude::*;
 use serde_json::{json, Value};
 use tungstenite::Message;
 
@@ -626,4 +629,48 @@ fn a_release_instead_of_an_answer_is_a_refusal() {
         (&header["frame_type"], &header["frame_id"], code(&payload)),
         (&json!(1), &json!(5), 2)
     );
+}
+
+/// Whether a gateway lets in a client that sends this head.
+fn lets_in(head: &[u8]) -> bool {
+    static GATEWAY: OnceLock<Gateway> = OnceLock::new();
+    let gateway = GATEWAY.get_or_init(|| {
+        let (device_token, access_token) = (handshake::DEVICE_TOKEN, handshake::ACCESS_TOKEN);
+        let tunnel = tunnel_with_tokens(handshake::TUNNEL, device_token, access_token);
+        Gateway::builder().tunnel(tunnel).start("127.0.0.1:0".parse().unwrap()).unwrap()
+    });
+    let mut client = tcp(gateway.local_addr());
+    client.write_all(head).unwrap();
+    if !head.ends_with(b"\r\n\r\n") {
+        // The gateway waits for the rest of it.
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    let mut status = [0; "HTTP/1.1 101".len()];
+    let lets_in = client.read_exact(&mut status).is_ok_and(|()| status.ends_with(b"101"));
+    // Its end is waited for, so that each client is alone.
+    let _ = client.shutdown(Shutdown::Write);
+    let _ = client.read_to_end(&mut Vec::new());
+    lets_in
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn only_the_right_token_for_the_right_end_is_let_in(
+        kind: u8,
+        data in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            "(/tunnel|/|t1|dest|source|\\.\\.|%2f|\\?|#|http://x| |\t|hush-access|hush-device|\r\n|tunnel-access-token|:|x){0,12}"
+                .prop_map(String::into_bytes),
+        ],
+    ) {
+        let mut head = handshake::request_head(&[&[kind][..], &data].concat());
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            head.truncate(end + 4);
+        }
+        let claim = handshake::request(&head);
+        let is_right = claim.is_some_and(|claim| claim.is_right());
+        prop_assert_eq!(lets_in(&head), is_right, "{:?}", String::from_utf8_lossy(&head));
+    }
 }

@@ -1,5 +1,5 @@
-//! The opening handshake (RFC 6455, 4): requests, answers and their checks, as bytes. Both ends read
-//! heads with [`HeadReader`]; neither waits here.
+//! The opening handshake (RFC 6455, 4) as bytes: requests, answers and their checks. Both ends read
+//! HTTP heads with [`HeadReader`]. Nothing here waits.
 
 pub mod client;
 pub mod server;
@@ -10,21 +10,22 @@ use zeroize::Zeroizing;
 
 pub use tungstenite::http::StatusCode;
 
-/// Longest head of a request or of an answer, in bytes.
+/// Longest head of a request or an answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Reads up to the end of an HTTP head, in as many reads as it takes.
+/// Reads an HTTP head, with as many reads as necessary.
 pub struct HeadReader {
-    /// Never grows, since growing would leave copies of a token behind.
+    /// Has a fixed size. If it grew, it would leave a copy of a token behind.
     buffer: Zeroizing<Vec<u8>>,
     length: usize,
 }
 
-/// An HTTP head, and the bytes that came after it.
+/// An HTTP head, and the bytes behind it.
 pub struct Head {
-    /// May hold a token.
+    /// The head, with the empty line that ends it. It may hold a token, so it is wiped when it is
+    /// dropped.
     pub head: Zeroizing<Vec<u8>>,
-    /// What came after the head.
+    /// The bytes that were received behind the head.
     pub rest: Vec<u8>,
 }
 
@@ -35,10 +36,10 @@ impl Default for HeadReader {
 }
 
 impl HeadReader {
-    /// A reader that begins with bytes that came after an interim answer.
+    /// A reader that begins with `rest`, the bytes received behind an interim answer.
     ///
     /// # Errors
-    /// `InvalidData` for more bytes than a head may have.
+    /// `InvalidData` if `rest` is longer than a head may be.
     pub fn after(rest: &[u8]) -> io::Result<Self> {
         let mut reader = HeadReader::default();
         let Some(room) = reader.buffer.get_mut(..rest.len()) else { return Err(too_long()) };
@@ -47,11 +48,12 @@ impl HeadReader {
         Ok(reader)
     }
 
-    /// Reads until the head is complete or the source has nothing more for now (`WouldBlock`).
+    /// Reads until the head is complete. Keeps what it has read if the source would block; call it
+    /// again then.
     ///
     /// # Errors
-    /// Those of the source; `UnexpectedEof` when it ends first; `InvalidData` for a head that is
-    /// longer than 16 KiB.
+    /// The errors of the source, `WouldBlock` among them. `UnexpectedEof` if the source ends first.
+    /// `InvalidData` if the head is longer than 16 KiB.
     pub fn read(&mut self, source: &mut impl Read) -> io::Result<Head> {
         let mut searched = 0;
         loop {
@@ -88,7 +90,7 @@ fn too_long() -> io::Error {
 mod tests {
     use super::*;
 
-    /// Gives its bytes in pieces of so many.
+    /// Returns its bytes in pieces of the given size.
     struct Pieces<'a>(&'a [u8], usize);
     impl Read for Pieces<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

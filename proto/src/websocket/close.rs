@@ -1,22 +1,23 @@
-//! Close codes: the one place for their numbers and what they mean.
+//! The close codes and their meanings.
 
 /// The connection is no longer needed.
 pub const NORMAL: u16 = 1000;
-/// The end that closes it stops.
+/// The end that closes the connection is about to stop.
 pub const GOING_AWAY: u16 = 1001;
-/// The peer takes nothing and holds others up.
+/// The peer takes nothing and holds up the others.
 pub const POLICY: u16 = 1008;
 /// The token is no longer valid.
 pub const EXPIRED: u16 = 4001;
-/// The same, as the C SDK writes it.
+/// The same in the C SDK.
 const EXPIRED_C_SDK: u16 = 401;
 
-/// Whether a close code says that the token is no longer valid.
+/// Whether the peer refuses the token with this close code.
 pub fn means_expired(code: u16) -> bool {
     matches!(code, EXPIRED | EXPIRED_C_SDK)
 }
 
-/// The code that answers a close frame: its own, unless that must not appear in a frame.
+/// The code of the answer to a close frame. It repeats the peer's code, unless that code must not
+/// appear in a frame.
 pub(crate) fn answer_to(code: u16) -> u16 {
     match code {
         1004..=1006 | 1015 => NORMAL,

@@ -1,5 +1,5 @@
-//! The ways to a peer, one file each: [`tcp`], [`unix`]. A way is a connect under way that is moved on
-//! when `poll` finds its descriptor ready; none blocks.
+//! The ways to connect, one file each: [`tcp`] and [`unix`]. A connect in progress is advanced when
+//! `poll` reports its descriptor ready. No function blocks.
 
 pub(crate) mod tcp;
 pub(crate) mod unix;
@@ -16,15 +16,15 @@ use super::local::LocalSocket;
 use super::resolver::Resolver;
 use crate::config::{Services, Target};
 
-/// A connect to a local service.
+/// A connect to a local service, in progress.
 pub(crate) enum Dial {
     Tcp(tcp::TcpDial),
     Unix(unix::UnixDial),
 }
 
 impl Dial {
-    /// The descriptor that becomes writable when the connect can move on; none while a name is looked
-    /// up, which wakes the resolver's waker.
+    /// The descriptor that becomes writable when the connect can advance. `None` while a name is
+    /// looked up; the end of the lookup wakes the resolver's waker.
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Dial::Tcp(dial) => dial.fd(),
@@ -33,7 +33,7 @@ impl Dial {
     }
 }
 
-/// Connects a device's sessions to its services.
+/// Connects a device's sessions to its local services.
 pub(crate) struct Dialer {
     pub(crate) services: Arc<Services>,
     pub(crate) resolver: Rc<Resolver>,

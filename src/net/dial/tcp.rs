@@ -1,4 +1,4 @@
-//! TCP: a name, its addresses one after the other, a connected stream.
+//! Connects over TCP: looks up the name, then tries its addresses one at a time.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::net::resolver::{Lookup, Resolver};
 use crate::sys::{self, Connecting};
 
-/// A TCP connect under way.
+/// A TCP connect in progress.
 pub(crate) struct TcpDial {
     lookup: Option<Lookup>,
-    /// Those that are left to try, the next one last.
+    /// The addresses that remain to be tried. The next one is the last element.
     addresses: Vec<SocketAddr>,
     connecting: Option<Connecting>,
     last_error: Option<io::Error>,

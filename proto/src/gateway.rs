@@ -8,7 +8,7 @@
 //! access connection that stays full and takes next to nothing for the stall timeout is closed with
 //! code 1008. Its sessions are released towards the device (code 2), and the other access
 //! connections go on. A device has more time, because it may wait for its own services: see
-//! [`DEVICE_STALL`].
+//! `DEVICE_STALL`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -122,15 +122,15 @@ impl fmt::Display for TunnelEvent<'_> {
         match self {
             DeviceConnected => f.write_str("device connected"),
             AccessConnected(key) => write!(f, "access {key} connected"),
-            DeviceLeft { why } => write!(f, "device left: {why}"),
-            AccessLeft { key, why } => write!(f, "access {key} left: {why}"),
+            DeviceLeft { why } => write!(f, "device disconnected: {why}"),
+            AccessLeft { key, why } => write!(f, "access {key} disconnected: {why}"),
             Expired => f.write_str("expired"),
             SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
             DeviceRefused(id) => write!(f, "device refused {id:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),
             Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
-            Stalled => f.write_str("a connection takes nothing"),
+            Stalled => f.write_str("a full connection takes next to nothing and is closed"),
             Refused(why) => write!(f, "session_create refused: {why}"),
             Incomplete => f.write_str("session_create without frame_id"),
             CreateFromDevice => f.write_str("session_create from a device"),
@@ -590,7 +590,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for (member, limit) in device.chain(accesses) {
             if member.is_stalled(now, limit) {
                 self.observer.event(TunnelEvent::Stalled);
-                member.close(close::POLICY, "it takes nothing and holds others up", now);
+                member.close(close::POLICY, "it takes nothing and holds up the others", now);
             }
         }
     }

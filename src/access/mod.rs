@@ -174,7 +174,7 @@ impl Client {
                 Ok(()) => return Ok(()),
                 Err(e @ Error::Unauthorized) => return Err(e),
                 Err(e) if !connected => return Err(e),
-                Err(e) => log::warn!(target: TARGET, "{e}; connecting anew"),
+                Err(e) => log::warn!(target: TARGET, "{e}; connecting again"),
             }
             if self.pause(RETRY) {
                 return Ok(());

@@ -27,7 +27,7 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
         ),
         Progress::Secured => info!(Code::Adapter, "success to establish tls connection"),
         Progress::NoSubprotocol => {
-            warn!(Code::Tunnel, "the server names no subprotocol; going on");
+            warn!(Code::Tunnel, "the server names no subprotocol; using the connection");
         }
         Progress::Opened => info!(Code::Channel, "open_cloud_proxy_channel success"),
     }

@@ -181,7 +181,7 @@ impl WorkerThread {
             let _ = catch_unwind(|| {
                 warn!(
                     Code::TunnelFailed,
-                    "tunnel {}: its worker panicked; connecting anew", self.id
+                    "tunnel {}: its worker panicked; connecting again", self.id
                 );
             });
             // A lingering local stream may be the cause of the panic.

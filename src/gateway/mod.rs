@@ -418,7 +418,7 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     let invalid = |e: ErrorStack| Error::invalid("server certificate", e.to_string());
     let chain = X509::stack_from_pem(chain).map_err(invalid)?;
     let Some((own, others)) = chain.split_first() else {
-        return Err(Error::invalid("server certificate", "the PEM text holds none"));
+        return Err(Error::invalid("server certificate", "the PEM text holds no certificate"));
     };
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;

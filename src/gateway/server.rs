@@ -58,7 +58,7 @@ impl Entry {
     pub(super) fn order(&self, order: Order) {
         if let Some(hub) = &self.hub {
             if hub.orders.send(order).is_err() {
-                log::error!(target: TARGET, "a tunnel's thread is gone: an order is lost");
+                log::error!(target: TARGET, "a tunnel's thread has ended: an order is lost");
             }
             hub.waker.wake();
         }
@@ -143,7 +143,7 @@ impl Shared {
         let handshake = match self.handshakes.begin(address.ip(), &stream) {
             Ok((handshake, None)) => handshake,
             Ok((handshake, Some(ip))) => {
-                self.complain(format_args!("{ip}: a handshake gives way to newer ones"));
+                self.complain(format_args!("{ip}: too many handshakes; the oldest is cut off"));
                 handshake
             }
             Err(e) => {
@@ -189,7 +189,7 @@ impl Shared {
             }
         };
         if !handshake.succeeds() {
-            return Err(io::Error::other("gave way to newer ones"));
+            return Err(io::Error::other("cut off: too many handshakes"));
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.
@@ -292,7 +292,7 @@ pub(super) fn check_not_empty(token: &Token) -> Result<()> {
 
 pub(super) fn check_different(own: &Digest, other: &Digest) -> Result<()> {
     if own.matches(other) {
-        return Err(Error::invalid("token", "the same for device and access side"));
+        return Err(Error::invalid("token", "device side and access side need different tokens"));
     }
     Ok(())
 }

@@ -67,13 +67,13 @@ pub struct Frame<'a> {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The message has fewer than two bytes.
-    #[error("it has {0} bytes")]
+    #[error("it has {0} bytes, fewer than 2")]
     Short(usize),
     /// The header length is 0 or too large.
     #[error("its header length is {0}, not 1 to {MAX_HEADER}")]
     HeaderLength(usize),
     /// The header length points past the end of the message.
-    #[error("its header length {0} points past its end")]
+    #[error("its header length {0} points past the end of the message")]
     Truncated(usize),
     /// The header is not UTF-8.
     #[error("its header is not UTF-8")]

@@ -27,7 +27,7 @@ const MAX_CONTROL: u64 = 125;
 #[derive(Debug, thiserror::Error)]
 pub enum Violation {
     /// The header of a WebSocket frame cannot be read.
-    #[error("frame header: {0}")]
+    #[error("WebSocket frame header: {0}")]
     Header(#[from] tungstenite::Error),
     /// Reserved bits are set.
     #[error("reserved bits are set")]
@@ -39,10 +39,10 @@ pub enum Violation {
     #[error("a control frame is fragmented or longer than 125 bytes")]
     Control,
     /// Fragments come in the wrong order.
-    #[error("a continuation without a beginning, or a beginning within a message")]
+    #[error("a continuation without a first fragment, or a new message inside a fragmented one")]
     Fragments,
     /// A message is too long even to be skipped. The number is its length in bytes.
-    #[error("a message of {0} bytes")]
+    #[error("a message of {0} bytes is too long")]
     TooLong(u64),
 }
 

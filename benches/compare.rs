@@ -1,8 +1,9 @@
-//! The two ends of `scripts/compare`: the local service, and the client that loads a way to it. It
-//! prints its measurements as JSON.
+//! The two ends of `scripts/compare`: the local service, and the client that puts load on a
+//! connection to it. The client prints its measurements as JSON.
 //!
-//! `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is the process
-//! whose processor time is measured; `trips PORT SERVICE COUNT`; `setup PORT SERVICE COUNT`.
+//! Arguments: `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is
+//! the process whose processor time is measured; `trips PORT SERVICE COUNT`; `setup PORT SERVICE
+//! COUNT`.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -16,10 +17,10 @@ use aiot_tunnel_testkit::sockets::reset_on_close;
 use serde_json::json;
 
 const CHUNK: usize = 256 * 1024;
-/// Time between two set-ups. Longer than the delay of an acknowledgement (40 ms), so that Nagle's
-/// algorithm, which ssh leaves on, does not delay the next one because of the end of the last one.
+/// Time between two set-ups. It is longer than a delayed acknowledgement (40 ms). ssh leaves
+/// Nagle's algorithm on, and the end of one connection would otherwise delay the next.
 const PAUSE: Duration = Duration::from_millis(60);
-/// No connection takes this long to end, however much data is still on its way.
+/// No connection takes this long to end, even if much data is in flight.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn main() {
@@ -34,7 +35,7 @@ fn main() {
         }
         ["trips", port, service, count] => Ends::new(port, service).trips(number(count)),
         ["setup", port, service, count] => Ends::new(port, service).setup(number(count)),
-        // `cargo test --benches` and `cargo bench` only check that it starts.
+        // `cargo test --benches` and `cargo bench` check only that the program starts.
         _ => return,
     };
     println!("{result}");
@@ -44,7 +45,7 @@ fn number<T: std::str::FromStr>(text: &str) -> T {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is not a number"))
 }
 
-/// The port where the way begins, and a connection of its own to the service at its end.
+/// The port of the measured connection, and a direct connection to the service at its end.
 struct Ends {
     port: u16,
     count: TcpStream,
@@ -71,7 +72,7 @@ impl Ends {
         u64::from_be_bytes(answer)
     }
 
-    /// Waits until the service has so many connections.
+    /// Waits until the service has this many connections.
     fn wait_for(&mut self, connections: u64) {
         let deadline = Instant::now() + TIMEOUT;
         while self.ask(service::BUSY) != connections {
@@ -80,12 +81,12 @@ impl Ends {
         }
     }
 
-    /// Waits until the service has no connection.
+    /// Waits until the service has no connections.
     fn rest(&mut self) {
         self.wait_for(0);
     }
 
-    /// Measures a rate. Bytes are counted where they arrive: in the service, or here.
+    /// Measures a rate. Bytes are counted where they arrive: in the service or here.
     fn load(
         &mut self,
         direction: &str,
@@ -122,11 +123,13 @@ impl Ends {
             let (used, seconds) = (cpu().zip(used).map(|(b, a)| b - a), began.elapsed());
             let busy = self.ask(service::BUSY);
             for stream in &streams {
-                // Without a reset, a sender that is no longer read would not notice the close.
+                // Without a reset, a sender whose bytes are no longer read would not notice the
+                // close.
                 reset_on_close(stream);
                 let _ = stream.shutdown(Shutdown::Both);
             }
-            // Only now: a panic waits for the threads, which end with their connections.
+            // The check comes last, because a panic waits for the threads, and they end with their
+            // connections.
             assert_eq!(busy, connections as u64, "a connection was lost");
             (bytes as f64, used, seconds.as_secs_f64())
         });
@@ -135,7 +138,7 @@ impl Ends {
         json!({"rate": bytes / 1e6 / seconds, "cpu": cpu.map(|cpu| cpu / (bytes / 1e9))})
     }
 
-    /// One byte there and back again, in microseconds.
+    /// Times round trips of one byte, in microseconds.
     fn trips(&mut self, count: usize) -> serde_json::Value {
         let mut stream = self.open(&[service::ECHO]);
         let mut times: Vec<f64> = (0..count + count / 10).map(|_| trip(&mut stream)).collect();
@@ -144,12 +147,12 @@ impl Ends {
         json!({"p50": times[count / 2], "p99": times[count * 99 / 100]})
     }
 
-    /// From the connect to the first byte back from the service, in microseconds.
+    /// Times set-ups, in microseconds: from the connect to the first byte from the service.
     fn setup(&mut self, count: usize) -> serde_json::Value {
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
             let began = Instant::now();
-            // One write, because of Nagle's algorithm, too.
+            // A single write, so that Nagle's algorithm does not delay the second byte.
             let mut stream = self.open(&[service::ECHO, 7]);
             stream.read_exact(&mut [0]).unwrap();
             times.push(began.elapsed().as_secs_f64() * 1e6);

@@ -1,18 +1,18 @@
-//! How one tunnel in trouble changes the round trips of nineteen others: a table.
+//! Prints a table: how one tunnel in trouble changes the round trips of nineteen other tunnels.
 //!
-//! `cargo bench --bench isolation [-- ROUNDS]`. The states alternate within one run, because a
-//! machine's speed drifts. Cloud, flood and device share the machine.
+//! `cargo bench --bench isolation [-- ROUNDS]`. The states alternate within one run, because the
+//! speed of a machine drifts. Cloud, flood and device share the machine.
 
 use std::time::Duration;
 
 use aiot_tunnel_testkit::logs;
 use aiot_tunnel_testkit::troubles::{Fleet, Kind, OTHERS};
 
-/// Round trips of each of the nineteen tunnels in one round of a state.
+/// The number of round trips of each of the nineteen tunnels in one round of a state.
 const TRIPS: usize = 40;
 
 fn main() {
-    // RUST_LOG=info measures the cost of the log, too.
+    // With RUST_LOG=info, the measurement includes the cost of the log.
     logs::print();
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10usize);
     let states = [

@@ -41,7 +41,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let key = arguments.get(2).map_or(Ok(DEFAULT_KEY), |key| key.parse())?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
 
-    // 1 and 2: create and configure a manager.
+    // Steps 1 and 2: create and configure a manager.
     let manager = Manager::builder()
         .security(Security::Tls(tls))
         .service(Service::new("_SSH", "127.0.0.1", port)?)
@@ -49,10 +49,11 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         .build()?;
     let handle = manager.handle();
 
-    // 3: the start thread.
+    // Step 3: run the start thread.
     let start_thread = std::thread::spawn(move || manager.run());
 
-    // 4 and 5: the listen thread turns the business process's messages into add, delete, update.
+    // Steps 4 and 5: the listen thread receives the business process's messages and calls add,
+    // delete and update.
     let listener = Listener::start(handle.clone(), ListenOptions::new().with_key(key));
     if listener.is_ok() {
         println!("listening on message queue {key}");

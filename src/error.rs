@@ -1,4 +1,5 @@
-//! The library's errors: one variant for each cause, and the state code that C callers get.
+//! The errors of the library. Each variant stands for one cause and has the state code that C
+//! callers get.
 
 use std::io;
 
@@ -7,19 +8,19 @@ use crate::state;
 
 /// Why a call of this crate failed.
 ///
-/// No variant carries a token or a key, so an `Error` may be logged as it is.
+/// No variant holds a token or a key, so an `Error` may be logged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A value does not fit its field.
     #[error("{field}: {reason}")]
     InvalidInput {
-        /// The field, in the words of the documentation.
+        /// The name of the field, as in the documentation.
         field: &'static str,
-        /// What is wrong with the value. It holds the value itself only where that is no secret.
+        /// What is wrong with the value. The value itself is included only if it is not secret.
         reason: String,
     },
-    /// The CA bundle holds no certificate, or one that cannot be read.
+    /// The CA bundle holds no certificate, or one of them cannot be read.
     #[error("CA certificate: {0}")]
     InvalidCa(String),
     /// The client certificate cannot be read.
@@ -31,17 +32,18 @@ pub enum Error {
     /// As many tunnels exist as [`Limits::max_tunnels`](crate::Limits::max_tunnels) allows.
     #[error("the limit of {0} tunnels is reached; delete one first")]
     TunnelLimit(usize),
-    /// So many commands wait already, for a start thread that does not take them.
+    /// The queue of commands is full, because the start thread does not take them. The number is
+    /// that of the waiting commands.
     #[error("{0} commands already wait for the start thread")]
     Busy(usize),
     /// Another thread is inside [`Manager::run`](crate::Manager::run).
     #[error("the start thread already runs")]
     AlreadyRunning,
-    /// The manager takes no command any more: it was stopped, its run has ended, or it was
+    /// The manager takes no more commands, because it was stopped, its run has ended, or it was
     /// dropped.
     #[error("the manager has ended; it takes no more commands")]
     Ended,
-    /// The gateway serves no tunnel of this id.
+    /// The gateway has no tunnel with this id.
     #[error("the gateway serves no tunnel {0}")]
     UnknownTunnel(TunnelId),
     /// The bytes are not an IPC message, for this reason.
@@ -50,9 +52,9 @@ pub enum Error {
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was attempted, and on what.
+        /// What was attempted, and on which object.
         what: String,
-        /// What went wrong.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -66,7 +68,7 @@ impl Error {
         Error::Io { what: what.into(), source }
     }
 
-    /// The state code that a C caller gets for this error; always negative. See [`state`].
+    /// The state code that a C caller gets for this error. Always negative. See [`state`].
     pub fn state_code(&self) -> i32 {
         match self {
             Error::InvalidInput { .. } | Error::InvalidMessage(_) => state::USER_INPUT_OUT_RANGE,
@@ -82,5 +84,5 @@ impl Error {
     }
 }
 
-/// The result of this crate's calls.
+/// The result of the calls of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

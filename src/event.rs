@@ -1,4 +1,4 @@
-//! The events that the start thread gives to the event handler.
+//! The events that the start thread passes to the event handler.
 
 use std::fmt;
 
@@ -10,8 +10,8 @@ use crate::config::TunnelId;
 pub enum EventKind {
     /// The WebSocket is open: sessions can be created. C: `AIOT_TUNNEL_EVT_CONNECT`.
     Connect,
-    /// An open WebSocket was lost, deleted or updated, or the manager stops. There is exactly one
-    /// for each [`Connect`](EventKind::Connect). C: `AIOT_TUNNEL_EVT_DISCONNECT`.
+    /// An open WebSocket was lost, or was closed by a delete, an update or a stop. Each
+    /// [`Connect`](EventKind::Connect) has exactly one. C: `AIOT_TUNNEL_EVT_DISCONNECT`.
     Disconnect,
     /// The cloud refuses the token (HTTP 401, close code 4001 or 401). The tunnel is dropped;
     /// `update` or `add` with a new token brings it back. C: `AIOT_TUNNEL_EVT_EXPIRED`.
@@ -39,7 +39,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event. The library makes its own; this one is for tests of an event handler.
+    /// Makes an event. The library makes its own events; this function is for tests of an event
+    /// handler.
     pub fn new(kind: EventKind, tunnel_id: TunnelId) -> Self {
         Event { kind, tunnel_id }
     }

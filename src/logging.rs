@@ -1,8 +1,9 @@
-//! LK-coded lines: one text for the `log` facade and for the C caller's callback.
+//! LK-coded log lines. Each goes with the same text to the `log` facade and to the C caller's
+//! callback.
 //!
-//! A line reads `[<seconds>.<milliseconds>][LK-<code>] <text>\r\n`; the facade gets
-//! `[LK-<code>] <text>` under the target `aiot_tunnel`. A line may hold text from a peer, so control
-//! characters are replaced here, in one place: a line stays one line.
+//! A line reads `[<seconds>.<milliseconds>][LK-<code>] <text>\r\n`. The facade gets `[LK-<code>]
+//! <text>` under the target `aiot_tunnel`. A text may contain bytes from a peer. So control
+//! characters are replaced here, in one place, and a line stays one line.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -18,7 +19,7 @@ use crate::state;
 
 const TARGET: &str = "aiot_tunnel";
 
-/// The code of a line, as operators' tools know it.
+/// The code of a line. Operators' tools know lines by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Code {
@@ -33,21 +34,21 @@ pub(crate) enum Code {
     Handshake = state::PORT_TLS_INVALID_HANDSHAKE,
 }
 
-/// Receives a line's code (negative) and the whole line, ending in `\r\n`.
+/// Receives the code of a line (negative) and the whole line, which ends in `\r\n`.
 pub(crate) type Sink = Arc<dyn Fn(i32, &str) + Send + Sync>;
 
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
-/// Whether there is a sink. Without one, and without a logger, a line costs one load.
+/// Whether there is a sink. Without a sink and without a logger, a line costs one load.
 static HAS_SINK: AtomicBool = AtomicBool::new(false);
-/// Held while the sink runs: it receives one line at a time.
+/// Locked while the sink runs, so that it receives one line at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static INSIDE_SINK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Replaces the sink. When this function returns, the former sink no longer runs, unless the
-/// former sink itself is the caller.
+/// Replaces the sink. Blocks until the former sink no longer runs, unless the former sink itself is
+/// the caller.
 pub(crate) fn set_sink(sink: Option<Sink>) {
     let _turn = (!INSIDE_SINK.get()).then(|| TURN.lock());
     HAS_SINK.store(sink.is_some(), Ordering::Release);
@@ -56,7 +57,8 @@ pub(crate) fn set_sink(sink: Option<Sink>) {
 
 pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
     let to_facade = log::log_enabled!(target: TARGET, level);
-    // A line that the sink itself causes would call it without end.
+    // A line that the sink itself causes does not go to the sink. Otherwise it would recurse
+    // without end.
     let to_sink = HAS_SINK.load(Ordering::Acquire) && !INSIDE_SINK.get();
     if !to_facade && !to_sink {
         return;
@@ -78,7 +80,7 @@ pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
     }
 }
 
-/// The text with `?` in place of each control character.
+/// Returns the text with `?` in place of each control character.
 pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();

@@ -1,5 +1,5 @@
-//! Frames, WebSocket messages and single turns of the device's relay, all in memory: what a byte costs
-//! before any system call. `benches/tunnel` measures the whole.
+//! Benchmarks of frames, WebSocket messages and single turns of the device's relay, all in memory:
+//! the cost of a byte without system calls. `benches/tunnel` measures the whole.
 
 mod memory;
 
@@ -13,11 +13,11 @@ use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion, Thro
 
 use memory::{wire, Rig};
 
-/// What the protocol carries at most, and what a keystroke does.
+/// Payload lengths: the protocol's longest, and that of a keystroke.
 const PAYLOADS: [usize; 2] = [4096, 1];
-/// As long as the platform's.
+/// A session id of the platform's length.
 const SESSION: &str = "0f8c8a1e5d9b4c6fa1b2c3d4e5f60718";
-/// What comes in one turn; the receiver's buffer takes four times as much.
+/// The number of bytes received in one turn. The largest receive buffer is four times as large.
 const RECEIVED: usize = 128 * 1024;
 
 fn message(header: &str, payload: usize) -> Vec<u8> {
@@ -49,8 +49,8 @@ fn parse(criterion: &mut Criterion) {
     }
 }
 
-/// As the relay does it: the session's header with the next id, header and payload into the send
-/// buffer, and a sink for what is in there.
+/// Writes a frame as the relay does: the session's header with the next id, then header and payload
+/// into the send buffer. A sink takes the buffer's bytes.
 fn write(criterion: &mut Criterion) {
     let template = HeaderTemplate::new(FrameType::DataTransport, SESSION, None);
     let mut group = criterion.benchmark_group("frame: write, masked");
@@ -70,7 +70,7 @@ fn write(criterion: &mut Criterion) {
     }
 }
 
-/// From bytes to messages; the copy into the receive buffer stands for the kernel's.
+/// Converts bytes to messages. A copy into the receive buffer stands in for the kernel's copy.
 fn receive(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("WebSocket: receive");
     for payload in PAYLOADS {

@@ -1,4 +1,4 @@
-//! A relay whose cloud and services are of memory, and cost next to nothing.
+//! A relay whose cloud and local services are in memory and cost next to nothing.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -12,7 +12,7 @@ use aiot_tunnel_proto::session::{LocalStream, SessionLimits};
 use aiot_tunnel_proto::websocket::{Role, Sender};
 use aiot_tunnel_proto::Ready;
 
-/// As the library has it by default.
+/// The default times and limits of the library.
 const UPKEEP: Upkeep = Upkeep {
     ping: Ping::Every(Duration::from_secs(20)),
     silence_limit: Duration::from_secs(60),
@@ -30,16 +30,16 @@ const LIMITS: RelayLimits = RelayLimits {
 const DEVICE_LIMITS: DeviceLimits =
     DeviceLimits { max_sessions: 10, connect_timeout: Duration::from_secs(5) };
 
-/// Turns until every buffer has its size.
+/// The number of turns until every buffer has its final size.
 const BUFFERS_GROW: usize = 16;
 
-/// The id of the `n`th session.
+/// The id of session number `n`.
 fn session(n: usize) -> String {
     format!("0f8c8a1e5d9b4c6fa1b2c3d4e5f6071{n}")
 }
 
-/// The sessions' data frames in turn, of so many payload bytes each, as the cloud sends them: as
-/// many as `room` takes.
+/// Data frames as the cloud sends them: the sessions take turns, each frame has `payload` bytes,
+/// and there are as many as fit into `room` bytes.
 pub(crate) fn wire(room: usize, payload: usize, sessions: usize) -> Vec<u8> {
     let (mut sender, mut wire) = (Sender::new(Role::Server), Vec::new());
     for n in 0.. {
@@ -59,7 +59,7 @@ fn put(sender: &mut Sender, header: &str, payload: usize) {
     sender.binary(&[&length[..], header.as_bytes()].concat(), &vec![7; payload]);
 }
 
-/// The cloud: says the same each turn, and takes everything.
+/// The cloud. It sends the same bytes in each turn, and takes everything.
 #[derive(Default)]
 struct Cloud {
     says: Vec<u8>,
@@ -101,15 +101,15 @@ impl Transport for Wire {
     }
 }
 
-/// How much each local service has to say a read, and the bytes that were read of them and written
-/// to them.
+/// How many bytes each local service sends for each read, and how many bytes were moved to or from
+/// the services.
 #[derive(Default)]
 struct Services {
     each: usize,
     moved: usize,
 }
 
-/// A service: says so much a turn, and takes everything.
+/// A local service. It sends a fixed number of bytes in each turn, and takes everything.
 struct Stream(Rc<RefCell<Services>>);
 
 impl LocalStream for Stream {
@@ -119,7 +119,8 @@ impl LocalStream for Stream {
         if length == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
-        // What stands in the buffer will do; to write it would be most of a turn's cost.
+        // The old content of the buffer is good enough. Writing new bytes would be most of a turn's
+        // cost.
         services.moved += length;
         Ok(length)
     }
@@ -152,19 +153,19 @@ impl Connect for Connector {
     }
 }
 
-/// A relay with open sessions, and what happens to it each turn.
+/// A relay with open sessions, and what happens in each turn.
 pub(crate) struct Rig {
     relay: DeviceRelay<Wire, Connector, ()>,
     cloud: Wire,
     services: Rc<RefCell<Services>>,
     now: Instant,
     ready: Vec<Ready>,
-    /// What the services get and give each turn.
+    /// The number of bytes that the services receive and send in each turn.
     pub(crate) bytes_a_turn: usize,
 }
 
 impl Rig {
-    /// Each turn the cloud says this, and each service has so much to say.
+    /// In each turn the cloud sends `cloud_says`, and each service sends `each` bytes.
     pub(crate) fn new(sessions: usize, cloud_says: Vec<u8>, each: usize) -> Self {
         let (cloud, services) = (Wire::default(), Rc::<RefCell<Services>>::default());
         let now = Instant::now();
@@ -194,14 +195,14 @@ impl Rig {
         rig
     }
 
-    /// One turn in the steady state. A function of its own, so that callgrind can tell it from all
-    /// else (docs/performance.md).
+    /// One turn in the steady state. It is a function of its own so that callgrind can tell it from
+    /// the rest (docs/performance.md).
     #[inline(never)]
     pub(crate) fn turn(&mut self) -> usize {
         self.step()
     }
 
-    /// What the worker does after its `poll`.
+    /// Does what the worker does after its `poll`.
     fn step(&mut self) -> usize {
         self.services.borrow_mut().moved = 0;
         self.cloud.0.borrow_mut().read = 0;

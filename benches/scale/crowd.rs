@@ -1,6 +1,6 @@
-//! The far end of many tunnels and the echo service behind the device, on one thread with one
-//! `epoll`. The library's gateway, which has a thread for each tunnel, would cost more than the device
-//! that is measured. Every byte that comes back is compared. Measurements do not belong here.
+//! The far end of many tunnels, and the echo service behind the device, on one thread with one
+//! `epoll`. The library's gateway has a thread for each tunnel and would cost more than the device
+//! that is measured. Every byte that comes back is compared. This file measures nothing.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,16 +14,16 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::Timespec;
 
-/// Sessions of a tunnel.
+/// The number of sessions of a tunnel.
 pub const SESSIONS: usize = 2;
 pub const SERVICE: &str = "echo";
-/// The number of connections that may wait to be accepted: a thousand workers connect at once.
+/// Most connections that may wait to be accepted. A thousand workers connect at the same time.
 const BACKLOG: i32 = 4096;
-/// Payload of a data frame, at most.
+/// Longest payload of a data frame, in bytes.
 const PAYLOAD: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// The echo service's listener in the `epoll`. Tunnels have their numbers there, and the service's
-/// connections the numbers after those.
+/// The number of the echo service's listener in the `epoll`. The tunnels are numbered from 0, and
+/// the connections of the echo service follow.
 const LISTENER: u64 = u64::MAX;
 
 /// The far end of one tunnel.
@@ -34,12 +34,12 @@ struct Tunnel {
     sessions: [Echo; SESSIONS],
 }
 
-/// The far end of one session, whose bytes come back.
+/// The far end of one session. The device echoes its bytes.
 #[derive(Clone, Copy, Default)]
 struct Echo {
     open: bool,
     sent: u64,
-    /// Bytes that came back and were correct.
+    /// The number of bytes that came back and were correct.
     back: u64,
 }
 
@@ -56,7 +56,7 @@ pub struct Crowd {
     service: TcpListener,
     tunnels: Vec<Tunnel>,
     locals: Vec<Local>,
-    /// Sums of all sessions.
+    /// The sums over all sessions.
     sent: u64,
     back: u64,
 }
@@ -78,12 +78,12 @@ impl Crowd {
         Crowd { epoll, events, cloud, service, tunnels, locals, sent: 0, back: 0 }
     }
 
-    /// The ports that tunnels connect to and where the echo service is.
+    /// The port to which the tunnels connect, and the port of the echo service.
     pub fn ports(&self) -> [u16; 2] {
         [&self.cloud, &self.service].map(|listener| listener.local_addr().unwrap().port())
     }
 
-    /// Accepts so many tunnels and opens their WebSockets.
+    /// Accepts `count` tunnels and opens their WebSockets.
     pub fn accept(&mut self, count: usize, tls: Option<&SslAcceptor>) {
         for _ in 0..count {
             let stream = Connection::tunnel(&self.cloud, tls).into_stream();
@@ -118,7 +118,7 @@ impl Crowd {
         self.run_until("sessions open", all_open);
     }
 
-    /// Sends so many bytes through each session and waits until all of them are back.
+    /// Sends `bytes` bytes through each session and waits until all of them are back.
     pub fn echo(&mut self, bytes: usize) {
         for session in 0..self.len() {
             self.send(session, bytes);
@@ -131,8 +131,8 @@ impl Crowd {
         self.run_until("all bytes back", |crowd| crowd.back == crowd.sent);
     }
 
-    /// Sends a message of `bytes` through each session in each `period`, spread evenly over it; the
-    /// number of bytes that came back meanwhile.
+    /// Sends a message of `bytes` through each session in each `period`, spread evenly over the
+    /// period. Returns the number of bytes that came back during `time`.
     pub fn load(&mut self, bytes: usize, period: Duration, time: Duration) -> u64 {
         let (began, before) = (Instant::now(), self.back);
         let gap = period / self.len() as u32;
@@ -153,7 +153,7 @@ impl Crowd {
         self.tunnels.len() * SESSIONS
     }
 
-    /// Neighbours in this numbering belong to different tunnels.
+    /// Sends bytes through one session. Sessions with adjacent numbers belong to different tunnels.
     fn send(&mut self, session: usize, bytes: usize) {
         let (tunnel, id) = (session % self.tunnels.len(), session / self.tunnels.len());
         let seed = tunnel as u64 + id as u64;
@@ -177,7 +177,7 @@ impl Crowd {
         }
     }
 
-    /// Answers pings, echoes, compares.
+    /// Answers pings, echoes bytes and compares the bytes that come back.
     pub fn run(&mut self, until: Instant) {
         while Instant::now() < until {
             self.turn(until);
@@ -228,7 +228,7 @@ impl Tunnel {
         }
     }
 
-    /// Reads and checks everything; the number of bytes of sessions.
+    /// Reads and checks everything. Returns the number of payload bytes.
     fn receive(&mut self, number: u64) -> u64 {
         let mut chunk = [0; 16 * 1024];
         while let Some(length) = self.stream.read(&mut chunk) {
@@ -249,7 +249,7 @@ impl Tunnel {
     }
 }
 
-/// Checks a tunnel frame; the number of bytes of sessions in it.
+/// Checks a tunnel frame. Returns the number of its payload bytes.
 fn check(sessions: &mut [Echo], tunnel: u64, message: &[u8]) -> u64 {
     let (header, payload) = frame::parse_tunnel(message);
     let id = header["session_id"].as_str().and_then(|id| id.strip_prefix('s')?.parse().ok());
@@ -274,7 +274,8 @@ fn check(sessions: &mut [Echo], tunnel: u64, message: &[u8]) -> u64 {
     }
 }
 
-/// The byte at a position of a session. Neighbouring sessions and positions have different bytes.
+/// The expected byte at a position of a session. Adjacent sessions and adjacent positions have
+/// different bytes.
 fn pattern(seed: u64, at: u64) -> u8 {
     (at.wrapping_mul(7) + at / 251 + seed * 31) as u8
 }

@@ -1,8 +1,9 @@
-//! One process with many tunnels: the memory, threads, descriptors and processor time that 10, 100
-//! and 1,000 of them use, idle and at 10 KB/s each. Prints tables; `--json FILE`, `--quick`.
+//! Measures one process with 10, 100 and 1,000 tunnels: its memory, threads, descriptors and
+//! processor time, first idle and then at 10 KB/s for each tunnel and direction. Prints tables.
+//! Options: `--json FILE`, `--quick`.
 //!
-//! The device is a process of its own with a processor to itself. The far end of all tunnels and the
-//! echo service behind the device share the other processor.
+//! The device is a process of its own and has a processor to itself. The far end of all tunnels and
+//! the echo service behind the device share the other processor.
 
 mod crowd;
 
@@ -24,20 +25,21 @@ use serde_json::{json, Map};
 use crowd::{Crowd, SERVICE, SESSIONS};
 
 const COUNTS: [usize; 3] = [10, 100, 1000];
-/// The bytes that each session echoes before the measurements.
+/// The number of bytes that each session echoes before the measurements.
 const ECHO: usize = 32 * 1024;
-/// Time between the echo and the idle window, so that no ping falls on the window's edge.
+/// Time between the echo and the idle window. It keeps pings away from the edges of the window.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Under load each session carries one message each period: 5 KB/s to the device and 5 KB/s back.
+/// Under load, each session carries one message in each period: 5 KB/s to the device and 5 KB/s
+/// back.
 const MESSAGE: usize = 1000;
 const PERIOD: Duration = Duration::from_millis(200);
-/// The share of the bytes sent under load that should be back within the same time. All of them must
-/// be back soon after it.
+/// The share of the sent bytes that must come back while the load runs. All of them must be back
+/// soon afterwards.
 const BACK: f64 = 0.98;
 
 struct Settings {
     json: Option<String>,
-    /// By default one ping interval, so that each tunnel pings once in it.
+    /// By default one ping interval, so that each tunnel sends one ping.
     idle: Duration,
     load: Duration,
 }
@@ -51,7 +53,7 @@ fn main() {
         return device(count, number(cloud), number(service), ca.first().copied());
     }
     if !text.contains(&"--bench") {
-        // `cargo test --benches` only checks that it starts.
+        // `cargo test --benches` checks only that the program starts.
         return;
     }
     let quick = text.contains(&"--quick");
@@ -78,8 +80,8 @@ fn main() {
     }
 }
 
-/// The device has the most descriptors: for each tunnel a socket, an eventfd, and a socket for each
-/// session.
+/// Raises the limit on descriptors. The device needs the most: for each tunnel a socket, an
+/// eventfd, and a socket for each session.
 fn allow_descriptors() {
     let need = (COUNTS[COUNTS.len() - 1] * (2 + SESSIONS) + 100) as u64;
     let limit = getrlimit(Resource::Nofile);
@@ -92,9 +94,9 @@ fn allow_descriptors() {
     }
 }
 
-/// The device's process. It connects when its standard input has a line, and stops when that ends.
-/// Then it prints how many tunnels were connected, how many were lost before, and how many
-/// milliseconds the stop took.
+/// The device's process. It connects when its standard input has a line, and stops at the end of
+/// the input. Then it prints the number of connected tunnels, the number of tunnels lost before,
+/// and the milliseconds that the stop took.
 fn device(count: usize, cloud: u16, service: u16, ca: Option<&str>) {
     let security = match ca {
         Some(ca) => Security::Tls(TlsConfig::new().with_ca_pem(ca.as_bytes()).unwrap()),
@@ -135,7 +137,7 @@ fn device(count: usize, cloud: u16, service: u16, ca: Option<&str>) {
     println!("{connected} {lost} {}", (ended - began).as_secs_f64() * 1e3);
 }
 
-/// Figures by name, in the table's order.
+/// Figures with their names, in the order of the table.
 type Column = Vec<(&'static str, f64)>;
 
 fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
@@ -204,11 +206,11 @@ fn mebi(kibi: u64) -> f64 {
     kibi as f64 / 1024.0
 }
 
-/// What a process used each second of a window.
+/// What a process uses in each second of a window.
 struct Rates {
     cpu: f64,
     sleeps: f64,
-    /// The processor time of this process, the far end. At 1 it would be the bottleneck.
+    /// The processor time of this process, the far end. At 1 it would limit the result.
     far: f64,
 }
 

@@ -1,10 +1,11 @@
-//! The device side, measured from outside: the C demo (the shared library, commanded over its message
-//! queue) between a gateway that is no bottleneck and a local service. A raw relay and a bare
-//! WebSocket echo are measured in its place in the same run. Prints a table and writes it as JSON.
+//! Measures the device side from outside: the C demo, which uses the shared library and gets its
+//! commands over the message queue. It runs between a gateway that is no bottleneck and a local
+//! service. A raw relay and a bare WebSocket echo are measured in its place in the same run. Prints
+//! a table and writes it as JSON.
 //!
-//! For throughput the gateway has one processor, the device and the local service the other. For
-//! round trips everything has the same one, so that the figures show the software and not the
-//! wake-up of an idle processor.
+//! For throughput, the gateway has one processor; device and local service share the other. For
+//! round trips, all run on the same processor. Then the figures show the software and not the time
+//! that an idle processor needs to wake up.
 
 mod reference;
 
@@ -22,7 +23,7 @@ use aiot_tunnel_testkit::procfs;
 use openssl::ssl::SslAcceptor;
 use serde_json::{json, Value};
 
-/// Time under load before a measurement begins.
+/// How long the load runs before a measurement begins.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 struct Settings {
@@ -33,7 +34,7 @@ struct Settings {
     round_trips: usize,
     keystrokes: usize,
     idle: Duration,
-    /// Runs only the phases whose names contain this.
+    /// Run only the phases whose names contain this text.
     only: String,
 }
 
@@ -51,7 +52,7 @@ fn main() {
         _ => {}
     }
     if !text.contains(&"--bench") {
-        // `cargo test --benches` only checks that it starts.
+        // `cargo test --benches` checks only that the program starts.
         return;
     }
     let quick = text.contains(&"--quick");
@@ -75,7 +76,7 @@ fn main() {
     .run();
 }
 
-/// The thing that is measured.
+/// The program that is measured.
 #[derive(Clone, Copy, PartialEq)]
 enum Subject {
     Device,
@@ -87,16 +88,16 @@ struct Bench {
     settings: Settings,
     listener: TcpListener,
     acceptor: SslAcceptor,
-    /// The CA's file.
+    /// The name of the CA's file.
     ca: String,
-    /// The process of the local service, its port, and a connection to its counters.
+    /// The process of the local service, its port, and a connection that reads its counters.
     local: Role,
     service: u16,
     count: TcpStream,
     rows: Vec<Value>,
 }
 
-/// A running subject with its connections.
+/// A running subject and its connections.
 struct Setup {
     process: Running,
     connections: Vec<Connection>,
@@ -108,7 +109,7 @@ enum Running {
 }
 
 impl Setup {
-    /// The subject's process.
+    /// The process id of the subject.
     fn id(&self) -> u32 {
         match &self.process {
             Running::Device(demo) => demo.id(),
@@ -117,7 +118,7 @@ impl Setup {
     }
 }
 
-/// Rates in MB/s, and processor seconds a GB.
+/// Rates in MB/s, and processor seconds for each GB.
 #[derive(Clone, Copy, Default)]
 struct Sample {
     down: f64,
@@ -156,7 +157,7 @@ impl Bench {
         self.listener.local_addr().unwrap().port()
     }
 
-    /// Bytes that the service's sinks have read.
+    /// The number of bytes that the sinks of the local service have read.
     fn taken(&mut self) -> u64 {
         self.count.write_all(&[0]).unwrap();
         let mut bytes = [0; 8];
@@ -228,7 +229,8 @@ impl Bench {
         }
     }
 
-    /// Measures device and raw relay in turn, so that both meet the same state of the machine.
+    /// Measures the device and the raw relay by turns, so that both meet the same state of the
+    /// machine.
     fn compare(&mut self, tls: bool, sessions: usize, what: u8) -> (Vec<Sample>, Vec<Sample>) {
         (0..self.settings.repeats)
             .map(|_| {
@@ -266,7 +268,7 @@ impl Bench {
         }
     }
 
-    /// Whether a phase was asked for.
+    /// Whether the user asked for this phase.
     fn wanted(&self, tls: bool, phase: &str) -> bool {
         format!("{}, {phase}", transport(tls)).contains(&self.settings.only)
     }
@@ -360,7 +362,7 @@ impl Bench {
         }
     }
 
-    /// Measures a keystroke beside nine sessions that are as busy as they can be.
+    /// Measures a keystroke while nine other sessions are as busy as possible.
     fn keystrokes(&mut self, tls: bool, what: u8, direction: &str) {
         let mut setup = self.setup(Subject::Device, tls, 9, what);
         setup.connections[0].open("bench", service::ECHO);
@@ -380,19 +382,20 @@ impl Bench {
     fn session_set_up(&mut self, tls: bool) {
         let mut setup = self.setup(Subject::Device, tls, 0, service::ECHO);
         pin(setup.id(), FAR);
-        // The service starts a thread for each connection, which is not the device's time.
+        // The local service starts a thread for each connection. That time is not the device's, so
+        // the service gets the other processor.
         pin(self.local.id(), NEAR);
         let connection = &mut setup.connections[0];
         let mut times = Vec::new();
         for _ in 0..20 * self.settings.repeats {
             times.extend((0..10).map(|_| {
                 let took = connection.open("bench", service::ECHO);
-                // Everything is at rest again before the next one.
+                // The round trip waits until everything is at rest before the next measurement.
                 connection.round_trips(1);
                 took.as_secs_f64() * 1e6
             }));
             connection.release();
-            // Receives the answers to the releases: the next sessions need an empty table.
+            // Receives the answers to the releases, so that the next sessions find an empty table.
             far::run(std::slice::from_mut(connection), Instant::now() + Duration::from_millis(20));
         }
         let name = format!("{}, session set-up, p50, us", transport(tls));
@@ -404,14 +407,14 @@ impl Bench {
         for _ in 0..4 * self.settings.repeats {
             let device =
                 Demo::start(&self.settings.demo, self.service, tls.then_some(self.ca.as_str()));
-            // The first connection loads code that all others use.
+            // The first connection loads code that all others share, so it is not measured.
             device.add(0, self.port());
             let _first = Connection::tunnel(&self.listener, tls.then_some(&self.acceptor));
             let began = Instant::now();
             device.add(1, self.port());
             let _second = Connection::tunnel(&self.listener, tls.then_some(&self.acceptor));
             times.push(began.elapsed().as_secs_f64() * 1e6);
-            // It goes before its connections, which it would make again.
+            // The device ends before its connections. Otherwise it would connect again.
             drop(device);
         }
         self.row(
@@ -512,7 +515,7 @@ impl Bench {
     }
 }
 
-/// Commit, processors, system and tools.
+/// Describes the machine: commit, processors, system and tools.
 fn machine() -> String {
     let output = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();

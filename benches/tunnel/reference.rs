@@ -1,5 +1,5 @@
-//! The references that the device is compared with, each in a process of its own: a raw relay, which
-//! only copies, and a bare WebSocket echo. No tunnel frames here.
+//! The two references that the device is compared with, each in its own process: a raw relay, which
+//! only copies bytes, and a bare WebSocket echo. Neither uses tunnel frames.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,10 +10,10 @@ use aiot_tunnel_testkit::{certificates, sockets};
 use openssl::ssl::{SslConnector, SslStream};
 use tungstenite::client::IntoClientRequest;
 
-/// The relay's buffer, each way.
+/// The size of the relay's buffer for each direction, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-/// `ca` is a file.
+/// Makes a TLS connector. `ca` is the name of a file.
 fn connector(ca: &str) -> SslConnector {
     certificates::connector(&std::fs::read(ca).unwrap())
 }
@@ -24,8 +24,9 @@ fn cloud(port: u16) -> TcpStream {
     stream
 }
 
-/// Copies between `count` connections to the cloud and as many to the local service until it is
-/// killed. There is a thread for each direction; with TLS, which cannot be split, one for both.
+/// Copies bytes between `count` connections to the cloud and as many connections to the local
+/// service, until the process is killed. Each direction has a thread. A TLS stream cannot be split,
+/// so with TLS one thread copies both directions.
 pub fn relay(port: u16, service: u16, count: usize, ca: Option<&str>) {
     let connector = ca.map(connector);
     let mut threads = Vec::new();
@@ -58,7 +59,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
     }
 }
 
-/// The bytes of one direction.
+/// The buffered bytes of one direction.
 struct Direction {
     buffer: Vec<u8>,
     start: usize,
@@ -70,7 +71,7 @@ impl Direction {
         Direction { buffer: vec![0; BUFFER], start: 0, end: 0 }
     }
 
-    /// Moves bytes on; whether any moved, or `None` if an end has closed.
+    /// Copies bytes. Returns whether any were copied, or `None` if an end has closed.
     fn step(&mut self, from: &mut impl Read, to: &mut impl Write) -> Option<bool> {
         let mut moved = false;
         if self.start == self.end {
@@ -108,7 +109,7 @@ fn copy_tls(mut far: SslStream<TcpStream>, mut local: TcpStream) {
     }
 }
 
-/// Waits until one of the two can move on.
+/// Waits until one of the two connections is ready.
 fn wait(far: &TcpStream, write_far: bool, local: &TcpStream, write_local: bool) {
     let far = sockets::interest(far, !write_local, write_far);
     let local = sockets::interest(local, !write_far, write_local);

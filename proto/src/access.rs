@@ -1,4 +1,4 @@
-//! The access side of a relay: it asks for a session for each local stream, and the device answers.
+//! The access side of a relay. It asks for a session for each local stream, and the device answers.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -9,39 +9,40 @@ use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{Local, LocalStream, Outputs, Sessions};
 
-/// Time for the answer to a session_create; longer than the 10 s that the gateway gives the device.
+/// How long to wait for the answer to a session_create. The gateway gives the device 10 s, and this
+/// must be longer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why there is no session, or how it ended other than in order.
+/// Why a session was not opened, or why it did not end in order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
-    /// The gateway or the device refused it. The words are quoted.
+    /// The gateway or the device refused the session.
     #[error("session refused: code {code}, {msg}")]
     Refused {
-        /// The code.
+        /// The response code.
         code: i64,
-        /// The peer's words, quoted.
+        /// The text of the response, quoted.
         msg: String,
     },
-    /// It was released with a code or with words that tell of a loss. The words are quoted.
+    /// The session was released with a code or a text that tells of a loss of bytes.
     #[error("session lost: code {code}, {msg}")]
     Released {
-        /// The code.
+        /// The release code.
         code: i64,
-        /// The peer's words, quoted.
+        /// The text of the release, quoted.
         msg: String,
     },
 }
 
-/// A session that was asked for.
+/// A session that waits for the device's answer.
 struct Opening<S> {
     local: Local<S>,
-    /// Of its session_create.
+    /// The frame id of its session_create.
     frame_id: u64,
     deadline: Instant,
 }
 
-/// The access side's part of a relay.
+/// The part of a relay that is specific to the access side.
 pub struct AccessSide<S: LocalStream> {
     service_type: String,
     opening: Vec<Opening<S>>,
@@ -49,12 +50,12 @@ pub struct AccessSide<S: LocalStream> {
 }
 
 impl<S: LocalStream> AccessSide<S> {
-    /// `service_type`: what every session asks the device for.
+    /// `service_type`: the service that every session asks for.
     pub fn new(service_type: &str) -> Self {
         AccessSide { service_type: service_type.to_owned(), opening: Vec::new(), over: false }
     }
 
-    /// Whether an answer of the device is awaited.
+    /// Whether a session waits for the device's answer.
     pub fn is_opening(&self) -> bool {
         !self.opening.is_empty()
     }
@@ -71,7 +72,7 @@ impl<S: LocalStream> AccessSide<S> {
         let is_success = code == i64::from(response::SUCCESS) && !id.is_empty();
         let asked = |opening: &mut Opening<S>| Some(opening.frame_id) == frame.frame_id;
         let Some(opening) = self.opening.extract_if(.., asked).next() else {
-            // Nothing waits for this session any more.
+            // No local stream waits for this session any more.
             let is_known = sessions.find(id).is_some() || sessions.has_ended(id);
             if is_success && !is_known {
                 sessions.write_release(id, "closed", out.sender);
@@ -142,7 +143,7 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
         }
     }
 
-    /// Every session in its table is open.
+    /// Does nothing: every session in the table of the access side is open.
     fn cancel(&mut self, _: u64, _: &str, _: &mut Sessions<S>, _: &mut Outputs<'_, impl Observer>) {
     }
 
@@ -172,7 +173,7 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
 pub type AccessRelay<T, S, O> = Relay<T, AccessSide<S>, O>;
 
 impl<T: Transport, S: LocalStream, O: Observer> Relay<T, AccessSide<S>, O> {
-    /// Asks for a session for a local stream.
+    /// Asks the device for a session for a local stream. The answer may take 15 s.
     pub fn open(&mut self, stream: S, now: Instant) {
         let (side, sessions, connection) = self.parts();
         let frame_id = sessions.next_frame_id();
@@ -184,12 +185,12 @@ impl<T: Transport, S: LocalStream, O: Observer> Relay<T, AccessSide<S>, O> {
         side.opening.push(Opening { local: Local::new(stream), frame_id, deadline });
     }
 
-    /// Whether no local stream is left, open, opening or lingering.
+    /// Whether no local stream is left, neither open nor waiting nor lingering.
     pub fn is_idle(&self) -> bool {
         self.is_over() && self.lingering().is_empty()
     }
 
-    /// Whether no session is open or opening.
+    /// Whether no session is open or waiting for an answer.
     pub fn is_over(&self) -> bool {
         self.sessions().is_empty() && !self.side().is_opening()
     }
@@ -204,8 +205,8 @@ fn refuse<S: LocalStream>(
     out.journal.tell(Event::Failed(&error));
 }
 
-/// Whether these are the words of this project's device for a session that was cut. The words of
-/// other devices tell nothing: their code 1 is an orderly end.
+/// Whether this project's device sends this text when it cuts a session. Texts of other devices
+/// prove nothing: their code 1 is an orderly end.
 fn tells_of_loss(msg: &str, service_type: &str) -> bool {
     let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
     let failed = of_service.is_some_and(|rest| rest.starts_with(": "));
@@ -214,7 +215,7 @@ fn tells_of_loss(msg: &str, service_type: &str) -> bool {
     failed || cut.contains(&msg)
 }
 
-/// A peer's words on one line, whatever they hold.
+/// The text of a status, quoted, so that it stays on one line.
 fn quoted(status: Option<Status>) -> String {
     format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
 }

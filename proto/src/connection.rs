@@ -1,8 +1,8 @@
-//! One open WebSocket, in either role: what was received, what waits to be sent, keep-alive, the
-//! closing handshake. Device side, access side and gateway all have this one.
+//! One open WebSocket, in either role: received messages, the send buffer, keep-alive and the
+//! closing handshake. Device side, access side and gateway all use this type.
 //!
-//! It reads and writes through a [`Transport`], which must never block, and learns the time from its
-//! caller. It knows frames only to tell them from what must be dropped; sessions are the caller's.
+//! It reads and writes through a [`Transport`], which must never block. Its caller passes the time.
+//! It parses frames only to find those that must be dropped; sessions are the caller's concern.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -15,60 +15,62 @@ use crate::timers::{Timer, Timers};
 use crate::websocket::close::{answer_to, means_expired};
 use crate::websocket::{Incoming, Kind, Receiver, Role, Sender};
 
-/// How long a closing peer may take to answer the close frame.
+/// How long a peer may take to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a gentle close waits while none of its bytes gets through.
+/// How long a gentle close waits without progress: none of its bytes gets through.
 const LINGER: Duration = Duration::from_secs(10);
-/// How long until a transport that has room and takes nothing is offered bytes again.
+/// How long to wait before writing again to a transport that reports room but takes nothing.
 const STUCK: Duration = Duration::from_millis(100);
-/// A full peer must take this much within the stall time: single bytes hold its siblings up, too.
+/// A full peer must take this many bytes within the stall timeout. Single bytes are not enough,
+/// because the peer holds up the others.
 const LEAST_PROGRESS: u64 = 4096;
 
-/// The byte stream beneath a WebSocket. Nothing here blocks.
+/// The byte stream below a WebSocket. No function blocks.
 pub trait Transport: Read + Write {
-    /// Bytes that were written so far.
+    /// The number of bytes written so far.
     fn written(&self) -> u64;
-    /// Those of them that the peer's kernel has not acknowledged.
+    /// The number of written bytes that the peer's kernel has not acknowledged.
     fn unacked(&self) -> usize;
-    /// Learns that `poll` found it readable.
+    /// Tells the transport that `poll` reported it readable.
     fn arm(&mut self) {}
-    /// Gives back buffers that hold nothing.
+    /// Frees buffers that are empty.
     fn shrink(&mut self) {}
-    /// Ends the connection in order, as far as that goes without blocking.
+    /// Ends the stream in order, as far as that is possible without blocking.
     fn shut_down(&mut self) {}
 }
 
-/// When an open connection is pinged.
+/// When to ping the peer of an open connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ping {
-    /// At a fixed interval, as the device side must.
+    /// At a fixed interval. The device side must do this.
     Every(Duration),
-    /// After so much silence of the peer.
+    /// After the peer has been silent for this long.
     AfterSilence(Duration),
 }
 
 /// Times and limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upkeep {
-    /// When the connection is pinged.
+    /// When to ping the peer.
     pub ping: Ping,
-    /// Silence after which the peer counts as dead.
+    /// How long the peer may be silent before the connection counts as lost.
     pub silence_limit: Duration,
-    /// How often buffers that hold nothing are given back.
+    /// How often empty buffers are freed.
     pub shrink_interval: Duration,
-    /// Bytes that may wait to be sent before their sources are no longer read.
+    /// The high-water mark of the send buffer, in bytes. At this level, the sources of the send
+    /// buffer are no longer read.
     pub high_water: usize,
-    /// Bytes that may wait to be sent before the connection is given up: the peer asks and does not
-    /// read the answers.
+    /// Most bytes in the send buffer. Beyond it, the connection is given up: the peer asks for
+    /// answers and does not read them.
     pub flood_limit: usize,
 }
 
-/// Why a connection is over.
+/// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// This end closed it: why.
+    /// This end closed it, for this reason.
     Local(&'static str),
-    /// The peer sent a close frame, with this code.
+    /// The peer sent a close frame, with this code if it has one.
     Peer(Option<u16>),
     /// The peer closed the byte stream without a close frame.
     EndOfStream,
@@ -78,7 +80,7 @@ pub enum End {
     Send(String),
     /// The peer broke the WebSocket protocol.
     Protocol(String),
-    /// Nothing came for so long.
+    /// Nothing was received for this long.
     Silence(Duration),
     /// The peer does not read the answers that it asks for.
     Flooded,
@@ -107,32 +109,31 @@ impl fmt::Display for End {
     }
 }
 
-/// One message of the peer, as its owner sees it.
+/// A message from the peer.
 #[derive(Debug)]
 pub enum Received<'a> {
-    /// A frame, and where its payload stands in the receive buffer ([`Connection::bytes`]), unless
-    /// it came in fragments.
+    /// A frame, and the position of its payload in the receive buffer ([`Connection::bytes`]). A
+    /// message that came in fragments has no position.
     Frame(Frame<'a>, Option<usize>),
-    /// A message that is dropped. `lossy` is the header of a data frame that was too long: its
-    /// session has lost bytes.
+    /// A message that is dropped.
     Dropped {
-        /// What was dropped, and why.
+        /// What is dropped, and why.
         what: Dropped,
-        /// The header of a data frame that was too long to keep.
+        /// The header, if it is a data frame that is too long. Then its session has lost bytes.
         lossy: Option<Frame<'a>>,
     },
-    /// The peer has answered a ping.
+    /// The peer answered a ping.
     Pong,
 }
 
-/// What was dropped, and why.
+/// A dropped message, and why it is dropped.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// A message that is no frame.
+    /// The message is not a frame.
     Malformed(Malformed),
-    /// A message longer than a frame may be, with its length in bytes.
+    /// The message is longer than a frame may be. The number is its length in bytes.
     TooLong(u64),
-    /// A text message.
+    /// It is a text message.
     Text,
 }
 
@@ -151,16 +152,16 @@ impl fmt::Display for Dropped {
 pub struct Ticked {
     /// A ping was queued.
     pub pinged: bool,
-    /// Buffers were given back; the owner may give back its own.
+    /// Empty buffers were freed. The owner can free its own, too.
     pub shrunk: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// This end has sent a close frame and waits for the peer's.
+    /// This end has sent a close frame and waits for the peer's close frame.
     Closing,
-    /// Both have sent theirs; what waits is still written.
+    /// Both ends have sent a close frame. The rest of the send buffer is still written.
     Closed,
     Lost,
 }
@@ -170,9 +171,9 @@ enum ConnectionTimer {
     Ping,
     Silence,
     Shrink,
-    /// A transport that has room takes nothing: until when it is left alone.
+    /// Until when not to write to a transport that reports room but takes nothing.
     Stuck,
-    /// The closing handshake.
+    /// The deadline of the closing handshake.
     Close,
 }
 
@@ -192,31 +193,32 @@ pub struct Connection<T: Transport> {
     upkeep: Upkeep,
     state: State,
     timers: Timers<{ ConnectionTimer::COUNT }>,
-    /// The transport may have more to read than `poll` knows of.
+    /// There may be more to read than `poll` reports.
     readable: bool,
-    /// Whole messages may wait in the receive buffer.
+    /// The receive buffer may hold whole messages.
     undealt: bool,
-    /// `poll` found room in the transport.
+    /// `poll` reported room in the transport.
     writable: bool,
-    /// The last flush left bytes behind.
+    /// The last flush could not write everything.
     backlog: bool,
-    /// Writing has failed. What the peer sent before is read all the same.
+    /// A write has failed. Bytes that the peer sent before are still read.
     broken: bool,
-    /// Nothing more comes.
+    /// No more bytes will come.
     input_ended: bool,
-    /// Why it is over, or will be once what came before is dealt with.
+    /// Why the connection ended. Set early: it may still hold messages to process.
     end: Option<End>,
-    /// What the peer's kernel had acknowledged at the last ping, and what it had not.
+    /// How many bytes the peer's kernel had acknowledged at the last ping, and how many not.
     acknowledged: u64,
     unacked: usize,
-    /// Since when it is over its high-water mark, and what the peer had taken then.
+    /// Since when the send buffer is over its high-water mark, and how much the peer had taken
+    /// then.
     full: Option<(Instant, u64)>,
-    /// A close that waits for its bytes to get through.
+    /// The progress of a gentle close, which waits until its bytes get through.
     gentle: Option<Progress>,
 }
 
 impl<T: Transport> Connection<T> {
-    /// `rest`: bytes that came with the opening handshake.
+    /// Makes a connection after the opening handshake. `rest` holds the bytes received behind it.
     pub fn new(transport: T, role: Role, rest: &[u8], upkeep: Upkeep, now: Instant) -> Self {
         let mut receiver = Receiver::new(role);
         if !rest.is_empty() {
@@ -249,52 +251,54 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// The byte stream, for `poll` and for the log.
+    /// The transport, for `poll` and for the log.
     pub fn transport(&self) -> &T {
         &self.transport
     }
 
-    /// What waits to be sent. Nothing may be queued after a close frame: see [`is_open`](Self::is_open).
+    /// The send buffer. Nothing may be queued after a close frame: see [`is_open`](Self::is_open).
     pub fn sender(&mut self) -> &mut Sender {
         &mut self.sender
     }
 
-    /// Bytes at a position that [`Received::Frame`] gave since the last [`receive`](Self::receive).
+    /// The bytes at a position that [`Received::Frame`] gave. Positions are valid until the next
+    /// [`receive`](Self::receive).
     pub fn bytes(&self, at: Range<usize>) -> &[u8] {
         self.receiver.bytes(at)
     }
 
-    /// Both directions at once.
+    /// The receive buffer and the send buffer together.
     pub(crate) fn halves(&mut self) -> (&Receiver, &mut Sender) {
         (&self.receiver, &mut self.sender)
     }
 
-    /// Bytes that wait to be sent.
+    /// The number of bytes in the send buffer.
     pub fn waiting(&self) -> usize {
         self.sender.len()
     }
 
-    /// Whether so much waits that its sources are not to be read.
+    /// Whether the send buffer has reached its high-water mark. Then its sources must not be read.
     pub fn over_high_water(&self) -> bool {
         self.sender.len() >= self.upkeep.high_water
     }
 
-    /// Bytes that the receive buffer takes.
+    /// The allocated size of the receive buffer, in bytes.
     pub fn receive_capacity(&self) -> usize {
         self.receiver.capacity()
     }
 
-    /// Bytes that the send buffer takes.
+    /// The allocated size of the send buffer, in bytes.
     pub fn send_capacity(&self) -> usize {
         self.sender.capacity()
     }
 
-    /// Bytes that may wait before its sources are no longer read.
+    /// The high-water mark of the send buffer, in bytes.
     pub fn high_water(&self) -> usize {
         self.upkeep.high_water
     }
 
-    /// Bytes that may wait before the connection itself is no longer read: half of it is for answers.
+    /// The level of the send buffer, in bytes, at which the connection itself is no longer read.
+    /// The half above the high-water mark is reserved for answers.
     pub fn hard_limit(&self) -> usize {
         2 * self.upkeep.high_water
     }
@@ -304,22 +308,22 @@ impl<T: Transport> Connection<T> {
         self.upkeep.high_water = bytes;
     }
 
-    /// Whether frames may be sent and are received.
+    /// Whether frames can be sent and received.
     pub fn is_open(&self) -> bool {
         self.state == State::Open
     }
 
-    /// Whether writing has failed.
+    /// Whether a write has failed.
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Why it is over, or will be once what came before has been dealt with.
+    /// Why the connection ended. May be set while received messages are still to be processed.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
     }
 
-    /// Whether nothing is left to do but to drop it.
+    /// Whether the connection is finished and can be dropped.
     pub fn is_gone(&self) -> bool {
         match self.state {
             State::Lost => true,
@@ -328,39 +332,40 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// Whether what the peer sends is still read.
+    /// Whether bytes from the peer are still read.
     pub fn reads(&self) -> bool {
         matches!(self.state, State::Open | State::Closing)
     }
 
-    /// Whether to wait for room in the transport. A transport that has room but wants to read before
-    /// it writes, as TLS may, would report room again and again.
+    /// Whether to wait until the transport has room. False for a while if the transport reports
+    /// room but takes nothing: TLS may have to read before it can write, and waiting for room would
+    /// then make the caller spin.
     pub fn wants_room(&self, now: Instant) -> bool {
         let stuck = self.timers.get(ConnectionTimer::Stuck).is_some_and(|until| now < until);
         self.state != State::Lost && !self.sender.is_empty() && !stuck
     }
 
-    /// Learns what `poll` found.
+    /// Passes on what `poll` reported.
     pub fn ready(&mut self, readable: bool, writable: bool) {
         if readable {
             self.transport.arm();
         }
         self.writable |= writable;
-        // TLS may have waited for room to go on reading.
+        // TLS may have waited for room before it could read.
         self.readable |= readable || writable;
     }
 
-    /// Whether there is something to receive or to deal with that `poll` does not report.
+    /// Whether there are bytes to receive or messages to process that `poll` does not report.
     pub fn has_input(&self) -> bool {
         self.reads() && (self.readable || self.undealt)
     }
 
-    /// Whether whole messages may wait in the receive buffer.
+    /// Whether the receive buffer may hold whole messages.
     pub fn has_messages(&self) -> bool {
         self.undealt
     }
 
-    /// Reads what there is, up to a full receive buffer and up to `most` bytes.
+    /// Reads what the transport has, at most `most` bytes and until the receive buffer is full.
     pub fn receive(&mut self, now: Instant, mut most: usize) {
         while self.readable && most > 0 && self.reads() && !self.receiver.is_full() {
             let mut source = Read::take(&mut self.transport, most as u64);
@@ -374,7 +379,7 @@ impl<T: Transport> Connection<T> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
                     if self.broken {
-                        // Nothing more can come that matters.
+                        // The write side has failed, so nothing that comes later matters.
                         self.ends(End::EndOfStream);
                     }
                 }
@@ -384,7 +389,7 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// It is over once what came before has been dealt with.
+    /// No more bytes will come. The connection is lost once the received messages are processed.
     fn ends(&mut self, end: End) {
         (self.readable, self.input_ended) = (false, true);
         self.end.get_or_insert(end);
@@ -400,8 +405,8 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// The next message, the same one until it is [consumed](Self::consume), with the sender for
-    /// what it leads to. Pings and close frames are answered here.
+    /// The next message, and the send buffer for the answers to it. Returns the same message until
+    /// [`consume`](Self::consume). Answers pings and close frames itself.
     pub fn peek(&mut self, now: Instant) -> Option<(Received<'_>, &mut Sender)> {
         loop {
             if !self.reads() {
@@ -433,7 +438,7 @@ impl<T: Transport> Connection<T> {
 
     fn answer(&mut self, kind: Kind, is_open: bool, now: Instant) {
         match (kind, self.receiver.current()) {
-            // Nothing may follow a close frame.
+            // No frame may follow a close frame.
             (Kind::Ping, Some(Incoming::Ping(payload))) if is_open => self.sender.pong(payload),
             (Kind::Close, Some(Incoming::Close(code))) => {
                 self.closed(code.map(answer_to), End::Peer(code), now);
@@ -442,23 +447,24 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// The peer has closed the connection, or has to be told that it is closed.
+    /// Ends the connection and sends a close frame: in answer to the peer's, or after a violation.
     fn closed(&mut self, answer: Option<u16>, end: End, now: Instant) {
         if self.state == State::Open {
             self.sender.close(answer);
-            // It says more than the end of the stream that came with it.
+            // This reason says more than an end of stream that was noticed before.
             self.end = Some(end);
         }
         self.state = State::Closed;
         self.timers.set(ConnectionTimer::Close, now + CLOSE_TIMEOUT);
     }
 
-    /// Drops the message that [`peek`](Self::peek) showed.
+    /// Drops the message that [`peek`](Self::peek) returned.
     pub fn consume(&mut self) {
         self.receiver.consume();
     }
 
-    /// Begins the closing handshake.
+    /// Sends a close frame and begins the closing handshake. Does nothing if the connection is not
+    /// open.
     pub fn close(&mut self, code: u16, reason: &'static str, now: Instant) {
         if self.state == State::Open {
             self.sender.close(Some(code));
@@ -468,16 +474,16 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// As [`close`](Self::close), but the answer is waited for as long as what was sent gets through,
-    /// however slowly.
+    /// Like [`close`](Self::close), but waits for the answer as long as queued bytes still get
+    /// through, however slowly.
     pub fn close_gently(&mut self, code: u16, reason: &'static str, now: Instant) {
         self.gentle = Some(Progress::new(now));
         self.close(code, reason, now);
     }
 
-    /// Pings, and gives back buffers, when it is time to. Call it before [`flush`](Self::flush).
-    /// `reads`: whether the caller reads from the connection; otherwise the peer's silence does not
-    /// count.
+    /// Queues a ping and frees buffers when they are due. Call it before [`flush`](Self::flush).
+    /// `reads`: whether the caller reads from the connection. If it does not, the peer's silence
+    /// does not count.
     pub fn tick(&mut self, now: Instant, reads: bool) -> Ticked {
         let mut ticked = Ticked::default();
         if !reads && self.state == State::Open {
@@ -502,9 +508,9 @@ impl<T: Transport> Connection<T> {
         ticked
     }
 
-    /// Bytes that the peer's kernel has acknowledged since the last ping are a sign of life: during
-    /// a long upload the kernel may hold more than the link moves in that time, and the ping stands
-    /// behind it. A dead peer's kernel acknowledges nothing.
+    /// Counts newly acknowledged bytes as a sign of life. During a long upload, a ping may wait in
+    /// the kernel behind more bytes than the link carries before the silence limit. The kernel of a
+    /// dead peer acknowledges nothing.
     fn note_acknowledged(&mut self, now: Instant) {
         let unacked = self.transport.unacked();
         let acknowledged = self.transport.written().saturating_sub(unacked as u64);
@@ -514,9 +520,9 @@ impl<T: Transport> Connection<T> {
         (self.acknowledged, self.unacked) = (acknowledged, unacked);
     }
 
-    /// Writes what the transport takes, and looks at the deadlines.
+    /// Writes what the transport takes, then checks the deadlines.
     pub fn flush(&mut self, now: Instant) {
-        // Also after the end of the peer's stream: it may still read.
+        // The peer may still read after the end of its own stream.
         if !self.sender.is_empty() {
             self.write(now);
         }
@@ -538,8 +544,8 @@ impl<T: Transport> Connection<T> {
         } else {
             self.timers.clear(ConnectionTimer::Stuck);
         }
-        // The queue was full and has room again: the peer takes bytes, so it lives, though its pong
-        // may stand far behind what it sends, or the ping behind what was sent to it.
+        // The transport was full and took bytes again, so the peer is alive. Its pong may be far
+        // behind other bytes it sends, or the ping far behind bytes sent to it.
         if std::mem::replace(&mut self.backlog, left > 0) && left < before {
             self.timers.set(ConnectionTimer::Silence, now + self.upkeep.silence_limit);
         }
@@ -550,7 +556,7 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// What the peer sent before may still wait to be read.
+    /// A write failed. Bytes that the peer sent before may still wait to be read.
     fn fail_to_write(&mut self, end: End) {
         if !self.reads() {
             return self.lose(end);
@@ -587,7 +593,7 @@ impl<T: Transport> Connection<T> {
         left > 0 && !self.broken && now < progress.since() + LINGER
     }
 
-    /// Keeps the time for which it has been over its high-water mark.
+    /// Notes since when the send buffer has been over its high-water mark.
     fn watch_fill(&mut self, now: Instant) {
         if !self.over_high_water() {
             self.full = None;
@@ -596,14 +602,15 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// Bytes that the peer's kernel has acknowledged. What this end's kernel takes is no measure: it
-    /// takes megabytes at once and then, on a slow link, nothing for long.
+    /// The number of bytes that the peer's kernel has acknowledged. The number of written bytes
+    /// would mislead: on a slow link this end's kernel takes megabytes at once, then nothing for a
+    /// long time.
     fn taken(&self) -> u64 {
         self.transport.written().saturating_sub(self.transport.unacked() as u64)
     }
 
-    /// Whether it has been over its high-water mark for so long and the peer has taken next to
-    /// nothing.
+    /// Whether the send buffer has been over its high-water mark for `limit` while the peer took
+    /// next to nothing.
     pub fn is_stalled(&mut self, now: Instant, limit: Duration) -> bool {
         let (taken, before) = match self.full {
             Some((since, taken)) if self.is_open() && now >= since + limit => (self.taken(), taken),
@@ -616,13 +623,14 @@ impl<T: Transport> Connection<T> {
         true
     }
 
-    /// When [`is_stalled`](Self::is_stalled) is to be asked.
+    /// When [`is_stalled`](Self::is_stalled) has to be called. `None` while the send buffer is not
+    /// full.
     pub fn stalls_at(&self, limit: Duration) -> Option<Instant> {
         self.full.filter(|_| self.is_open()).map(|(since, _)| since + limit)
     }
 
-    /// When it is to be seen to, whatever its transport does. `reads`: whether the caller reads from
-    /// it.
+    /// When the connection needs attention even if its transport is not ready. `reads`: whether the
+    /// caller reads from the connection.
     pub fn deadline(&self, now: Instant, reads: bool) -> Instant {
         if self.state == State::Lost || reads && self.has_input() {
             return now;
@@ -671,7 +679,7 @@ fn received(incoming: Incoming<'_>) -> Received<'_> {
     }
 }
 
-/// The header of a data frame that was too long to keep.
+/// The header of a data frame that is too long to keep. `None` if the message is something else.
 fn data_header(head: &[u8]) -> Option<Frame<'_>> {
     let frame = Frame::parse_header(head).ok()?;
     (frame.frame_type == FrameType::DataTransport).then_some(frame)

@@ -1,4 +1,5 @@
-//! The device side of a relay: the cloud asks for sessions, and the device connects to its services.
+//! The device side of a relay. The cloud asks for sessions, and the device connects them to its
+//! local services.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,88 +11,90 @@ use crate::session::{LocalStream, Outputs, Sessions};
 use crate::websocket::Sender;
 use crate::Ready;
 
-/// How the device reaches its services. Nothing here blocks.
+/// Connects sessions to local services. No function blocks.
 pub trait Connect {
-    /// A connect under way.
+    /// A connect in progress.
     type Dial;
-    /// The connected stream of a service.
+    /// The connected local stream.
     type Stream: LocalStream;
 
-    /// Begins to connect to a service.
+    /// Begins to connect to a local service.
     ///
     /// # Errors
-    /// There is no such service, or not even the beginning succeeded.
+    /// [`DialError`] if there is no such service, or if the connect failed at once.
     fn dial(&mut self, service_type: &str) -> Result<Self::Dial, DialError>;
 
-    /// Moves a connect on. `ready` says that `poll` found its descriptor ready.
+    /// Advances a connect. `ready` tells that `poll` reported its descriptor ready. Returns `None`
+    /// while the connect is in progress.
     fn step(&mut self, dial: &mut Self::Dial, ready: bool) -> Option<io::Result<Self::Stream>>;
 
-    /// When to [`step`](Self::step) again, whatever `poll` says.
+    /// When to call [`step`](Self::step) again even if `poll` reports nothing.
     fn deadline(&self, _: &Self::Dial) -> Option<Instant> {
         None
     }
 
-    /// Where a service is, for people.
+    /// The address of a service, for messages.
     fn address(&self, service_type: &str) -> String;
 }
 
-/// Why a connect has not begun.
+/// Why a connect could not begin.
 #[derive(Debug)]
 pub enum DialError {
-    /// The device offers no such service.
+    /// The device does not offer this service.
     NoService,
-    /// The connect could not begin.
+    /// The connect failed at once.
     Io(io::Error),
 }
 
 /// Limits of the device side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
-    /// Sessions at once; one more is answered with code 1.
+    /// The number of sessions a tunnel may have at once. A further one is refused with code 1.
     pub max_sessions: usize,
-    /// Time for connecting to a service.
+    /// How long a connect to a local service may take.
     pub connect_timeout: Duration,
 }
 
-/// A session whose service is being connected.
+/// A session whose local service is being connected.
 struct Dialing<D> {
-    /// Of its session in the table.
+    /// The key of the session in the table.
     key: u64,
     dial: D,
     deadline: Instant,
-    /// The frame id of its `session_create`, which awaits an answer.
+    /// The frame id of its `session_create`, which waits for a response.
     create_id: u64,
     ready: bool,
 }
 
-/// The device's part of a relay.
+/// The part of a relay that is specific to the device side.
 pub struct DeviceSide<C: Connect> {
     connect: C,
     limits: DeviceLimits,
     dialing: Vec<Dialing<C::Dial>>,
-    /// The connection is over: no session is opened any more.
+    /// The connection has ended. No session is opened any more.
     over: bool,
 }
 
 impl<C: Connect> DeviceSide<C> {
-    /// `connect` reaches the services.
+    /// `connect` connects the sessions to the local services.
     pub fn new(connect: C, limits: DeviceLimits) -> Self {
         DeviceSide { connect, limits, dialing: Vec::new(), over: false }
     }
 
-    /// The connects under way, for `poll`, in the order in which [`ready`](Self::ready) expects them.
+    /// The connects in progress, for `poll`. [`ready`](Self::ready) expects the results in this
+    /// order.
     pub fn dials(&self) -> impl Iterator<Item = &C::Dial> {
         self.dialing.iter().map(|dialing| &dialing.dial)
     }
 
-    /// Learns what `poll` found of the connects.
+    /// Passes on what `poll` reported for the connects.
     pub fn ready(&mut self, ready: &[Ready]) {
         for (dialing, ready) in self.dialing.iter_mut().zip(ready) {
             dialing.ready |= ready.write;
         }
     }
 
-    /// Begins to connect to a service, or says with which code and why not.
+    /// Begins to connect to a service, or returns the code and the text of the refusal.
     fn admit(
         &mut self,
         id: &str,
@@ -147,7 +150,7 @@ impl<C: Connect> DeviceSide<C> {
         self.step_one(self.dialing.len() - 1, sessions, out);
     }
 
-    /// Moves one connect on.
+    /// Advances one connect.
     fn step_one(
         &mut self,
         index: usize,
@@ -185,7 +188,7 @@ impl<C: Connect> DeviceSide<C> {
         }
     }
 
-    /// A service could not be reached.
+    /// Refuses a session because its local service cannot be reached.
     fn failed(
         &mut self,
         index: usize,
@@ -221,7 +224,7 @@ impl<C: Connect> RelaySide for DeviceSide<C> {
                 }
                 return sessions.find(id).map_or(Step::Done, Step::Released);
             }
-            // The cloud's answer to a release of the device; data is the relay's.
+            // A common_response answers a release of this device. The relay handles data frames.
             FrameType::CommonResponse | FrameType::DataTransport => {}
         }
         Step::Done

@@ -1,12 +1,14 @@
-//! The gateway's part: one tunnel's connections, and the sessions between them. Frames go from the
-//! device's connection to an access connection and back; the gateway has no local streams.
+//! The gateway's part of the protocol: the connections of one tunnel, and the sessions between
+//! them. Frames go from the device's connection to an access connection and back. The gateway has
+//! no local streams.
 //!
-//! It neither sleeps nor reads a clock: its owner does. The protocol has no flow control per session,
-//! so the device is not read while an access connection is over its high-water mark, and access
-//! connections are not read while the device's is. A full access connection that takes next to nothing
-//! for the stall time is closed with code 1008, its sessions are released towards the device (code 2),
-//! and the other access connections go on. A device has longer, since it waits for its own services:
-//! [`DEVICE_STALL`].
+//! This module does not sleep and reads no clock; its owner does both. The protocol has no flow
+//! control per session. So the device's connection is not read while an access connection is over
+//! its high-water mark, and access connections are not read while the device's connection is. An
+//! access connection that stays full and takes next to nothing for the stall timeout is closed with
+//! code 1008. Its sessions are released towards the device (code 2), and the other access
+//! connections go on. A device has more time, because it may wait for its own services: see
+//! `DEVICE_STALL`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -23,10 +25,11 @@ use crate::session::RecentIds;
 use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
-/// Bytes that may wait for a connection before what feeds it is no longer read.
+/// The high-water mark of a connection, in bytes. While this much waits to be sent to it, the
+/// connections that feed it are not read.
 pub const HIGH_WATER: usize = 256 * 1024;
 
-/// Times and limits of the gateway's connections, and of the access side's.
+/// Times and limits of the gateway's connections. The access side uses the same.
 pub const UPKEEP: Upkeep = Upkeep {
     ping: Ping::AfterSilence(Duration::from_secs(30)),
     silence_limit: Duration::from_secs(90),
@@ -35,72 +38,73 @@ pub const UPKEEP: Upkeep = Upkeep {
     flood_limit: 4 * HIGH_WATER,
 };
 
-/// How long a device may take to answer a session_create.
+/// How long a device may take to answer a session_create. Then the session is refused.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An access connection is read, though it is over its high-water mark, until so much waits for it.
+/// An access connection over its high-water mark is still read, until this many bytes wait for it.
 const ACCESS_LIMIT: usize = 2 * HIGH_WATER;
-/// A device releases sessions whose service stalls, ten seconds each by default, and reads
-/// nothing meanwhile; one that takes next to nothing for this long is closed.
+/// How long a full device connection may take next to nothing before it is closed. A device
+/// releases sessions whose services stall, by default after ten seconds each, and reads nothing
+/// meanwhile.
 const DEVICE_STALL: Duration = Duration::from_secs(60);
 
-/// What happens in a tunnel, for an owner that logs or counts it.
+/// Something that happened in a tunnel. The observer can log and count it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TunnelEvent<'a> {
-    /// The device is connected.
+    /// A device connected.
     DeviceConnected,
-    /// An access side is connected; the number tells it from others.
+    /// An access side connected. The number identifies it within the tunnel.
     AccessConnected(u64),
-    /// The connection of the device is over.
+    /// The device's connection ended.
     DeviceLeft {
-        /// Why.
+        /// Why it ended.
         why: &'a str,
     },
-    /// The connection of an access side is over.
+    /// An access side's connection ended.
     AccessLeft {
         /// The number of the access side.
         key: u64,
-        /// Why.
+        /// Why it ended.
         why: &'a str,
     },
-    /// The tunnel has expired.
+    /// The tunnel expired.
     Expired,
-    /// A session was asked of the device.
+    /// The gateway asked the device for a session.
     SessionCreated {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// The service that it is for.
+        /// The service type.
         service_type: &'a str,
     },
-    /// The device has refused a session.
+    /// The device refused the session with this id.
     DeviceRefused(&'a str),
-    /// One of the ends has released a session.
+    /// One of the ends released the session with this id.
     Released(Side, &'a str),
-    /// A session has lost bytes.
+    /// A session lost bytes and is cut.
     Cut {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// Why.
+        /// Why it is cut.
         why: &'a str,
     },
-    /// A connection takes nothing and is closed.
+    /// A full connection takes next to nothing and is closed.
     Stalled,
-    /// A session_create of an access side is refused: why.
+    /// The gateway refused a session_create of an access side, for this reason.
     Refused(&'a str),
-    /// A session_create without frame_id is dropped.
+    /// A session_create without frame_id was dropped.
     Incomplete,
-    /// A session_create of a device is dropped.
+    /// A session_create that came from a device was dropped.
     CreateFromDevice,
-    /// Data for a session that does not exist is dropped.
+    /// Data for a session that does not exist was dropped. The text is the session id.
     UnknownSession(&'a str),
-    /// A message is dropped.
+    /// A message was dropped.
     Dropped(Side, &'a Dropped),
-    /// So many events were left out.
+    /// This many events were not reported, because a peer caused too many.
     LeftOut(u32),
 }
 
 impl TunnelEvent<'_> {
-    /// Whether it tells of something wrong.
+    /// Whether the event is a sign of trouble.
     pub fn is_warning(&self) -> bool {
         use TunnelEvent::*;
         match self {
@@ -118,15 +122,15 @@ impl fmt::Display for TunnelEvent<'_> {
         match self {
             DeviceConnected => f.write_str("device connected"),
             AccessConnected(key) => write!(f, "access {key} connected"),
-            DeviceLeft { why } => write!(f, "device left: {why}"),
-            AccessLeft { key, why } => write!(f, "access {key} left: {why}"),
+            DeviceLeft { why } => write!(f, "device disconnected: {why}"),
+            AccessLeft { key, why } => write!(f, "access {key} disconnected: {why}"),
             Expired => f.write_str("expired"),
             SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
             DeviceRefused(id) => write!(f, "device refused {id:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),
             Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
-            Stalled => f.write_str("a connection takes nothing"),
+            Stalled => f.write_str("a full connection takes next to nothing and is closed"),
             Refused(why) => write!(f, "session_create refused: {why}"),
             Incomplete => f.write_str("session_create without frame_id"),
             CreateFromDevice => f.write_str("session_create from a device"),
@@ -137,39 +141,41 @@ impl fmt::Display for TunnelEvent<'_> {
     }
 }
 
-/// Learns what happens in a tunnel.
+/// Receives the events of a tunnel.
 pub trait TunnelObserver {
-    /// Learns of one event.
+    /// Receives one event.
     fn event(&mut self, event: TunnelEvent<'_>);
 }
 
-/// Nobody wants to know.
+/// Ignores all events.
 impl TunnelObserver for () {
     fn event(&mut self, _: TunnelEvent<'_>) {}
 }
 
 struct Session {
     access: u64,
-    /// The id of the access side's session_create; the response carries it.
+    /// The frame id of the access side's session_create. The response carries it.
     frame_id: u64,
     service_type: String,
-    /// When an unanswered session_create counts as refused.
+    /// When an unanswered session_create counts as refused. `None` once it is answered.
     deadline: Option<Instant>,
-    /// Header of its data frames, in either direction. Frames are not passed on as they came:
-    /// where parsers disagree (field names in another case, say), each end would see its own.
+    /// The header of the session's data frames, in either direction. The gateway writes its own
+    /// header and does not pass on the one it received: if two JSON parsers disagree about a header
+    /// (for example about field names in another case), the two ends must not read different things
+    /// from it.
     data: HeaderTemplate,
 }
 
-/// What a tunnel may have.
+/// Limits of one tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct TunnelLimits {
-    /// Sessions at once.
+    /// The number of sessions the tunnel may have at once.
     pub sessions: usize,
-    /// How long a full access connection may take next to nothing.
+    /// How long a full access connection may take next to nothing before it is closed.
     pub stall: Duration,
 }
 
-/// One tunnel: the connection of its device, those of its access sides, and the sessions between them.
+/// One tunnel: the device's connection, the access connections, and the sessions between them.
 pub struct Tunnel<T: Transport, O> {
     limits: TunnelLimits,
     expires: Option<Instant>,
@@ -180,12 +186,12 @@ pub struct Tunnel<T: Transport, O> {
     sessions: HashMap<String, Session>,
     ended: RecentIds,
     next_access: u64,
-    /// Frames of several sources meet on one connection, where ids must increase: all but a
-    /// response's are the gateway's own.
+    /// The next frame id. Frames from several sources meet on one connection, and their ids must
+    /// increase there. So the gateway numbers all frames itself, except responses.
     next_frame: u64,
-    /// Which access connection may feed the device first.
+    /// Decides which access connection may feed the device first.
     turns: RoundRobin,
-    /// Scratch for a header.
+    /// Scratch memory for a header.
     head: Vec<u8>,
     limiter: LogLimiter,
     observer: O,
@@ -211,17 +217,18 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    /// Whether it has no connection.
+    /// Whether the tunnel has no connection, not even one in its closing handshake.
     pub fn is_empty(&self) -> bool {
         self.members().next().is_none()
     }
 
-    /// When the tunnel expires: its connections are closed with code 4001 then.
+    /// Sets when the tunnel expires. At that time its connections are closed with code 4001.
+    /// `None`: never.
     pub fn expire_at(&mut self, at: Option<Instant>) {
         self.expires = at;
     }
 
-    /// Takes a connection in; an older device connection gives way.
+    /// Adds a connection. A new device connection replaces the old one, which is closed.
     pub fn join(&mut self, side: Side, member: Connection<T>, now: Instant) {
         match side {
             Side::Device => {
@@ -240,22 +247,23 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    /// Its sessions, open and opening.
+    /// The number of sessions that are open or being opened.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
     }
 
-    /// How many ended sessions it remembers.
+    /// The number of ended sessions whose ids are remembered.
     pub fn remembered(&self) -> usize {
         self.ended.len()
     }
 
-    /// Closes every connection, and those that join until it is asked again.
+    /// Closes every connection with code 1001. The closing handshakes still need
+    /// [`step`](Self::step).
     pub fn stop(&mut self, now: Instant) {
         self.close_all(close::GOING_AWAY, "the gateway stops", now);
     }
 
-    /// Its connections, and whether each is to be read.
+    /// The tunnel's connections. The flag tells whether the connection is to be read now.
     pub fn members(&self) -> impl Iterator<Item = (&Connection<T>, bool)> {
         let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
         let device = self.device.iter().map(move |member| (member, read_device));
@@ -265,7 +273,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         device.chain(accesses).chain(self.leaving.iter().map(|member| (member, true)))
     }
 
-    /// Reads from those that are ready, in the order of [`members`](Self::members).
+    /// Reads from the connections that are ready. `ready` is in the order of
+    /// [`members`](Self::members).
     pub fn receive(&mut self, now: Instant, ready: &[Ready]) {
         let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
         let device = self.device.iter_mut().map(|member| (member, read_device));
@@ -282,7 +291,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    /// Does all there is to do.
+    /// Processes the received messages and the deadlines, then writes what the connections take.
     pub fn step(&mut self, now: Instant) {
         if self.expires.is_some_and(|at| now >= at) {
             self.expires = None;
@@ -306,7 +315,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.dismiss(now);
     }
 
-    /// A source is read while what it feeds has room.
+    /// The device is read only while it and every access connection are below their high-water
+    /// marks.
     fn reads_device(&self) -> bool {
         !self.accesses.values().any(Connection::over_high_water)
             && !self.device.as_ref().is_some_and(Connection::over_high_water)
@@ -316,7 +326,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         !self.device.as_ref().is_some_and(Connection::over_high_water)
     }
 
-    /// When [`step`](Self::step) has something to do, whatever the connections do.
+    /// When [`step`](Self::step) has to be called even if no connection is ready.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let members = self.members().map(|(member, reads)| member.deadline(now, reads));
         let stalls =
@@ -353,7 +363,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.device = Some(device);
     }
 
-    /// In turn, so that one that fills the device's buffer each time does not starve the rest.
+    /// Lets the access connections go first in turn. Otherwise one that fills the device's buffer
+    /// each time would starve the others.
     fn pump_accesses(&mut self, now: Instant) {
         let keys = self.turns.turn(self.accesses.keys().copied().collect());
         for key in keys {
@@ -376,7 +387,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    /// Tells an event that a peer can cause as often as it likes.
+    /// Reports an event that a peer can cause as often as it likes.
     fn limited(&mut self, now: Instant, event: TunnelEvent<'_>) {
         if self.limiter.permits(now) {
             self.observer.event(event);
@@ -391,7 +402,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             return;
         };
-        // Nothing follows a close frame.
+        // No frame may follow a close frame.
         let access = self.accesses.get_mut(&session.access);
         let Some(access) = open_sender(access) else { return };
         match frame.frame_type {
@@ -402,7 +413,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             FrameType::SessionRelease => {
                 if session.deadline.is_some() {
-                    // It waits for a response, and knows no session that could be released.
+                    // The session is not open yet. The access side waits for a response and cannot
+                    // release it.
                     let msg = status(response::REFUSED, "the device released it unanswered");
                     respond(access, id, session, &msg);
                 } else {
@@ -413,7 +425,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 self.end(id);
             }
             FrameType::CommonResponse => {
-                // A second one would answer nothing.
+                // Only the first response answers the session_create. Further ones are dropped.
                 if session.deadline.take().is_none() {
                     return;
                 }
@@ -498,7 +510,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             respond(access, "", &session, &status(code, msg));
         };
         if too_long {
-            // Its header would be too long for the device, which would never answer.
+            // The device could not read a header of this length and would never answer.
             return refuse(access, response::REFUSED, "the service type is over 127 bytes long");
         }
         if self.sessions.len() >= self.limits.sessions {
@@ -516,7 +528,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.sessions.insert(id, session);
     }
 
-    /// Data of no session: tells its sender once.
+    /// Handles data for an unknown session. Tells the sender once that the session does not exist.
     fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender, now: Instant) {
         if id.is_empty() || self.ended.contains(id) {
             return;
@@ -578,12 +590,12 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for (member, limit) in device.chain(accesses) {
             if member.is_stalled(now, limit) {
                 self.observer.event(TunnelEvent::Stalled);
-                member.close(close::POLICY, "it takes nothing and holds others up", now);
+                member.close(close::POLICY, "it takes nothing and holds up the others", now);
             }
         }
     }
 
-    /// Parts with peers that are open no more, and with their sessions.
+    /// Moves connections that are no longer open out of the tunnel and releases their sessions.
     fn dismiss(&mut self, now: Instant) {
         if let Some(device) = self.device.take_if(|device| !device.is_open()) {
             self.leave_device(device);
@@ -606,7 +618,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.release_all(|_| true);
     }
 
-    /// Ends sessions that lost one of their sides, and tells the other.
+    /// Ends the sessions that lost one of their ends, and tells the remaining end.
     fn release_all(&mut self, concerned: impl Fn(&Session) -> bool) {
         let ids: Vec<String> = self
             .sessions
@@ -620,7 +632,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let access = open_sender(self.accesses.get_mut(&session.access));
                 let msg = "the device's connection is lost";
                 match (access, session.deadline) {
-                    // It waits for a response, not for a release.
+                    // The access side waits for a response, not for a release.
                     (Some(access), Some(_)) => {
                         respond(access, &id, session, &status(response::REFUSED, msg));
                     }
@@ -651,8 +663,8 @@ fn respond(access: &mut Sender, id: &str, session: &Session, payload: &[u8]) {
     write_response(access, id, &session.service_type, session.frame_id, payload);
 }
 
-/// Data of a session did not get through. It must not go on as if nothing were missing: it is
-/// lost for both ends.
+/// Ends a session that lost data, and tells both ends. Otherwise they would continue with a gap in
+/// the stream.
 fn cut(
     id: &str,
     session: &Session,
@@ -661,7 +673,7 @@ fn cut(
     next_frame: &mut u64,
 ) {
     match (access, session.deadline) {
-        // It waits for a response, not for a release.
+        // The access side waits for a response, not for a release.
         (Some(access), Some(_)) => {
             respond(access, id, session, &status(response::REFUSED, reason::FRAME_TOO_LONG));
         }

@@ -1,13 +1,14 @@
 //! The secure-tunnel protocol (`aliyun.iot.securetunnel-v1.1`) without I/O.
 //!
-//! Bytes come and go through traits that the owner implements; the time is an argument. No socket,
-//! clock, thread, TLS or log may be used here. `aiot-tunnel` is the library that does all that.
+//! The owner implements the traits through which bytes come and go, and passes the time as an
+//! argument. This package must not use sockets, clocks, threads, TLS or a log. The package
+//! `aiot-tunnel` supplies them.
 //!
-//! From the bottom up: [`frame`] and [`websocket`] read and write bytes, [`handshake`] opens a
-//! WebSocket, [`connection`] is an open one, [`session`] are the streams inside it, [`relay`] moves
-//! their bytes. [`device`], [`access`] and [`gateway`] are the three ends.
+//! From the bottom up: [`frame`] and [`websocket`] read and write bytes. [`handshake`] opens a
+//! WebSocket. [`connection`] is an open WebSocket. [`session`] holds the byte streams inside it.
+//! [`relay`] moves their bytes. [`device`], [`access`] and [`gateway`] are the three parties.
 //!
-//! The package is internal to the project: its interface may change with any version.
+//! The package is internal to the project. Its interface may change with any version.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -29,20 +30,20 @@ pub mod websocket;
 
 pub use log_limiter::LogLimiter;
 
-/// What `poll` found of a descriptor.
+/// What `poll` reported for one file descriptor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// A read will not block: data, end of file, or an error.
+    /// A read will not block. There is data, the end of the stream, or an error.
     pub read: bool,
-    /// A write will not block: space, or an error.
+    /// A write will not block. There is room, or an error.
     pub write: bool,
 }
 
 /// One of the two ends of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// `/tunnel/<id>/dest`
+    /// The end at the device. Its path is `/tunnel/<id>/dest`.
     Device,
-    /// `/tunnel/<id>/source`
+    /// The operator's end. Its path is `/tunnel/<id>/source`.
     Access,
 }

@@ -1,12 +1,12 @@
-//! Keeps what a peer does wrong from filling the log: so many lines in a window of time, then a count.
-//! It writes nothing itself.
+//! Keeps a misbehaving peer from filling the log. At most a fixed number of lines are permitted in
+//! a period; further ones are counted. This module writes no lines itself.
 
 use std::time::{Duration, Instant};
 
-/// Lines that may be written in one window.
+/// Lines that are permitted in one period.
 const LINES: u32 = 20;
 
-/// Counts lines about one source of trouble.
+/// Counts the lines about one source of trouble.
 #[derive(Debug)]
 pub struct LogLimiter {
     window: Duration,
@@ -15,34 +15,35 @@ pub struct LogLimiter {
 }
 
 impl LogLimiter {
-    /// The window for sources that have no interval of their own.
+    /// The period for sources that have no interval of their own.
     pub const WINDOW: Duration = Duration::from_secs(30);
 
-    /// `window`: how long the lines of one window are counted.
+    /// A limiter whose period is `window`. The period begins with its first line.
     pub fn new(window: Duration) -> Self {
         LogLimiter { window, count: 0, ends: None }
     }
 
-    /// Counts one more line. Whether it may be written.
+    /// Counts one more line. Returns whether it may be written.
     pub fn permits(&mut self, now: Instant) -> bool {
         self.ends.get_or_insert(now + self.window);
         self.count = self.count.saturating_add(1);
         self.count <= LINES
     }
 
-    /// Whether the window has no line left.
+    /// Whether the period has no line left.
     pub fn is_exhausted(&self) -> bool {
         self.count >= LINES
     }
 
-    /// Ends the window when its time has come: how many lines it left out, if any.
+    /// Ends the period if its time has come. Returns how many lines were left out, if any.
     pub fn tick(&mut self, now: Instant) -> Option<u32> {
         self.ends.take_if(|at| now >= *at)?;
         let left_out = std::mem::take(&mut self.count).saturating_sub(LINES);
         (left_out > 0).then_some(left_out)
     }
 
-    /// When [`tick`](Self::tick) has a count to report. `None` is no reason to wake up.
+    /// When [`tick`](Self::tick) has a count to report. `None` if there is nothing to report; the
+    /// owner then need not wake up.
     pub fn deadline(&self) -> Option<Instant> {
         self.ends.filter(|_| self.count > LINES)
     }

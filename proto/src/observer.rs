@@ -1,4 +1,4 @@
-//! What happens in a relay, for an owner that logs or counts it. Nothing is written here.
+//! Events of a relay. The observer can log and count them. This module writes nothing itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,53 +8,53 @@ use crate::connection::Dropped;
 use crate::log_limiter::LogLimiter;
 use crate::session::Counters;
 
-/// Something that happened. Texts of the peer may hold any character.
+/// Something that happened. Texts that came from the peer may hold any character.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The cloud asks for a session.
     Requested {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// The service that it is for.
+        /// The service type.
         service_type: &'a str,
     },
     /// A session is open at both ends.
     Opened {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// The service that it is for.
+        /// The service type.
         service_type: &'a str,
-        /// Its bytes.
+        /// The byte counters of the session.
         counters: &'a Arc<Counters>,
     },
-    /// A session is refused.
+    /// This end refused a session.
     Refused {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// Why.
+        /// Why it was refused.
         reason: &'a str,
     },
-    /// One of the ends has released a session.
+    /// One of the two ends released a session.
     Released {
-        /// The session.
+        /// The session id.
         id: &'a str,
     },
-    /// A session that was open has left the table.
+    /// An open session left the session table.
     Closed {
-        /// The session.
+        /// The session id.
         id: &'a str,
     },
-    /// A session has lost bytes and ends in a reset.
+    /// A session lost bytes. Its local stream is cut.
     Cut {
-        /// The session.
+        /// The session id.
         id: &'a str,
-        /// Why.
+        /// Why it was cut.
         reason: &'a str,
     },
-    /// On the access side: a session was refused, or did not end in order.
+    /// Access side only: a session was refused, or did not end in order.
     Failed(&'a SessionError),
-    /// On the access side: the device ends a session with words that tell of a loss.
+    /// Access side only: the device released a session, and its text tells of a loss of bytes.
     Odd(&'a SessionError),
     /// A message was dropped.
     Dropped(&'a Dropped),
@@ -62,31 +62,31 @@ pub enum Event<'a> {
     Incomplete,
     /// Data for a session that does not exist was dropped.
     UnknownSession {
-        /// The session.
+        /// The session id.
         id: &'a str,
     },
-    /// So many of the limited events above were not told.
+    /// This many events were not reported, because the peer caused too many.
     LeftOut(u32),
-    /// The connection was pinged.
+    /// A ping was queued for the peer.
     Pinged,
-    /// The peer has answered a ping.
+    /// The peer answered a ping.
     Pong,
 }
 
-/// Learns what happens.
+/// Receives the events of a relay.
 pub trait Observer {
-    /// Learns of one event.
+    /// Receives one event.
     fn event(&mut self, event: Event<'_>);
 }
 
-/// Nobody wants to know.
+/// Ignores all events.
 impl Observer for () {
     fn event(&mut self, _: Event<'_>) {}
 }
 
-/// An observer, and a limit on what a peer can make it hear.
+/// An observer, with a limit on the number of events that a peer can cause.
 pub struct Journal<O> {
-    /// The observer.
+    /// The observer that receives the events.
     pub observer: O,
     limiter: LogLimiter,
 }
@@ -100,14 +100,14 @@ impl<O: Observer> Journal<O> {
         self.observer.event(event);
     }
 
-    /// Tells an event that the peer can cause as often as it likes.
+    /// Reports an event that the peer can cause as often as it likes.
     pub(crate) fn tell_limited(&mut self, now: Instant, event: Event<'_>) {
         if self.limiter.permits(now) {
             self.observer.event(event);
         }
     }
 
-    /// Tells an event that only matters while the peer behaves.
+    /// Reports an event only while the limit is not exhausted.
     pub(crate) fn tell_unless_limited(&mut self, event: Event<'_>) {
         if !self.limiter.is_exhausted() {
             self.observer.event(event);

@@ -1,8 +1,8 @@
-//! Whether something that shrinks gets on: a buffer that a peer takes, bytes to be acknowledged.
+//! Measures whether an amount shrinks, for example the bytes in a buffer or the unacked bytes.
 
 use std::time::Instant;
 
-/// When an amount last became less, and what it was then.
+/// An amount, and when it last became smaller.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress {
     since: Instant,
@@ -14,7 +14,7 @@ impl Progress {
         Progress { since: now, left: usize::MAX }
     }
 
-    /// Notes how much is left now.
+    /// Reports the present amount.
     pub(crate) fn update(&mut self, left: usize, now: Instant) {
         if left < self.left {
             self.since = now;
@@ -22,12 +22,12 @@ impl Progress {
         self.left = left;
     }
 
-    /// It got on in a way that the amount does not show.
+    /// Reports progress that the amount does not show.
     pub(crate) fn touch(&mut self, now: Instant) {
         self.since = now;
     }
 
-    /// The last time at which it got on.
+    /// The time of the last progress.
     pub(crate) fn since(&self) -> Instant {
         self.since
     }

@@ -1,8 +1,8 @@
-//! Between one connection and its local streams: what each message, byte and tick leads to. The hot
-//! path of the device side and of the access side.
+//! Moves bytes between one connection and its local streams: what each message, byte and deadline
+//! leads to. This is the hot path of the device side and of the access side.
 //!
-//! A turn is: read the local streams, take what the peer sent, hand it to the local streams, send.
-//! Each step is bounded, so a busy session delays its siblings by one turn at most.
+//! One turn reads the local streams, receives from the peer, writes to the local streams and sends
+//! to the peer. Each step is bounded, so a busy session delays the others by one turn at most.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,16 +15,17 @@ use crate::session::{Lingering, LocalStream, Outputs, Session, SessionLimits, Se
 use crate::websocket::close;
 use crate::Ready;
 
-/// What an end of the tunnel does in its own way: who asks for sessions and who answers.
+/// The part that differs between the device side and the access side: which of them asks for
+/// sessions and which answers.
 pub trait RelaySide {
-    /// A local stream.
+    /// The type of the local streams.
     type Stream: LocalStream;
-    /// The code of its releases.
+    /// The code of the releases that this side sends.
     const RELEASE_CODE: u8;
-    /// Its words for a session whose local stream takes nothing.
+    /// The text of the release of a session whose local stream takes nothing.
     const STALLED: &'static str;
 
-    /// Deals with a frame other than data.
+    /// Handles a frame that is not a data frame.
     fn frame(
         &mut self,
         frame: &Frame<'_>,
@@ -32,10 +33,10 @@ pub trait RelaySide {
         out: &mut Outputs<'_, impl Observer>,
     ) -> Step;
 
-    /// Moves sessions on that are not open yet.
+    /// Advances the sessions that are being opened.
     fn step(&mut self, sessions: &mut Sessions<Self::Stream>, out: &mut Outputs<'_, impl Observer>);
 
-    /// Refuses a session of the table that is not open yet.
+    /// Refuses a session that is in the table but not open yet.
     fn cancel(
         &mut self,
         key: u64,
@@ -44,25 +45,25 @@ pub trait RelaySide {
         out: &mut Outputs<'_, impl Observer>,
     );
 
-    /// When [`step`](Self::step) has something to do, whatever `poll` says.
+    /// When [`step`](Self::step) has to be called even if `poll` reports nothing.
     fn deadline(&self) -> Option<Instant>;
 
-    /// The connection is over: no session is opened any more.
+    /// The connection ends. From now on no session is opened.
     fn conclude(&mut self);
 
-    /// The connection is lost: local streams whose sessions are not open yet end in a reset.
+    /// The connection is lost. Cuts the local streams whose sessions are not open yet.
     fn cut_pending(&mut self) {}
 
-    /// Its words for the end of a local stream.
+    /// The text of the release of a session whose local stream has ended.
     fn end_of_stream(&self, service_type: &str, error: Option<&io::Error>) -> String;
 }
 
-/// What is left to do for a frame.
+/// What the relay still has to do for a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
     Done,
-    /// The session at this index has no room for it, or must hand over its batch first.
+    /// The session at this index has no room for the payload, or must write its batch first.
     Flush(usize),
     /// The peer has released the session at this index.
     Released(usize),
@@ -75,12 +76,12 @@ pub enum Step {
 pub struct RelayLimits {
     /// Limits of its sessions.
     pub session: SessionLimits,
-    /// How often lines about a peer that breaks the protocol are permitted again.
+    /// The period of the log limiter for lines about a peer that breaks the protocol.
     pub log_window: Duration,
 }
 
-/// One open connection and its sessions. It reads no clock and waits for nothing: its owner says what
-/// is ready and what time it is.
+/// One open connection and its sessions. It reads no clock and does not wait. Its owner tells it
+/// what is ready and what time it is.
 pub struct Relay<T: Transport, D: RelaySide, O> {
     connection: Connection<T>,
     sessions: Sessions<D::Stream>,
@@ -88,12 +89,12 @@ pub struct Relay<T: Transport, D: RelaySide, O> {
     journal: Journal<O>,
     schedule: Schedule,
     scratch: Vec<u8>,
-    /// The session whose full buffer stops the reading of the connection.
+    /// The session whose full local buffer keeps the connection from being read.
     blocked: Option<usize>,
 }
 
 impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
-    /// `lingering`: local streams of former connections that are still being closed.
+    /// Makes a relay. `lingering` holds the local streams of former connections that still linger.
     pub fn new(
         connection: Connection<T>,
         side: D,
@@ -117,28 +118,27 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         &self.connection
     }
 
-    /// For what `poll` found of the connection.
+    /// The connection. The owner passes on what `poll` reported for it.
     pub fn connection_mut(&mut self) -> &mut Connection<T> {
         &mut self.connection
     }
 
-    /// The sessions in the table, in the order in which [`turn`](Self::turn) expects what `poll`
-    /// found of them.
+    /// The sessions in the table. [`turn`](Self::turn) expects the results of `poll` in this order.
     pub fn sessions(&self) -> &[Session<D::Stream>] {
         &self.sessions.open
     }
 
-    /// Local streams whose sessions are over.
+    /// The lingering local streams: their sessions have ended.
     pub fn lingering(&self) -> &[Lingering<D::Stream>] {
         &self.sessions.lingering
     }
 
-    /// The part that differs between the ends.
+    /// The part that differs between device side and access side.
     pub fn side(&self) -> &D {
         &self.side
     }
 
-    /// The part that differs between the ends.
+    /// The part that differs between device side and access side.
     pub fn side_mut(&mut self) -> &mut D {
         &mut self.side
     }
@@ -148,7 +148,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         &mut self.journal.observer
     }
 
-    /// Why the connection is over.
+    /// Why the connection ended. `None` while it has not.
     pub fn end(&self) -> Option<&End> {
         self.connection.end()
     }
@@ -157,15 +157,15 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         (&mut self.side, &mut self.sessions, &mut self.connection)
     }
 
-    /// Whether the connection is to be read: not while a full session stops it, nor while a peer that
-    /// reads nothing lets the answers to it pile up.
+    /// Whether the connection is to be read. It is not read while a full session blocks it, nor
+    /// while too many answers wait for a peer that does not read them.
     pub fn wants_input(&self) -> bool {
         self.blocked.is_none()
             && self.connection.waiting() < self.connection.hard_limit()
             && self.connection.reads()
     }
 
-    /// Whether there is something to deal with that `poll` does not report.
+    /// Whether there is work that `poll` does not report.
     pub fn is_ready(&self) -> bool {
         self.connection.has_input() && self.wants_input()
     }
@@ -175,7 +175,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         self.connection.is_open() && !self.connection.over_high_water()
     }
 
-    /// The nearest time at which [`turn`](Self::turn) has something to do, whatever `poll` says.
+    /// When [`turn`](Self::turn) has to be called even if `poll` reports nothing.
     pub fn deadline(&self, now: Instant) -> Instant {
         let mut nearest = self.connection.deadline(now, self.wants_input());
         if let Some(limit) = self.sessions.limits.stall_timeout {
@@ -187,19 +187,21 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         lingering.chain(others).fold(nearest, Instant::min)
     }
 
-    /// Deals with what `poll` found. `ready`: what it found of the sessions, in the table's order.
+    /// Does one turn. `ready` holds what `poll` reported for the sessions, in the order of the
+    /// table.
     pub fn turn(&mut self, now: Instant, ready: &[Ready]) {
         let read = self.locals(now, ready);
-        // Before the connection is read, which one of these may have stopped.
+        // This may unblock the connection, so it comes before the connection is read.
         self.step_sessions(now);
-        // With much to send, no more is received than was read: neither direction starves the other.
+        // If the local streams had much to send, receive no more bytes than were read from them.
+        // Then neither direction starves the other.
         self.receive(now, if read < READ { usize::MAX } else { read });
         self.tick(now);
         self.connection.flush(now);
         self.step_lingering(now);
     }
 
-    /// Reads the connection, and deals with what came.
+    /// Processes the received messages, reads the connection and processes the new messages.
     fn receive(&mut self, now: Instant, most: usize) {
         self.deal(now);
         if self.wants_input() {
@@ -208,7 +210,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// Deals with the messages in the receive buffer, until it is empty or a session is full.
+    /// Processes the messages in the receive buffer until it is empty or a session is full.
     fn deal(&mut self, now: Instant) {
         self.blocked = None;
         if self.connection.has_messages() {
@@ -271,7 +273,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// Makes room in a session. Without success it stops the reading of the connection.
+    /// Makes room in a full session. Returns false if there is none; then the connection is no
+    /// longer read.
     fn flush_full(&mut self, index: usize, now: Instant) -> bool {
         let (receiver, _) = self.connection.halves();
         let session = &mut self.sessions.open[index];
@@ -285,7 +288,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         false
     }
 
-    /// The peer has released a session: what it sent before still goes to the local stream.
+    /// The peer released a session. The bytes it sent before still go to the local stream.
     fn released(&mut self, index: usize, now: Instant) {
         let Relay { connection, sessions, side, journal, .. } = self;
         let (receiver, sender) = connection.halves();
@@ -303,7 +306,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// Ends a session from this end: by a release, or by the answer that its creation awaits.
+    /// Ends a session from this end. An open session is released; one that is being opened is
+    /// refused.
     fn release(&mut self, index: usize, why: &str, cut: bool, now: Instant) {
         let Relay { connection, sessions, side, journal, .. } = self;
         let mut out = Outputs { sender: connection.sender(), journal, now };
@@ -315,7 +319,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// Moves the local streams on, as `poll` found them ready: the bytes that were read.
+    /// Reads and writes the local streams that `poll` reported ready. Returns the number of bytes
+    /// read.
     fn locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
         let Relay { connection, sessions, side, journal, schedule, scratch, .. } = self;
         let limit = if connection.is_open() { connection.high_water() } else { 0 };
@@ -323,13 +328,13 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         let reads = schedule.read(sessions, sender, scratch, limit, ready);
         let has_ended = !reads.ended.is_empty();
         let mut out = Outputs { sender, journal, now };
-        // From the back, so that the positions of the others stay.
+        // From the back, so that the remaining indices stay valid.
         for (index, error) in reads.ended.into_iter().rev() {
             let service_type = sessions.open[index].service_type();
             let why = side.end_of_stream(service_type, error.as_ref());
             sessions.release(index, &why, &mut out);
         }
-        // If a session has ended, the next turn sees to the others.
+        // The indices have shifted if a session has ended. The next turn writes to the others.
         if !has_ended {
             for (session, ready) in sessions.open.iter_mut().zip(ready) {
                 if ready.write {
@@ -340,7 +345,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         reads.bytes
     }
 
-    /// Ends sessions whose local streams have failed or stalled, and moves on those to come.
+    /// Ends the sessions whose local streams failed or stalled, and advances those that are being
+    /// opened.
     fn step_sessions(&mut self, now: Instant) {
         let Relay { connection, sessions, side, journal, .. } = self;
         let mut out = Outputs { sender: connection.sender(), journal, now };
@@ -381,8 +387,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// From now on what was received is handed over whatever room there is, and no session is opened:
-    /// the connection is over.
+    /// Prepares the end of the connection. From now on all received bytes are accepted, whatever
+    /// the limits, and no session is opened.
     fn conclude(&mut self) {
         self.side.conclude();
         self.sessions.limits.session_buffer = usize::MAX;
@@ -395,7 +401,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         self.connection.close(close::NORMAL, why, now);
     }
 
-    /// As [`close`](Self::close), but waits for the answer as long as what was sent gets through.
+    /// Like [`close`](Self::close), but waits longer for the answer while queued bytes still get
+    /// through.
     pub fn close_gently(&mut self, why: &'static str, now: Instant) {
         self.release_all(why, now);
         self.connection.close_gently(close::NORMAL, why, now);
@@ -411,8 +418,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
     }
 
-    /// The connection is lost: takes its last words, and ends every session in a reset once what came
-    /// for it is delivered.
+    /// Ends every session after the connection was lost. Processes what the peer sent before,
+    /// delivers it to the local streams and then cuts them.
     pub fn cut_all(&mut self, now: Instant) {
         self.take_last_words(now);
         self.side.cut_pending();
@@ -424,7 +431,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         self.close_all(now);
     }
 
-    /// Ends the connection and gives back the local streams that still have bytes to take.
+    /// Ends the connection. Returns the local streams that still have bytes to deliver.
     pub fn into_lingering(mut self, now: Instant) -> Vec<Lingering<D::Stream>> {
         self.connection.flush(now);
         self.take_last_words(now);
@@ -432,7 +439,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         std::mem::take(&mut self.sessions.lingering)
     }
 
-    /// What came before the end counts, though it may stand in the kernel behind a failed write.
+    /// Receives what the peer sent before the connection ended. After a failed write, it may still
+    /// be in the kernel.
     fn take_last_words(&mut self, now: Instant) {
         if self.connection.is_open() {
             self.conclude();

@@ -1,4 +1,5 @@
-//! Whose turn it is: fair shares of what the connection takes.
+//! Decides which local stream is read next and how much, so that each gets a fair share of the
+//! connection.
 
 use std::io;
 
@@ -7,31 +8,32 @@ use crate::session::{LocalStream, Sessions};
 use crate::websocket::Sender;
 use crate::Ready;
 
-/// Bytes that one read of a local stream brings at most.
+/// Most bytes that one read of a local stream takes.
 pub(crate) const READ: usize = 15 * MAX_PAYLOAD_SENT;
 
 /// The order in which local streams are read.
 ///
-/// Streams whose last read was short go first, so that a keystroke does not wait for a file. Busy
-/// streams take turns at [`READ`] bytes each, in however many reads. Where there was no room for
-/// all, neither the short ones at the back nor the busy ones wait a second time.
+/// Streams whose last read was short go first, so that a keystroke does not wait for a file
+/// transfer. Busy streams take turns of [`READ`] bytes each; a turn may need several reads. If the
+/// room in the send buffer did not suffice for all, the streams that were left out go first the
+/// next time.
 pub(crate) struct Schedule {
-    /// The streams that are ready, in the order of their reads.
+    /// The indices of the ready streams, in the order in which they are read.
     order: Vec<usize>,
-    /// The busy stream whose turn it is, and how many bytes are left of that turn.
+    /// The busy stream whose turn it is, and how many bytes remain of its turn.
     first_bulk: usize,
     left: usize,
-    /// The short stream for which there was no room the last time.
+    /// The short stream that goes first because it was left out the last time.
     first_short: usize,
-    /// The short streams left no room for busy ones the last time.
+    /// The last time, short streams left no room for busy ones. So the busy ones go first now.
     starved: bool,
 }
 
-/// What one round of reads brought.
+/// The result of one round of reads.
 #[derive(Default)]
 pub(crate) struct Reads {
     pub(crate) bytes: usize,
-    /// Streams that have ended, and with which error, in the order of their sessions.
+    /// The streams that ended, with the error if there was one, in the order of their sessions.
     pub(crate) ended: Vec<(usize, Option<io::Error>)>,
 }
 
@@ -42,7 +44,7 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// Reads the streams that are ready while less than `limit` bytes wait in the sender.
+    /// Reads the ready streams while fewer than `limit` bytes wait in the sender.
     pub(crate) fn read<S: LocalStream>(
         &mut self,
         sessions: &mut Sessions<S>,
@@ -73,7 +75,7 @@ impl Schedule {
                 Ok(length) => {
                     sessions.queue(index, &scratch[..length], sender);
                     reads.bytes += length;
-                    // One that was cut short had more.
+                    // A read that filled its share left bytes behind.
                     let many = MAX_PAYLOAD_SENT.min(limit / 32);
                     sessions.open[index].is_bulk = length == share || length > many;
                     if is_bulk {
@@ -102,7 +104,7 @@ impl Schedule {
         }
     }
 
-    /// There is no room from this position on: these go first the next time.
+    /// There is no room for the streams from this position on. They go first the next time.
     fn leave_out<S: LocalStream>(&mut self, sessions: &Sessions<S>, from: usize, read_bulk: bool) {
         let is_bulk = |index: &usize| sessions.open[*index].is_bulk;
         let left_out = &self.order[from..];
@@ -112,7 +114,7 @@ impl Schedule {
         self.starved = !read_bulk && left_out.iter().any(is_bulk);
     }
 
-    /// How many bytes a stream may bring now.
+    /// The number of bytes a stream may be read for now.
     fn turn_of(&mut self, index: usize, is_bulk: bool) -> usize {
         if !is_bulk {
             return READ;
@@ -138,12 +140,12 @@ impl Reads {
     }
 }
 
-/// Members that go first in turn: the one after the last first one, in the order of their keys.
+/// Lets each member go first in turn, in the order of the keys.
 #[derive(Default)]
 pub(crate) struct RoundRobin(u64);
 
 impl RoundRobin {
-    /// The keys in the order of this turn; `keys` ascend.
+    /// Returns the keys in the order of this turn. `keys` must ascend.
     pub(crate) fn turn(&mut self, mut keys: Vec<u64>) -> Vec<u64> {
         let first = keys.partition_point(|key| *key < self.0);
         keys.rotate_left(first);
@@ -162,7 +164,7 @@ mod tests {
         let firsts = |keys: &[u64], turns: &mut RoundRobin| turns.turn(keys.to_vec())[0];
         let order: Vec<u64> = (0..5).map(|_| firsts(&[3, 5, 9], &mut turns)).collect();
         assert_eq!(order, [3, 5, 9, 3, 5]);
-        // One that has left is passed over.
+        // A member that has left is skipped.
         assert_eq!(firsts(&[3, 5], &mut turns), 3);
         assert!(turns.turn(Vec::new()).is_empty());
     }

@@ -1,15 +1,15 @@
-//! Deadlines, one table for each owner: what is due, and when. It reads no clock.
+//! Deadlines in one table for each owner. Reads no clock.
 
 use std::time::Instant;
 
-/// A timer's place in its table.
+/// The place of a timer in its table.
 pub(crate) trait Timer: Copy {
     /// How many timers the table has.
     const COUNT: usize;
     fn index(self) -> usize;
 }
 
-/// One deadline for each timer, or none.
+/// A table with at most one deadline for each timer.
 pub(crate) struct Timers<const N: usize>([Option<Instant>; N]);
 
 impl<const N: usize> Default for Timers<N> {
@@ -31,7 +31,7 @@ impl<const N: usize> Timers<N> {
         self.0[timer.index()]
     }
 
-    /// Whether a timer is set and its time has come.
+    /// Whether a timer is set and its deadline has passed.
     pub(crate) fn is_due(&self, timer: impl Timer, now: Instant) -> bool {
         self.get(timer).is_some_and(|at| now >= at)
     }

@@ -1,4 +1,4 @@
-//! Opens connections of one tunnel, one after the other.
+//! Opens the connections of one tunnel, one at a time.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,14 +14,14 @@ use crate::net::tls::TlsContext;
 use crate::net::UntilStopped;
 use crate::sys::Waker;
 
-/// Time for one attempt, from the lookup to the answer.
+/// Time for one attempt, from the name lookup to the server's answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) struct Connector<'a> {
     params: &'a ConnectParams,
     tls: &'a TlsContext,
     stop: &'a Waker,
-    /// Woken when a lookup has ended.
+    /// Woken when a lookup is done.
     lookups: Arc<Waker>,
     resolver: Resolver,
     failed: RefCell<Vec<SocketAddr>>,
@@ -38,7 +38,7 @@ impl<'a> Connector<'a> {
         Ok(Connector { params, tls, stop, lookups, resolver, failed: RefCell::default() })
     }
 
-    /// One attempt, within the time limit.
+    /// Makes one attempt. Blocks for 15 s at most.
     pub(super) fn open(&self) -> Result<Opened> {
         let opener = Opener {
             wait: &UntilStopped { stop: self.stop, lookups: Some(&self.lookups) },

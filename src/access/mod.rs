@@ -1,12 +1,12 @@
-//! The access side: an operator's end of a tunnel. A local port ([`Client::listen`]) or
-//! stdin/stdout ([`Client::stdio`]) on one end, sessions on the other.
+//! The access side: the operator's end of a tunnel. It connects a local port ([`Client::listen`])
+//! or stdin and stdout ([`Client::stdio`]) to sessions.
 //!
-//! One thread, one `poll(2)` over the WebSocket and the local connections. The protocol has no
-//! half-close: a local end of file ends its session once everything before it has been sent.
-//! A session that is lost ends its local connection with a reset once what came is delivered,
-//! so that what came is not taken for all; one session on stdin and stdout ends with an error.
-//! A local program that takes nothing holds its siblings up, since they share the WebSocket,
-//! until its session is ended after 10 s.
+//! One thread serves the WebSocket and the local streams with one `poll(2)`. The protocol has no
+//! half-close: when a local program ends its stream, the session ends once all bytes before the end
+//! have been sent. When a session is lost, the received bytes are delivered and the local stream is
+//! reset. So no program mistakes a truncated stream for a complete one. On stdin and stdout, a lost
+//! session is an error. The sessions share one WebSocket, so a local program that takes nothing
+//! holds up the others. Its session is ended after 10 s.
 
 mod connector;
 mod relay;
@@ -32,49 +32,49 @@ use relay::Relay;
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);
-/// How long stdout may take the last bytes after a stop.
+/// How long to wait, after a stop, until stdout has taken the last bytes.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
-/// Why there is no session, or no tunnel.
+/// Why a tunnel or a session could not be opened, or why it did not end in order.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// HTTP 401, or close code 4001: the token is wrong or has expired.
+    /// The token is wrong or has expired (HTTP 401, or close code 4001).
     #[error("the tunnel service refuses the token (wrong or expired); ask for a new one")]
     Unauthorized,
-    /// Another answer than a WebSocket.
+    /// The server answered with another HTTP status than 101.
     #[error("the tunnel service answered HTTP {0}, not a WebSocket; check the address and the id")]
     Status(u16),
-    /// The certificate or the TLS handshake.
+    /// The certificate is not valid, or the TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The connection could not be made, or broke.
+    /// The connection could not be opened, or was lost.
     #[error("connection to the tunnel service: {0}")]
     Connection(String),
     /// The gateway or the device refused the session.
     #[error("session refused: code {code}, {msg}")]
     Refused {
-        /// The response code: 1 session limit, 2 the device refuses.
+        /// The response code. 1: the session limit is reached. 2: the device refuses.
         code: i64,
-        /// The peer's words, quoted.
+        /// The text of the response, quoted.
         msg: String,
     },
-    /// The session ended otherwise than by one of its ends in order.
+    /// The session did not end in order.
     #[error("session lost: code {code}, {msg}")]
     Released {
-        /// The release code: 2 and above are losses; 1 with words other than those for an end
-        /// means that the device gave it up.
+        /// The release code. Codes from 2 are losses. Code 1 is a loss if the text says that the
+        /// device cut the session.
         code: i64,
-        /// The peer's words, quoted.
+        /// The text of the release, quoted.
         msg: String,
     },
-    /// The session ended because bytes of it were lost on this side.
+    /// Bytes of the session were lost on this side, so the session ended.
     #[error("session lost: {0}")]
     Lost(String),
     /// A system call failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A value is not valid, or the client could not be made.
+    /// A value is invalid, or the client could not be made.
     #[error(transparent)]
     Setup(#[from] CrateError),
 }
@@ -88,17 +88,16 @@ impl Error {
     }
 }
 
-/// The access side's result.
+/// The result of the access side's calls.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Ends a running [`Client`] from another thread. Cheap to clone.
+/// Stops a running [`Client`] from another thread. Cheap to clone.
 #[derive(Clone)]
 #[must_use]
 pub struct Stop(Arc<Waker>);
 
 impl Stop {
-    /// Ends [`Client::listen`] and [`Client::stdio`], and every later call of them. Does not
-    /// block.
+    /// Ends [`Client::listen`] and [`Client::stdio`], and every later call of them. Does not block.
     pub fn stop(&self) {
         self.0.wake();
     }
@@ -110,14 +109,14 @@ impl fmt::Debug for Stop {
     }
 }
 
-/// An access side. It connects when [`listen`](Client::listen) or [`stdio`](Client::stdio) is
-/// called.
+/// The client of an access side. It connects when [`listen`](Client::listen) or
+/// [`stdio`](Client::stdio) is called.
 #[must_use]
 pub struct Client {
     params: ConnectParams,
     tls: TlsContext,
     service_type: String,
-    /// Never reset: once woken, it ends everything.
+    /// Never reset. Once it is woken, every call ends.
     stop: Arc<Waker>,
 }
 
@@ -131,32 +130,32 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Makes a client; it does not connect yet. `params` holds host, port, path
-    /// (`/tunnel/<id>/source`) and the access token. `service_type` is the service that the
-    /// device is asked for, such as `_SSH`.
+    /// Makes a client. It does not connect yet. `params` holds host, port, path
+    /// (`/tunnel/<id>/source`) and the access token. `service_type` is the service that every
+    /// session asks for, such as `_SSH`.
     ///
     /// # Errors
-    /// [`Error::Setup`] for a service type that the protocol cannot carry, or when a descriptor
-    /// cannot be made.
+    /// [`Error::Setup`] if the protocol cannot carry the service type, or if a descriptor cannot be
+    /// created.
     pub fn new(params: ConnectParams, security: Security, service_type: &str) -> Result<Self> {
-        // The same rule as for a device's services; host and port do not matter.
+        // The same rule holds for a device's services. Host and port do not matter here.
         Service::new(service_type, "localhost", params.port())?;
         let stop = Waker::new().map_err(|e| CrateError::io("create an eventfd", e))?;
         let (tls, stop) = (TlsContext::new(security), Arc::new(stop));
         Ok(Client { params, tls, service_type: service_type.to_owned(), stop })
     }
 
-    /// A handle that ends the client from another thread.
+    /// A handle that stops the client from another thread.
     pub fn stop_handle(&self) -> Stop {
         Stop(self.stop.clone())
     }
 
-    /// Serves each connection to `listener` as a session. Blocks until stopped. When the
-    /// WebSocket is lost, the local connections of its sessions are reset, and a second later the
-    /// client connects again. Refused sessions are reported on stderr.
+    /// Serves each connection to `listener` as a session. Blocks until it is stopped. If the
+    /// WebSocket is lost, the local streams of its sessions are reset, and the client connects
+    /// again a second later. Refused sessions are reported on stderr.
     ///
     /// # Errors
-    /// [`Error::Unauthorized`] at any time; any error when the first connection fails.
+    /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
         let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
@@ -175,7 +174,7 @@ impl Client {
                 Ok(()) => return Ok(()),
                 Err(e @ Error::Unauthorized) => return Err(e),
                 Err(e) if !connected => return Err(e),
-                Err(e) => log::warn!(target: TARGET, "{e}; connecting anew"),
+                Err(e) => log::warn!(target: TARGET, "{e}; connecting again"),
             }
             if self.pause(RETRY) {
                 return Ok(());
@@ -183,16 +182,16 @@ impl Client {
         }
     }
 
-    /// Serves stdin and stdout as one session. Blocks until the session ends; every byte that
-    /// came has then been written. The thread that reads stdin lives on until its read returns,
-    /// so this is for programs that exit afterwards.
+    /// Serves stdin and stdout as one session. Blocks until the session ends and every received
+    /// byte has been written. The thread that reads stdin goes on until its read returns, so the
+    /// program should exit afterwards.
     ///
     /// # Errors
-    /// Any error that kept the session from opening, or from ending in order.
+    /// Any error for which the session was not opened or did not end in order.
     pub fn stdio(&self) -> Result<()> {
         let opened = Connector::new(&self.params, &self.tls, &self.stop)?.open()?;
-        // stdin and stdout may be shared with other programs, so they are left blocking, each
-        // with a thread.
+        // stdin and stdout may be shared with other programs, so they stay in blocking mode. Each
+        // has a thread.
         let (ours, theirs) = UnixStream::pair()?;
         let (from_stdin, to_stdout) = (theirs.try_clone()?, theirs);
         thread::Builder::new().name("access-stdin".into()).spawn(move || {
@@ -203,7 +202,7 @@ impl Client {
         let done = written.clone();
         let writer = thread::Builder::new().name("access-stdout".into()).spawn(move || {
             let result = copy_to_stdout(&to_stdout);
-            // Nobody reads what else comes: the session ends.
+            // stdout takes no more bytes, so the session ends.
             let _ = to_stdout.shutdown(Shutdown::Both);
             done.wake();
             result
@@ -213,7 +212,7 @@ impl Client {
         relay.open(LocalSocket::Unix(ours));
         let result = relay.run(None);
         drop(relay);
-        // Who has stopped it does not want to wait for whoever does not read stdout.
+        // After a stop, do not wait long for a reader of stdout that does not read.
         let mut fds = [
             PollFd::new(written.as_fd(), true, false),
             PollFd::new(self.stop.as_fd(), true, false),
@@ -236,7 +235,7 @@ impl Client {
         self.pause(Duration::ZERO)
     }
 
-    /// True when stopped.
+    /// Blocks for `time` at most. Returns true if the client was stopped.
     fn pause(&self, time: Duration) -> bool {
         let mut fds = [PollFd::new(self.stop.as_fd(), true, false)];
         let _ = poll(&mut fds, Some(Instant::now() + time));
@@ -256,7 +255,8 @@ fn copy_to_stdout(source: &UnixStream) -> io::Result<()> {
                 stdout.flush()?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The session has ended while more came from stdin; all of its bytes are here.
+            // The session ended while more bytes came from stdin. All bytes of the session have
+            // been read.
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(e) => return Err(e),
         }

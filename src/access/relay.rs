@@ -1,5 +1,4 @@
-//! One connection of the access side with its local streams: where it waits, what it accepts, how it
-//! ends.
+//! One connection of the access side and its local streams: how it waits, accepts and ends.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -19,24 +18,25 @@ use crate::net::open::Opened;
 use crate::net::{LocalSocket, Stream};
 use crate::sys::{PollSet, Waker};
 
-/// Bytes from the device that may wait for one local stream.
+/// Size limit of a local buffer, in bytes.
 const SESSION_BUFFER: usize = 256 * 1024;
-/// Local streams are read while fewer bytes wait for the tunnel.
+/// The high-water mark of the send buffer, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
-/// How long a local program may take nothing while its full buffer holds its siblings up.
+/// How long a local program may take nothing while its full local buffer holds up the others.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end may take when stopped; else, how long without getting on, unless there is but one
-/// session to end.
+/// How long the last bytes may take at the end. After a stop, this is the limit in all. When a
+/// listening client loses its connection, it is the limit without progress. The single session of
+/// `stdio` has no limit.
 const LAST_BYTES: Duration = Duration::from_secs(5);
-/// After a failed accept (out of descriptors), until the next.
+/// How long to wait after a failed accept, for example when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const UPKEEP: Upkeep = Upkeep { high_water: SEND_BUFFER, ..gateway::UPKEEP };
 
-/// Takes note of how sessions end.
+/// Records how sessions end.
 struct Outcomes {
-    /// Sessions have siblings, and their ends are for the log. Otherwise the end of the only session
-    /// is the result.
+    /// Whether there may be several sessions. Then their ends go to the log. Otherwise the end of
+    /// the only session is the result.
     listening: bool,
     result: Result<()>,
 }
@@ -55,7 +55,8 @@ impl Observer for Outcomes {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Failed(e) => self.failed(Error::of_session(e)),
-            // The protocol has no code that tells a service's reset from its end.
+            // The protocol has no code that distinguishes a reset by the local service from its end
+            // of file.
             Event::Odd(e @ SessionError::Released { msg, .. }) => {
                 if self.listening {
                     log::warn!(target: TARGET, "session ended by the device: {msg}");
@@ -73,7 +74,7 @@ impl Observer for Outcomes {
     }
 }
 
-/// One connection with its sessions.
+/// One connection and its sessions.
 pub(super) struct Relay<'a> {
     relay: AccessRelay<Stream, LocalSocket, Outcomes>,
     stop: &'a Waker,
@@ -100,16 +101,16 @@ impl<'a> Relay<'a> {
         Relay { relay, stop, polled: PollSet::default() }
     }
 
-    /// Asks for a session.
+    /// Asks the device for a session for this local stream.
     pub(super) fn open(&mut self, local: LocalSocket) {
         self.relay.open(local, Instant::now());
     }
 
-    /// Serves until stopped, until the connection ends, or, without a listener, until no session is
-    /// left and the tunnel has taken everything.
+    /// Serves until it is stopped or the connection ends. Without a listener, it also ends when no
+    /// session is left and everything has been sent. Blocks.
     ///
     /// # Errors
-    /// The connection was lost; without a listener also what the session's end says.
+    /// The connection was lost. Without a listener, also the error of the session.
     pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
         let mut stopped = false;
         while !stopped && self.relay.end().is_none() {
@@ -120,7 +121,7 @@ impl<'a> Relay<'a> {
             stopped = self.turn(listener, None)?;
         }
         let lost = self.relay.end().cloned();
-        // A tunnel that ends after its last session has ended takes nothing from it.
+        // If the last session had already ended, the loss of the connection takes nothing from it.
         let was_over = listener.is_none() && self.relay.is_over();
         self.close(stopped, listener.is_some())?;
         match lost {
@@ -130,7 +131,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// One `poll`, and everything that it found ready. True when stopped.
+    /// Does one `poll` and handles everything it reports. Returns true if the client was stopped.
     fn turn(&mut self, listener: Option<&TcpListener>, until: Option<Instant>) -> Result<bool> {
         let relay = &mut self.relay;
         let now = Instant::now();
@@ -184,7 +185,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Delivers what was received and what was sent, then closes the connection.
+    /// Delivers the last bytes in both directions, then closes the connection.
     fn close(&mut self, mut stopped: bool, listening: bool) -> Result<()> {
         let begun = Instant::now();
         if self.relay.end().is_some() {
@@ -205,7 +206,7 @@ impl<'a> Relay<'a> {
             if give_up.is_some_and(|at| now >= at) {
                 break;
             }
-            // Once stopped, the waker stays awake and is no longer waited for.
+            // After a stop, the waker stays ready, so it is no longer polled.
             let until = if stopped { give_up } else { None };
             if self.turn(None, until)? && !stopped {
                 (stopped, since) = (true, Instant::now());

@@ -1,4 +1,4 @@
-//! What the start thread leaves for a worker, and what wakes the worker.
+//! A directive from the start thread for a worker, and the waker that wakes the worker.
 
 use std::io;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 use super::worker::Directive;
 use crate::sys::Waker;
 
-/// A mailbox for one directive. A newer one replaces an older one that was not taken yet, but
-/// nothing replaces a stop.
+/// A mailbox for one directive. A new directive replaces one that was not taken yet, but nothing
+/// replaces a stop.
 pub(crate) struct Control {
     directive: Mutex<Option<Directive>>,
-    /// Also woken by lookups that have ended.
+    /// Also woken when a lookup is done.
     pub(crate) waker: Arc<Waker>,
 }
 

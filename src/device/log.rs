@@ -1,4 +1,4 @@
-//! What happens to a tunnel of the device, as lines of the log. The Link SDK's texts are kept.
+//! Writes log lines about a tunnel of the device. The texts of the Link SDK are kept.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::logging::{debug, info, warn, Code};
 use crate::net::open::{Failure, Progress};
 use crate::status::TunnelRecord;
 
-/// A step towards an open connection.
+/// Logs a step of an attempt.
 pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
     let (host, port) = (params.host(), params.port());
     match step {
@@ -27,13 +27,13 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
         ),
         Progress::Secured => info!(Code::Adapter, "success to establish tls connection"),
         Progress::NoSubprotocol => {
-            warn!(Code::Tunnel, "the server names no subprotocol; going on");
+            warn!(Code::Tunnel, "the server names no subprotocol; using the connection");
         }
         Progress::Opened => info!(Code::Channel, "open_cloud_proxy_channel success"),
     }
 }
 
-/// Why there is no connection.
+/// Logs why an attempt failed.
 pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
     let code = match failure {
         Failure::Lookup(_) => Code::Dns,
@@ -46,7 +46,7 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
     warn!(code, "tunnel {id}: {failure}");
 }
 
-/// Writes one tunnel's lines, and keeps its record of open sessions.
+/// Writes the log lines of one tunnel, and records its open sessions.
 pub(super) struct RelayObserver {
     pub(super) id: TunnelId,
     pub(super) record: Arc<TunnelRecord>,

@@ -1,7 +1,8 @@
-//! The start thread: it executes commands, starts and ends workers, and emits events.
+//! The start thread. It executes commands, starts and ends workers, and calls the event handler.
 //!
-//! It waits on one channel, which carries commands and the workers' reports. It does no network
-//! I/O, so it is never late. The event handler runs here: one call at a time, in order.
+//! It waits on one channel, which carries the commands and the reports of the workers. It does no
+//! network I/O, so no network operation delays it. The event handler runs on this thread, one call
+//! at a time, in the order of the events.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,22 +21,21 @@ use crate::logging::{info, warn, Code};
 use crate::net::tls::TlsContext;
 use crate::status::{TunnelRecord, TunnelStatus};
 
-/// Commands that may wait for the start thread; one more is refused, so that a flood from the
-/// IPC queue cannot grow the process while an event handler sleeps.
+/// Most commands that may wait for the start thread. A further one is refused, so that a flood from
+/// the IPC queue cannot grow the process while an event handler sleeps.
 const MAX_QUEUED_COMMANDS: usize = 4096;
 
-/// When a worker thread could not be created: how long until the next try.
+/// How long to wait before trying again to create a worker thread.
 const SPAWN_RETRY: Duration = Duration::from_secs(1);
 
 /// Receives the events of all tunnels of a [`Manager`].
 ///
-/// It is called on the start thread, the one inside [`Manager::run`]: one call at a time, in the
-/// order of the events. It may call every function of [`Handle`], and it may take its time: data
-/// flows on, only commands and further events wait. If it panics, that is logged, and everything
-/// goes on.
+/// The start thread, inside [`Manager::run`], calls it for one event at a time, in the order of the
+/// events. The handler may call every function of [`Handle`]. It may block: data still flows, and
+/// only commands and further events wait. If it panics, the panic is logged and everything goes on.
 pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
 
-/// What the workers share: read when a connection is made.
+/// Options that the workers share. They are read when a connection is opened.
 pub(crate) struct Options {
     pub(crate) limits: Limits,
     services: Mutex<Arc<Services>>,
@@ -64,20 +64,20 @@ enum Command {
     Delete,
 }
 
-/// The ids that will exist when all queued commands have run. With it, a call can answer that the
-/// tunnel limit is reached, although the start thread executes the command later.
+/// The ids that will exist after all queued commands have been executed. With it, a call can report
+/// that the tunnel limit is reached, although the start thread executes the command later.
 #[derive(Default)]
 struct Ledger {
     slots: HashMap<TunnelId, Slot>,
     queued: usize,
-    /// No command is taken any more: stopped, or there is no start thread to come.
+    /// No command is taken any more, because the manager was stopped or the start thread has ended.
     stopped: bool,
 }
 
 struct Slot {
-    /// Commands for this id that wait in the channel.
+    /// The number of commands for this id that wait in the channel.
     queued: usize,
-    /// Whether the tunnel exists when they have run.
+    /// Whether the tunnel will exist after they have been executed.
     wanted: bool,
 }
 
@@ -87,22 +87,22 @@ impl Ledger {
     }
 }
 
-/// The records of the tunnels that exist, in the order of their ids.
+/// The records of the existing tunnels, in the order of their ids.
 type Records = Vec<(TunnelId, Arc<TunnelRecord>)>;
 
 struct Inner {
     options: Arc<Options>,
     ledger: Mutex<Ledger>,
-    /// Of the tunnels that exist, for snapshots.
+    /// The records of the existing tunnels, for snapshots.
     records: Mutex<Records>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
 }
 
-/// Gives commands to a [`Manager`]. Its functions may be called from any thread, the event
-/// handler included, and none of them blocks. Cheap to clone.
+/// Sends commands to a [`Manager`]. Its functions may be called from any thread, also from the
+/// event handler. None of them blocks. Cheap to clone.
 ///
-/// Commands are queued. The start thread executes them in the order of the calls; commands given
+/// Commands are queued. The start thread executes them in the order of the calls. Commands sent
 /// before [`Manager::run`] wait for it. The outcome of a command is an [`Event`].
 #[derive(Clone)]
 pub struct Handle(Arc<Inner>);
@@ -119,73 +119,75 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Opens a tunnel. It connects, and after a failure or a loss connects again, until it is
-    /// deleted or its token expires. If the id exists already, the start thread logs that and
-    /// ignores the command; use [`update`](Handle::update) to change an existing tunnel.
+    /// Opens a tunnel. The tunnel connects, and connects again after a failure or a loss, until it
+    /// is deleted or its token expires. If the id already exists, the start thread logs that and
+    /// ignores the command. Use [`update`](Handle::update) to change an existing tunnel.
     ///
     /// # Errors
-    /// [`Error::TunnelLimit`], [`Error::Busy`] or [`Error::Ended`]. Then nothing is queued.
+    /// [`Error::TunnelLimit`], [`Error::Busy`] or [`Error::Ended`]. In all cases, nothing is
+    /// queued.
     pub fn add(&self, id: &TunnelId, params: ConnectParams) -> Result<()> {
         self.command(id, Command::Add(params))
     }
 
-    /// Gives a tunnel new connection data. An open tunnel is closed (DISCONNECT) and connected
-    /// with the new data; an unknown id is added.
+    /// Gives a tunnel new connection data. An open tunnel is closed (DISCONNECT) and then connects
+    /// with the new data. An unknown id is added.
     ///
     /// # Errors
-    /// [`Error::Busy`] or [`Error::Ended`]; [`Error::TunnelLimit`] for an unknown id only. Then
-    /// nothing is queued.
+    /// [`Error::Busy`] or [`Error::Ended`]. For an unknown id also [`Error::TunnelLimit`]. In all
+    /// cases, nothing is queued.
     pub fn update(&self, id: &TunnelId, params: ConnectParams) -> Result<()> {
         self.command(id, Command::Update(params))
     }
 
-    /// Closes a tunnel and its sessions. An unknown id is logged and otherwise ignored.
+    /// Closes a tunnel and its sessions. If the id is unknown, the start thread logs that and
+    /// ignores the command.
     ///
     /// # Errors
-    /// [`Error::Busy`] or [`Error::Ended`]. Then nothing is queued.
+    /// [`Error::Busy`] or [`Error::Ended`]. In both cases, nothing is queued.
     pub fn delete(&self, id: &TunnelId) -> Result<()> {
         self.command(id, Command::Delete)
     }
 
-    /// Ends [`Manager::run`]. This call returns at once; `run` returns within 200 ms, even while
-    /// a tunnel is connecting. (With many more than the default of 20 tunnels it takes 0.2 to
-    /// 0.3 ms for each.) A stop is final: a later `run` returns at once, and later commands get
+    /// Ends [`Manager::run`]. This call returns at once. `run` returns within 200 ms, even while a
+    /// tunnel is connecting. (With many more than the default of 20 tunnels, it takes 0.2 to 0.3 ms
+    /// for each.) A stop is final: a later `run` returns at once, and later commands return
     /// [`Error::Ended`].
     pub fn stop(&self) {
         let mut ledger = self.0.ledger.lock();
         if !ledger.stopped {
             ledger.stopped = true;
-            // Fails when the manager is gone, and with it the run that it would end.
+            // The send fails if the manager was dropped. Then there is no run to end.
             let _ = self.0.sender.send(Message::Stop);
         }
     }
 
-    /// The tunnels that exist now, in the order of their ids, and what each of them does.
+    /// Returns the existing tunnels in the order of their ids, with the state of each.
     ///
-    /// A tunnel is listed from the moment when the start thread executes its `add`, until it is
-    /// deleted or expires; after a stop the list is empty. The state of a tunnel may be some
-    /// microseconds ahead of its event. The call is cheap, takes no lock that data waits for, and
-    /// may be repeated as often as wanted.
+    /// A tunnel is listed from the moment when the start thread executes its `add` until it is
+    /// deleted or expires. After a stop the list is empty. The state of a tunnel may be some
+    /// microseconds ahead of its event. The call is cheap, does not delay the data of any session,
+    /// and may be repeated as often as needed.
     #[must_use]
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
-        // Copied, so that the start thread does not wait for the snapshots.
+        // The list is copied, so that the start thread does not wait for the snapshots.
         let records = self.0.records.lock().clone();
         records.into_iter().map(|(id, record)| record.snapshot(id)).collect()
     }
 
-    /// Offers a local service. It replaces one of the same type. Connections that are made from
-    /// now on offer it; those that are open do not.
+    /// Offers a local service. It replaces a service of the same type. Only connections opened from
+    /// now on offer it.
     pub fn add_service(&self, service: Service) {
         let mut services = self.0.options.services.lock();
         Arc::make_mut(&mut services).put(service);
     }
 
-    /// Sets the security of connections that are made from now on.
+    /// Sets the security of the connections opened from now on.
     pub fn set_security(&self, security: Security) {
         *self.0.options.tls.lock() = TlsContext::new(security);
     }
 
-    /// Replaces the event handler, from the next event on. `None`: events are dropped.
+    /// Replaces the event handler from the next event on. `None`: events are dropped.
     pub fn set_event_handler(&self, handler: Option<EventHandler>) {
         *self.0.handler.lock() = handler;
     }
@@ -208,13 +210,13 @@ impl Handle {
         let slot = ledger.slots.entry(id.clone()).or_insert(Slot { queued: 0, wanted });
         slot.queued += 1;
         slot.wanted = wanted;
-        // Sent under the lock, so that the ledger and the channel agree on the order.
+        // The command is sent under the lock, so that ledger and channel have the same order.
         let _ = self.0.sender.send(Message::Command(id.clone(), command));
         Ok(())
     }
 }
 
-/// Configures a [`Manager`]; made by [`Manager::builder`].
+/// Configures and makes a [`Manager`]. [`Manager::builder`] returns one.
 #[derive(Default)]
 #[must_use]
 pub struct ManagerBuilder {
@@ -236,35 +238,35 @@ impl fmt::Debug for ManagerBuilder {
 }
 
 impl ManagerBuilder {
-    /// Offers a local service. A second one of the same type replaces the first.
+    /// Offers a local service. It replaces a service of the same type.
     pub fn service(mut self, service: Service) -> Self {
         self.services.put(service);
         self
     }
 
-    /// Sets the security of the connections to the tunnel service; default TLS with the system's
+    /// Sets the security of the connections to the tunnel service. Default: TLS with the system's
     /// root certificates.
     pub fn security(mut self, security: Security) -> Self {
         self.security = security;
         self
     }
 
-    /// Sets limits and times; default [`Limits::default`].
+    /// Sets limits and times. Default: [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Sets the event handler; see [`EventHandler`]. Without one, events are dropped.
+    /// Sets the event handler; see [`EventHandler`]. Without a handler, events are dropped.
     pub fn on_event(mut self, handler: impl Fn(&Handle, &Event) + Send + Sync + 'static) -> Self {
         self.handler = Some(Arc::new(handler));
         self
     }
 
-    /// Makes the manager. It starts no thread and opens nothing; [`Manager::run`] does.
+    /// Makes the manager. This starts no thread and opens no connection; [`Manager::run`] does.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a limit out of its range.
+    /// [`Error::InvalidInput`] if a limit is out of its range.
     pub fn build(self) -> Result<Manager> {
         self.limits.check()?;
         let (sender, receiver) = crossbeam_channel::unbounded();
@@ -284,8 +286,8 @@ impl ManagerBuilder {
     }
 }
 
-/// Keeps the tunnels of one remote-login process. Several managers may exist in one process.
-/// When a manager is dropped, its handles take no more commands ([`Error::Ended`]).
+/// Runs the tunnels of one remote-login process. Several managers may exist in one process. After a
+/// manager was dropped, its handles return [`Error::Ended`].
 ///
 /// ```no_run
 /// use aiot_tunnel::{ConnectParams, Manager, Port, Service, Token, TunnelId};
@@ -325,22 +327,22 @@ impl Manager {
         ManagerBuilder::default()
     }
 
-    /// The handle that gives commands.
+    /// Returns a handle for sending commands.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Runs the tunnels, on the calling thread, until [`Handle::stop`]. Blocks; idle, the thread
-    /// sleeps. Before `run` returns it closes every open tunnel (DISCONNECT) and joins every
-    /// worker thread.
+    /// Runs the tunnels on the calling thread. Blocks until [`Handle::stop`]. The thread sleeps
+    /// while there is nothing to do. Before `run` returns, it closes every open tunnel (DISCONNECT)
+    /// and joins every worker thread.
     ///
     /// # Errors
-    /// [`Error::AlreadyRunning`], at once, when another thread is inside `run`.
+    /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
         let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
         info!(Code::Tunnel, "remote proxy thread start!");
-        // When a panic ends the run, it has ended all the same.
+        // A panic ends the run, too. Then the manager must also take no more commands.
         let _ended = StopOnDrop(&self.handle);
         let mut start_thread = StartThread {
             handle: &self.handle,
@@ -360,7 +362,8 @@ impl Drop for Manager {
     }
 }
 
-/// Stops the manager when it is dropped, so that no command is taken that nobody will execute.
+/// Stops the manager when it is dropped, so that no command is accepted that would never be
+/// executed.
 struct StopOnDrop<'a>(&'a Handle);
 
 impl Drop for StopOnDrop<'_> {
@@ -369,24 +372,24 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// One tunnel as the start thread sees it.
+/// One tunnel as the start thread knows it.
 struct Tunnel {
     params: ConnectParams,
     record: Arc<TunnelRecord>,
-    /// Raised by every update: reports of an older epoch are history.
+    /// Every update raises it. Reports with an older epoch are ignored.
     epoch: u64,
-    /// Whether the last event was CONNECT.
+    /// Whether the last event of the tunnel was CONNECT.
     connected: bool,
-    /// `None` while no thread could be created for it.
+    /// `None` if no thread could be created for it yet.
     worker: Option<Worker>,
 }
 
 struct StartThread<'a> {
     handle: &'a Handle,
     tunnels: HashMap<TunnelId, Tunnel>,
-    /// Workers that were told to stop, until they are joined.
+    /// Workers that were told to end and are still to be joined.
     leaving: Vec<Worker>,
-    /// When to create the threads that could not be created.
+    /// When to try again to create the missing worker threads.
     spawn_at: Option<Instant>,
 }
 
@@ -430,7 +433,7 @@ impl StartThread<'_> {
         self.settle(&mut ledger, &id);
     }
 
-    /// An id leaves the ledger when no tunnel and no queued command stand behind it.
+    /// Removes an id from the ledger if there is neither a tunnel nor a queued command for it.
     fn settle(&self, ledger: &mut Ledger, id: &TunnelId) {
         let idle = ledger.slots.get(id).is_some_and(|slot| slot.queued == 0);
         if idle && !self.tunnels.contains_key(id) {
@@ -485,7 +488,7 @@ impl StartThread<'_> {
 
     fn report(&mut self, report: Report) {
         if matches!(report.kind, ReportKind::Ended) {
-            // It was told to stop, or it would not have ended.
+            // A worker ends only when it was told to, so it is among the leaving ones.
             let ended = self.leaving.extract_if(.., |worker| worker.serial() == report.worker);
             return ended.for_each(Worker::join);
         }
@@ -509,7 +512,7 @@ impl StartThread<'_> {
                 if let Some(tunnel) = tunnel {
                     self.retire(&report.id, tunnel, Directive::Leave);
                 }
-                // Before the event: its handler may add the tunnel anew in this very slot.
+                // This must come before the event, because the handler may add the tunnel again.
                 let mut ledger = self.handle.0.ledger.lock();
                 self.settle(&mut ledger, &report.id);
                 drop(ledger);
@@ -520,7 +523,8 @@ impl StartThread<'_> {
     }
 
     fn emit(&self, kind: EventKind, id: &TunnelId) {
-        // Cloned out of the lock: the handler may call `set_event_handler`.
+        // The handler is cloned and the lock released, because the handler may call
+        // `set_event_handler`.
         let handler = self.handle.0.handler.lock().clone();
         let Some(handler) = handler else { return };
         let event = Event { kind, tunnel_id: id.clone() };
@@ -572,7 +576,7 @@ impl StartThread<'_> {
         }
     }
 
-    /// Tells all workers first and joins them then, so that the slowest one sets the time.
+    /// Tells all workers to stop before it joins any, so that they end at the same time.
     fn stop(&mut self) {
         self.leaving.iter().for_each(|worker| worker.direct(Directive::Stop));
         for (id, tunnel) in std::mem::take(&mut self.tunnels) {

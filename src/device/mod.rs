@@ -1,5 +1,5 @@
-//! The device side: the start thread ([`manager`]) with its table of tunnels, and a worker for each
-//! ([`worker`]), which owns one connection and its sessions.
+//! The device side: the start thread with the table of tunnels ([`manager`]), and a worker for each
+//! tunnel ([`worker`]). A worker owns one connection and its sessions.
 
 mod control;
 mod log;

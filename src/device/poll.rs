@@ -1,4 +1,4 @@
-//! Where a worker waits: one `poll` over its waker, its connection and its local streams.
+//! The waits of a worker: one `poll` over its waker, its connection and its local streams.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,10 +16,10 @@ use crate::logging::{warn, Code};
 use crate::net::{LocalSocket, Wait, WaitError};
 use crate::sys::{self, PollFd, PollSet};
 
-/// When the system has no memory even for a `poll`: how long until the next one.
+/// How long to wait before the next `poll` if the system has no memory for one.
 const POLL_RETRY: Duration = Duration::from_millis(50);
 
-/// One wait of a relay, and everything that it found ready.
+/// Waits once for a relay, then does one turn with everything that is ready.
 pub(super) fn turn(
     relay: &mut TunnelRelay,
     control: &Control,
@@ -60,7 +60,7 @@ pub(super) fn turn(
     Ok(())
 }
 
-/// Waits while there is no relay. Local streams of former connections go on meanwhile.
+/// Waits while there is no relay. Local streams of former connections linger meanwhile.
 pub(super) struct Waiter {
     id: TunnelId,
     pub(super) control: Arc<Control>,
@@ -80,19 +80,19 @@ impl Waiter {
         *self.lingering.borrow_mut() = lingering;
     }
 
-    /// Local streams that still have bytes to take are reset.
+    /// Drops the lingering local streams. Those with undelivered bytes are cut.
     pub(super) fn give_up_lingering(&self) {
         drop(self.lingering.take());
     }
 
-    /// Sleeps until a directive waits or the time has come.
+    /// Blocks until there is a directive or the deadline has passed.
     pub(super) fn sleep(&self, until: Option<Instant>) {
         while !self.control.waits() && until.is_none_or(|until| Instant::now() < until) {
             self.poll(None, false, until);
         }
     }
 
-    /// Waits until every local stream has its last bytes, a directive waits, or so long.
+    /// Blocks until no local stream lingers, there is a directive, or the time `most` has passed.
     pub(super) fn linger(&self, most: Duration) {
         let until = Instant::now() + most;
         while !self.lingering.borrow().is_empty() && Instant::now() < until {
@@ -103,7 +103,7 @@ impl Waiter {
         }
     }
 
-    /// One `poll`. Whether the descriptor is ready.
+    /// Does one `poll`. Returns whether the descriptor `fd` is ready.
     fn poll(&self, fd: Option<BorrowedFd<'_>>, write: bool, deadline: Option<Instant>) -> bool {
         let mut lingering = self.lingering.borrow_mut();
         let mut polled = Vec::with_capacity(2 + lingering.len());
@@ -147,7 +147,7 @@ impl Wait for Waiter {
             if Instant::now() >= deadline {
                 return Err(WaitError::TimedOut);
             }
-            // A lookup that has ended wakes the waker.
+            // A lookup that is done wakes the waker.
             if self.poll(fd, write, Some(deadline)) || fd.is_none() {
                 return Ok(());
             }

@@ -1,26 +1,28 @@
-//! When to try again: the C SDK's schedule, bounded, with a little jitter on the longer gaps.
+//! When to connect again: the schedule of the C SDK, with an upper limit and some jitter on the
+//! longer gaps.
 
 use std::time::Duration;
 
-/// Longest gap.
+/// Longest retry gap.
 const MAX_GAP: Duration = Duration::from_secs(64);
-/// Failures in a row that share one gap before it doubles.
+/// The number of consecutive failures after which the gap doubles.
 const STEP: u32 = 5;
 
-/// Counts failed attempts in a row.
+/// Counts consecutive failed attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     failures: u32,
 }
 
 impl Retry {
-    /// After a success or a user's command the schedule begins anew.
+    /// Starts the schedule again, after a success or a command.
     pub(crate) fn clear(&mut self) {
         self.failures = 0;
     }
 
-    /// The gap after one more failed attempt. `jitter` from 0 to 1 lengthens gaps of 2 s and
-    /// more by up to a tenth, so that a fleet does not return in step.
+    /// Counts one more failed attempt and returns the gap before the next one. `jitter`, from 0 to
+    /// 1, lengthens gaps of 2 s and more by up to a tenth, so that a fleet of devices does not
+    /// connect again at the same moment.
     pub(crate) fn after_failure(&mut self, jitter: f64) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let exponent = (self.failures / STEP).min(6);

@@ -1,4 +1,4 @@
-//! One tunnel on a thread of its own: connect, relay, and after a loss try again.
+//! The worker: the thread of one tunnel. It connects, relays, and connects again after a loss.
 
 use std::cell::RefCell;
 use std::io;
@@ -32,34 +32,36 @@ use crate::sys::PollSet;
 
 pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayObserver>;
 
-/// Stack of a worker. Its deepest caller is OpenSSL's handshake, which needs about 30 KiB.
+/// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
 
-/// A connection that is lost within this time does not reset the retry schedule twice in a row:
-/// a cloud that accepts and closes would be called without a pause.
+/// A connection lost within this time counts as short. The second short connection in a row counts
+/// as a failed attempt. Otherwise a cloud that accepts and closes at once would be called without a
+/// pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// How long a worker whose tunnel is deleted stays for services that take their last bytes slowly.
+/// How long the worker of a deleted tunnel waits for local services that take their last bytes
+/// slowly.
 const LEAVE: Duration = Duration::from_secs(60);
 
-/// What the start thread wants of a worker.
+/// A directive from the start thread to a worker.
 pub(crate) enum Directive {
     Connect {
         params: ConnectParams,
         epoch: u64,
     },
-    /// Close the connection, deliver the last bytes to local services, and end.
+    /// Close the connection, deliver the last bytes to the local services, then end.
     Leave,
     /// End at once.
     Stop,
 }
 
-/// What a worker tells the start thread.
+/// A report from a worker to the start thread.
 pub(crate) struct Report {
     pub(crate) id: TunnelId,
     /// The worker's serial number.
     pub(crate) worker: u64,
-    /// The epoch of the connection data that it is about.
+    /// The epoch of the connection data that the report is about.
     pub(crate) epoch: u64,
     pub(crate) kind: ReportKind,
 }
@@ -69,11 +71,11 @@ pub(crate) enum ReportKind {
     Connected,
     Lost,
     Expired,
-    /// Its thread has nothing left to do: it can be joined.
+    /// The thread has nothing left to do and can be joined.
     Ended,
 }
 
-/// A running worker, as the start thread holds it.
+/// A running worker, as the start thread knows it.
 pub(crate) struct Worker {
     serial: u64,
     control: Arc<Control>,
@@ -94,10 +96,10 @@ impl Worker {
     }
 }
 
-/// Starts the worker of one tunnel.
+/// Starts the worker thread of one tunnel.
 ///
 /// # Errors
-/// Neither a thread nor its waker can be created.
+/// The thread or its waker cannot be created.
 pub(crate) fn spawn(
     id: TunnelId,
     options: Arc<Options>,
@@ -132,42 +134,42 @@ pub(crate) fn spawn(
     Ok(Worker { serial, control, thread })
 }
 
-/// What to connect to, and the epoch of that directive.
+/// The connection data of the last directive, and its epoch.
 struct Assignment {
     params: ConnectParams,
     epoch: u64,
 }
 
-/// The worker's own side.
+/// The state of the worker thread.
 struct WorkerThread {
     id: TunnelId,
     serial: u64,
     options: Arc<Options>,
     waiter: Waiter,
     current: Option<Rc<Assignment>>,
-    /// For snapshots.
+    /// The record that snapshots read.
     record: Arc<TunnelRecord>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
-    /// Whether the last connection was lost right after it was opened.
+    /// Whether the last connection was lost within [`SHORT_LIFE`].
     was_short: bool,
     resolver: Rc<Resolver>,
-    /// The cloud's addresses that failed since the last success, the latest last.
+    /// Addresses of the cloud that failed since the last success, the most recent last.
     failed: RefCell<Vec<SocketAddr>>,
-    /// Until when the next attempt waits.
+    /// When the next attempt may begin. `None`: at once.
     pause: Option<Instant>,
-    /// It was told to leave.
+    /// The worker was told to leave.
     leaving: bool,
 }
 
-/// How one attempt at a connection ended.
+/// How one attempt and its connection ended.
 enum Outcome {
-    /// A directive waits.
+    /// There is a directive.
     Directed,
-    /// It was open, and is lost: try again at once.
+    /// The connection was open and is lost. The next attempt begins at once.
     Lost,
-    /// It could not be opened, or was lost right after it was opened, as the one before it: try again
-    /// after a while.
+    /// The connection could not be opened, or was the second one in a row that was lost at once.
+    /// The next attempt begins after the retry gap.
     Failed,
     Expired,
 }
@@ -175,14 +177,14 @@ enum Outcome {
 impl WorkerThread {
     fn run_despite_panics(&mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
-            // The logger itself may be what panics.
+            // The logger itself may panic.
             let _ = catch_unwind(|| {
                 warn!(
                     Code::TunnelFailed,
-                    "tunnel {}: its worker panicked; connecting anew", self.id
+                    "tunnel {}: its worker panicked; connecting again", self.id
                 );
             });
-            // One of these may be what panics.
+            // A lingering local stream may be the cause of the panic.
             self.waiter.give_up_lingering();
             self.record.failed("the worker panicked");
             if let Some(current) = &self.current {
@@ -192,9 +194,9 @@ impl WorkerThread {
         }
     }
 
-    /// From connection to connection, until a stop.
+    /// Opens one connection after the other, until it is told to stop or to leave.
     fn run(&mut self) {
-        // A panic may have cut the leaving short.
+        // A panic may have interrupted the leaving.
         while !self.leaving {
             if let Some(until) = self.pause.take() {
                 self.waiter.sleep(Some(until));
@@ -221,7 +223,7 @@ impl WorkerThread {
         self.waiter.give_up_lingering();
     }
 
-    /// One connection, and what follows from its end.
+    /// Opens and serves one connection, and acts on how it ended.
     fn attempt(&mut self, current: &Assignment) {
         match self.connection(current) {
             Outcome::Directed => {}
@@ -238,7 +240,7 @@ impl WorkerThread {
         }
     }
 
-    /// Delays the next attempt: for how long.
+    /// Delays the next attempt. Returns the gap.
     fn pause_after_failure(&mut self) -> Duration {
         let gap = self.retry.after_failure(rand::random());
         let until = Instant::now() + gap;
@@ -251,7 +253,7 @@ impl WorkerThread {
         (self.report)(Report { id: self.id.clone(), worker: self.serial, epoch, kind });
     }
 
-    /// One connection, from the first lookup to its end.
+    /// Opens and serves one connection, from the name lookup to its end.
     fn connection(&mut self, current: &Assignment) -> Outcome {
         self.record.connecting();
         let opened = match self.open(&current.params) {
@@ -309,7 +311,7 @@ impl WorkerThread {
         DeviceRelay::new(connection, side, relay_limits, observer, self.waiter.take_lingering())
     }
 
-    /// Relays until the connection ends, or a directive waits (`None`).
+    /// Relays until the connection ends. Returns `None` if there is a directive first.
     fn run_relay(&self, relay: &mut TunnelRelay) -> Option<End> {
         let mut set = PollSet::default();
         while !self.waiter.control.waits() {
@@ -345,7 +347,7 @@ impl WorkerThread {
         if end.is_expired() {
             return Outcome::Expired;
         }
-        // Opened and lost at once, again and again, is no better than not opened.
+        // Two connections lost at once, one after the other, count as a failed attempt.
         let was_short = std::mem::replace(&mut self.was_short, is_short);
         if was_short && is_short {
             return Outcome::Failed;
@@ -360,7 +362,7 @@ fn upkeep(limits: &Limits) -> Upkeep {
         silence_limit: limits.pong_timeout,
         shrink_interval: limits.ping_interval,
         high_water: limits.send_buffer,
-        // It is not read while so much waits for it that this could be reached.
+        // The limit cannot be reached: the connection is not read while that much waits to be sent.
         flood_limit: usize::MAX,
     }
 }

@@ -1,4 +1,4 @@
-//! Admission: tokens, permits, and the handshakes under way.
+//! Admission to the gateway: tokens, permits, and the handshakes in progress.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 
 use crate::config::Token;
 
-/// A token as the gateway keeps it. All of them have one length, so comparing two takes one time.
+/// A token as the gateway stores it. All digests have the same length, so every comparison takes
+/// the same time.
 #[derive(Clone, Copy)]
 pub(super) struct Digest([u8; 32]);
 
@@ -20,7 +21,7 @@ impl Digest {
     }
 }
 
-/// Makes digests, with a salt of its own.
+/// Makes digests. It has a random salt of its own.
 pub(super) struct Digester {
     salt: [u8; 32],
     nobody: Digest,
@@ -42,18 +43,18 @@ impl Digester {
         self.of(token.expose().as_bytes())
     }
 
-    /// What no token matches: an unknown tunnel is compared with it, and takes as long to
-    /// refuse as a known one.
+    /// A digest that no token matches. For an unknown tunnel, the token is compared with it. So a
+    /// refusal takes as long as for a known tunnel.
     pub(super) fn nobody(&self) -> &Digest {
         &self.nobody
     }
 }
 
-/// A pool of permits: how many are taken.
+/// A pool of permits. It counts the permits that are taken.
 #[derive(Clone, Default)]
 pub(super) struct Permits(Arc<AtomicUsize>);
 
-/// A permit of each of two pools; given back when dropped.
+/// A permit from each of two pools. Dropping it frees both places.
 pub(super) struct Permit([Permits; 2]);
 
 impl Permits {
@@ -61,8 +62,8 @@ impl Permits {
         self.0.load(Ordering::Relaxed) < limit
     }
 
-    /// A permit of this pool and one of `other`, if both have one left. Only one thread at a time
-    /// takes permits: the caller holds a lock.
+    /// Takes a permit from this pool and one from `other`, if both have one left. The caller must
+    /// hold a lock, because two threads must not take permits at the same time.
     pub(super) fn take(&self, limit: usize, other: &Permits, other_limit: usize) -> Option<Permit> {
         if !self.has_room(limit) || !other.has_room(other_limit) {
             return None;
@@ -83,8 +84,9 @@ impl Drop for Permit {
     }
 }
 
-/// The handshakes under way. When there are too many, the oldest of the address that has most
-/// of them gives way: whoever holds handshakes open for their own sake ends his own.
+/// The handshakes in progress. If there are too many, the gateway cuts off the oldest handshake of
+/// the address that has most of them. So a client that holds many handshakes open only loses its
+/// own.
 pub(super) struct Handshakes {
     limit: usize,
     running: Mutex<Running>,
@@ -93,13 +95,13 @@ pub(super) struct Handshakes {
 #[derive(Default)]
 struct Running {
     next: u64,
-    /// In order of age.
+    /// The connections of the handshakes, the oldest first.
     sockets: BTreeMap<u64, (IpAddr, TcpStream)>,
-    /// Those that gave way among them.
+    /// The number of handshake threads. It includes those that were cut off and have not ended yet.
     threads: usize,
 }
 
-/// One of them, until dropped.
+/// One handshake. Dropping it takes it off the list.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
     number: u64,
@@ -110,14 +112,14 @@ impl Handshakes {
         Handshakes { limit: limit.max(1), running: Mutex::default() }
     }
 
-    /// One more, and the address of the one that gives way to it.
+    /// Adds a handshake. If another one was cut off for it, returns the address of that one.
     pub(super) fn begin(
         self: &Arc<Self>,
         ip: IpAddr,
         tcp: &TcpStream,
     ) -> io::Result<(Handshake, Option<IpAddr>)> {
         let mut running = self.running.lock();
-        // Those that gave way may take a moment to see it, or a processor's time.
+        // A thread whose handshake was cut off may take a moment to notice.
         if running.threads >= 2 * self.limit {
             return Err(io::Error::other("too many handshakes at a time"));
         }
@@ -140,7 +142,8 @@ impl Handshakes {
 }
 
 impl Handshake {
-    /// The connection is let in: from now on it gives way to no handshake. False when it has.
+    /// Takes a successful handshake off the list, so that it is no longer cut off. Returns false if
+    /// it already was.
     pub(super) fn succeeds(&self) -> bool {
         self.of.running.lock().sockets.remove(&self.number).is_some()
     }
@@ -154,14 +157,14 @@ impl Drop for Handshake {
     }
 }
 
-/// The oldest of the address that has most.
+/// Picks the oldest handshake of the address that has most of them.
 fn gives_way(by_age: impl Iterator<Item = (u64, IpAddr)>) -> Option<(u64, IpAddr)> {
     let mut of_address: HashMap<IpAddr, (usize, u64)> = HashMap::new();
     for (number, ip) in by_age {
         of_address.entry(ip).or_insert((0, number)).0 += 1;
     }
     let most = of_address.into_iter().max_by_key(|(_, (count, oldest))| {
-        // Among equals the older.
+        // If two addresses have the same number, the one with the older handshake.
         (*count, std::cmp::Reverse(*oldest))
     });
     most.map(|(ip, (_, oldest))| (oldest, ip))

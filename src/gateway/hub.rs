@@ -1,4 +1,5 @@
-//! A tunnel's thread: orders from the gateway, and one `poll` over all of its connections.
+//! The thread of one tunnel. It receives orders from the gateway, and has one `poll` over all
+//! connections of the tunnel.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,15 +13,15 @@ use crossbeam_channel::Receiver;
 use super::{GatewayConnection, MemberStream, TARGET};
 use crate::sys::{poll, PollFd, Waker};
 
-/// What a hub is told.
+/// An order from the gateway to a hub.
 pub(super) enum Order {
-    /// A connection that passed its handshake, and when the tunnel expires.
+    /// Adds a connection after its handshake. The time is the tunnel's expiry.
     Join(Side, Box<GatewayConnection>, Option<Instant>),
     ExpireAt(Option<Instant>),
     Stop,
 }
 
-/// Writes one tunnel's lines.
+/// Writes the log lines of one tunnel.
 pub(super) struct TunnelLog {
     pub(super) name: String,
 }
@@ -50,7 +51,7 @@ impl Hub {
         Hub { name, tunnel, orders, waker, stopping: false }
     }
 
-    /// Serves until told to stop, or until no connection is left and `may_end` agrees.
+    /// Serves until the gateway stops, or until there is no connection and `may_end` agrees.
     pub(super) fn run(mut self, may_end: impl Fn(&Receiver<Order>) -> bool) {
         loop {
             let is_idle = self.tunnel.is_empty() && self.orders.is_empty();
@@ -58,7 +59,8 @@ impl Hub {
                 return;
             }
             if let Err(e) = self.wait() {
-                // Out of memory; what is there to serve with? A new hub comes with the next one.
+                // The system has no memory, so the tunnel cannot be served. Its next connection
+                // gets a new hub.
                 log::error!(target: TARGET, "tunnel {:?}: poll: {e}", self.name);
                 self.tunnel.stop(Instant::now());
                 std::thread::sleep(super::ACCEPT_PAUSE);
@@ -71,7 +73,7 @@ impl Hub {
         }
     }
 
-    /// Sleeps until there is something to do, and receives from who is ready.
+    /// Blocks until there is something to do, then receives from the connections that are ready.
     fn wait(&mut self) -> io::Result<()> {
         let now = Instant::now();
         let deadline = self.tunnel.deadline(now);

@@ -1,17 +1,20 @@
-//! The embedded gateway: a stand-in for the cloud's tunnel service, for tests, labs and private
-//! networks.
+//! An embedded gateway. It stands in for the cloud's tunnel service in tests, laboratories and
+//! private networks.
 //!
-//! Devices connect to `/tunnel/<id>/dest`, access sides to `/tunnel/<id>/source`, each with its
-//! own token in the header `tunnel-access-token`. The gateway assigns session ids and relays.
+//! Devices connect to `/tunnel/<id>/dest` and access sides to `/tunnel/<id>/source`. Each sends its
+//! own token in the header `tunnel-access-token`. The gateway assigns session ids and relays the
+//! sessions.
 //!
-//! An accept thread hands each connection to a short-lived thread for its handshakes, which
-//! hands it to the tunnel's hub: one thread for each tunnel that has a connection.
+//! An accept thread passes each connection to a short-lived thread for its handshakes. That thread
+//! passes the connection to the tunnel's hub. A hub is a thread; each tunnel that has a connection
+//! has one.
 //!
-//! What strangers and tunnels may take is limited; [`GatewayBuilder`] has the settings. An access
-//! connection for which 256 KiB wait stops what its tunnel's device sends, for the protocol
-//! has no finer flow control; when it has taken less than 4 KiB within
-//! [`stall_timeout`](GatewayBuilder::stall_timeout) it is closed with code 1008, its sessions are
-//! released towards the device (code 2), and the tunnel's other access connections go on.
+//! The gateway limits what clients and tunnels may use; [`GatewayBuilder`] has the settings. The
+//! protocol has no flow control per session. So when 256 KiB wait for an access connection, the
+//! gateway stops reading the device of its tunnel. When such a connection takes less than 4 KiB
+//! within [`stall_timeout`](GatewayBuilder::stall_timeout), the gateway closes it with code 1008
+//! and releases its sessions towards the device (code 2). The other access connections of the
+//! tunnel go on.
 
 mod admission;
 mod hub;
@@ -42,19 +45,19 @@ use hub::Order;
 use server::{check_different, check_not_empty, Shared};
 
 const TARGET: &str = "aiot_tunnel::gateway";
-/// After a failed accept (out of descriptors), until the next.
+/// How long to wait after a failed accept, for example when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One of the two ends of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// `/tunnel/<id>/dest`
+    /// The end at the device. Its path is `/tunnel/<id>/dest`.
     Device,
-    /// `/tunnel/<id>/source`
+    /// The operator's end. Its path is `/tunnel/<id>/source`.
     Access,
 }
 
-/// The byte stream of a connection, and its permit, which is given back with it.
+/// The stream of a connection, with its permit. Both are dropped together.
 struct MemberStream {
     stream: Stream,
     _permit: Permit,
@@ -100,18 +103,18 @@ impl Transport for MemberStream {
 #[non_exhaustive]
 #[must_use]
 pub struct TunnelConfig {
-    /// The tunnel's id, as it stands in the path.
+    /// The tunnel id, as it appears in the path.
     pub id: TunnelId,
-    /// The token that lets the device in; not empty.
+    /// The token that admits the device. It must not be empty.
     pub device_token: Token,
-    /// The token that lets access sides in; not empty, and another than the device's.
+    /// The token that admits access sides. It must not be empty, and must differ from the device
+    /// token.
     pub access_token: Token,
     /// The time from which neither token is valid. `None`, the default: both are valid until the
     /// tunnel is removed.
     ///
-    /// The gateway reads the system's clock once, when it gets this value, and counts from then
-    /// on without it: a clock that is set later moves no expiry. A time in the past expires the
-    /// tunnel at once.
+    /// The gateway reads the system's clock once, when it gets this value. Setting the clock later
+    /// does not move the expiry. A time in the past expires the tunnel at once.
     pub expires: Option<SystemTime>,
 }
 
@@ -129,11 +132,11 @@ impl TunnelConfig {
     }
 }
 
-/// A time of the system's clock on the clock that cannot be set. `None` is never: no expiry, or
-/// one that is too far away for a clock.
+/// Converts a time of the system's clock to the monotonic clock, which cannot be set. Returns
+/// `None` if there is no expiry, or if it is too far away for the clock.
 fn deadline(expires: Option<SystemTime>) -> Option<Instant> {
     let now = Instant::now();
-    // A time in the past has no distance from now.
+    // For a time in the past, `duration_since` fails. Then no time is left.
     let left = expires?.duration_since(SystemTime::now()).unwrap_or_default();
     now.checked_add(left)
 }
@@ -381,7 +384,7 @@ impl Gateway {
     fn stop(&mut self) {
         let Some(accept) = self.accept.take() else { return };
         self.shared.stop.wake();
-        // Joins the handshakes, so that no hub is created after the next line.
+        // The handshake threads end first, so that no hub is created after the next line.
         let _ = accept.join();
         let mut threads = Vec::new();
         {
@@ -404,16 +407,18 @@ impl Drop for Gateway {
     }
 }
 
-/// TLS 1.2 and 1.3, with the ciphers of Mozilla's recommendation 5. native-tls's acceptor stops at
-/// TLS 1.2 and prefers ChaCha20, which costs both ends much on processors with AES.
+/// Accepts TLS 1.2 and 1.3, with the ciphers of version 5 of Mozilla's recommendation. The acceptor
+/// of native-tls stops at TLS 1.2. It also prefers ChaCha20, which costs both ends much time on
+/// processors with AES instructions.
 fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
-    // The callback refuses encrypted keys; without it OpenSSL would ask on the terminal.
+    // The callback refuses encrypted keys. Without it, OpenSSL would ask for a password on the
+    // terminal.
     let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))
         .map_err(|_| Error::invalid("server key", "not a PEM private key, or encrypted"))?;
     let invalid = |e: ErrorStack| Error::invalid("server certificate", e.to_string());
     let chain = X509::stack_from_pem(chain).map_err(invalid)?;
     let Some((own, others)) = chain.split_first() else {
-        return Err(Error::invalid("server certificate", "the PEM text holds none"));
+        return Err(Error::invalid("server certificate", "the PEM text holds no certificate"));
     };
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
@@ -444,7 +449,8 @@ mod tests {
             assert_eq!(from_now(past), Some(Duration::ZERO));
         }
         assert_eq!(deadline(None), None);
-        // As far away as a clock can show; what it counts from may not reach so far.
+        // The latest time that the system's clock can represent. The monotonic clock may not reach
+        // so far.
         let mut step = Duration::from_secs(1 << 62);
         let mut furthest = now;
         while !step.is_zero() {

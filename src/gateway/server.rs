@@ -1,4 +1,5 @@
-//! What all threads of the gateway share: who may in, and the hubs that serve the tunnels.
+//! The state that all threads of the gateway share: the tokens that admit clients, and the hubs
+//! that serve the tunnels.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,13 +27,13 @@ use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};
 use crate::sys::{poll, PollFd, Waker};
 
-/// A tunnel's device connections: the one in use, and older ones in their closing handshake.
+/// Device connections of one tunnel: the one in use, and older ones in their closing handshake.
 const MAX_DEVICE_CONNECTIONS: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) tunnels: HashMap<String, Entry>,
-    /// Hubs that have ended, or will soon, to be joined.
+    /// The threads of hubs that have ended or are about to end. They are still to be joined.
     pub(super) ended: Vec<JoinHandle<()>>,
     pub(super) hubs_created: u64,
 }
@@ -57,7 +58,7 @@ impl Entry {
     pub(super) fn order(&self, order: Order) {
         if let Some(hub) = &self.hub {
             if hub.orders.send(order).is_err() {
-                log::error!(target: TARGET, "a tunnel's thread is gone: an order is lost");
+                log::error!(target: TARGET, "a tunnel's thread has ended: an order is lost");
             }
             hub.waker.wake();
         }
@@ -73,18 +74,19 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) digester: Digester,
     pub(super) registry: Mutex<Registry>,
-    /// Woken once, to stop; never reset.
+    /// Woken once, to stop the gateway. Never reset.
     pub(super) stop: Arc<Waker>,
     pub(super) handshakes: Arc<Handshakes>,
-    /// Those past their handshakes.
+    /// The connections that are past their handshakes.
     pub(super) connections: Permits,
-    /// About strangers.
+    /// Limits the lines about clients that are not admitted.
     pub(super) limiter: Mutex<LogLimiter>,
 }
 
 impl Shared {
     pub(super) fn add(&self, config: &TunnelConfig) -> Result<()> {
-        // An access token must never open the device's end, nor an absent one either end.
+        // An access token must never open the device's end. A missing token must never open either
+        // end.
         check_not_empty(&config.device_token)?;
         check_not_empty(&config.access_token)?;
         let device_token = self.digester.of_token(&config.device_token);
@@ -106,7 +108,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The accept thread: ends when stopped, after all handshakes.
+    /// The accept thread. When the gateway stops, it ends after all handshake threads.
     pub(super) fn accept(self: Arc<Self>, listener: &TcpListener) {
         let mut handshakes: Vec<JoinHandle<()>> = Vec::new();
         loop {
@@ -141,7 +143,7 @@ impl Shared {
         let handshake = match self.handshakes.begin(address.ip(), &stream) {
             Ok((handshake, None)) => handshake,
             Ok((handshake, Some(ip))) => {
-                self.complain(format_args!("{ip}: a handshake gives way to newer ones"));
+                self.complain(format_args!("{ip}: too many handshakes; the oldest is cut off"));
                 handshake
             }
             Err(e) => {
@@ -187,9 +189,10 @@ impl Shared {
             }
         };
         if !handshake.succeeds() {
-            return Err(io::Error::other("gave way to newer ones"));
+            return Err(io::Error::other("cut off: too many handshakes"));
         }
-        // The hub sends the answer: by then it knows of the connection.
+        // The hub sends the answer. So when the client sees it, the hub already knows the
+        // connection.
         let member = MemberStream { stream, _permit: permit };
         let now = Instant::now();
         let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
@@ -197,14 +200,14 @@ impl Shared {
         self.join(&opening, Box::new(member))
     }
 
-    /// Logs what a stranger can cause as often as he likes.
+    /// Logs a message that any client can cause as often as it likes.
     fn complain(&self, what: std::fmt::Arguments<'_>) {
         if self.limiter.lock().permits(Instant::now()) {
             log::warn!(target: TARGET, "{what}");
         }
     }
 
-    /// A permit for the bearer of the right token.
+    /// Takes a permit for a client that presents the right token.
     pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
@@ -224,7 +227,7 @@ impl Shared {
         permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Hands a connection to its tunnel's hub, which is created if there is none.
+    /// Passes a connection to the tunnel's hub. Creates the hub if there is none.
     fn join(
         self: &Arc<Self>,
         opening: &Opening<'_>,
@@ -237,7 +240,7 @@ impl Shared {
         registry.hubs_created += 1;
         let serial = registry.hubs_created;
         let Some(entry) = registry.tunnels.get_mut(opening.tunnel) else { return Ok(()) };
-        // One that has panicked has not taken itself off.
+        // A hub that panicked is still registered, because it did not remove itself.
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
@@ -266,7 +269,8 @@ impl Shared {
         Ok(HubHandle { serial, orders, waker, thread })
     }
 
-    /// Takes an idle hub off its tunnel, unless an order has come meanwhile.
+    /// Removes an idle hub from its tunnel, unless a new order has come. Returns whether the hub
+    /// may end.
     fn retire(&self, tunnel: &str, serial: u64, orders: &Receiver<Order>) -> bool {
         let mut registry = self.registry.lock();
         if !orders.is_empty() {
@@ -288,7 +292,7 @@ pub(super) fn check_not_empty(token: &Token) -> Result<()> {
 
 pub(super) fn check_different(own: &Digest, other: &Digest) -> Result<()> {
     if own.matches(other) {
-        return Err(Error::invalid("token", "the same for device and access side"));
+        return Err(Error::invalid("token", "device side and access side need different tokens"));
     }
     Ok(())
 }
@@ -309,7 +313,7 @@ mod tests {
         let tunnel = TunnelConfig::new(id, token("hush-device"), token("hush-access"));
         let gateway = Gateway::builder().tunnel(tunnel);
         let gateway = gateway.start("127.0.0.1:0".parse().unwrap()).unwrap();
-        // As a hub leaves it that ends without a word.
+        // Simulates a hub whose thread ended without removing itself.
         let (orders, _) = crossbeam_channel::unbounded();
         let thread = thread::spawn(|| {});
         while !thread.is_finished() {

@@ -1,4 +1,5 @@
-//! The server's half of an opening: TLS, then the head of the request, within one deadline.
+//! The server's part of opening a connection: the TLS handshake, then the head of the request. Both
+//! share one deadline.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
@@ -14,14 +15,16 @@ use super::read_ahead::ReadAhead;
 use super::wait::HandshakeError;
 use super::{Socket, Stream, Wait};
 
-/// How long, and for how many bytes, a refused client is heard out.
+/// How long, and for how many bytes, the server still reads from a refused client.
 const PARTING: Duration = Duration::from_secs(1);
 const MAX_PARTING: usize = 256 * 1024;
 
-/// Makes a stream of a connection that was accepted, secured if there is an acceptor.
+/// Makes a non-blocking [`Stream`] from an accepted connection. With `tls`, does the TLS handshake.
+/// Blocks in `wait`, until `deadline` at most.
 ///
 /// # Errors
-/// The socket's, those of the TLS handshake, and `TimedOut`.
+/// The errors of the socket and of the TLS handshake, `TimedOut`, and the error of an interrupted
+/// wait.
 pub(crate) fn secure(
     tcp: TcpStream,
     tls: Option<&SslAcceptor>,
@@ -39,7 +42,8 @@ pub(crate) fn secure(
     })
 }
 
-/// The head of the request, and what came after it; `InvalidData` for a head that is too long.
+/// Reads the head of the request. Returns it with the bytes received behind it. `InvalidData` if
+/// the head is too long.
 pub(crate) fn read_request(
     stream: &mut Stream,
     wait: &impl Wait,
@@ -48,8 +52,9 @@ pub(crate) fn read_request(
     read_head(stream, &mut HeadReader::default(), wait, deadline).map_err(to_io)
 }
 
-/// Sends a last answer that the client shall be able to read: closing a socket with unread bytes would
-/// reset the connection, so some of what still comes is read and dropped.
+/// Sends the answer that refuses a client, then reads and drops bytes for a while. If the socket
+/// were closed with unread bytes, the kernel would reset the connection, and the client might not
+/// see the answer.
 pub(crate) fn refuse(
     mut stream: Stream,
     answer: &[u8],

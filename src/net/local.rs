@@ -1,4 +1,5 @@
-//! A connected local stream: a service of the device, or a program at the access side.
+//! A connected local stream: to a local service of the device, or to a local program at the access
+//! side.
 
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
@@ -37,7 +38,7 @@ impl LocalStream for LocalSocket {
     fn reset_on_close(&mut self) {
         match self {
             LocalSocket::Tcp(stream) => sys::reset_on_close(stream),
-            // A Unix stream has no reset; its other end sees an end of file.
+            // A Unix stream cannot be reset. Its other end sees an end of file.
             LocalSocket::Unix(_) => {}
         }
     }
@@ -45,7 +46,8 @@ impl LocalStream for LocalSocket {
     fn unacked(&self) -> usize {
         match self {
             LocalSocket::Tcp(stream) => sys::unsent(stream),
-            // What was written is in the other end's queue, and stays there.
+            // Written bytes are already in the other end's receive queue and are not lost by a
+            // close.
             LocalSocket::Unix(_) => 0,
         }
     }

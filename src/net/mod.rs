@@ -1,5 +1,5 @@
-//! The network: sockets, TLS, names, and the ways to a peer. Nothing here knows sessions; nothing here
-//! blocks but through [`Wait`], which its caller can interrupt.
+//! The network: sockets, TLS, name lookups and the connects. This module knows no sessions. It
+//! blocks only in [`Wait`], which the caller can interrupt.
 
 #[cfg(feature = "gateway")]
 pub(crate) mod accept;

@@ -1,5 +1,5 @@
-//! From connection data to an open WebSocket: name, TCP, TLS, opening handshake, within one deadline.
-//! The device side and the access side both open their connections here.
+//! Opens a WebSocket from connection data: name lookup, TCP, TLS and opening handshake, all before
+//! one deadline. Device side and access side both open their connections here.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,13 +21,13 @@ use super::{Socket, Stream, Wait, WaitError};
 use crate::config::ConnectParams;
 use crate::sys;
 
-/// Bytes in the kernel that are not on their way yet: a millisecond of a fast link, ten seconds of a
-/// very slow one (docs/performance.md).
+/// Most bytes that may wait in the kernel before they are sent. A fast link sends them in a
+/// millisecond, a very slow one in ten seconds (docs/performance.md).
 const MAX_QUEUE: i32 = 128 * 1024;
-/// How many addresses that failed are remembered.
+/// How many failed addresses are remembered.
 const MAX_FAILED: usize = 32;
 
-/// A step towards an open WebSocket, for the log.
+/// A step of an attempt, for the log.
 pub(crate) enum Progress {
     Connecting,
     Connected {
@@ -36,39 +36,40 @@ pub(crate) enum Progress {
     },
     Securing,
     Secured,
-    /// The answer names no subprotocol, and is accepted all the same.
+    /// The answer names no subprotocol. It is accepted.
     NoSubprotocol,
     Opened,
 }
 
-/// Why there is no WebSocket.
+/// Why an attempt did not open a WebSocket.
 #[derive(Debug)]
 pub(crate) enum OpenError {
-    /// The thread is wanted elsewhere.
+    /// The caller interrupted the wait.
     Interrupted,
     /// The server refuses the token (HTTP 401).
     Unauthorized,
-    /// Anything else: worth another try.
+    /// Any other failure. The caller can try again.
     Failed(Failure),
 }
 
-/// What went wrong, by the stage in which it did. The texts are complete.
+/// What failed, by the step in which it failed. The texts are complete.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Lookup(String),
     Connect(String),
     TimedOut(String),
     Tls(String),
-    /// The server answered with another status than 101.
+    /// The server answered with a status that is neither 101 nor 401.
     Status(u16),
-    /// The server's answer opens no WebSocket.
+    /// The server's answer is invalid.
     Answer(String),
     /// The connection broke during the opening handshake.
     Broken(String),
 }
 
 impl Failure {
-    /// Of the failures of several addresses the one that says most is reported.
+    /// Orders failures. If several addresses fail, the failure with the greatest weight is
+    /// reported.
     fn weight(&self) -> u8 {
         match self {
             Failure::Lookup(_) | Failure::Connect(_) | Failure::TimedOut(_) => 0,
@@ -93,7 +94,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An open WebSocket's byte stream, and the bytes that came with the answer.
+/// An open WebSocket's stream, and the bytes received behind the server's answer.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) stream: Stream,
@@ -106,20 +107,22 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// Opens WebSockets to one server, one after the other.
+/// Opens WebSockets to one server, one at a time.
 pub(crate) struct Opener<'a, W> {
     pub(crate) wait: &'a W,
     pub(crate) resolver: &'a Resolver,
-    /// The server's addresses that failed since the last success, the latest last.
+    /// Addresses of the server that failed since the last success, the most recent last.
     pub(crate) failed: &'a RefCell<Vec<SocketAddr>>,
     pub(crate) progress: &'a dyn Fn(Progress),
 }
 
 impl<W: Wait> Opener<'_, W> {
-    /// Connects, secures and upgrades, before `deadline`.
+    /// Looks up the host and tries its addresses in turn, before `deadline`. Blocks in the waits of
+    /// `wait`.
     ///
-    /// Each address has its share of the time for all that it takes: one that never answers, or that
-    /// takes the connection and says nothing, must not use up the time of the next one.
+    /// Each address gets a share of the time, and the share covers all steps. An address that does
+    /// not answer, or that accepts the connection and then stays silent, must not use up the time
+    /// of the next one.
     pub(crate) fn open(
         &self,
         params: &ConnectParams,
@@ -159,8 +162,8 @@ impl<W: Wait> Opener<'_, W> {
         Err(OpenError::Failed(failure))
     }
 
-    /// The addresses of a host. Those that failed come last: one may take the connection and never
-    /// say a word, in whatever order the name server lists them.
+    /// Looks up the addresses of a host. Addresses that failed come last, in whatever order the
+    /// name server lists them, because one of them may accept a connection and then stay silent.
     fn look_up(
         &self,
         host: &str,
@@ -306,7 +309,7 @@ pub(super) enum TlsError {
     Failed(String),
 }
 
-/// Moves a TLS handshake on until it is done.
+/// Continues a TLS handshake until it is done.
 pub(super) fn finish_tls(
     mut handshake: Handshake<ReadAhead<Socket>>,
     wait: &impl Wait,
@@ -345,7 +348,7 @@ pub(super) fn write_all(
     stream.flush().map_err(HandshakeError::Io)
 }
 
-/// Waits for what the last call on the stream would have blocked for.
+/// Waits until the stream can do what it would have blocked for in its last call.
 fn wait_for(
     stream: &mut Stream,
     wait: &impl Wait,
@@ -364,7 +367,8 @@ pub(super) fn read_head(
     deadline: Instant,
 ) -> Result<Head, HandshakeError> {
     loop {
-        // A peer that always has bytes is never waited for.
+        // A peer that sends without pause never makes the read block, so the deadline is checked
+        // here too.
         if Instant::now() >= deadline {
             return Err(HandshakeError::Wait(WaitError::TimedOut));
         }

@@ -1,16 +1,16 @@
-//! Reads ahead of OpenSSL, which fetches each record's header and body by themselves.
+//! Reads ahead for OpenSSL, which reads the header and the body of each record separately.
 
 use std::io::{self, Read, Write};
 
-/// Begins small and doubles as reads fill it.
+/// Sizes of the buffer, in bytes. It begins small and doubles while reads fill it.
 const FIRST: usize = 4 * 1024;
 const MOST: usize = 64 * 1024;
 
-/// A stream whose small reads are served from few large ones; writes pass through.
+/// A stream that serves small reads from few large ones. Writes pass through.
 pub(crate) struct ReadAhead<S> {
     stream: S,
     buffer: Vec<u8>,
-    /// What was read but not asked for is `start..end`.
+    /// The bytes at `start..end` were read from the stream and not returned yet.
     start: usize,
     end: usize,
 }
@@ -28,7 +28,7 @@ impl<S> ReadAhead<S> {
         &mut self.stream
     }
 
-    /// Gives the buffer back when nothing is in it.
+    /// Frees the buffer if it is empty.
     pub(crate) fn shrink(&mut self) {
         if self.start == self.end {
             (self.buffer, self.start, self.end) = (Vec::new(), 0, 0);
@@ -40,7 +40,7 @@ impl<S: Read> Read for ReadAhead<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
             if self.end == self.buffer.len() {
-                // The last read filled it: there is more than it takes.
+                // The last read filled the buffer, so the stream has more than the buffer holds.
                 self.buffer.resize((2 * self.end).clamp(FIRST, MOST), 0);
             }
             (self.start, self.end) = (0, 0);
@@ -66,7 +66,7 @@ impl<S: Write> Write for ReadAhead<S> {
 mod tests {
     use super::*;
 
-    /// Gives what it has in pieces of the lengths that are asked for, and counts the reads.
+    /// Returns its bytes in pieces of the requested lengths, and counts the reads.
     struct Source(Vec<u8>, usize);
     impl Read for Source {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -92,9 +92,9 @@ mod tests {
             }
         }
         assert!(read == bytes);
-        // 4, 8, 16, 32 and 64 KiB, four times more, and the one that would block.
+        // Reads of 4, 8, 16, 32 and 64 KiB, three more of 64 KiB, and one that would block.
         assert_eq!(ahead.get_ref().1, 5 + 3 + 1);
-        // It is as good as new when nothing has come for a while.
+        // A shrunk buffer works again when more bytes come.
         ahead.shrink();
         ahead.get_mut().0.extend(b"late");
         assert_eq!(ahead.read(&mut piece).unwrap(), 4);

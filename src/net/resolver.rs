@@ -1,5 +1,5 @@
-//! Names to addresses. The system's resolver blocks, for half a minute when the network is down, so
-//! it runs on a thread of its own that nobody waits for.
+//! Looks up host names. The system's resolver blocks, for half a minute if the network is down. So
+//! each lookup runs on a thread of its own, and no other thread waits for it.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,28 +9,28 @@ use std::thread;
 
 use crate::sys::Waker;
 
-/// Stack of a resolver thread: glibc's resolver keeps its buffers there.
+/// Stack of a resolver thread, in bytes. glibc's resolver keeps its buffers there.
 const STACK: usize = 128 * 1024;
 
 type Addresses = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 
-/// A host name on its way to addresses.
+/// A lookup, running or done.
 #[derive(Clone)]
 pub(crate) struct Lookup(Arc<OnceLock<Addresses>>);
 
 impl Lookup {
-    /// The addresses, `None` while it runs.
+    /// The result of the lookup. `None` while it runs.
     pub(crate) fn poll(&self) -> Option<io::Result<Vec<SocketAddr>>> {
         let found = self.0.get()?;
         Some(found.clone().map_err(|(kind, text)| io::Error::new(kind, text)))
     }
 }
 
-/// Runs lookups, one at a time for each name: a name that is being looked up is waited for and not
-/// looked up again. So neither a cloud that asks for sessions without end nor a name server that
-/// never answers makes threads pile up.
+/// Runs lookups, at most one for each name at a time. A second request for a name joins the running
+/// lookup. So threads do not pile up, neither when the cloud asks for many sessions nor when a name
+/// server never answers.
 pub(crate) struct Resolver {
-    /// Woken when a lookup has ended.
+    /// Woken when a lookup is done.
     waker: Arc<Waker>,
     running: RefCell<Vec<(String, u16, Lookup)>>,
 }
@@ -40,7 +40,7 @@ impl Resolver {
         Resolver { waker, running: RefCell::default() }
     }
 
-    /// Begins a lookup, or joins the one under way.
+    /// Starts a lookup, or joins the running one. Does not block.
     ///
     /// # Errors
     /// The thread cannot be created.

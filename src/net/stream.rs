@@ -1,4 +1,4 @@
-//! A byte stream to another machine: TCP, or TLS over it. Non-blocking.
+//! A non-blocking byte stream to another machine: TCP, or TLS over TCP.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,21 +10,21 @@ use super::read_ahead::ReadAhead;
 use super::tls::{TlsStream, MAX_RECORD};
 use crate::sys;
 
-/// A TCP stream that remembers what its last calls said, which saves others.
+/// A TCP stream. It remembers the results of its last calls and so saves system calls.
 pub(crate) struct Socket {
     tcp: TcpStream,
-    /// It has nothing more to read: the read that would only say so is left out until `poll` finds it
-    /// readable ([`arm`](Socket::arm)).
+    /// There is nothing more to read. Reads return `WouldBlock` without a system call until `poll`
+    /// reports the socket readable ([`arm`](Socket::arm)).
     drained: bool,
-    /// The last call that would block was a write.
+    /// The last call that returned `WouldBlock` was a write.
     blocked_on_write: bool,
-    /// What is written next has a continuation that follows at once.
+    /// More bytes follow the next write at once.
     more: bool,
     written: u64,
 }
 
 impl Socket {
-    /// `tcp` is non-blocking.
+    /// Wraps a TCP stream, which must be non-blocking.
     pub(crate) fn new(tcp: TcpStream) -> Self {
         Socket { tcp, drained: false, blocked_on_write: false, more: false, written: 0 }
     }
@@ -37,7 +37,7 @@ impl Socket {
         self.drained = false;
     }
 
-    /// What to wait for after a call that would block: room, or else bytes.
+    /// What to wait for after a call that would block: for room (true) or for bytes (false).
     pub(crate) fn waits_for_room(&self) -> bool {
         self.blocked_on_write
     }
@@ -68,7 +68,8 @@ impl Write for Socket {
         }
         result
     }
-    /// Of a record that had to wait, the rest goes with the next one, which may have been the last.
+    /// Makes the kernel send what it held back. A record announced as followed by more may have
+    /// been the last one.
     fn flush(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.more) {
             sys::push(&self.tcp);
@@ -77,7 +78,7 @@ impl Write for Socket {
     }
 }
 
-/// Plain or secured.
+/// A plain stream or a TLS stream.
 pub(crate) enum Stream {
     Plain(Socket),
     Tls(Box<TlsStream<ReadAhead<Socket>>>),
@@ -118,7 +119,7 @@ impl Transport for Stream {
         }
     }
 
-    /// TLS says so first, then TCP.
+    /// Ends TLS first, then TCP.
     fn shut_down(&mut self) {
         if let Stream::Tls(tls) = self {
             tls.shutdown();
@@ -147,7 +148,8 @@ impl Write for Stream {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
             Stream::Tls(tls) => {
-                // One call writes one record. The kernel gathers them, and wakes the peer once.
+                // Each call writes one TLS record. With `more`, the kernel gathers the records, and
+                // the peer wakes up once.
                 tls.get_mut().get_mut().more = bytes.len() > MAX_RECORD;
                 tls.write(bytes)
             }

@@ -1,9 +1,9 @@
-//! TLS streams, and a connector from [`Security`].
+//! TLS streams, and a connector made from [`Security`].
 //!
-//! native-tls connects where the system's roots are trusted. Where they are not it loads them all
-//! the same, twice, and throws them away: a tenth of a second and 1.7 MiB in every process that
-//! brings its own CA, as all of the C SDK's callers do. Those get a context made with openssl, which
-//! native-tls has underneath on Linux.
+//! If the system's root certificates are trusted, native-tls connects. If the process brings its
+//! own CA, as all callers of the C SDK do, native-tls would still load the system's roots, twice,
+//! and drop them: a tenth of a second and 1.7 MiB for each process. So in that case a context is
+//! made with openssl directly, which native-tls uses underneath on Linux.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use zeroize::Zeroizing;
 
 use crate::config::{ClientIdentity, Security, TlsConfig};
 
-/// Longest plain text of a record (RFC 8446, 5.1). One write makes one record.
+/// Longest plain text of a TLS record, in bytes (RFC 8446, 5.1). One write makes one record.
 pub(crate) const MAX_RECORD: usize = 16 * 1024;
 
-/// A security setting and, once it is needed, the connector made from it. Shared by the
-/// workers: the root certificates are parsed and kept once, not once a tunnel.
+/// A security setting and the connector made from it at the first use. The workers share it, so the
+/// root certificates are parsed and kept once, not once for each tunnel.
 #[derive(Clone)]
 pub(crate) struct TlsContext(Arc<Context>);
 
 struct Context {
     security: Security,
-    /// Held while it is made: the system's roots take a tenth of a second, and twenty workers
-    /// that start together must not each load them.
+    /// Locked while the connector is made. Loading the system's roots takes a tenth of a second,
+    /// and twenty workers that start together must not all do it.
     connector: Mutex<Option<Connector>>,
 }
 
@@ -41,7 +41,7 @@ impl TlsContext {
         TlsContext(Arc::new(Context { security, connector: Mutex::new(None) }))
     }
 
-    /// The connector, `None` when plain text was asked for.
+    /// The connector. `None` if the setting is plain text. Blocks while another thread makes it.
     pub(crate) fn connector(&self) -> Result<Option<Connector>, String> {
         let Security::Tls(config) = &self.0.security else { return Ok(None) };
         let mut made = self.0.connector.lock();
@@ -52,7 +52,8 @@ impl TlsContext {
     }
 }
 
-/// Makes verified connections: TLS 1.2 or later, the chain up to a root, the host's name.
+/// Makes verified connections: TLS 1.2 or later, a certificate chain up to a trusted root, and a
+/// matching host name.
 #[derive(Clone)]
 pub(crate) enum Connector {
     System(native_tls::TlsConnector),
@@ -88,7 +89,7 @@ fn system(
     let mut builder = native_tls::TlsConnector::builder();
     builder.min_protocol_version(Some(Protocol::Tlsv12)).use_sni(sni);
     if let Some(identity) = identity {
-        // It takes PKCS#8 only; firmware has RSA and EC keys in their older forms, too.
+        // native-tls takes only PKCS#8, but firmware also has RSA and EC keys in their older forms.
         let key = identity.key.private_key_to_pem_pkcs8().map(Zeroizing::new);
         let key = key.map_err(|e| e.to_string())?;
         let chain: Result<Vec<_>, _> = identity.chain.iter().map(|cert| cert.to_pem()).collect();
@@ -98,11 +99,11 @@ fn system(
     builder.build().map_err(|e| e.to_string())
 }
 
-/// What openssl's own connector does, without the loading of the system's roots.
+/// Does what openssl's own connector does, but does not load the system's roots.
 fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
-    // Renegotiation is of no use here, and a write that waits for it wants to read.
+    // Renegotiation is of no use here. With it, a write might have to wait for a read.
     context
         .set_options(SslOptions::ALL | SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
     context.set_cipher_list(
@@ -130,11 +131,11 @@ fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, 
     Ok(context.build())
 }
 
-/// A session that is to be with this host and no other.
+/// A TLS session that accepts only a certificate for this host.
 fn session(context: &SslContext, host: &str, sni: bool) -> Result<Ssl, ErrorStack> {
     let mut session = Ssl::new(context)?;
     let address = host.parse();
-    // Addresses are never sent (RFC 6066, 3).
+    // An IP address is never sent as the server name (RFC 6066, 3).
     if sni && address.is_err() {
         session.set_hostname(host)?;
     }
@@ -147,10 +148,10 @@ fn session(context: &SslContext, host: &str, sni: bool) -> Result<Ssl, ErrorStac
     Ok(session)
 }
 
-/// A handshake, done or under way.
+/// The state of a TLS handshake.
 pub(crate) enum Handshake<S> {
     Done(TlsStream<S>),
-    /// The stream would block.
+    /// The handshake waits for the stream.
     Waits(MidHandshake<S>),
     Failed(String),
 }
@@ -168,7 +169,7 @@ impl<S: Read + Write> MidHandshake<S> {
         }
     }
 
-    /// Goes on, once the stream is ready.
+    /// Continues the handshake. Call it when the stream is ready.
     pub(crate) fn go_on(self) -> Handshake<S> {
         match self {
             MidHandshake::System(middle) => middle.handshake().into(),
@@ -208,7 +209,7 @@ impl<S> From<Result<SslStream<S>, ssl::HandshakeError<S>>> for Handshake<S> {
     }
 }
 
-/// A secured stream.
+/// A TLS stream.
 pub(crate) enum TlsStream<S> {
     System(native_tls::TlsStream<S>),
     Own(SslStream<S>),
@@ -229,7 +230,7 @@ impl<S: Read + Write> TlsStream<S> {
         }
     }
 
-    /// Says that nothing more comes from here, as far as the stream takes that.
+    /// Sends the TLS close notification, as far as the stream takes it.
     pub(crate) fn shutdown(&mut self) {
         match self {
             TlsStream::System(stream) => drop(stream.shutdown()),

@@ -1,4 +1,4 @@
-//! How a handshake waits. Only its thread knows what else may wake it.
+//! How a handshake waits. The thread that owns it decides what else can wake it up.
 
 use std::io;
 #[cfg(any(feature = "access", feature = "gateway"))]
@@ -12,10 +12,10 @@ use aiot_tunnel_proto::Ready;
 #[cfg(any(feature = "access", feature = "gateway"))]
 use crate::sys::{poll, PollFd, Waker};
 
-/// Why a wait has ended without what it waited for.
+/// Why a wait ended early.
 #[derive(Debug)]
 pub(crate) enum WaitError {
-    /// The thread is wanted elsewhere.
+    /// The thread has something else to do.
     Interrupted,
     TimedOut,
     #[cfg_attr(not(any(feature = "access", feature = "gateway")), allow(dead_code))]
@@ -50,10 +50,10 @@ impl From<WaitError> for io::Error {
     }
 }
 
-/// Waits in `poll`, for a descriptor and for what may interrupt.
+/// Waits in `poll` for a descriptor, and for whatever may interrupt the thread.
 pub(crate) trait Wait {
-    /// Waits until the descriptor is ready for reading, or for writing. Without a descriptor it waits
-    /// for the waker of the thread's resolver, and may return early.
+    /// Blocks until the descriptor is ready: for writing if `write` is set, else for reading.
+    /// Without a descriptor, it waits for the waker of the thread's resolver and may return early.
     fn wait(
         &self,
         fd: Option<BorrowedFd<'_>>,
@@ -62,12 +62,12 @@ pub(crate) trait Wait {
     ) -> Result<(), WaitError>;
 }
 
-/// Waits until a waker tells that all ends: the way of the access side and of the gateway.
+/// Waits that end when a waker is woken. Used by the access side and the gateway.
 #[cfg(any(feature = "access", feature = "gateway"))]
 pub(crate) struct UntilStopped<'a> {
-    /// Never reset: once woken, it ends every wait.
+    /// Never reset. Once it is woken, every wait ends.
     pub(crate) stop: &'a Waker,
-    /// Woken when a lookup has ended, where names are looked up.
+    /// Woken when a lookup is done. `None` if the thread looks up no names.
     pub(crate) lookups: Option<&'a Waker>,
 }
 

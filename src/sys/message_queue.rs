@@ -6,14 +6,14 @@ use std::mem;
 /// The type of every message that carries a command.
 const COMMAND: libc::c_long = 1;
 
-/// A message as the kernel lays it out: its type, then its body.
+/// A message in the layout of the kernel: its type, then its body.
 #[repr(C)]
 struct Envelope<const N: usize> {
     kind: libc::c_long,
     body: [u8; N],
 }
 
-/// A queue, by its kernel identifier.
+/// A queue, known by its kernel identifier.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MessageQueue {
     id: libc::c_int,
@@ -23,29 +23,30 @@ pub(crate) struct MessageQueue {
 /// Who may do what with a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
-    /// Owner and creator (uids): both may change and remove it, whatever its mode.
+    /// The user ids of the owner and the creator. Both may change and remove the queue, whatever
+    /// its mode is.
     pub(crate) owner: u32,
     pub(crate) creator: u32,
-    /// Permission bits: read is to receive, write is to send.
+    /// The permission bits. Read permission is to receive, write permission is to send.
     pub(crate) mode: u32,
 }
 
 /// The effective user id of this process.
 pub(crate) fn effective_uid() -> u32 {
-    // SAFETY: without preconditions.
+    // SAFETY: geteuid has no preconditions.
     unsafe { libc::geteuid() }
 }
 
-/// A message of type 1.
+/// The result of receiving one message.
 pub(crate) enum Received {
-    /// It fitted: so many bytes of the buffer are its body.
+    /// A message that fitted. Its body is this many bytes long.
     Message(usize),
-    /// It was longer than the buffer, and is gone.
+    /// A message longer than the buffer. It was removed from the queue and dropped.
     TooLong,
 }
 
 impl MessageQueue {
-    /// Opens the queue of `key`, creating it with `mode` when there is none.
+    /// Opens the queue with this key. If there is none, creates it with `mode`.
     pub(crate) fn open_or_create(key: i32, mode: u32) -> io::Result<Self> {
         loop {
             let create = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as libc::c_int;
@@ -55,31 +56,31 @@ impl MessageQueue {
                 Err(e) => return Err(e),
             }
             match Self::open(key) {
-                // Removed in between: create it after all.
+                // The queue was removed in between. The next round creates it.
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
                 other => return other,
             }
         }
     }
 
-    /// Opens the queue of `key`, which must exist.
+    /// Opens the queue with this key, which must exist.
     pub(crate) fn open(key: i32) -> io::Result<Self> {
         get(key, 0).map(|id| MessageQueue { id, created: false })
     }
 
-    /// Whether [`open_or_create`](Self::open_or_create) made it.
+    /// Whether [`open_or_create`](Self::open_or_create) created the queue.
     pub(crate) fn created(&self) -> bool {
         self.created
     }
 
-    /// Who may do what with the queue.
+    /// The owner and the permissions of the queue.
     pub(crate) fn access(&self) -> io::Result<Access> {
         let status = self.status()?;
         let (owner, creator) = (status.msg_perm.uid, status.msg_perm.cuid);
         Ok(Access { owner, creator, mode: u32::from(status.msg_perm.mode) & 0o777 })
     }
 
-    /// Sets the permission bits; only the owner, the creator and root may.
+    /// Sets the permission bits. Only the owner, the creator and root may do this.
     pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
         let mut status = self.status()?;
         status.msg_perm.mode = (mode & 0o777) as _;
@@ -96,15 +97,17 @@ impl MessageQueue {
         check(result as isize).map(|_| status)
     }
 
-    /// Waits for the next message and copies its body to `body`. Interrupted by signals.
+    /// Blocks until there is a message, and copies its body to `body`. A signal interrupts the
+    /// wait.
     pub(crate) fn receive<const N: usize>(&self, body: &mut [u8; N]) -> io::Result<Received> {
-        // One byte more than a message may have tells a long one from one that fits exactly.
+        // The buffer is larger than a message, so a message that is too long can be told from one
+        // that fits exactly.
         let mut envelope = Envelope::<8192> { kind: 0, body: [0; 8192] };
         assert!(N < envelope.body.len());
         let size = envelope.body.len();
         let target: *mut Envelope<8192> = &mut envelope;
-        // SAFETY: `target` points to a type field and `size` bytes; MSG_NOERROR cuts what is
-        // longer.
+        // SAFETY: `target` points to a type field and `size` bytes. MSG_NOERROR truncates a longer
+        // message.
         let received =
             unsafe { libc::msgrcv(self.id, target.cast(), size, COMMAND, libc::MSG_NOERROR) };
         let received = check(received)?;
@@ -114,12 +117,12 @@ impl MessageQueue {
         } else {
             Received::TooLong
         };
-        // It may hold a token.
+        // The message may hold a token.
         zeroize::Zeroize::zeroize(&mut envelope.body[..received]);
         Ok(result)
     }
 
-    /// Queues one message; `WouldBlock` when the queue is full.
+    /// Queues one message. `WouldBlock` if the queue is full.
     pub(crate) fn send<const N: usize>(&self, body: &[u8; N]) -> io::Result<()> {
         let mut envelope = Envelope { kind: COMMAND, body: *body };
         let source: *const Envelope<N> = &envelope;
@@ -129,7 +132,7 @@ impl MessageQueue {
         check(result as isize).map(drop)
     }
 
-    /// Removes the queue and all that waits in it; who waits on it gets an error.
+    /// Removes the queue and its messages. Threads that wait on it get an error.
     pub(crate) fn remove(&self) -> io::Result<()> {
         // SAFETY: IPC_RMID takes no buffer.
         let result = unsafe { libc::msgctl(self.id, libc::IPC_RMID, std::ptr::null_mut()) };
@@ -138,7 +141,7 @@ impl MessageQueue {
 }
 
 fn get(key: i32, flags: libc::c_int) -> io::Result<libc::c_int> {
-    // SAFETY: no pointers.
+    // SAFETY: msgget takes no pointers.
     let id = unsafe { libc::msgget(key, flags) };
     check(id as isize).map(|_| id)
 }

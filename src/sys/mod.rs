@@ -1,4 +1,4 @@
-//! The few system calls that std lacks, each behind a safe function. Linux only.
+//! The few system calls that std lacks, each behind a safe function. For Linux only.
 
 mod allocator;
 mod environment;

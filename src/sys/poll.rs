@@ -1,4 +1,4 @@
-//! `poll(2)`.
+//! The system call `poll(2)`.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::Ready;
 
-/// One descriptor and what is waited for on it.
+/// A descriptor, and the readiness to wait for.
 #[repr(transparent)]
 pub(crate) struct PollFd<'a> {
     raw: libc::pollfd,
@@ -14,8 +14,9 @@ pub(crate) struct PollFd<'a> {
 }
 
 impl<'a> PollFd<'a> {
-    /// Waits on `fd` as told. A descriptor that is waited for in no way is left out altogether:
-    /// `poll` reports a hang-up unasked, and a caller that does not want to read would spin.
+    /// Waits for the given readiness of `fd`. If both flags are false, the descriptor is left out.
+    /// Otherwise `poll` would report a hang-up all the same, and a caller that does not want to
+    /// read would spin.
     pub(crate) fn new(fd: BorrowedFd<'a>, read: bool, write: bool) -> Self {
         let read_events = if read { libc::POLLIN } else { 0 };
         let write_events = if write { libc::POLLOUT } else { 0 };
@@ -24,8 +25,8 @@ impl<'a> PollFd<'a> {
         PollFd { raw, lifetime: std::marker::PhantomData }
     }
 
-    /// What the last [`poll`] found. Errors and hang-ups make it ready for what was asked: the
-    /// read or write that follows tells which.
+    /// What the last [`poll`] reported. An error or a hang-up counts as the readiness that was
+    /// waited for. The read or write that follows returns the error.
     pub(crate) fn ready(&self) -> Ready {
         let failed = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
         let is = |event| self.raw.events & event != 0 && self.raw.revents & (event | failed) != 0;
@@ -33,7 +34,7 @@ impl<'a> PollFd<'a> {
     }
 }
 
-/// Descriptors of a wait that is repeated: it keeps its memory from one to the next.
+/// The descriptors of a repeated wait. It reuses its memory.
 #[derive(Default)]
 pub(crate) struct PollSet {
     fds: Vec<PollFd<'static>>,
@@ -45,14 +46,15 @@ impl PollSet {
         self.fds.clear();
     }
 
-    /// Adds a descriptor, as [`PollFd::new`] does. Only its number is kept: it has to stay open
-    /// until the [`poll`](Self::poll).
+    /// Adds a descriptor as [`PollFd::new`] does. Keeps only its number, so the descriptor must
+    /// stay open until [`poll`](Self::poll) returns.
     pub(crate) fn push(&mut self, fd: BorrowedFd<'_>, read: bool, write: bool) {
         let PollFd { raw, .. } = PollFd::new(fd, read, write);
         self.fds.push(PollFd { raw, lifetime: std::marker::PhantomData });
     }
 
-    /// As [`poll`]: what each descriptor is ready for, in the order in which they were added.
+    /// Waits as [`poll`] does. Returns the readiness of the descriptors in the order in which they
+    /// were added.
     pub(crate) fn poll(&mut self, deadline: Instant) -> io::Result<&[Ready]> {
         poll(&mut self.fds, Some(deadline))?;
         self.ready.clear();
@@ -61,19 +63,20 @@ impl PollSet {
     }
 }
 
-/// Sleeps until a descriptor is ready or `deadline` has come; `None` waits without end.
+/// Blocks until a descriptor is ready or the deadline has passed. Without a deadline, blocks until
+/// a descriptor is ready.
 pub(crate) fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     let timeout = match deadline {
         None => -1,
-        // Rounded up: waking before the deadline would make the caller spin until it.
+        // Rounded up. If it woke before the deadline, the caller would spin until then.
         Some(deadline) => {
             let left = deadline.saturating_duration_since(Instant::now());
             let millis = left + Duration::from_nanos(999_999);
             i32::try_from(millis.as_millis()).unwrap_or(i32::MAX)
         }
     };
-    // SAFETY: `PollFd` is `repr(transparent)` over `pollfd` (its other field has no size), and
-    // the length is the slice's own. A descriptor that is not open is reported, no more.
+    // SAFETY: `PollFd` is `repr(transparent)` over `pollfd` (its other field has no size), and the
+    // length is that of the slice. poll reports a descriptor that is not open and does no harm.
     let result = unsafe { libc::poll(fds.as_mut_ptr().cast(), fds.len() as libc::nfds_t, timeout) };
     match result {
         -1 => match io::Error::last_os_error() {

@@ -1,4 +1,4 @@
-//! Non-blocking connects, writes that raise no SIGPIPE, and what the kernel has yet to deliver.
+//! Non-blocking connects, writes that raise no SIGPIPE, and the number of unacked bytes.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// A TCP connect under way. Ready for writing means that it has ended, one way or the other.
+/// A TCP connect in progress. When it is ready for writing, it has succeeded or failed.
 pub(crate) struct Connecting(TcpStream);
 
 impl Connecting {
-    /// The connected, non-blocking stream, or why there is none.
+    /// Returns the connected, non-blocking stream, or the error of the connect.
     pub(crate) fn finish(self) -> io::Result<TcpStream> {
         match self.0.take_error()? {
             Some(e) => Err(e),
@@ -27,11 +27,12 @@ impl AsFd for Connecting {
     }
 }
 
-/// Begins to connect. The descriptor is closed in children that the host program executes.
+/// Begins to connect and does not block. The descriptor is close-on-exec, so child processes do not
+/// inherit it.
 pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers; the result is checked before use.
+    // SAFETY: socket takes no pointers. The result is checked before use.
     let fd = unsafe { libc::socket(family, kind, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -76,13 +77,13 @@ fn connect_raw<T>(fd: i32, address: &T) -> io::Result<()> {
     }
 }
 
-/// Connects to a Unix stream socket: the connected, non-blocking stream. `WouldBlock` when the
-/// listener's backlog is full.
+/// Connects to a Unix stream socket and returns the connected, non-blocking stream. `WouldBlock` if
+/// the listener's backlog is full.
 pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     let bytes = path.as_os_str().as_bytes();
     // SAFETY: an all-zero `sockaddr_un` is a valid value of that plain structure.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    // The last byte stays a NUL.
+    // The last byte must stay NUL.
     if bytes.len() >= address.sun_path.len() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long"));
     }
@@ -91,7 +92,7 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
         *to = *from as libc::c_char;
     }
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers; the result is checked before use.
+    // SAFETY: socket takes no pointers. The result is checked before use.
     let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -101,15 +102,15 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     connect_raw(fd, &address).map(|()| stream)
 }
 
-/// Writes the slices in order, as far as the socket takes them. std's `write_vectored` would
-/// raise SIGPIPE in a host program that leaves the signal at its default.
+/// Writes the slices in order, as far as the socket takes them. std's `write_vectored` would raise
+/// SIGPIPE in a host program that does not ignore the signal.
 pub(crate) fn send_vectored(stream: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: an all-zero `msghdr` is a valid, empty one.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();
     message.msg_iovlen = slices.len().min(libc::UIO_MAXIOV as usize) as _;
-    // SAFETY: `IoSlice` has the layout of `iovec` (std promises so), the slices live through the
-    // call, and sendmsg only reads them.
+    // SAFETY: `IoSlice` has the layout of `iovec` (std guarantees it), the slices outlive the call,
+    // and sendmsg only reads them.
     let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
     if sent < 0 {
         Err(io::Error::last_os_error())
@@ -118,46 +119,47 @@ pub(crate) fn send_vectored(stream: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> i
     }
 }
 
-/// Writes as far as the socket takes it. With `more`, the kernel waits up to 200 ms for what
-/// follows, or for [`push`]: the peer is not woken for this part alone.
+/// Writes as much as the socket takes. With `more`, the kernel holds the bytes back until more are
+/// written or [`push`] is called, for 200 ms at most. So the peer does not wake up for this part
+/// alone.
 pub(crate) fn send(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<usize> {
     let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
-    // SAFETY: the pointer and the length are those of a live slice, which send only reads.
+    // SAFETY: pointer and length are those of a live slice, which send only reads.
     let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sends on what waits for more: nothing follows.
+/// Sends the bytes that the kernel holds back. No more bytes follow.
 pub(crate) fn push(stream: &TcpStream) {
-    // To set it sends at once, though it is set already (tcp(7)).
+    // Setting the option sends at once, even if it is set already (tcp(7)).
     let _ = stream.set_nodelay(true);
 }
 
-/// Lets the kernel queue about so many bytes that are not on their way yet; by itself it takes
-/// megabytes, before which a keystroke would wait on a slow link. A hint: a kernel that
-/// does not know it queues more.
+/// Limits the bytes that may wait in the kernel before they are sent. Without the limit, the kernel
+/// queues megabytes, and on a slow link a keystroke would wait behind them. A kernel that does not
+/// know the option ignores it.
 pub(crate) fn limit_queue(stream: &TcpStream, bytes: libc::c_int) {
     set_option(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes);
 }
 
-/// Makes the socket's close a reset, which the peer cannot take for an orderly end.
+/// Makes the later close of the socket a reset. The other end cannot mistake it for an orderly end.
 pub(crate) fn reset_on_close(stream: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // It fails for no open socket, and then nothing is changed.
+    // This does not fail for an open socket. For any other, nothing changes.
     set_option(stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
 }
 
 fn set_option<T>(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &T) {
     let length = mem::size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value).cast();
-    // SAFETY: the kernel reads `length` bytes of a live value and keeps none of them.
+    // SAFETY: the kernel reads `length` bytes of a live value and keeps no pointer to it.
     unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, value, length) };
 }
 
-/// Bytes that were written but that the peer's kernel has not acknowledged (`SIOCOUTQ`).
+/// The number of written bytes that the other end's kernel has not acknowledged (`SIOCOUTQ`).
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     let mut count: libc::c_int = 0;
-    // SAFETY: `TIOCOUTQ` (the same number as SIOCOUTQ) writes one int, and `count` is one.
+    // SAFETY: `TIOCOUTQ` (the same number as SIOCOUTQ) writes one int to `count`.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
     if result == 0 {
         count as usize
@@ -172,11 +174,11 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that the kernel holds back (`SIOCOUTQNSD`).
+    /// The number of bytes that the kernel holds back (`SIOCOUTQNSD`).
     fn held_back(stream: &TcpStream) -> libc::c_int {
         const SIOCOUTQNSD: libc::c_ulong = 0x894b;
         let mut count: libc::c_int = -1;
-        // SAFETY: the request writes one int, and `count` is one.
+        // SAFETY: the request writes one int to `count`.
         unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD as _, &mut count) };
         count
     }

@@ -1,15 +1,15 @@
-//! An `eventfd` that wakes a thread out of `poll`.
+//! An `eventfd` that wakes a thread from `poll`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Wakes the thread that polls it; wakes before the poll are kept.
+/// Wakes the thread that polls it. A wake before the poll is not lost.
 pub(crate) struct Waker(File);
 
 impl Waker {
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the result is checked before use.
+        // SAFETY: eventfd takes no pointers. The result is checked before use.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
@@ -19,11 +19,11 @@ impl Waker {
     }
 
     pub(crate) fn wake(&self) {
-        // Fails only when the counter is full, and then the thread is awake already.
+        // The write fails only if the counter is full. Then the thread is awake anyway.
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    /// Forgets the wakes so far.
+    /// Clears all earlier wakes.
     pub(crate) fn reset(&self) {
         let _ = (&self.0).read(&mut [0; 8]);
     }

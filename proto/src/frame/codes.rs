@@ -4,61 +4,62 @@ use serde::Deserialize;
 
 use super::quoted;
 
-/// Longest `msg` of a response or a release, in bytes; a longer text is cut.
+/// Longest `msg` of a response or a release, in bytes. A longer text is truncated.
 const MAX_MSG: usize = 256;
 
 /// Codes of a `common_response`.
 pub mod response {
-    /// The session is open, or the release was taken.
+    /// The session is open, or the release was accepted.
     pub const SUCCESS: u8 = 0;
-    /// The tunnel is at its session limit.
+    /// The tunnel has as many sessions as it may have.
     pub const SESSION_LIMIT: u8 = 1;
-    /// The device refuses.
+    /// The device refuses the session.
     pub const REFUSED: u8 = 2;
 }
 
 /// Codes of a `session_release`.
 pub mod release {
-    /// The access side closed it.
+    /// The access side closed the session.
     pub const BY_ACCESS: u8 = 0;
-    /// The device side closed it.
+    /// The device side closed the session.
     pub const BY_DEVICE: u8 = 1;
-    /// The cloud saw the access side disconnect.
+    /// The access side lost its connection to the cloud.
     pub const ACCESS_LOST: u8 = 2;
-    /// The cloud saw the device disconnect.
+    /// The device lost its connection to the cloud.
     pub const DEVICE_LOST: u8 = 3;
 }
 
-/// Words of this project's device beside release code 1: the session was cut, not ended in order.
+/// Texts that this project's device sends with release code 1 when it cuts a session. A session
+/// that ended in order has another text.
 pub mod reason {
-    /// A full buffer and no progress for the stall time.
+    /// The local buffer was full, and the local service took nothing for the stall timeout.
     pub const STALLED: &str = "the local service takes nothing";
-    /// A delete, an update or a stop.
+    /// The tunnel was deleted, updated or stopped.
     pub const TUNNEL_CLOSED: &str = "the tunnel is closed";
-    /// Longer than what is kept.
+    /// A data frame was longer than this end accepts.
     pub const FRAME_TOO_LONG: &str = "a data frame is longer than 64 KiB";
-    /// Data for a session that there is not.
+    /// Data came for a session that does not exist.
     pub const UNKNOWN_SESSION: &str = "no such session";
 }
 
-/// What the payload of a `common_response` or a `session_release` says.
+/// The content of a `common_response` or a `session_release`.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 pub struct Status {
-    /// The code: see [`response`] and [`release`].
+    /// The code. See [`response`] and [`release`].
     pub code: i64,
-    /// Words for people; empty when there are none.
+    /// The text for people. Empty if there is none.
     #[serde(default)]
     pub msg: String,
 }
 
 impl Status {
-    /// The status, when the payload is one.
+    /// Reads a payload. Returns `None` if it is not a status.
     pub fn parse(payload: &[u8]) -> Option<Self> {
         serde_json::from_slice(payload).ok()
     }
 }
 
-/// The payload of a `common_response` or a `session_release`.
+/// Builds the payload of a `common_response` or a `session_release`.
 pub fn status(code: u8, msg: &str) -> Vec<u8> {
     let mut end = msg.len().min(MAX_MSG);
     while !msg.is_char_boundary(end) {

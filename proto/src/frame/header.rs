@@ -1,5 +1,5 @@
-//! The header of a frame: a JSON object, read by a short scanner where it is of the usual form, and by
-//! serde where it is not.
+//! Reads the header of a frame, a JSON object. A short scanner reads headers of the usual form;
+//! serde reads the others.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,8 +19,9 @@ pub(super) struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads a header of the kind that nearly all are: the protocol's fields once each, no escapes,
-    /// no white space. `None` leaves the judgement to serde, which takes three times as long.
+    /// Reads a header of the usual form: each field of the protocol at most once, no escapes, no
+    /// white space. Returns `None` for any other header. The caller then uses serde, which takes
+    /// three times as long.
     pub(super) fn scan(text: &'a [u8]) -> Option<Self> {
         let (mut frame_type, mut frame_id, mut session_id, mut service_type) =
             (None, None, None, None);
@@ -30,7 +31,8 @@ impl<'a> Header<'a> {
             let value = after.strip_prefix(b":")?;
             let is_new = match key {
                 b"frame_type" | b"frame_id" => {
-                    // The C SDK's ids have leading zeros, which is not JSON: one in ten.
+                    // The C SDK writes leading zeros in one of ten frame ids. JSON does not allow
+                    // them.
                     let (number, after) = scan_number(value, key == b"frame_id")?;
                     rest = after;
                     let field = if key == b"frame_type" { &mut frame_type } else { &mut frame_id };
@@ -63,7 +65,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A string without escapes at the front of a JSON text, and what comes after it.
+/// Reads a string without escapes at the start of a JSON text. Returns the string and the rest.
 fn scan_text(json: &[u8]) -> Option<(&[u8], &[u8])> {
     let json = json.strip_prefix(b"\"")?;
     let end = json.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f))?;
@@ -71,7 +73,8 @@ fn scan_text(json: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&json[..end], after))
 }
 
-/// A number of at most 18 digits at the front of a JSON text, and what comes after it.
+/// Reads a number of at most 18 digits at the start of a JSON text. Returns the number and the
+/// rest.
 fn scan_number(json: &[u8], leading_zeros: bool) -> Option<(u64, &[u8])> {
     let length = json.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (digits, after) = json.split_at(length);
@@ -97,10 +100,10 @@ impl Header<'_> {
     }
 }
 
-/// The header with the leading zeros of its frame id taken away, if that is what it has.
+/// Removes the leading zeros of the frame id. Returns `None` if there are none.
 pub(super) fn without_leading_zeros(header: &str) -> Option<String> {
     const KEY: &str = "\"frame_id\"";
-    // The same text may be a value before it is the key.
+    // The same text may occur earlier as a value. Only the key is followed by a colon.
     let (after_key, value) = header.match_indices(KEY).find_map(|(at, _)| {
         let after_key = at + KEY.len();
         let value = header[after_key..].trim_ascii_start().strip_prefix(':')?;
@@ -112,7 +115,7 @@ pub(super) fn without_leading_zeros(header: &str) -> Option<String> {
     value.starts_with('0').then(|| format!("{}:{zero}{after_zeros}", &header[..after_key]))
 }
 
-/// A string that borrows its text where it can; absent and null are the empty string.
+/// A string that borrows from the message if it can. An absent or null string is empty.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
@@ -138,7 +141,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A frame id: a number, or a number in quotes as it is seen in the wild.
+/// A frame id. Some clients send the number in quotes.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct FrameId(pub(super) Option<u64>);
 

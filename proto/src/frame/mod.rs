@@ -1,7 +1,7 @@
-//! Tunnel frames (`aliyun.iot.securetunnel-v1.1`) to bytes and back.
+//! Converts tunnel frames (`aliyun.iot.securetunnel-v1.1`) to bytes and back.
 //!
-//! One frame is one binary WebSocket message: the header's length (2 bytes, big-endian), the
-//! header (a JSON object), the payload. Whole messages are read and written here; this module knows
+//! A frame is one binary WebSocket message: the length of the header (2 bytes, big-endian), the
+//! header (a JSON object) and the payload. This module reads and writes whole messages. It knows
 //! neither sessions nor connections.
 
 mod codes;
@@ -14,26 +14,26 @@ pub use codes::{reason, release, response, status, Status};
 use header::Header;
 pub use write::{write_release, write_response, HeaderTemplate};
 
-/// The WebSocket subprotocol's name.
+/// The name of the WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
-/// The HTTP header that carries the token of either end.
+/// The HTTP header that carries a device token or an access token.
 pub const TOKEN_HEADER: &str = "tunnel-access-token";
 
 /// Longest header, in bytes.
 pub const MAX_HEADER: usize = 2048;
-/// Longest payload that is accepted; the protocol's own limit is [`MAX_PAYLOAD_SENT`], yet
-/// clients exist that send more.
+/// Longest payload that is accepted, in bytes. The protocol's own limit is [`MAX_PAYLOAD_SENT`],
+/// but some clients send more.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
-/// Longest payload that is sent.
+/// Longest payload that is sent, in bytes.
 pub const MAX_PAYLOAD_SENT: usize = 4096;
-/// Longest message that can be a frame.
+/// Longest message that can be a frame, in bytes.
 pub const MAX_MESSAGE: usize = 2 + MAX_HEADER + MAX_PAYLOAD;
-/// Longest tunnel id and service type, in bytes.
+/// Longest tunnel id and longest service type, in bytes.
 pub const MAX_NAME: usize = 127;
 /// Longest session id that is accepted, in bytes.
 pub const MAX_SESSION_ID: usize = 256;
 
-/// What a frame is for.
+/// The purpose of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameType {
@@ -43,56 +43,60 @@ pub enum FrameType {
     SessionCreate = 2,
     /// Ends a session.
     SessionRelease = 3,
-    /// Carries bytes of a session.
+    /// Carries payload bytes of a session.
     DataTransport = 4,
 }
 
-/// A received frame; its texts and payload borrow the message.
+/// A received frame. Its texts and its payload borrow from the message.
 #[derive(Debug, PartialEq)]
 pub struct Frame<'a> {
-    /// What the frame is for.
+    /// The purpose of the frame.
     pub frame_type: FrameType,
-    /// Empty when the header has none.
+    /// The session. Empty if the header does not name one.
     pub session_id: Cow<'a, str>,
-    /// The number that its sender has given it; a response carries that of the frame that it answers.
+    /// The number that the sender gave the frame. A response carries the number of the frame it
+    /// answers.
     pub frame_id: Option<u64>,
-    /// Empty when the header has none.
+    /// The service. Empty if the header does not name one.
     pub service_type: Cow<'a, str>,
-    /// The bytes after the header.
+    /// The bytes behind the header.
     pub payload: &'a [u8],
 }
 
-/// Why a message is no frame. The frame is dropped; the tunnel and its sessions go on.
+/// Why a message is not a frame. The message is dropped; the tunnel and its sessions go on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Fewer than two bytes.
-    #[error("it has {0} bytes")]
+    /// The message has fewer than two bytes.
+    #[error("it has {0} bytes, fewer than 2")]
     Short(usize),
-    /// A header length that is 0 or too large.
+    /// The header length is 0 or too large.
     #[error("its header length is {0}, not 1 to {MAX_HEADER}")]
     HeaderLength(usize),
-    /// A header length beyond the end of the message.
-    #[error("its header length {0} points past its end")]
+    /// The header length points past the end of the message.
+    #[error("its header length {0} points past the end of the message")]
     Truncated(usize),
-    /// A header that is not UTF-8.
+    /// The header is not UTF-8.
     #[error("its header is not UTF-8")]
     NotUtf8,
-    /// A header that is not a JSON object with the protocol's fields.
+    /// The header is not a JSON object with the fields of the protocol.
     #[error("its header is not a JSON object with the protocol's fields: {0}")]
     NotJson(String),
-    /// An unknown `frame_type`.
+    /// The `frame_type` is unknown.
     #[error("its frame_type {0} is unknown")]
     UnknownType(u64),
-    /// A session id that is too long.
+    /// The session id is too long.
     #[error("its session_id has {0} bytes, more than {MAX_SESSION_ID}")]
     SessionId(usize),
-    /// A payload that is too long to keep.
+    /// The payload is too long.
     #[error("its payload has {0} bytes, more than {MAX_PAYLOAD}")]
     Payload(usize),
 }
 
 impl<'a> Frame<'a> {
     /// Reads one message.
+    ///
+    /// # Errors
+    /// [`Malformed`] says why the message is not a frame.
     pub fn parse(message: &'a [u8]) -> Result<Self, Malformed> {
         let frame = Frame::parse_header(message)?;
         if frame.payload.len() > MAX_PAYLOAD {
@@ -101,8 +105,11 @@ impl<'a> Frame<'a> {
         Ok(frame)
     }
 
-    /// As [`parse`](Self::parse) with a payload of any length: `message` may be the beginning
-    /// of one that is too long to keep.
+    /// Like [`parse`](Self::parse), but accepts a payload of any length. `message` may be only the
+    /// beginning of a message that is too long to keep.
+    ///
+    /// # Errors
+    /// [`Malformed`] says why the message is not a frame.
     pub fn parse_header(message: &'a [u8]) -> Result<Self, Malformed> {
         let [high, low, rest @ ..] = message else {
             return Err(Malformed::Short(message.len()));
@@ -117,14 +124,14 @@ impl<'a> Frame<'a> {
             return Frame::from_header(header, payload);
         }
         let text = std::str::from_utf8(header).map_err(|_| Malformed::NotUtf8)?;
-        // serde would also read the fields from an array, in order.
+        // serde would also accept an array and read the fields from it in order.
         if !text.trim_start().starts_with('{') {
             return Err(Malformed::NotJson("not an object".into()));
         }
         match serde_json::from_str::<Header<'a>>(text) {
             Ok(header) => Frame::from_header(header, payload),
             Err(e) => {
-                // The C SDK writes some numbers with leading zeros, which is not JSON.
+                // The C SDK writes some numbers with leading zeros. JSON does not allow them.
                 let mended = header::without_leading_zeros(text)
                     .ok_or_else(|| Malformed::NotJson(e.to_string()))?;
                 let header = serde_json::from_str::<Header<'_>>(&mended)
@@ -201,7 +208,7 @@ mod tests {
                 let bytes = message(&header, b"");
                 let frame = Frame::parse(&bytes).unwrap();
                 assert_eq!((frame.frame_id, &*frame.session_id), (Some(id), "s"));
-                // The same text as a value is not the key.
+                // The same text appears as a value first. It must not be mistaken for the key.
                 let named = format!(
                     r#"{{"session_id":{space}"frame_id","frame_type":4,"frame_id":{text}}}"#
                 );

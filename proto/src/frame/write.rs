@@ -1,18 +1,19 @@
-//! Headers and small frames on their way out.
+//! Writes headers and small frames.
 
 use super::{quoted, FrameType};
 use crate::websocket::Sender;
 
-/// Writes headers of one session; all but the frame id is prepared once.
+/// The prepared header of the frames of one session. Only the frame id is written for each frame.
 pub struct HeaderTemplate {
-    /// Two bytes for the length, then the JSON text up to the frame id.
+    /// Two bytes for the length, then the JSON text in front of the frame id.
     before_id: Vec<u8>,
-    /// The JSON text after the frame id.
+    /// The JSON text behind the frame id.
     after_id: Vec<u8>,
 }
 
 impl HeaderTemplate {
-    /// Leaves out an empty session id and an absent service type.
+    /// Prepares a header. Leaves out the session id if it is empty and the service type if it is
+    /// absent.
     pub fn new(frame_type: FrameType, session_id: &str, service_type: Option<&str>) -> Self {
         let mut before = format!("\0\0{{\"frame_type\":{}", frame_type as u8);
         if !session_id.is_empty() {
@@ -24,7 +25,7 @@ impl HeaderTemplate {
         HeaderTemplate { before_id: before.into_bytes(), after_id: after.into_bytes() }
     }
 
-    /// Writes length and header to `out`, which is cleared first.
+    /// Clears `out` and writes the length and the header to it.
     pub fn write(&self, frame_id: u64, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.before_id);
@@ -35,7 +36,7 @@ impl HeaderTemplate {
     }
 }
 
-/// Queues a `common_response`; `payload` is a [`status`](super::status()).
+/// Queues a `common_response`. Build `payload` with [`status`](super::status()).
 pub fn write_response(
     sender: &mut Sender,
     session_id: &str,
@@ -49,7 +50,7 @@ pub fn write_response(
     sender.binary(&header, payload);
 }
 
-/// Queues a `session_release`; `payload` is a [`status`](super::status()).
+/// Queues a `session_release`. Build `payload` with [`status`](super::status()).
 pub fn write_release(sender: &mut Sender, session_id: &str, frame_id: u64, payload: &[u8]) {
     let mut header = Vec::new();
     HeaderTemplate::new(FrameType::SessionRelease, session_id, None).write(frame_id, &mut header);

@@ -1,5 +1,5 @@
-//! The client's half of the opening handshake: writes the request and checks the answer. The request
-//! holds a token, which is not logged here.
+//! The client's part of the opening handshake: writes the request and checks the answer. The
+//! request holds a token. This module does not log it.
 
 use std::io::Write;
 
@@ -10,49 +10,49 @@ use zeroize::Zeroizing;
 
 use crate::frame::{SUBPROTOCOL, TOKEN_HEADER};
 
-/// What a request asks for, and of whom.
+/// The parameters of a request.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// Name or address, an IPv6 address without brackets.
+    /// Host name or address. An IPv6 address has no brackets.
     pub host: &'a str,
-    /// The port that is connected to.
+    /// The port of the server.
     pub port: u16,
-    /// The port that the scheme implies, which the `Host` header leaves out.
+    /// The default port of the scheme. The `Host` header leaves it out.
     pub default_port: u16,
-    /// The request target, a query included.
+    /// The path of the request, with its query.
     pub path: &'a str,
-    /// The token of this end.
+    /// The device token or the access token.
     pub token: &'a str,
 }
 
-/// One handshake: its request and the key that the answer must match.
+/// One handshake. It keeps the random key that the answer must match.
 pub struct ClientHandshake {
     key: String,
 }
 
-/// An answer that does not refuse.
+/// An answer that is not a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The WebSocket is open. An answer need not name the subprotocol: the connection is used all
-    /// the same, as the C SDK does.
+    /// The WebSocket is open. An answer that does not name the subprotocol is accepted, as the C
+    /// SDK does.
     Accepted {
         /// Whether the answer names the subprotocol.
         names_subprotocol: bool,
     },
-    /// An interim answer (1xx other than 101), after which the real one follows (RFC 9110, 15.2).
+    /// An interim answer: a 1xx status other than 101. The final answer follows (RFC 9110, 15.2).
     Interim,
 }
 
-/// Why an answer does not open the WebSocket.
+/// Why the WebSocket was not opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// HTTP 401: the token is wrong or has expired.
     #[error("the server refused the token (HTTP 401)")]
     Unauthorized,
-    /// Another status than 101.
+    /// The server answered with this status, which is neither 101 nor 401.
     #[error("the server answered HTTP {0}, not 101")]
     Status(u16),
-    /// No valid answer to this request.
+    /// The answer is invalid or does not match the request. The text says why.
     #[error("{0}")]
     Invalid(String),
 }
@@ -62,19 +62,19 @@ fn invalid<T>(what: impl Into<String>) -> Result<T, Refusal> {
 }
 
 impl Default for ClientHandshake {
-    /// With a fresh random key.
+    /// A handshake with a new random key.
     fn default() -> Self {
         ClientHandshake { key: generate_key() }
     }
 }
 
 impl ClientHandshake {
-    /// With a key of the caller's choice, for tests.
+    /// A handshake with a given key, for tests.
     pub fn with_key(key: &str) -> Self {
         ClientHandshake { key: key.to_owned() }
     }
 
-    /// The request. It holds the token, so it is wiped when dropped; do not log it.
+    /// The request. It holds the token: do not log it. It is wiped when it is dropped.
     pub fn request(&self, target: &Target<'_>) -> Zeroizing<Vec<u8>> {
         let host = match target.host {
             host if host.contains(':') => format!("[{host}]"),
@@ -84,7 +84,8 @@ impl ClientHandshake {
             port if port == target.default_port => String::new(),
             port => format!(":{port}"),
         };
-        // Large enough never to grow, since growing would leave a copy of the token behind.
+        // The capacity is large enough for any request. If the buffer grew, it would leave a copy
+        // of the token behind.
         let mut request = Zeroizing::new(Vec::with_capacity(8192));
         // Writing to a Vec cannot fail.
         let _ = write!(
@@ -102,10 +103,10 @@ impl ClientHandshake {
         request
     }
 
-    /// Checks the head of an answer.
+    /// Checks the head of an answer. Call it again for the answer that follows [`Answer::Interim`].
     ///
     /// # Errors
-    /// The reason for which the WebSocket is not open.
+    /// [`Refusal`] says why the WebSocket is not open.
     pub fn check(&self, head: &[u8]) -> Result<Answer, Refusal> {
         let response = match Response::try_parse(head) {
             Ok(Some((_, response))) => response,

@@ -1,5 +1,5 @@
-//! The opening handshake (RFC 6455, 4): requests, answers and their checks, as bytes. Both ends read
-//! heads with [`HeadReader`]; neither waits here.
+//! The opening handshake (RFC 6455, 4) as bytes: requests, answers and their checks. Both ends read
+//! HTTP heads with [`HeadReader`]. Nothing here waits.
 
 pub mod client;
 pub mod server;
@@ -10,48 +10,61 @@ use zeroize::Zeroizing;
 
 pub use tungstenite::http::StatusCode;
 
-/// Longest head of a request or of an answer, in bytes.
+/// Longest head of a request or an answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
+/// Size of the first buffer, in bytes. Most heads fit.
+const FIRST_HEAD: usize = 1024;
+const TOO_LONG: &str = "the head is longer than 16 KiB";
 
-/// Reads up to the end of an HTTP head, in as many reads as it takes.
+/// Reads an HTTP head, with as many reads as necessary.
+#[derive(Default)]
 pub struct HeadReader {
-    /// Never grows, since growing would leave copies of a token behind.
     buffer: Zeroizing<Vec<u8>>,
     length: usize,
 }
 
-/// An HTTP head, and the bytes that came after it.
+/// An HTTP head, and the bytes behind it.
 pub struct Head {
-    /// May hold a token.
+    /// The head, with the empty line that ends it. It may hold a token, so it is wiped when it is
+    /// dropped.
     pub head: Zeroizing<Vec<u8>>,
-    /// What came after the head.
+    /// The bytes that were received behind the head.
     pub rest: Vec<u8>,
 }
 
-impl Default for HeadReader {
-    fn default() -> Self {
-        HeadReader { buffer: Zeroizing::new(vec![0; MAX_HEAD]), length: 0 }
-    }
-}
-
 impl HeadReader {
-    /// A reader that begins with bytes that came after an interim answer.
+    /// A reader that begins with `rest`, the bytes received behind an interim answer.
     ///
     /// # Errors
-    /// `InvalidData` for more bytes than a head may have.
+    /// `InvalidData` if `rest` is longer than a head may be.
     pub fn after(rest: &[u8]) -> io::Result<Self> {
         let mut reader = HeadReader::default();
-        let Some(room) = reader.buffer.get_mut(..rest.len()) else { return Err(too_long()) };
-        room.copy_from_slice(rest);
+        while reader.buffer.len() < rest.len() {
+            reader.grow()?;
+        }
+        reader.buffer[..rest.len()].copy_from_slice(rest);
         reader.length = rest.len();
         Ok(reader)
     }
 
-    /// Reads until the head is complete or the source has nothing more for now (`WouldBlock`).
+    /// Doubles the buffer. The old one may hold a token and is wiped.
+    fn grow(&mut self) -> io::Result<()> {
+        if self.buffer.len() >= MAX_HEAD {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, TOO_LONG));
+        }
+        let size = (2 * self.buffer.len()).max(FIRST_HEAD);
+        let mut buffer = Zeroizing::new(vec![0; size]);
+        buffer[..self.length].copy_from_slice(&self.buffer[..self.length]);
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// Reads until the head is complete. Keeps what it has read if the source would block; call it
+    /// again then.
     ///
     /// # Errors
-    /// Those of the source; `UnexpectedEof` when it ends first; `InvalidData` for a head that is
-    /// longer than 16 KiB.
+    /// The errors of the source, `WouldBlock` among them. `UnexpectedEof` if the source ends first.
+    /// `InvalidData` if the head is longer than 16 KiB.
     pub fn read(&mut self, source: &mut impl Read) -> io::Result<Head> {
         let mut searched = 0;
         loop {
@@ -61,7 +74,7 @@ impl HeadReader {
             }
             searched = self.length.saturating_sub(3);
             if self.length == self.buffer.len() {
-                return Err(too_long());
+                self.grow()?;
             }
             match source.read(&mut self.buffer[self.length..]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -80,15 +93,11 @@ impl HeadReader {
     }
 }
 
-fn too_long() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the head is longer than 16 KiB")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Gives its bytes in pieces of so many.
+    /// Returns its bytes in pieces of the given size.
     struct Pieces<'a>(&'a [u8], usize);
     impl Read for Pieces<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -1,5 +1,5 @@
-//! The server's half of the opening handshake: reads the request's head and writes the answer.
-//! The request holds a token, which is neither logged nor copied here.
+//! The server's part of the opening handshake: reads the head of the request and writes the answer.
+//! The request holds a token. This module neither logs nor copies it.
 
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::StatusCode;
@@ -7,27 +7,27 @@ use tungstenite::http::StatusCode;
 use crate::frame::{MAX_NAME, SUBPROTOCOL, TOKEN_HEADER};
 use crate::Side;
 
-/// Header lines of a request; tungstenite's limit, too.
+/// Most header lines of a request. tungstenite has the same limit.
 const MAX_HEADERS: usize = 124;
 
 /// A well-formed request. The caller decides whether to accept it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Opening<'a> {
-    /// The id of the tunnel, as it stands in the path.
+    /// The tunnel id from the path, as it is written there.
     pub tunnel: &'a str,
-    /// The end of the tunnel that the client wants to be.
+    /// The end of the tunnel from the path.
     pub side: Side,
-    /// What the client presents; empty when it has none.
+    /// The token that the client presents. Empty if there is none.
     pub token: &'a [u8],
     key: &'a [u8],
     offers_subprotocol: bool,
 }
 
 impl<'a> Opening<'a> {
-    /// Reads a request's head.
+    /// Reads the head of a request.
     ///
     /// # Errors
-    /// The status with which to answer a head that opens no tunnel.
+    /// The HTTP status to answer with, if the head is not a valid request for a tunnel.
     pub fn parse(head: &'a [u8]) -> Result<Self, StatusCode> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
@@ -44,10 +44,11 @@ impl<'a> Opening<'a> {
         let headers = Headers(request.headers);
         let (tunnel, side) = route(request.path.unwrap_or("")).ok_or(StatusCode::NOT_FOUND)?;
         headers.check_upgrade()?;
-        // A second token header would leave open which of them counts.
+        // With two token headers it would be unclear which of them counts.
         let token = headers.only(TOKEN_HEADER)?.unwrap_or(b"");
         let key = headers.only("sec-websocket-key")?.filter(|key| is_key(key));
-        // A client that names it in its plain `subprotocol` header has offered none to accept.
+        // Some clients name the subprotocol only in a header called `subprotocol`. That is not an
+        // offer, so the answer must not accept it.
         let offers_subprotocol = headers.lists("sec-websocket-protocol", SUBPROTOCOL);
         let key = key.ok_or(StatusCode::BAD_REQUEST)?;
         Ok(Opening { tunnel, side, token, key, offers_subprotocol })
@@ -68,7 +69,7 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// An answer that refuses a request.
+/// The answer that refuses a request with this status.
 pub fn refusal(status: StatusCode) -> Vec<u8> {
     let version = match status {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
@@ -78,8 +79,8 @@ pub fn refusal(status: StatusCode) -> Vec<u8> {
         .into_bytes()
 }
 
-/// `/tunnel/<id>/dest` or `/tunnel/<id>/source`, with or without a query. Nothing is decoded or
-/// normalized, so no spelling of one path is another.
+/// Reads `/tunnel/<id>/dest` or `/tunnel/<id>/source`, with or without a query. The path is neither
+/// decoded nor normalized, so each path has one spelling.
 fn route(target: &str) -> Option<(&str, Side)> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let (id, end) = path.strip_prefix("/tunnel/")?.split_once('/')?;
@@ -88,12 +89,12 @@ fn route(target: &str) -> Option<(&str, Side)> {
         "source" => Side::Access,
         _ => return None,
     };
-    // The id appears in the log, and no tunnel has a longer one.
+    // No tunnel has a longer id. Control characters are refused because the id appears in the log.
     let is_name = (1..=MAX_NAME).contains(&id.len()) && !id.contains(char::is_control);
     is_name.then_some((id, side))
 }
 
-/// 16 bytes in base64.
+/// Whether the key is 16 bytes in base64.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")
@@ -106,7 +107,7 @@ impl<'a> Headers<'_, 'a> {
         self.0.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value)
     }
 
-    /// The value of a header that must not stand there twice.
+    /// The value of a header. It is an error if the header appears twice.
     fn only(&self, name: &str) -> Result<Option<&'a [u8]>, StatusCode> {
         let mut values = self.all(name);
         let first = values.next();
@@ -116,7 +117,7 @@ impl<'a> Headers<'_, 'a> {
         Ok(first)
     }
 
-    /// Whether its comma-separated list holds `item`, in any case.
+    /// Whether the comma-separated values of a header contain `item`. Ignores case.
     fn lists(&self, name: &str, item: &str) -> bool {
         let values = self.all(name).filter_map(|value| std::str::from_utf8(value).ok());
         let mut parts = values.flat_map(|value| value.split(','));
@@ -130,7 +131,7 @@ impl<'a> Headers<'_, 'a> {
         if self.only("sec-websocket-version")? != Some(&b"13"[..]) {
             return Err(StatusCode::UPGRADE_REQUIRED);
         }
-        // With a body, what follows the head would be another's idea of the first message.
+        // A body would be mistaken for the first WebSocket message.
         let has_body = self.all("transfer-encoding").next().is_some()
             || self.all("content-length").any(|length| length != b"0");
         if has_body || !self.lists("connection", "upgrade") {

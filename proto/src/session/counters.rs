@@ -1,8 +1,9 @@
-//! Bytes of one session, for whoever observes it from another thread.
+//! Counts the bytes of one session. Another thread can read the counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Written by the thread that owns the session, without a lock; read by any.
+/// Byte counters. The thread that owns the session writes them without a lock; any thread reads
+/// them.
 #[derive(Debug, Default)]
 pub struct Counters {
     received: AtomicU64,
@@ -10,23 +11,23 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Payload bytes that came from the peer.
+    /// Payload bytes received from the peer.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Payload bytes that were queued for the peer.
+    /// Payload bytes queued for the peer.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// For the owner alone: a load and a store cost less than an atomic addition, and one writer needs
-    /// no more.
+    /// Counts received bytes. Only the owner may call it: one writer can use a load and a store,
+    /// which cost less than an atomic addition.
     pub fn add_received(&self, bytes: usize) {
         self.received.store(self.received() + bytes as u64, Ordering::Relaxed);
     }
 
-    /// For the owner alone.
+    /// Counts sent bytes. Only the owner may call it.
     pub fn add_sent(&self, bytes: usize) {
         self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The end of a local stream: its session is over, and its last bytes are still delivered.
+//! A local stream that lingers: its session has ended, and its last bytes are still delivered.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,26 +7,27 @@ use super::buffer::LocalBuffer;
 use super::stream::{Local, LocalStream};
 use crate::progress::Progress;
 
-/// How often a lingering stream looks whether the other end's kernel has acknowledged everything.
+/// How often a lingering stream checks whether the other end's kernel has acknowledged everything.
 const CHECK: Duration = Duration::from_millis(200);
 
-/// A local stream whose session is over.
+/// A local stream whose session has ended.
 ///
-/// What the other end still sends is read and dropped: closing a socket with unread bytes would
-/// reset the connection, and with it what the other end has not read yet. Dropped with bytes left,
-/// it resets the stream.
+/// Bytes that the other end still sends are read and dropped. If a socket were closed with unread
+/// bytes, the kernel would reset the connection, and the other end would lose what it has not read
+/// yet. If a `Lingering` is dropped while bytes wait in its local buffer, it cuts the stream.
 pub struct Lingering<S: LocalStream> {
     local: Local<S>,
     buffer: LocalBuffer,
     shut_down: bool,
-    /// The other end has ended its direction: there is nothing more to read, ever.
+    /// The other end has ended its direction. There will be nothing more to read.
     input_ended: bool,
     progress: Progress,
     stall_timeout: Option<Duration>,
 }
 
 impl<S: LocalStream> Lingering<S> {
-    /// `stall_timeout`: how long it may get nowhere before it is reset; `None` is for ever.
+    /// `stall_timeout`: how long the stream may make no progress before it is cut. `None`: no
+    /// limit.
     pub(crate) fn new(
         local: Local<S>,
         buffer: LocalBuffer,
@@ -42,27 +43,27 @@ impl<S: LocalStream> Lingering<S> {
         self.local.stream()
     }
 
-    /// Bytes that wait for it.
+    /// The number of bytes that wait for the stream.
     pub fn waiting(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Whether to wait for bytes to read and drop.
+    /// Whether to wait until there are bytes to read and drop.
     pub fn wants_read(&self) -> bool {
         !self.input_ended
     }
 
-    /// Whether to wait for room.
+    /// Whether to wait until the stream takes bytes.
     pub fn wants_write(&self) -> bool {
         !self.buffer.is_empty()
     }
 
-    /// When to [`step`](Self::step) next, whatever `poll` says.
+    /// When to call [`step`](Self::step) next even if `poll` reports nothing.
     pub fn deadline(&self, now: Instant) -> Instant {
         now + CHECK
     }
 
-    /// Moves on. True when the stream can be closed.
+    /// Writes, reads and checks the progress. Returns true if the stream can be closed.
     pub fn step(&mut self, now: Instant, scratch: &mut [u8]) -> bool {
         if !self.buffer.is_empty() && self.buffer.write(&mut self.local) {
             self.progress.touch(now);

@@ -1,6 +1,7 @@
-//! Sessions of one connection, at the end that has their local streams: a session's life, its bytes,
-//! its end. Device side and access side share all of this; who asks for a session and who answers is
-//! theirs ([`crate::device`], [`crate::access`]).
+//! The sessions of one connection, at an end that has local streams: how a session lives, what
+//! happens to its bytes, and how it ends. Device side and access side share this module.
+//! [`crate::device`] and [`crate::access`] add what differs: which of them asks for sessions and
+//! which answers.
 
 mod buffer;
 mod counters;
@@ -23,43 +24,44 @@ pub use lingering::Lingering;
 pub use recent::{RecentIds, REMEMBERED};
 pub use stream::{Local, LocalStream};
 
-/// Slices of one write.
+/// Most slices in one write.
 const MAX_SLICES: usize = 128;
-/// Payloads of one turn before they are handed over: a peer's frames may be of one byte each.
+/// Most payloads that one turn collects before they are written. A peer may send frames of one byte
+/// each.
 pub const MAX_BATCH: usize = 4 * MAX_SLICES;
 
-/// What the sessions of one connection may take.
+/// Limits of the sessions of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Bytes from the peer that may wait for one local stream.
+    /// Size limit of a local buffer, in bytes: what may wait for one local stream.
     pub session_buffer: usize,
-    /// How long a local stream may take nothing while its full buffer stops the whole connection;
-    /// also how long a lingering one may get nowhere. `None` is for ever.
+    /// How long a local stream may take nothing while its full local buffer blocks the whole
+    /// connection. Also how long a lingering stream may make no progress. `None`: no limit.
     pub stall_timeout: Option<Duration>,
 }
 
-/// A session as the peer sees it: from its creation to a release by either end.
+/// A session as the peer sees it. It exists from its creation until either end releases it.
 pub struct Session<S> {
-    /// Unlike the id, never used twice.
+    /// Identifies the session in this table. Unlike the id, it is never used twice.
     key: u64,
     id: String,
     service_type: String,
-    /// `None` while the local connect is under way.
+    /// `None` while this end still connects to the local service.
     local: Option<Local<S>>,
-    /// Header of its data frames.
+    /// The prepared header of the session's data frames.
     header: HeaderTemplate,
-    /// Payloads of this turn, as positions in the receive buffer.
+    /// The payloads of this turn, as positions in the receive buffer.
     batch: Vec<Range<usize>>,
-    /// Their bytes together.
+    /// The sum of their lengths, in bytes.
     batched: usize,
     /// Bytes that the local stream has not taken yet.
     buffer: LocalBuffer,
-    /// Since when its full buffer stops the whole connection.
+    /// Since when its full local buffer has kept the connection from being read.
     pub(crate) blocked_since: Option<Instant>,
-    /// Its last read brought more than a frame, or was cut short.
+    /// The last read took more than one frame, or more bytes were left.
     pub(crate) is_bulk: bool,
-    /// The peer released it before its local stream was connected: it is closed once its bytes are
-    /// handed over.
+    /// The peer released the session before the local stream was connected. The session is closed
+    /// once its bytes are written.
     released: bool,
     counters: Arc<Counters>,
 }
@@ -70,22 +72,23 @@ impl<S: LocalStream> Session<S> {
         self.local.as_ref().map(Local::stream)
     }
 
-    /// Whether bytes wait for the local stream, which took no more the last time.
+    /// Whether bytes wait for the local stream, because it took no more at the last write.
     pub fn wants_write(&self) -> bool {
         !self.buffer.is_empty()
     }
 
-    /// Whether the peer has released it already.
+    /// Whether the peer has already released the session.
     pub fn is_released(&self) -> bool {
         self.released
     }
 
-    /// Bytes from the peer that the local stream has not taken.
+    /// The number of bytes from the peer that the local stream has not taken yet.
     pub fn waiting(&self) -> usize {
         self.buffer.len() + self.batched
     }
 
-    /// Payloads of this turn that are not handed over yet, and how many there is room for.
+    /// The number of payloads of this turn that are not written yet, and the allocated room for
+    /// such.
     pub fn batch(&self) -> (usize, usize) {
         (self.batch.len(), self.batch.capacity())
     }
@@ -126,8 +129,8 @@ impl<S: LocalStream> Session<S> {
         self.batch.shrink_to_fit();
     }
 
-    /// Notes a payload of this turn, or copies it where it is not in the receive buffer. False
-    /// when the session must be [flushed](Self::flush) first.
+    /// Notes the position of a payload in the receive buffer, or copies the payload if it is not
+    /// there. Returns false if the session must be [flushed](Self::flush) first.
     fn take(&mut self, payload: &[u8], at: Option<usize>, most: usize) -> bool {
         let (waiting, length) = (self.waiting(), payload.len());
         let is_full = waiting > 0 && waiting + length > most;
@@ -146,7 +149,7 @@ impl<S: LocalStream> Session<S> {
         true
     }
 
-    /// Hands this turn's payloads to the local stream, and buffers what it does not take.
+    /// Writes this turn's payloads to the local stream, and buffers what it does not take.
     pub(crate) fn flush(&mut self, receiver: &Receiver, now: Instant) {
         if self.buffer.is_empty() {
             self.write_batch(receiver);
@@ -180,7 +183,7 @@ impl<S: LocalStream> Session<S> {
         }
     }
 
-    /// Offers the buffered bytes to the local stream.
+    /// Writes the local buffer to the local stream.
     pub(crate) fn write_buffer(&mut self, now: Instant) {
         if let Some(local) = &mut self.local {
             if self.buffer.write(local) {
@@ -199,9 +202,9 @@ pub struct Sessions<S: LocalStream> {
     /// The code of the releases that this end sends.
     release_code: u8,
     next_key: u64,
-    /// The last one that was used.
+    /// The last frame id that this end used.
     frame_id: u64,
-    /// Scratch for a header.
+    /// Scratch memory for a header.
     header: Vec<u8>,
 }
 
@@ -223,13 +226,13 @@ impl<S: LocalStream> Sessions<S> {
         }
     }
 
-    /// The next id of a frame that this end originates.
+    /// The next id for a frame that this end originates.
     pub(crate) fn next_frame_id(&mut self) -> u64 {
         self.frame_id += 1;
         self.frame_id
     }
 
-    /// The session of an id, as long as the peer has not released it.
+    /// The index of a session that the peer has not released.
     pub(crate) fn find(&self, id: &str) -> Option<usize> {
         self.open.iter().position(|session| session.id == id && !session.released)
     }
@@ -238,12 +241,12 @@ impl<S: LocalStream> Sessions<S> {
         self.open.iter().position(|session| session.key == key)
     }
 
-    /// Whether a session of this id has ended a short while ago.
+    /// Whether a session with this id ended a short while ago.
     pub(crate) fn has_ended(&self, id: &str) -> bool {
         self.recent.contains(id)
     }
 
-    /// Takes a session into the table: its key.
+    /// Adds a session to the table. Returns its key.
     pub(crate) fn add(&mut self, id: &str, service_type: &str, local: Option<Local<S>>) -> u64 {
         self.recent.remove(id);
         self.next_key += 1;
@@ -264,12 +267,12 @@ impl<S: LocalStream> Sessions<S> {
         self.next_key
     }
 
-    /// Hands a payload to its session. False when the session must be flushed first.
+    /// Passes a payload to its session. Returns false if the session must be flushed first.
     pub(crate) fn data(&mut self, index: usize, payload: &[u8], at: Option<usize>) -> bool {
         payload.is_empty() || self.open[index].take(payload, at, self.limits.session_buffer)
     }
 
-    /// Queues what a local stream has sent.
+    /// Queues bytes from a local stream as data frames.
     pub(crate) fn queue(&mut self, index: usize, bytes: &[u8], sender: &mut Sender) {
         let session = &mut self.open[index];
         for payload in bytes.chunks(frame::MAX_PAYLOAD_SENT) {
@@ -280,7 +283,7 @@ impl<S: LocalStream> Sessions<S> {
         session.counters.add_sent(bytes.len());
     }
 
-    /// Data for a session that is not in the table. The peer is told once.
+    /// Handles data for a session that is not in the table. Tells the peer once.
     pub(crate) fn unknown(&mut self, frame: &Frame<'_>, cx: &mut Outputs<'_, impl Observer>) {
         let id = &*frame.session_id;
         if id.is_empty() || self.recent.contains(id) {
@@ -290,14 +293,14 @@ impl<S: LocalStream> Sessions<S> {
         self.write_release(id, reason::UNKNOWN_SESSION, cx.sender);
     }
 
-    /// Ends a session whose local stream is connected, from this end.
+    /// Ends a session whose local stream is connected, and tells the peer.
     pub(crate) fn release(&mut self, index: usize, why: &str, cx: &mut Outputs<'_, impl Observer>) {
         let id = self.open[index].id.clone();
         self.close(index, cx);
         self.say_released(&id, why, cx);
     }
 
-    /// Releases a session that has lost bytes for its local stream, which must see a reset.
+    /// Ends a session that lost bytes for its local stream. Cuts the local stream.
     pub(crate) fn cut(&mut self, index: usize, why: &str, cx: &mut Outputs<'_, impl Observer>) {
         let session = &mut self.open[index];
         if let Some(local) = &mut session.local {
@@ -307,8 +310,8 @@ impl<S: LocalStream> Sessions<S> {
         self.release(index, why, cx);
     }
 
-    /// Ends a session whose local stream takes nothing: nothing of what waits can be written, so
-    /// there is nothing to linger for.
+    /// Ends a session whose local stream takes nothing. The stream does not linger, because the
+    /// waiting bytes cannot be written.
     pub(crate) fn abandon(&mut self, index: usize, why: &str, cx: &mut Outputs<'_, impl Observer>) {
         let mut session = self.open.remove(index);
         if let Some(local) = &mut session.local {
@@ -330,7 +333,8 @@ impl<S: LocalStream> Sessions<S> {
         self.recent.push(id);
     }
 
-    /// Takes a session out of the table; its last bytes still go to the local stream.
+    /// Removes a session from the table. Its local stream lingers until its last bytes are
+    /// delivered.
     pub(crate) fn close(&mut self, index: usize, cx: &mut Outputs<'_, impl Observer>) {
         let session = self.open.remove(index);
         let Some(local) = session.local else { return };
@@ -343,12 +347,12 @@ impl<S: LocalStream> Sessions<S> {
     }
 }
 
-/// Where the consequences of an event go, and when it happens.
+/// Receives the consequences of an event: frames for the peer and events for the observer.
 pub struct Outputs<'a, O> {
-    /// What waits to be sent to the peer.
+    /// The send buffer.
     pub sender: &'a mut Sender,
-    /// Where events are told.
+    /// The observer of the relay.
     pub journal: &'a mut Journal<O>,
-    /// The time.
+    /// The present time.
     pub now: Instant,
 }

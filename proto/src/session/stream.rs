@@ -1,38 +1,41 @@
-//! A local stream: the service that a session belongs to, or the operator's program. What a write or a
-//! read says about its end is kept here, since the kernel says some of it only once.
+//! A local stream and how it ends. The kernel reports some facts about an end only once, at a read
+//! or at a write, so this module remembers them.
 
 use std::io::{self, IoSlice};
 
-/// A connected local stream. Nothing here blocks.
+/// A connected local stream. No function blocks.
 pub trait LocalStream {
-    /// Reads what there is; `WouldBlock` when there is nothing, 0 bytes at the end.
+    /// Reads the available bytes. Returns 0 at the end of the stream, and `WouldBlock` if there are
+    /// no bytes now.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes the slices in order, as far as the stream takes them.
+    /// Writes the slices in order, as far as the stream takes them. Returns the number of bytes
+    /// taken.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Ends the sending direction.
     fn shut_down(&mut self);
-    /// Makes the close that follows a reset, which the other end cannot mistake for an orderly end.
+    /// Makes the later close a reset. The other end then cannot mistake the close for an orderly
+    /// end.
     fn reset_on_close(&mut self);
-    /// Bytes that were written but that the other end's kernel has not acknowledged.
+    /// The number of written bytes that the other end's kernel has not acknowledged.
     fn unacked(&self) -> usize;
 }
 
-/// A local stream and what is known of its end.
+/// A local stream and what is known about its end.
 pub struct Local<S> {
     stream: S,
-    /// It takes nothing more: what comes for it is dropped, what it sent is still read.
+    /// The stream takes nothing more. Bytes for it are dropped; bytes from it are still read.
     closed: bool,
-    /// A write was told that the other end has reset the connection. The next read would look like
-    /// an orderly end.
+    /// A write reported that the other end reset the stream. The next read would report an orderly
+    /// end instead.
     reset: bool,
-    /// Why a write failed while the other end may still be there.
+    /// The error of a failed write. The other end may still be there.
     failure: Option<io::Error>,
-    /// It is to end in a reset: bytes for it are lost.
+    /// The stream ends in a reset, because bytes for it are lost.
     cut: bool,
 }
 
 impl<S: LocalStream> Local<S> {
-    /// A stream that is connected.
+    /// Wraps a connected stream.
     pub fn new(stream: S) -> Self {
         Local { stream, closed: false, reset: false, failure: None, cut: false }
     }
@@ -42,7 +45,7 @@ impl<S: LocalStream> Local<S> {
         &self.stream
     }
 
-    /// Bytes that were taken; `None` when it takes none now.
+    /// Writes and returns the number of bytes taken. `None` if the stream takes none now.
     pub(crate) fn write(&mut self, slices: &[IoSlice<'_>]) -> Option<usize> {
         let all = || slices.iter().map(|slice| slice.len()).sum();
         if self.closed {
@@ -55,7 +58,8 @@ impl<S: LocalStream> Local<S> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(e) => {
                     self.closed = true;
-                    // An end that is gone ends the session when all that it sent is read.
+                    // If the other end is gone, the session ends once everything it sent has been
+                    // read.
                     match e.kind() {
                         io::ErrorKind::BrokenPipe => {}
                         io::ErrorKind::ConnectionReset => self.reset = true,
@@ -80,13 +84,13 @@ impl<S: LocalStream> Local<S> {
         }
     }
 
-    /// From now on the stream ends in a reset.
+    /// Cuts the stream: it will end in a reset.
     pub(crate) fn cut(&mut self) {
         self.cut = true;
         self.stream.reset_on_close();
     }
 
-    /// Ends the sending direction, unless the stream is to end in a reset.
+    /// Ends the sending direction, unless the stream is cut.
     pub(crate) fn shut_down(&mut self) {
         if !self.cut {
             self.stream.shut_down();
@@ -101,7 +105,8 @@ impl<S: LocalStream> Local<S> {
         self.stream.unacked()
     }
 
-    /// Why the session cannot go on, though the other end may still be there: bytes for it are lost.
+    /// The error of a failed write, once. Bytes for the stream are lost, so the session cannot go
+    /// on.
     pub(crate) fn take_failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }

@@ -1,8 +1,8 @@
-//! Close codes: the one place for their numbers and what they mean.
+//! The close codes and their meanings.
 
 /// The connection is no longer needed.
 pub const NORMAL: u16 = 1000;
-/// The end that closes it stops.
+/// The end that closes the connection is about to stop.
 pub const GOING_AWAY: u16 = 1001;
 /// The peer has broken the WebSocket protocol.
 pub const PROTOCOL_ERROR: u16 = 1002;
@@ -12,15 +12,16 @@ pub const POLICY: u16 = 1008;
 pub const TOO_BIG: u16 = 1009;
 /// The token is no longer valid.
 pub const EXPIRED: u16 = 4001;
-/// The same, as the C SDK writes it.
+/// The same in the C SDK.
 const EXPIRED_C_SDK: u16 = 401;
 
-/// Whether a close code says that the token is no longer valid.
+/// Whether the peer refuses the token with this close code.
 pub fn means_expired(code: u16) -> bool {
     matches!(code, EXPIRED | EXPIRED_C_SDK)
 }
 
-/// The code that answers a close frame: its own, unless that must not appear in a frame.
+/// The code of the answer to a close frame. It repeats the peer's code, unless that code must not
+/// appear in a frame.
 pub(crate) fn answer_to(code: u16) -> u16 {
     match code {
         1004..=1006 | 1015 => NORMAL,

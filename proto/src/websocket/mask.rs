@@ -1,6 +1,6 @@
-//! Masking (RFC 6455, 5.3), eight bytes a step.
+//! Masking (RFC 6455, 5.3). Eight bytes at a time.
 
-/// XOR with the mask, in place.
+/// Applies the mask in place.
 pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
     let wide = widened(mask);
     let mut chunks = bytes.chunks_exact_mut(8);
@@ -14,7 +14,7 @@ pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// As [`apply_mask`], from one slice to another of the same length.
+/// Copies bytes and applies the mask. Both slices must have the same length.
 pub(super) fn copy_masked(from: &[u8], to: &mut [u8], mask: [u8; 4]) {
     let wide = widened(mask);
     let whole = from.len() / 8 * 8;

@@ -1,8 +1,9 @@
-//! WebSocket messages (RFC 6455) to bytes and back, with as few copies as possible.
+//! Converts WebSocket messages (RFC 6455) to bytes and back, with as few copies as possible.
 //!
-//! tungstenite reads and writes the frame headers. Its message layer is not used: it turns
-//! the close code 401 into 1002, fails the connection when one message is too long or its text
-//! is not UTF-8, copies each payload, and logs handshakes, including the token.
+//! tungstenite reads and writes the headers of WebSocket frames. This module does not use its
+//! message layer, which has four faults for a tunnel: it turns the close code 401 into 1002; it
+//! fails the connection if a message is too long or a text is not UTF-8; it copies each payload;
+//! and it logs handshakes with their tokens.
 
 pub mod close;
 mod mask;
@@ -13,12 +14,12 @@ mod sender;
 pub use receiver::{Incoming, Kind, Receiver, Violation};
 pub use sender::Sender;
 
-/// Which end this is: a client masks what it sends, a server what it does not.
+/// The role of this end. A client masks its WebSocket frames, a server does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Masks what it sends.
+    /// Masks what it sends; receives unmasked WebSocket frames.
     Client,
-    /// Does not mask.
+    /// Does not mask what it sends; receives masked WebSocket frames.
     Server,
 }
 
@@ -34,7 +35,7 @@ mod tests {
     use tungstenite::protocol::{frame::Frame, Role as PeerRole, WebSocketConfig};
     use tungstenite::{Message, WebSocket};
 
-    /// Bytes that arrive as given and can be written to.
+    /// A stream that returns the given bytes and ignores what is written to it.
     struct Wire(Cursor<Vec<u8>>);
     impl Read for Wire {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -53,7 +54,7 @@ mod tests {
         }
     }
 
-    /// What a server's frames look like on the wire.
+    /// The bytes of a server's WebSocket frames.
     fn wire(frames: &[(OpCode, &[u8], bool)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (opcode, payload, is_final) in frames {
@@ -63,7 +64,7 @@ mod tests {
         bytes
     }
 
-    /// Everything that a client makes of bytes that arrive `step` at a time.
+    /// Everything that a client receives if the bytes arrive `step` at a time.
     fn read(bytes: &[u8], step: usize) -> Result<Vec<String>, Violation> {
         let mut receiver = Receiver::new(Role::Client);
         let mut seen = Vec::new();
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_sink_is_told_when_nothing_more_follows() {
-        /// Takes so many bytes, and counts how often it is flushed.
+        /// Takes a limited number of bytes, and counts the flushes.
         struct Sink(usize, usize);
         impl Write for Sink {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

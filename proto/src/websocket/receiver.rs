@@ -1,4 +1,4 @@
-//! From bytes to messages.
+//! Converts received bytes to messages.
 
 use std::io::{self, Cursor, Read};
 use std::ops::Range;
@@ -10,43 +10,44 @@ use super::mask::apply_mask;
 use super::{close, Role};
 use crate::frame::{MAX_HEADER, MAX_MESSAGE};
 
-/// The receive buffer while data flows. It begins small and doubles as reads fill it. What a turn
-/// finds for one session goes to its service in one write, so that ten busy sessions make small
-/// writes of a small buffer (docs/performance.md).
+/// Largest receive buffer of a client, in bytes. The buffer begins small and doubles while reads
+/// fill it. The size matters because each turn writes a session's payloads in one write: with a
+/// small buffer, ten busy sessions would make small writes (docs/performance.md).
 const MAX_BUFFER: usize = 512 * 1024;
-/// A server has many peers.
+/// Largest receive buffer of a server, in bytes. It is smaller because a server has many
+/// connections.
 const MAX_SERVER_BUFFER: usize = 128 * 1024;
 const FIRST_BUFFER: usize = 8 * 1024;
-/// A message this long is skipped; a longer one fails the connection.
+/// Longest message that is skipped, in bytes. A longer message fails the connection.
 const MAX_SKIPPED: u64 = 64 * 1024 * 1024;
-/// Longest control payload (RFC 6455, 5.5).
+/// Longest payload of a control frame, in bytes (RFC 6455, 5.5).
 const MAX_CONTROL: u64 = 125;
 
-/// Why the connection must be failed.
+/// Why a connection must be failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Violation {
-    /// A WebSocket frame header that cannot be read.
-    #[error("frame header: {0}")]
+    /// The header of a WebSocket frame cannot be read.
+    #[error("WebSocket frame header: {0}")]
     Header(#[from] tungstenite::Error),
     /// Reserved bits are set.
     #[error("reserved bits are set")]
     ReservedBits,
-    /// A mask where none may be, or none where one must be.
+    /// A WebSocket frame is masked and must not be, or is not masked and must be.
     #[error("the peer's frames must {}be masked", if *.0 == Role::Client { "not " } else { "" })]
     Masking(Role),
-    /// A control frame that is fragmented or too long.
+    /// A control frame is fragmented or too long.
     #[error("a control frame is fragmented or longer than 125 bytes")]
     Control,
-    /// Fragments in the wrong order.
-    #[error("a continuation without a beginning, or a beginning within a message")]
+    /// Fragments come in the wrong order.
+    #[error("a continuation without a first fragment, or a new message inside a fragmented one")]
     Fragments,
-    /// A message that is too long even to be skipped, with its length in bytes.
-    #[error("a message of {0} bytes")]
+    /// A message is too long even to be skipped. The number is its length in bytes.
+    #[error("a message of {0} bytes is too long")]
     TooLong(u64),
 }
 
 impl Violation {
-    /// The close code that says so.
+    /// The code of the close frame that reports the violation.
     pub fn close_code(&self) -> u16 {
         match self {
             Violation::TooLong(_) => close::TOO_BIG,
@@ -55,38 +56,38 @@ impl Violation {
     }
 }
 
-/// What the peer sent.
+/// A message from the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A whole binary message. `at` tells where it stands in the receive buffer, unless it came
-    /// in fragments.
+    /// A whole binary message.
     Binary {
-        /// The whole message.
+        /// The message.
         message: &'a [u8],
-        /// Where it stands in the receive buffer, unless it came in fragments.
+        /// The position of the message in the receive buffer. `None` if it came in fragments.
         at: Option<usize>,
     },
-    /// The beginning of a binary message longer than [`MAX_MESSAGE`]; the rest is skipped.
+    /// A binary message longer than [`MAX_MESSAGE`]. Only its beginning is kept; the rest is
+    /// skipped.
     TooLong {
-        /// Its beginning, long enough for the header of a frame.
+        /// The beginning of the message. It is long enough to hold the header of a tunnel frame.
         head: &'a [u8],
-        /// Its length, in bytes.
+        /// The length of the message, in bytes.
         length: u64,
     },
-    /// A text message; its text does not matter to a tunnel.
+    /// A text message. Its text is dropped, because a tunnel does not use it.
     Text,
-    /// A ping, which asks for a pong with the same payload.
+    /// A ping. The answer is a pong with the same payload.
     Ping(&'a [u8]),
     /// A pong.
     Pong,
-    /// A close frame, with its code if it has one.
+    /// A close frame, with its code if there is one.
     Close(Option<u16>),
 }
 
-/// What kind of message comes next.
+/// The kind of the next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Binary, text, or too long.
+    /// A binary or text message, or one that is too long.
     Message,
     /// A ping.
     Ping,
@@ -96,24 +97,24 @@ pub enum Kind {
     Close,
 }
 
-/// The unread frame at the beginning of the buffer.
+/// The WebSocket frame at the front of the buffer, not consumed yet.
 struct Pending {
     header: FrameHeader,
-    /// Where its payload stands.
+    /// The position of its payload.
     payload: Range<usize>,
-    /// Payload bytes that are not in the buffer and will be skipped.
+    /// The number of payload bytes that are not in the buffer and will be skipped.
     beyond: u64,
-    /// Whether it is the unfragmented message, or the part of one that completes it.
+    /// What the frame means for its message.
     what: What,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Whole,
-    /// The message stands in `Receiver::assembled`.
+    /// The message is in `Receiver::assembly`.
     Assembled,
     TooLong(u64),
-    /// Nothing to report: a fragment that was put aside.
+    /// There is nothing to report. The frame was one fragment of a message.
     Nothing,
 }
 
@@ -125,22 +126,22 @@ struct Assembly {
     length: u64,
 }
 
-/// Turns received bytes into messages. `peek` shows the next message until it is consumed.
+/// Converts received bytes to messages. `peek` returns the next message until it is consumed.
 pub struct Receiver {
     role: Role,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     pending: Option<Pending>,
-    /// Bytes that are still to come and of no interest.
+    /// The number of bytes to skip when they arrive.
     skip: u64,
     assembly: Assembly,
-    /// Room that the message at hand needs, if the buffer is too small for it.
+    /// The buffer size that the next message needs.
     needed: usize,
 }
 
 impl Receiver {
-    /// A receiver of this end.
+    /// A receiver for an end with this role.
     pub fn new(role: Role) -> Self {
         Receiver {
             role,
@@ -154,7 +155,7 @@ impl Receiver {
         }
     }
 
-    /// Takes bytes that came with the opening handshake.
+    /// Adds bytes that were received behind the opening handshake.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.needed = self.needed.max(bytes.len());
         self.make_room();
@@ -162,7 +163,8 @@ impl Receiver {
         self.end += bytes.len();
     }
 
-    /// One read. Moves what is unread to the front, so positions from before are void.
+    /// Reads once from the source. Moves the unread bytes to the front, so older positions become
+    /// invalid.
     pub fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room = &mut self.buffer[self.end..];
@@ -178,12 +180,12 @@ impl Receiver {
         Ok(length)
     }
 
-    /// Whether [`fill`](Self::fill) can take more without growing.
+    /// Whether [`fill`](Self::fill) has no room unless the buffer grows.
     pub fn is_full(&self) -> bool {
         self.start == 0 && self.end == self.buffer.len() && self.end >= self.needed
     }
 
-    /// Gives the buffer back when nothing waits in it.
+    /// Frees the buffer if it is empty.
     pub fn shrink(&mut self) {
         if self.start == self.end && self.pending.is_none() {
             self.buffer = Vec::new();
@@ -194,12 +196,12 @@ impl Receiver {
         }
     }
 
-    /// The bytes at a position that `peek` gave since the last fill.
+    /// The bytes at a position that `peek` gave. Positions are valid until the next `fill`.
     pub fn bytes(&self, at: Range<usize>) -> &[u8] {
         &self.buffer[at]
     }
 
-    /// Bytes that the buffer takes.
+    /// The allocated size of the buffer, in bytes.
     pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
@@ -222,13 +224,20 @@ impl Receiver {
         }
     }
 
-    /// The next message, if it is complete; the same one until [`consume`](Self::consume).
+    /// The next message, if it is complete. Returns the same message until
+    /// [`consume`](Self::consume).
+    ///
+    /// # Errors
+    /// A [`Violation`] for which the connection must be failed.
     pub fn peek(&mut self) -> Result<Option<Incoming<'_>>, Violation> {
         Ok(self.advance()?.and_then(|_| self.current()))
     }
 
-    /// Finds the next message: its kind, if it is complete. [`current`](Self::current) is the
-    /// message.
+    /// Finds the next message and returns its kind, if it is complete. Then
+    /// [`current`](Self::current) returns the message.
+    ///
+    /// # Errors
+    /// A [`Violation`] for which the connection must be failed.
     pub fn advance(&mut self) -> Result<Option<Kind>, Violation> {
         loop {
             match &self.pending {
@@ -274,7 +283,7 @@ impl Receiver {
         })
     }
 
-    /// Drops the message that `peek` showed.
+    /// Drops the message that `peek` returned.
     pub fn consume(&mut self) {
         let Some(pending) = self.pending.take() else { return };
         self.start = pending.payload.end;
@@ -300,7 +309,8 @@ impl Receiver {
         }
     }
 
-    /// Reads the frame at the front of the buffer into `pending`; false when it is incomplete.
+    /// Reads the WebSocket frame at the front of the buffer into `pending`. Returns false if it is
+    /// incomplete.
     fn read_frame(&mut self) -> Result<bool, Violation> {
         let unread = &self.buffer[self.start..self.end];
         let mut cursor = Cursor::new(unread);
@@ -318,7 +328,8 @@ impl Receiver {
             return Err(Violation::TooLong(total));
         }
         let too_long = is_data && total > MAX_MESSAGE as u64;
-        // Of a message that is too long, as much is awaited as may be its header.
+        // If a message is too long, only the bytes that may hold its tunnel frame header are
+        // awaited.
         let awaited = if too_long { length.min(2 + MAX_HEADER as u64) } else { length } as usize;
         if here < awaited {
             self.needed = self.needed.max(header_length + awaited);
@@ -358,7 +369,7 @@ impl Receiver {
         }
     }
 
-    /// Adds a data frame to the message it belongs to.
+    /// Adds a data frame to its message.
     fn assemble(&mut self, header: &FrameHeader, payload: Range<usize>, total: u64) -> What {
         let OpCode::Data(data) = header.opcode else { return What::Whole };
         if data != Data::Continue {
@@ -382,7 +393,7 @@ impl Receiver {
 }
 
 impl Assembly {
-    /// The length of the message so far, with one more data frame.
+    /// The length of the message including one more data frame.
     fn length_with(&self, header: &FrameHeader, length: u64) -> u64 {
         let continues = header.opcode == OpCode::Data(Data::Continue);
         let before = if continues { self.length } else { 0 };

@@ -1,4 +1,4 @@
-//! From messages to bytes.
+//! Converts messages to bytes.
 
 use std::io::{self, Cursor, Write};
 
@@ -8,57 +8,57 @@ use tungstenite::protocol::frame::FrameHeader;
 use super::mask::copy_masked;
 use super::Role;
 
-/// Longest header of a frame (RFC 6455, 5.2).
+/// Longest header of a WebSocket frame, in bytes (RFC 6455, 5.2).
 const MAX_FRAME_HEADER: usize = 14;
 
-/// Turns messages into bytes that wait to be written.
+/// The send buffer. It converts messages to bytes and keeps them until they are written.
 pub struct Sender {
     role: Role,
     buffer: Vec<u8>,
-    /// What waits is `start..end`.
+    /// The bytes at `start..end` wait to be written.
     start: usize,
     end: usize,
 }
 
 impl Sender {
-    /// A sender of this end, with nothing queued.
+    /// A sender for an end with this role. Its buffer is empty.
     pub fn new(role: Role) -> Self {
         Sender { role, buffer: Vec::new(), start: 0, end: 0 }
     }
 
-    /// Bytes that wait.
+    /// The number of bytes that wait.
     pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether nothing waits.
+    /// Whether no bytes wait.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Queues bytes as they are: the answer to an opening handshake, before any frame.
+    /// Queues bytes without a WebSocket frame: the answer to an opening handshake.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.make_room(bytes.len());
         self.buffer[self.end..][..bytes.len()].copy_from_slice(bytes);
         self.end += bytes.len();
     }
 
-    /// Queues a binary message made of two parts.
+    /// Queues a binary message made of two parts: the header and the payload of a tunnel frame.
     pub fn binary(&mut self, head: &[u8], payload: &[u8]) {
         self.frame(OpCode::Data(Data::Binary), head, payload);
     }
 
-    /// Queues a ping without payload.
+    /// Queues a ping with an empty payload.
     pub fn ping(&mut self) {
         self.frame(OpCode::Control(Control::Ping), &[], &[]);
     }
 
-    /// Queues a pong.
+    /// Queues a pong with this payload.
     pub fn pong(&mut self, payload: &[u8]) {
         self.frame(OpCode::Control(Control::Pong), payload, &[]);
     }
 
-    /// Queues a close frame; without a code it has no payload.
+    /// Queues a close frame. Without a code its payload is empty.
     pub fn close(&mut self, code: Option<u16>) {
         let code = code.map(u16::to_be_bytes);
         let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
@@ -66,14 +66,14 @@ impl Sender {
     }
 
     fn frame(&mut self, opcode: OpCode, head: &[u8], payload: &[u8]) {
-        // RFC 6455 asks for masks that the sender's data cannot predict: a new random one each.
+        // RFC 6455 requires unpredictable masks, so each WebSocket frame gets a new random one.
         let mask = (self.role == Role::Client).then(rand::random::<[u8; 4]>);
         let header = FrameHeader { opcode, mask, ..FrameHeader::default() };
         let length = head.len() + payload.len();
         self.make_room(MAX_FRAME_HEADER + length);
         let room = &mut self.buffer[self.end..];
         let mut cursor = Cursor::new(&mut *room);
-        // There is room.
+        // This cannot fail: there is room.
         let _ = header.format(length as u64, &mut cursor);
         let first = cursor.position() as usize;
         let (head_room, payload_room) = room[first..][..length].split_at_mut(head.len());
@@ -88,12 +88,13 @@ impl Sender {
         self.end += first + length;
     }
 
-    /// Makes room for so many more bytes.
+    /// Makes room for `length` more bytes.
     fn make_room(&mut self, length: usize) {
         if self.buffer.len() - self.end >= length {
             return;
         }
-        // Written bytes at the front must not pile up behind a slow peer.
+        // Bytes already written must not accumulate at the front while a slow peer keeps the buffer
+        // from becoming empty.
         if self.start * 2 > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -104,7 +105,10 @@ impl Sender {
         }
     }
 
-    /// Writes until nothing waits (true) or the sink takes no more (false).
+    /// Writes until no bytes wait (true) or the sink takes no more (false).
+    ///
+    /// # Errors
+    /// The errors of the sink. `WriteZero` if it accepts no bytes without an error.
     pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         while self.start < self.end {
             match sink.write(&self.buffer[self.start..self.end]) {
@@ -120,12 +124,12 @@ impl Sender {
         Ok(true)
     }
 
-    /// Bytes that the buffer takes.
+    /// The allocated size of the buffer, in bytes.
     pub fn capacity(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Gives the buffer back when nothing waits in it.
+    /// Frees the buffer if no bytes wait.
     pub fn shrink(&mut self) {
         if self.is_empty() {
             *self = Sender::new(self.role);

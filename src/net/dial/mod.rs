@@ -1,6 +1,7 @@
-//! The ways out, one file each: [`tcp`] leads to the cloud (called by [`open`](super::open)) and to local
-//! services, [`unix`] to local services. A proxy would be a file beside them. None blocks: a [`Dial`] is
-//! moved on when `poll` finds its descriptor ready, and the way to the cloud waits in `Wait`.
+//! The ways to connect, one file each: [`tcp`] leads to the cloud (called by [`open`](super::open)) and to
+//! local services, [`unix`] to local services. A proxy would be a file beside them. No function blocks:
+//! a [`Dial`] is advanced when `poll` reports its descriptor ready, and the way to the cloud waits in
+//! `Wait`.
 
 pub(crate) mod tcp;
 pub(crate) mod unix;
@@ -17,15 +18,15 @@ use super::local::LocalSocket;
 use super::resolver::Resolver;
 use crate::config::{Services, Target};
 
-/// A connect to a local service.
+/// A connect to a local service, in progress.
 pub(crate) enum Dial {
     Tcp(tcp::TcpDial),
     Unix(unix::UnixDial),
 }
 
 impl Dial {
-    /// The descriptor that becomes writable when the connect can move on; none while a name is looked
-    /// up, which wakes the resolver's waker.
+    /// The descriptor that becomes writable when the connect can advance. `None` while a name is
+    /// looked up; the end of the lookup wakes the resolver's waker.
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Dial::Tcp(dial) => dial.fd(),
@@ -34,7 +35,7 @@ impl Dial {
     }
 }
 
-/// Connects a device's sessions to its services.
+/// Connects a device's sessions to its local services.
 pub(crate) struct Dialer {
     pub(crate) services: Arc<Services>,
     pub(crate) resolver: Rc<Resolver>,

@@ -26,10 +26,10 @@ pub(crate) fn connect(
     Ok(tcp)
 }
 
-/// A connect to a service under way: the lookup, then its addresses one after the other.
+/// A connect to a service in progress: looks up the name, then tries its addresses one at a time.
 pub(crate) struct TcpDial {
     lookup: Option<Lookup>,
-    /// Those that are left to try, the next one last.
+    /// The addresses that remain to be tried. The next one is the last element.
     addresses: Vec<SocketAddr>,
     connecting: Option<Connecting>,
     last_error: Option<io::Error>,

@@ -1,5 +1,5 @@
-//! Unix sockets. A connect succeeds or fails at once, unless the listener's backlog is full; then it
-//! is tried again after a while, since `poll` does not tell when there is room.
+//! Connects to Unix sockets. A connect succeeds or fails at once, unless the listener's backlog is
+//! full. Then it is tried again after a while, because `poll` does not report room in a backlog.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::sys;
 
-/// Time between two attempts at a full backlog.
+/// Time between two attempts while the backlog is full.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// A connect to a Unix socket.
+/// A connect to a Unix socket, in progress.
 pub(crate) struct UnixDial {
     path: PathBuf,
     retry_at: Option<Instant>,

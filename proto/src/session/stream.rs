@@ -101,6 +101,11 @@ impl<S: LocalStream> Local<S> {
         self.stream.unacked()
     }
 
+    /// Whether [`take_failure`](Self::take_failure) has something to say.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// Why the session cannot go on, though the other end may still be there: bytes for it are lost.
     pub(crate) fn take_failure(&mut self) -> Option<io::Error> {
         self.failure.take()

@@ -177,6 +177,10 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
 
     /// When [`turn`](Self::turn) has to be called even if `poll` reports nothing.
     pub fn deadline(&self, now: Instant) -> Instant {
+        // The write that failed came after the turn's look at its sessions.
+        if self.sessions.open.iter().any(Session::has_failed) {
+            return now;
+        }
         let mut nearest = self.connection.deadline(now, self.wants_input());
         if let Some(limit) = self.sessions.limits.stall_timeout {
             let blocked = self.sessions.open.iter().filter_map(|session| session.blocked_since);

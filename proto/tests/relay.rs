@@ -136,3 +136,9 @@ fn a_connection_that_is_over_opens_no_session() {
 fn what_is_queued_when_the_peers_stream_ends_is_sent() {
     World::run(&[CREATE, CloudCloses]);
 }
+
+#[test]
+fn a_session_whose_write_has_failed_is_cut_without_waiting_for_anything_else() {
+    let ends = ServiceEnds { service: 0, how: ServiceEnd::WriteFails };
+    World::run(&[CREATE, Arrives { length: 4096 }, TURN, ends, sends(0, 212)]);
+}

@@ -117,6 +117,11 @@ impl<S: LocalStream> Session<S> {
         self.local.as_mut()
     }
 
+    /// Whether a write has failed for a reason that ends the session.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.local.as_ref().is_some_and(Local::has_failed)
+    }
+
     pub(crate) fn connect(&mut self, stream: S) {
         self.local = Some(Local::new(stream));
     }

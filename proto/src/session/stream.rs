@@ -105,6 +105,11 @@ impl<S: LocalStream> Local<S> {
         self.stream.unacked()
     }
 
+    /// Whether a write has failed for a reason that ends the session.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// The error of a failed write, once. Bytes for the stream are lost, so the session cannot go
     /// on.
     pub(crate) fn take_failure(&mut self) -> Option<io::Error> {

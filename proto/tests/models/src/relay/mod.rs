@@ -206,34 +206,49 @@ impl World {
     /// # Errors
     /// The connection is over.
     pub fn turn(&mut self, spurious: bool) -> Result<(), End> {
-        let (wants_input, wants_local) = (self.relay.wants_input(), self.relay.wants_local());
-        let readable = wants_input && (spurious || self.wire.state().is_readable());
-        let writable = self.relay.connection().wants_room(self.now)
-            && (spurious || self.wire.state().takes > 0);
-        self.relay.connection_mut().ready(readable, writable);
-        let ready: Vec<Ready> = self
-            .relay
-            .sessions()
-            .iter()
-            .map(|session| {
-                let Some(stream) = session.stream() else { return Ready::default() };
-                let service = stream.service.borrow();
-                Ready {
-                    read: wants_local && (spurious || service.is_readable()),
-                    write: session.wants_write() && (spurious || service.is_writable()),
-                }
-            })
-            .collect();
-        let dials: Vec<Ready> = self
-            .relay
-            .side()
-            .dials()
-            .map(|dial| Ready { read: false, write: dial.borrow().connected.is_some() })
-            .collect();
-        self.relay.side_mut().ready(&dials);
-        self.relay.turn(self.now, &ready);
+        let polled = self.poll(spurious);
+        self.relay.connection_mut().ready(polled.connection.read, polled.connection.write);
+        self.relay.side_mut().ready(&polled.dials);
+        self.relay.turn(self.now, &polled.sessions);
         self.check_budget();
         self.relay.end().map_or(Ok(()), |end| Err(end.clone()))
+    }
+
+    fn poll(&self, spurious: bool) -> Polled {
+        let relay = &self.relay;
+        let (wants_input, wants_local) = (relay.wants_input(), relay.wants_local());
+        let wants_room = relay.connection().wants_room(self.now);
+        let wire = self.wire.state();
+        let local = |stream: &ServiceStream, read: bool, write: bool| {
+            let service = stream.service.borrow();
+            Ready {
+                read: read && (spurious || service.is_readable()),
+                write: write && (spurious || service.is_writable()),
+            }
+        };
+        let sessions = relay.sessions().iter();
+        let dials = relay.side().dials();
+        let lingering = relay.lingering().iter();
+        Polled {
+            connection: Ready {
+                read: wants_input && (spurious || wire.is_readable()),
+                write: wants_room && (spurious || wire.takes > 0),
+            },
+            sessions: sessions
+                .map(|session| {
+                    let stream = session.stream();
+                    stream.map_or(Ready::default(), |stream| {
+                        local(stream, wants_local, session.wants_write())
+                    })
+                })
+                .collect(),
+            dials: dials
+                .map(|dial| Ready { read: false, write: dial.borrow().connected.is_some() })
+                .collect(),
+            lingering: lingering
+                .map(|one| local(one.stream(), one.wants_read(), one.wants_write()))
+                .collect(),
+        }
     }
 
     fn check_budget(&self) {
@@ -366,18 +381,28 @@ impl World {
                 (wire.arrived, wire.takes) = (usize::MAX, usize::MAX);
             }
             self.services.favour();
+            let wakes = self.wakes();
             if let Err(end) = self.turn(false) {
                 return self.ended(Some(end));
             }
+            assert!(wakes || self.progress() == before, "the worker sleeps while there is work");
             // A service that is gone takes bytes without a trace: that is no standstill.
-            let all_read = self.wire.state().is_all_read();
-            let is_still = self.progress() == before && self.relay.connection().waiting() == 0;
-            if all_read && is_still {
+            if self.wire.state().is_all_read() && self.progress() == before && !self.wakes() {
+                assert_eq!(self.relay.connection().waiting(), 0, "bytes wait for the cloud");
                 assert!(self.relay.lingering().is_empty(), "a closed session lingers");
                 return self.ended(None);
             }
         }
         panic!("no end of turns");
+    }
+
+    /// Whether the worker's wait returns at once, or may be longer than what there is to do: a transport
+    /// that has reported room and took nothing is left alone for a while.
+    fn wakes(&self) -> bool {
+        let connection = self.relay.connection();
+        let is_left_alone = connection.waiting() > 0 && !connection.wants_room(self.now);
+        let is_due = self.relay.deadline(self.now) <= self.now;
+        is_due || is_left_alone || self.poll(false).wakes()
     }
 
     fn progress(&self) -> [usize; 5] {
@@ -430,6 +455,22 @@ impl World {
                 assert!(said.answered.contains_key(&frame), "frame {frame} of s{id}: no answer");
             }
         }
+    }
+}
+
+/// What `poll` reports.
+struct Polled {
+    connection: Ready,
+    sessions: Vec<Ready>,
+    dials: Vec<Ready>,
+    lingering: Vec<Ready>,
+}
+
+impl Polled {
+    /// Whether it returns at once.
+    fn wakes(&self) -> bool {
+        let locals = self.sessions.iter().chain(&self.dials).chain(&self.lingering);
+        locals.chain([&self.connection]).any(|ready| *ready != Ready::default())
     }
 }
 

@@ -4,16 +4,21 @@
 //! It reads and writes through a [`Transport`], which must never block. Its caller passes the time.
 //! It parses frames only to find those that must be dropped; sessions are the caller's concern.
 
-use std::fmt;
+mod end;
+mod received;
+
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::frame::{Frame, FrameType, Malformed};
 use crate::progress::Progress;
 use crate::timers::{Timer, Timers};
-use crate::websocket::close::{answer_to, means_expired};
+use crate::websocket::close::answer_to;
 use crate::websocket::{Incoming, Kind, Receiver, Role, Sender};
+use received::received;
+
+pub use end::End;
+pub use received::{Dropped, Received};
 
 /// How long a peer may take to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -63,88 +68,6 @@ pub struct Upkeep {
     /// Most bytes in the send buffer. Beyond it, the connection is given up: the peer asks for
     /// answers and does not read them.
     pub flood_limit: usize,
-}
-
-/// Why a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// This end closed it, for this reason.
-    Local(&'static str),
-    /// The peer sent a close frame, with this code if it has one.
-    Peer(Option<u16>),
-    /// The peer closed the byte stream without a close frame.
-    EndOfStream,
-    /// Reading failed.
-    Receive(String),
-    /// Writing failed.
-    Send(String),
-    /// The peer broke the WebSocket protocol.
-    Protocol(String),
-    /// Nothing was received for this long.
-    Silence(Duration),
-    /// The peer does not read the answers that it asks for.
-    Flooded,
-}
-
-impl End {
-    /// Whether the peer says that the token is no longer valid.
-    pub fn is_expired(&self) -> bool {
-        matches!(self, End::Peer(Some(code)) if means_expired(*code))
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            End::Local(why) => f.write_str(why),
-            End::Peer(Some(code)) => write!(f, "the peer closed the connection with code {code}"),
-            End::Peer(None) => f.write_str("the peer closed the connection"),
-            End::EndOfStream => f.write_str("the peer closed the connection (end of stream)"),
-            End::Receive(e) => write!(f, "receive: {e}"),
-            End::Send(e) => write!(f, "send: {e}"),
-            End::Protocol(violation) => write!(f, "WebSocket protocol: {violation}"),
-            End::Silence(limit) => write!(f, "nothing received for {limit:?}"),
-            End::Flooded => f.write_str("the peer does not read the answers that it asks for"),
-        }
-    }
-}
-
-/// A message from the peer.
-#[derive(Debug)]
-pub enum Received<'a> {
-    /// A frame, and the position of its payload in the receive buffer ([`Connection::bytes`]). A
-    /// message that came in fragments has no position.
-    Frame(Frame<'a>, Option<usize>),
-    /// A message that is dropped.
-    Dropped {
-        /// What is dropped, and why.
-        what: Dropped,
-        /// The header, if it is a data frame that is too long. Then its session has lost bytes.
-        lossy: Option<Frame<'a>>,
-    },
-    /// The peer answered a ping.
-    Pong,
-}
-
-/// A dropped message, and why it is dropped.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// The message is not a frame.
-    Malformed(Malformed),
-    /// The message is longer than a frame may be. The number is its length in bytes.
-    TooLong(u64),
-    /// It is a text message.
-    Text,
-}
-
-impl fmt::Display for Dropped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Dropped::Malformed(e) => write!(f, "a malformed frame is dropped: {e}"),
-            Dropped::TooLong(length) => write!(f, "a message of {length} bytes is dropped"),
-            Dropped::Text => f.write_str("a text message is dropped"),
-        }
-    }
 }
 
 /// What [`Connection::tick`] did.
@@ -654,33 +577,4 @@ impl<T: Transport> Drop for Connection<T> {
     fn drop(&mut self) {
         self.transport.shut_down();
     }
-}
-
-fn received(incoming: Incoming<'_>) -> Received<'_> {
-    match incoming {
-        Incoming::Binary { message, at } => match Frame::parse(message) {
-            Ok(frame) => {
-                let at = at.map(|at| at + message.len() - frame.payload.len());
-                Received::Frame(frame, at)
-            }
-            Err(e) => {
-                let is_long = matches!(e, Malformed::Payload(_));
-                let lossy = if is_long { data_header(message) } else { None };
-                Received::Dropped { what: Dropped::Malformed(e), lossy }
-            }
-        },
-        Incoming::TooLong { head, length } => {
-            Received::Dropped { what: Dropped::TooLong(length), lossy: data_header(head) }
-        }
-        Incoming::Text | Incoming::Ping(_) | Incoming::Close(_) => {
-            Received::Dropped { what: Dropped::Text, lossy: None }
-        }
-        Incoming::Pong => Received::Pong,
-    }
-}
-
-/// The header of a data frame that is too long to keep. `None` if the message is something else.
-fn data_header(head: &[u8]) -> Option<Frame<'_>> {
-    let frame = Frame::parse_header(head).ok()?;
-    (frame.frame_type == FrameType::DataTransport).then_some(frame)
 }

@@ -1,0 +1,111 @@
+//! What happens in a tunnel of the gateway, for an owner that logs or counts it.
+
+use std::fmt;
+
+use crate::connection::Dropped;
+use crate::Side;
+
+/// Something that happened in a tunnel. The observer can log and count it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TunnelEvent<'a> {
+    /// A device connected.
+    DeviceConnected,
+    /// An access side connected. The number identifies it within the tunnel.
+    AccessConnected(u64),
+    /// The device's connection ended.
+    DeviceLeft {
+        /// Why it ended.
+        why: &'a str,
+    },
+    /// An access side's connection ended.
+    AccessLeft {
+        /// The number of the access side.
+        key: u64,
+        /// Why it ended.
+        why: &'a str,
+    },
+    /// The tunnel expired.
+    Expired,
+    /// The gateway asked the device for a session.
+    SessionCreated {
+        /// The session id.
+        id: &'a str,
+        /// The service type.
+        service_type: &'a str,
+    },
+    /// The device refused the session with this id.
+    DeviceRefused(&'a str),
+    /// One of the ends released the session with this id.
+    Released(Side, &'a str),
+    /// A session lost bytes and is cut.
+    Cut {
+        /// The session id.
+        id: &'a str,
+        /// Why it is cut.
+        why: &'a str,
+    },
+    /// A full connection takes next to nothing and is closed.
+    Stalled,
+    /// The gateway refused a session_create of an access side, for this reason.
+    Refused(&'a str),
+    /// A session_create without frame_id was dropped.
+    Incomplete,
+    /// A session_create that came from a device was dropped.
+    CreateFromDevice,
+    /// Data for a session that does not exist was dropped. The text is the session id.
+    UnknownSession(&'a str),
+    /// A message was dropped.
+    Dropped(Side, &'a Dropped),
+    /// This many events were not reported, because a peer caused too many.
+    LeftOut(u32),
+}
+
+impl TunnelEvent<'_> {
+    /// Whether the event is a sign of trouble.
+    pub fn is_warning(&self) -> bool {
+        use TunnelEvent::*;
+        match self {
+            Cut { .. } | Stalled | Refused(_) | Incomplete | CreateFromDevice => true,
+            UnknownSession(_) | TunnelEvent::Dropped(..) | LeftOut(_) => true,
+            DeviceConnected | AccessConnected(_) | DeviceLeft { .. } | AccessLeft { .. } => false,
+            Expired | SessionCreated { .. } | DeviceRefused(_) | Released(..) => false,
+        }
+    }
+}
+
+impl fmt::Display for TunnelEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use TunnelEvent::*;
+        match self {
+            DeviceConnected => f.write_str("device connected"),
+            AccessConnected(key) => write!(f, "access {key} connected"),
+            DeviceLeft { why } => write!(f, "device disconnected: {why}"),
+            AccessLeft { key, why } => write!(f, "access {key} disconnected: {why}"),
+            Expired => f.write_str("expired"),
+            SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
+            DeviceRefused(id) => write!(f, "device refused {id:?}"),
+            Released(Side::Device, id) => write!(f, "device released {id:?}"),
+            Released(Side::Access, id) => write!(f, "access released {id:?}"),
+            Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
+            Stalled => f.write_str("a full connection takes next to nothing and is closed"),
+            Refused(why) => write!(f, "session_create refused: {why}"),
+            Incomplete => f.write_str("session_create without frame_id"),
+            CreateFromDevice => f.write_str("session_create from a device"),
+            UnknownSession(id) => write!(f, "data for unknown session {id:?}"),
+            TunnelEvent::Dropped(side, what) => write!(f, "{side:?}: {what}"),
+            LeftOut(count) => write!(f, "{count} more such lines were left out"),
+        }
+    }
+}
+
+/// Receives the events of a tunnel.
+pub trait TunnelObserver {
+    /// Receives one event.
+    fn event(&mut self, event: TunnelEvent<'_>);
+}
+
+/// Ignores all events.
+impl TunnelObserver for () {
+    fn event(&mut self, _: TunnelEvent<'_>) {}
+}

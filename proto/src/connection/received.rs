@@ -8,7 +8,7 @@ use crate::websocket::Incoming;
 /// A message from the peer.
 #[derive(Debug)]
 pub enum Received<'a> {
-    /// A frame, and the position of its payload in the receive buffer ([`Connection::bytes`]). A
+    /// A frame, and the position of its payload in the receive buffer ([`Connection::bytes`](super::Connection::bytes)). A
     /// message that came in fragments has no position.
     Frame(Frame<'a>, Option<usize>),
     /// A message that is dropped.

@@ -9,30 +9,11 @@ use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{Local, LocalStream, Outputs, Sessions};
 
+pub use crate::observer::SessionError;
+
 /// How long to wait for the answer to a session_create. The gateway gives the device 10 s, and this
 /// must be longer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Why a session was not opened, or why it did not end in order.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SessionError {
-    /// The gateway or the device refused the session.
-    #[error("session refused: code {code}, {msg}")]
-    Refused {
-        /// The response code.
-        code: i64,
-        /// The text of the response, quoted.
-        msg: String,
-    },
-    /// The session was released with a code or a text that tells of a loss of bytes.
-    #[error("session lost: code {code}, {msg}")]
-    Released {
-        /// The release code.
-        code: i64,
-        /// The text of the release, quoted.
-        msg: String,
-    },
-}
 
 /// A session that waits for the device's answer.
 struct Opening<S> {

@@ -15,6 +15,7 @@
 
 pub mod access;
 pub mod connection;
+mod counters;
 pub mod device;
 pub mod frame;
 pub mod gateway;

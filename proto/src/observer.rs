@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::access::SessionError;
 use crate::connection::Dropped;
+use crate::counters::Counters;
 use crate::log_limiter::LogLimiter;
-use crate::session::Counters;
 
 /// Something that happened. Texts that came from the peer may hold any character.
 #[derive(Debug)]
@@ -71,6 +70,27 @@ pub enum Event<'a> {
     Pinged,
     /// The peer answered a ping.
     Pong,
+}
+
+/// Why a session was not opened, or why it did not end in order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The gateway or the device refused the session.
+    #[error("session refused: code {code}, {msg}")]
+    Refused {
+        /// The response code.
+        code: i64,
+        /// The text of the response, quoted.
+        msg: String,
+    },
+    /// The session was released with a code or a text that tells of a loss of bytes.
+    #[error("session lost: code {code}, {msg}")]
+    Released {
+        /// The release code.
+        code: i64,
+        /// The text of the release, quoted.
+        msg: String,
+    },
 }
 
 /// Receives the events of a relay.

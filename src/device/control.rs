@@ -5,8 +5,20 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::worker::Directive;
+use crate::config::ConnectParams;
 use crate::sys::Waker;
+
+/// A directive from the start thread to a worker.
+pub(crate) enum Directive {
+    Connect {
+        params: ConnectParams,
+        epoch: u64,
+    },
+    /// Close the connection, deliver the last bytes to the local services, then end.
+    Leave,
+    /// End at once.
+    Stop,
+}
 
 /// A mailbox for one directive. A new directive replaces one that was not taken yet, but nothing
 /// replaces a stop.

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
-use super::worker::{self, Directive, Report, ReportKind, Worker};
+use super::control::Directive;
+use super::options::Options;
+use super::worker::{self, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
@@ -34,23 +36,6 @@ const SPAWN_RETRY: Duration = Duration::from_secs(1);
 /// events. The handler may call every function of [`Handle`]. It may block: data still flows, and
 /// only commands and further events wait. If it panics, the panic is logged and everything goes on.
 pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
-
-/// Options that the workers share. They are read when a connection is opened.
-pub(crate) struct Options {
-    pub(crate) limits: Limits,
-    services: Mutex<Arc<Services>>,
-    tls: Mutex<TlsContext>,
-}
-
-impl Options {
-    pub(crate) fn services(&self) -> Arc<Services> {
-        self.services.lock().clone()
-    }
-
-    pub(crate) fn tls(&self) -> TlsContext {
-        self.tls.lock().clone()
-    }
-}
 
 enum Message {
     Command(TunnelId, Command),

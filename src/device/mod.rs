@@ -4,6 +4,7 @@
 mod control;
 mod log;
 pub(crate) mod manager;
+mod options;
 mod poll;
 mod retry;
 pub(crate) mod worker;

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::device::DeviceRelay;
 use aiot_tunnel_proto::session::Lingering;
 
 use super::control::Control;
-use super::worker::TunnelRelay;
+use super::log::RelayObserver;
 use crate::config::TunnelId;
 use crate::logging::{warn, Code};
-use crate::net::{LocalSocket, Wait, WaitError};
+use crate::net::{Dialer, LocalSocket, Stream, Wait, WaitError};
 use crate::sys::{self, PollFd, PollSet};
+
+pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayObserver>;
 
 /// How long to wait before the next `poll` if the system has no memory for one.
 const POLL_RETRY: Duration = Duration::from_millis(50);

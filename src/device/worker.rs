@@ -17,20 +17,18 @@ use aiot_tunnel_proto::relay::RelayLimits;
 use aiot_tunnel_proto::session::SessionLimits;
 use aiot_tunnel_proto::websocket::Role;
 
-use super::control::Control;
+use super::control::{Control, Directive};
 use super::log::{log_failure, log_progress, RelayObserver};
-use super::manager::Options;
-use super::poll::{turn, Waiter};
+use super::options::Options;
+use super::poll::{turn, TunnelRelay, Waiter};
 use super::retry::Retry;
 use crate::config::{ConnectParams, Limits, TunnelId};
 use crate::logging::{info, warn, Code};
 use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
-use crate::net::{Dialer, Stream};
+use crate::net::Dialer;
 use crate::status::TunnelRecord;
 use crate::sys::PollSet;
-
-pub(super) type TunnelRelay = DeviceRelay<Stream, Dialer, RelayObserver>;
 
 /// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake, which needs about 30 KiB.
 const STACK: usize = 256 * 1024;
@@ -43,18 +41,6 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// How long the worker of a deleted tunnel waits for local services that take their last bytes
 /// slowly.
 const LEAVE: Duration = Duration::from_secs(60);
-
-/// A directive from the start thread to a worker.
-pub(crate) enum Directive {
-    Connect {
-        params: ConnectParams,
-        epoch: u64,
-    },
-    /// Close the connection, deliver the last bytes to the local services, then end.
-    Leave,
-    /// End at once.
-    Stop,
-}
 
 /// A report from a worker to the start thread.
 pub(crate) struct Report {

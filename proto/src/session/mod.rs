@@ -4,7 +4,6 @@
 //! which answers.
 
 mod buffer;
-mod counters;
 mod lingering;
 mod recent;
 mod stream;
@@ -18,8 +17,8 @@ use crate::frame::{self, reason, Frame, FrameType, HeaderTemplate};
 use crate::observer::{Event, Journal, Observer};
 use crate::websocket::{Receiver, Sender};
 
+pub use crate::counters::Counters;
 pub use buffer::LocalBuffer;
-pub use counters::Counters;
 pub use lingering::Lingering;
 pub use recent::{RecentIds, REMEMBERED};
 pub use stream::{Local, LocalStream};

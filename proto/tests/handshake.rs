@@ -8,7 +8,7 @@ proptest! {
 
     #[test]
     fn no_answer_without_the_accept_key_opens(
-        data in "HTTP/1.1 101 x\r\n([A-Za-z-]{1,20}: [ -~]{0,30}\r\n){0,5}\r\n",
+        data in "HTTP/1.1 (101|1[0-9]{2}) x\r\n([A-Za-z-]{1,20}: [ -~]{0,30}\r\n){0,5}\r\n",
     ) {
         handshake::answer(data.as_bytes());
     }

@@ -1,7 +1,7 @@
 //! The opening handshake, from both ends: answers that a client gets, requests that a gateway gets.
 
 use aiot_tunnel_proto::frame::TOKEN_HEADER;
-use aiot_tunnel_proto::handshake::client::ClientHandshake;
+use aiot_tunnel_proto::handshake::client::{Answer, ClientHandshake};
 use aiot_tunnel_proto::handshake::server::Opening;
 use aiot_tunnel_proto::Side;
 
@@ -15,14 +15,20 @@ pub const DEVICE_TOKEN: &str = "hush-device";
 pub const ACCESS_TOKEN: &str = "hush-access";
 
 /// The head of an answer to an upgrade request: nothing opens the WebSocket but a 101 with the accept
-/// key.
+/// key, and only another 1xx lets the client wait for more.
 pub fn answer(head: &[u8]) {
-    if ClientHandshake::with_key(KEY).check(head).is_ok() {
-        let text = String::from_utf8_lossy(head).to_ascii_lowercase();
-        // Empty lines before it are skipped, as RFC 9112 has it for requests.
-        let line = text.trim_start_matches(['\r', '\n']);
-        assert!(line.starts_with("http/1.") && line.contains(" 101"));
-        assert!(text.contains(ACCEPT_KEY), "accepted without the accept key");
+    let Ok(answer) = ClientHandshake::with_key(KEY).check(head) else { return };
+    let text = String::from_utf8_lossy(head).to_ascii_lowercase();
+    // Empty lines before it are skipped, as RFC 9112 has it for requests.
+    let line = text.trim_start_matches(['\r', '\n']).lines().next().unwrap_or("");
+    assert!(line.starts_with("http/1."), "{line:?}");
+    let status = line.split(' ').nth(1).unwrap_or("");
+    match answer {
+        Answer::Interim => assert!(status.starts_with('1') && status != "101", "{line:?}"),
+        Answer::Accepted { .. } => {
+            assert_eq!(status, "101");
+            assert!(text.contains(ACCEPT_KEY), "accepted without the accept key");
+        }
     }
 }
 

@@ -138,6 +138,17 @@ fn what_is_queued_when_the_peers_stream_ends_is_sent() {
 }
 
 #[test]
+fn what_came_before_a_silence_is_delivered() {
+    // So many answers wait for the cloud that the last data waits in the receive buffer.
+    let mut operations = vec![CREATE];
+    operations.extend([CloudCreates { id: 1, known: false, fragments: 1 }; 130]);
+    operations.extend([sends(0, 245), ARRIVES, TURN]);
+    operations.extend([TimePasses { millis: ALMOST }; 7]);
+    operations.push(TURN);
+    World::run(&operations);
+}
+
+#[test]
 fn a_session_whose_write_has_failed_is_cut_without_waiting_for_anything_else() {
     let ends = ServiceEnds { service: 0, how: ServiceEnd::WriteFails };
     World::run(&[CREATE, Arrives { length: 4096 }, TURN, ends, sends(0, 212)]);

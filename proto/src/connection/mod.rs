@@ -301,8 +301,9 @@ impl<T: Transport> Connection<T> {
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
-                    if self.broken {
-                        // The write side has failed, so nothing that comes later matters.
+                    // After a failed write or a silence, nothing that comes later matters.
+                    let is_silent = self.state == State::Open && self.end.is_some();
+                    if self.broken || is_silent {
                         self.ends(End::EndOfStream);
                     }
                 }
@@ -498,7 +499,9 @@ impl<T: Transport> Connection<T> {
 
     fn expire(&mut self, now: Instant) {
         if self.state == State::Open && self.timers.is_due(ConnectionTimer::Silence, now) {
-            self.lose(End::Silence(self.upkeep.silence_limit));
+            // Bytes may still wait where they were not read, for example behind a full send buffer.
+            self.end.get_or_insert(End::Silence(self.upkeep.silence_limit));
+            self.ready(true, false);
         }
         if self.timers.is_due(ConnectionTimer::Close, now) {
             if self.state == State::Closing && self.still_sends(now) {

@@ -150,3 +150,20 @@ fn what_is_queued_when_the_peers_stream_ends_is_still_written() {
     connection.flush(now);
     assert_eq!(connection.waiting(), 0);
 }
+
+#[test]
+fn a_silent_peer_is_lost_once_what_it_sent_before_is_dealt_with() {
+    let start = Instant::now();
+    let data = written_by(|sender| sender.binary(b"\0\x10{\"frame_type\":4}", b"x"));
+    let mut connection = connection([Ok(data.clone()), Ok(data)], true, start);
+    receive(&mut connection, start);
+    // Its owner has no room for the messages until the time is up.
+    let now = start + UPKEEP.silence_limit;
+    connection.flush(now);
+    assert_eq!(connection.end(), Some(&End::Silence(UPKEEP.silence_limit)));
+    assert!(!connection.is_gone() && connection.has_input());
+    connection.receive(now, usize::MAX);
+    assert_eq!(deal(&mut connection, now), 2);
+    assert!(connection.is_gone());
+    assert_eq!(connection.end(), Some(&End::Silence(UPKEEP.silence_limit)));
+}

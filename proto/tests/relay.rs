@@ -141,7 +141,7 @@ fn what_is_queued_when_the_peers_stream_ends_is_sent() {
 fn what_came_before_a_silence_is_delivered() {
     // So many answers wait for the cloud that the last data waits in the receive buffer.
     let mut operations = vec![CREATE];
-    operations.extend([CloudCreates { id: 1, known: false, fragments: 1 }; 130]);
+    operations.extend([CloudCreates { id: 1, known: false, fragments: 1 }; 200]);
     operations.extend([sends(0, 245), ARRIVES, TURN]);
     operations.extend([TimePasses { millis: ALMOST }; 7]);
     operations.push(TURN);

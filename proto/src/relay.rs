@@ -165,11 +165,6 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             && self.connection.reads()
     }
 
-    /// Whether there is work that `poll` does not report.
-    pub fn is_ready(&self) -> bool {
-        self.connection.has_input() && self.wants_input()
-    }
-
     /// Whether local streams are to be read.
     pub fn wants_local(&self) -> bool {
         self.connection.is_open() && !self.connection.over_high_water()

@@ -236,11 +236,6 @@ impl<T: Transport> Connection<T> {
         self.state == State::Open
     }
 
-    /// Whether a write has failed.
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
     /// Why the connection ended. May be set while received messages are still to be processed.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()

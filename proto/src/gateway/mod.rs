@@ -442,15 +442,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.ended.push(id);
     }
 
+    fn ids_of(&self, concerned: impl Fn(&Session) -> bool) -> Vec<String> {
+        let concerned = self.sessions.iter().filter(|(_, session)| concerned(session));
+        concerned.map(|(id, _)| id.clone()).collect()
+    }
+
     fn give_up_unanswered(&mut self, now: Instant) {
         let late = |session: &Session| session.deadline.is_some_and(|deadline| now >= deadline);
-        let late: Vec<String> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| late(session))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in late {
+        for id in self.ids_of(late) {
             let Some(session) = self.sessions.get(&id) else { continue };
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
                 let msg = status(response::REFUSED, "timeout: the device did not answer");
@@ -518,13 +517,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// Ends the sessions that lost one of their ends, and tells the remaining end.
     fn release_all(&mut self, concerned: impl Fn(&Session) -> bool) {
-        let ids: Vec<String> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| concerned(session))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in ids {
+        for id in self.ids_of(concerned) {
             let Some(session) = self.sessions.get(&id) else { continue };
             if self.accesses.contains_key(&session.access) {
                 let access = open_sender(self.accesses.get_mut(&session.access));

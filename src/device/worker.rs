@@ -30,7 +30,8 @@ use crate::net::Dialer;
 use crate::status::TunnelRecord;
 use crate::sys::PollSet;
 
-/// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake, which needs about 30 KiB.
+/// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake; `docs/performance.md` says
+/// how much of the stack it touches.
 const STACK: usize = 256 * 1024;
 
 /// A connection lost within this time counts as short. The second short connection in a row counts

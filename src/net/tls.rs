@@ -2,8 +2,8 @@
 //!
 //! If the system's root certificates are trusted, native-tls connects. If the process brings its
 //! own CA, as all callers of the C SDK do, native-tls would still load the system's roots, twice,
-//! and drop them: a tenth of a second and 1.7 MiB for each process. So in that case a context is
-//! made with openssl directly, which native-tls uses underneath on Linux.
+//! and drop them (`docs/performance.md` has the cost). So in that case a context is made with
+//! openssl directly, which native-tls uses underneath on Linux.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;

@@ -13,6 +13,8 @@ struct Script {
     reads: VecDeque<io::Result<Vec<u8>>>,
     /// Whether it takes what is written.
     takes: bool,
+    /// Whether reads that would block are pauses.
+    pauses: bool,
 }
 
 impl Read for Script {
@@ -38,6 +40,9 @@ impl Transport for Script {
     fn unacked(&self) -> usize {
         0
     }
+    fn has_paused(&self) -> bool {
+        self.pauses && !self.reads.is_empty()
+    }
 }
 
 /// A connection whose peer has said nothing yet.
@@ -46,7 +51,7 @@ fn connection<const N: usize>(
     takes: bool,
     now: Instant,
 ) -> Connection<Script> {
-    let script = Script { reads: reads.into(), takes };
+    let script = Script { reads: reads.into(), takes, pauses: false };
     let mut connection = Connection::new(script, Role::Client, b"", UPKEEP, now);
     assert!(connection.peek(now).is_none());
     connection
@@ -166,4 +171,25 @@ fn a_silent_peer_is_lost_once_what_it_sent_before_is_dealt_with() {
     assert_eq!(deal(&mut connection, now), 2);
     assert!(connection.is_gone());
     assert_eq!(connection.end(), Some(&End::Silence(UPKEEP.silence_limit)));
+}
+
+#[test]
+fn a_transport_that_pauses_is_read_again_in_the_next_turn() {
+    let now = Instant::now();
+    let data = written_by(|sender| sender.binary(b"\0\x10{\"frame_type\":4}", b"x"));
+    let pause = || Err(ErrorKind::WouldBlock.into());
+    let reads = [pause(), pause(), Ok(data.clone()), pause(), Ok(data)];
+    let script = Script { reads: reads.into(), takes: true, pauses: true };
+    let mut connection = Connection::new(script, Role::Client, b"", UPKEEP, now);
+    let mut turns = 0;
+    while connection.has_input() {
+        // Nothing else is to be waited for.
+        assert_eq!(connection.deadline(now, true), now);
+        connection.receive(now, usize::MAX);
+        assert!(connection.transport().reads.len() == [4, 3, 1, 0][turns]);
+        deal(&mut connection, now);
+        turns += 1;
+    }
+    assert_eq!(turns, 4);
+    assert!(connection.deadline(now, true) > now);
 }

@@ -90,6 +90,9 @@ impl Transport for MemberStream {
     fn arm(&mut self) {
         self.stream.arm();
     }
+    fn has_paused(&self) -> bool {
+        self.stream.has_paused()
+    }
     fn shrink(&mut self) {
         self.stream.shrink();
     }

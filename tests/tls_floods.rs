@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel::gateway::Gateway;
 use aiot_tunnel::*;
@@ -54,11 +54,16 @@ fn flood(stream: &mut SslStream<TcpStream>, message: Message) -> bool {
     false
 }
 
+/// No test waits for this limit: what ends a flood is its length.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// A device that trusts the authority, and a listener to which its tunnel connects.
 fn device(authority: &Authority) -> (Running, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tls = TlsConfig::new().with_ca_pem(&authority.pem()).unwrap();
-    let running = Running::start(Manager::builder().security(Security::Tls(tls)));
+    let limits = Limits::new().with_handshake_timeout(HANDSHAKE_TIMEOUT);
+    let builder = Manager::builder().security(Security::Tls(tls)).limits(limits);
+    let running = Running::start(builder);
     let port = listener.local_addr().unwrap().port();
     running.handle.add(&id("t"), params("127.0.0.1", port)).unwrap();
     (running, listener)
@@ -99,7 +104,8 @@ type TlsEnd = TunnelEnd<SslStream<TcpStream>>;
 fn gateway() -> (Gateway, Vec<u8>) {
     logs::keep();
     let Identity { certificate, key } = Identity::self_signed();
-    let gateway = Gateway::builder().tls_pem(&certificate, &key).unwrap().tunnel(tunnel("t1"));
+    let gateway = Gateway::builder().tls_pem(&certificate, &key).unwrap();
+    let gateway = gateway.tunnel(tunnel("t1")).handshake_timeout(HANDSHAKE_TIMEOUT);
     (gateway.start("127.0.0.1:0".parse().unwrap()).unwrap(), certificate)
 }
 

@@ -1,6 +1,7 @@
 //! The few system calls that std lacks, each behind a safe function. For Linux only.
 
 mod allocator;
+pub(crate) mod cancellation;
 mod environment;
 mod message_queue;
 mod poll;

@@ -3,6 +3,8 @@
 mod allocator;
 pub(crate) mod cancellation;
 mod environment;
+#[cfg(feature = "gateway")]
+mod listen;
 mod message_queue;
 mod poll;
 mod socket;
@@ -10,6 +12,8 @@ mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
 pub(crate) use environment::take_variable;
+#[cfg(feature = "gateway")]
+pub(crate) use listen::set_backlog;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
 pub(crate) use socket::{

@@ -281,7 +281,11 @@ impl WorkerThread {
         let limits = &self.options.limits;
         let connection =
             Connection::new(opened.stream, Role::Client, &opened.rest, upkeep(limits), now);
-        let dialer = Dialer { services: self.options.services(), resolver: self.resolver.clone() };
+        let dialer = Dialer {
+            services: self.options.services(),
+            resolver: self.resolver.clone(),
+            connect_timeout: limits.connect_timeout,
+        };
         let side = DeviceSide::new(
             dialer,
             DeviceLimits {

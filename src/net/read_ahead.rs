@@ -171,16 +171,16 @@ mod tests {
         let mut ahead = ReadAhead::new(Flood);
         for _ in 0..3 {
             for _ in 0..MOST_READS {
-                assert_eq!(ahead.read(&mut [0; 5]).unwrap(), 5);
+                assert_eq!(ahead.read(&mut [0; 4]).unwrap(), 4);
                 assert!(!ahead.has_paused());
             }
-            let pause = ahead.read(&mut [0; 5]).unwrap_err();
+            let pause = ahead.read(&mut [0; 4]).unwrap_err();
             assert!(pause.kind() == io::ErrorKind::WouldBlock && ahead.has_paused());
         }
         // A read that does block is no pause.
         let mut ahead = ReadAhead::new(Source(Vec::new(), 0));
         for _ in 0..2 * MOST_READS {
-            assert_eq!(ahead.read(&mut [0; 5]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(ahead.read(&mut [0; 4]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             assert!(!ahead.has_paused());
         }
     }

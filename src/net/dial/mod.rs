@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::device::{Connect, DialError};
 
@@ -39,6 +39,8 @@ impl Dial {
 pub(crate) struct Dialer {
     pub(crate) services: Arc<Services>,
     pub(crate) resolver: Rc<Resolver>,
+    /// How long a connect may take, with all addresses of a name.
+    pub(crate) connect_timeout: Duration,
 }
 
 impl Connect for Dialer {
@@ -48,9 +50,11 @@ impl Connect for Dialer {
     fn dial(&mut self, service_type: &str) -> Result<Dial, DialError> {
         let service = self.services.get(service_type).ok_or(DialError::NoService)?;
         match service.target() {
-            Target::Tcp { host, port } => tcp::TcpDial::new(&self.resolver, host, port.get())
-                .map(Dial::Tcp)
-                .map_err(DialError::Io),
+            Target::Tcp { host, port } => {
+                let deadline = Instant::now() + self.connect_timeout;
+                let dial = tcp::TcpDial::new(&self.resolver, host, port.get(), deadline);
+                dial.map(Dial::Tcp).map_err(DialError::Io)
+            }
             Target::Unix(path) => Ok(Dial::Unix(unix::UnixDial::new(path))),
         }
     }
@@ -58,7 +62,7 @@ impl Connect for Dialer {
     fn step(&mut self, dial: &mut Dial, ready: bool) -> Option<io::Result<LocalSocket>> {
         match dial {
             Dial::Tcp(dial) => {
-                let stream = dial.step(ready)?;
+                let stream = dial.step(ready, Instant::now())?;
                 Some(stream.and_then(|tcp| tcp.set_nodelay(true).map(|()| LocalSocket::Tcp(tcp))))
             }
             Dial::Unix(dial) => Some(dial.step()?.map(LocalSocket::Unix)),
@@ -67,7 +71,7 @@ impl Connect for Dialer {
 
     fn deadline(&self, dial: &Dial) -> Option<Instant> {
         match dial {
-            Dial::Tcp(_) => None,
+            Dial::Tcp(dial) => dial.deadline(),
             Dial::Unix(dial) => dial.deadline(),
         }
     }

@@ -79,6 +79,8 @@ pub(super) struct Relay<'a> {
     relay: AccessRelay<Stream, LocalSocket, Outcomes>,
     stop: &'a Waker,
     polled: PollSet,
+    /// When to accept again after a failure.
+    accept_at: Option<Instant>,
 }
 
 impl<'a> Relay<'a> {
@@ -98,7 +100,7 @@ impl<'a> Relay<'a> {
         let outcomes = Outcomes { listening, result: Ok(()) };
         let side = AccessSide::new(service_type);
         let relay = AccessRelay::new(connection, side, limits, outcomes, Vec::new());
-        Relay { relay, stop, polled: PollSet::default() }
+        Relay { relay, stop, polled: PollSet::default(), accept_at: None }
     }
 
     /// Asks the device for a session for this local stream.
@@ -153,9 +155,13 @@ impl<'a> Relay<'a> {
             let (read, write) = (lingering.wants_read(), lingering.wants_write());
             set.push(lingering.stream().as_fd(), read, write);
         }
+        // After a failure the listener is left out for a while. It stays readable meanwhile.
+        let pause = self.accept_at.filter(|at| listener.is_some() && now < *at);
+        let listener = listener.filter(|_| pause.is_none());
         if let Some(listener) = listener {
             set.push(listener.as_fd(), true, false);
         }
+        let deadline = pause.map_or(deadline, |at| at.min(deadline));
         let count = relay.sessions().len();
         let ready = set.poll(until.map_or(deadline, |until| until.min(deadline)))?;
         let accepts = listener.filter(|_| ready.last().is_some_and(|ready: &Ready| ready.read));
@@ -171,6 +177,7 @@ impl<'a> Relay<'a> {
     fn accept(&mut self, listener: &TcpListener) {
         match listener.accept() {
             Ok((stream, _)) => {
+                self.accept_at = None;
                 let prepared = stream.set_nonblocking(true).and(stream.set_nodelay(true));
                 match prepared {
                     Ok(()) => self.open(LocalSocket::Tcp(stream)),
@@ -179,8 +186,10 @@ impl<'a> Relay<'a> {
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => {
-                log::warn!(target: TARGET, "accept: {e}");
-                std::thread::sleep(ACCEPT_PAUSE);
+                if self.accept_at.is_none() {
+                    log::warn!(target: TARGET, "accept: {e}; trying again");
+                }
+                self.accept_at = Some(Instant::now() + ACCEPT_PAUSE);
             }
         }
     }

@@ -510,6 +510,52 @@ fn an_interrupt_ends_listening_and_its_sessions() {
 }
 
 #[test]
+fn without_descriptors_for_newcomers_the_open_sessions_do_not_notice() {
+    use rustix::process::{prlimit, Pid, Resource, Rlimit};
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let mut operator = fake.accept();
+    let mut local = TcpStream::connect(address).unwrap();
+    local.set_read_timeout(Some(TIMEOUT)).unwrap();
+    operator.answer("s1", OK);
+    let mut echo = |turns: u8| {
+        for turn in 0..turns {
+            local.write_all(&[turn]).unwrap();
+            assert_eq!(operator.0.receive_data("s1", 1), [turn]);
+            operator.data("s1", &[turn]);
+            let mut byte = [0];
+            local.read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [turn]);
+        }
+    };
+    echo(1);
+    // From now on it can open none.
+    let pid = program.process.id();
+    let is_open = |fd: &u64| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok();
+    let free = (0..).find(|fd| !is_open(fd));
+    let limit = Rlimit { current: free, maximum: Some(4096) };
+    prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).unwrap();
+    let newcomers: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let begun = Instant::now();
+    echo(200);
+    let taken = begun.elapsed();
+    assert!(taken < Duration::from_secs(5), "200 echoes took {taken:.1?}");
+    // They are served as soon as there are descriptors.
+    let limit = Rlimit { current: Some(4096), maximum: Some(4096) };
+    prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).unwrap();
+    for _ in 0..newcomers.len() {
+        let (create, _) = operator.0.receive();
+        assert_eq!(create["frame_type"], 2);
+    }
+    program.interrupt();
+    let output = program.finish();
+    let log = String::from_utf8_lossy(&output.stderr);
+    let lines = log.lines().filter(|line| line.contains("accept: ")).count();
+    assert!((1..=3).contains(&lines), "{lines} lines: {log}");
+}
+
+#[test]
 fn an_interrupt_ends_a_connect_that_nobody_answers() {
     // It accepts and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();

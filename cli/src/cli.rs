@@ -97,6 +97,9 @@ pub(crate) struct GatewayArgs {
     /// Connections that may be open in all; one more is answered with HTTP 503
     #[arg(long, value_name = "NUMBER", default_value_t = 1024)]
     pub(crate) connection_limit: usize,
+    /// Handshakes that may run at once; further clients wait for a place
+    #[arg(long, value_name = "NUMBER", default_value_t = 64)]
+    pub(crate) handshake_limit: usize,
     /// Operators that may be connected to one tunnel at once; one more is answered with HTTP 503
     #[arg(long, value_name = "NUMBER", default_value_t = 32)]
     pub(crate) access_limit: usize,

@@ -17,6 +17,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
     let mut builder = Gateway::builder()
         .session_limit(args.session_limit)
         .connection_limit(args.connection_limit)
+        .handshake_limit(args.handshake_limit)
         .access_limit(args.access_limit);
     builder = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => {

@@ -25,13 +25,18 @@ pub mod tunnel;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use crate::state as code;
+use crate::sys::cancellation;
 
 /// Result of a function of the C interface. `Err` holds the state code.
 type Outcome<T = ()> = Result<T, i32>;
 
-/// Runs the body of an exported function and stops a panic from crossing into C.
+/// Runs the body of an exported function. It stops a panic from crossing into C, and the caller's
+/// thread from being cancelled in the body.
 fn guard<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic)
+    let former = cancellation::disable();
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic);
+    cancellation::restore(former);
+    result
 }
 
 /// [`guard`] for functions that return a state code.

@@ -17,7 +17,7 @@ use crate::logging;
 /// Called from any thread of the library and from those that call into it, but never by two
 /// threads at once; all logging waits while it runs, so it should be quick. It may call every
 /// function of this library; lines that these cause are not reported. It must return normally
-/// (no longjmp, no C++ exception). The return value is ignored. (Link SDK 4.x)
+/// (no longjmp, no C++ exception, no pthread_exit). The return value is ignored. (Link SDK 4.x)
 pub type aiot_state_logcb_t = Option<unsafe extern "C" fn(code: i32, message: *mut c_char) -> i32>;
 
 /// Sets the function that receives the library's log lines, one for the whole process; NULL, the

@@ -9,6 +9,7 @@ use super::state::{aiot_state_logcb_t, install};
 use super::{guard, guard_code, handle, input, Outcome};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
+use crate::sys::cancellation;
 
 /// Kinds of tunnel event. (Link SDK 4.x)
 #[repr(C)]
@@ -92,8 +93,13 @@ pub enum aiot_tunnel_option_t {
 ///
 /// Only the thread inside aiot_tunnel_start calls the handler: one event at a time, in order. The
 /// handler may block. Data keeps flowing meanwhile; only commands and further events wait. The
-/// handler may call every function of this library. It must return normally: no longjmp, no C++
+/// handler may call every function of this library. It must not be left by longjmp or by a C++
 /// exception.
+///
+/// It should return. If it ends its thread (pthread_exit), the instance ends as after
+/// aiot_tunnel_stop, but the remaining events are not delivered. The thread ends when all threads of
+/// the instance have ended. Cancellation of the thread (pthread_cancel) is off inside the handler. If
+/// the handler switches it on and is cancelled, that is the same as pthread_exit.
 pub type aiot_tunnel_event_handler_t = Option<
     unsafe extern "C" fn(
         handle: *mut c_void,
@@ -102,9 +108,9 @@ pub type aiot_tunnel_event_handler_t = Option<
     ),
 >;
 
-/// The function inside [`aiot_tunnel_event_handler_t`].
+/// The function inside [`aiot_tunnel_event_handler_t`]. It may end its thread, which unwinds it.
 pub(super) type EventFunction =
-    unsafe extern "C" fn(*mut c_void, *const aiot_tunnel_event_t, *mut c_void);
+    unsafe extern "C-unwind" fn(*mut c_void, *const aiot_tunnel_event_t, *mut c_void);
 
 /// Creates an instance without services, event handler or tunnels. Connections are plain text until
 /// AIOT_TUNNELOPT_NETWORK_CRED is set. No thread is started and no descriptor is opened.
@@ -233,6 +239,10 @@ pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
 ///
 /// May be called from any thread, but only one thread at a time may be inside it for one handle.
 ///
+/// To end the thread, call aiot_tunnel_stop or aiot_tunnel_deinit, then pthread_join. Cancellation of
+/// the thread (pthread_cancel) is off inside this function: it neither ends nor delays it. It acts at
+/// the first cancellation point after the return.
+///
 /// Returns NULL after a stop. On an error (ours) it returns at once, with a pointer to an int32_t
 /// that holds the state code. That memory belongs to the library and is valid forever: neither
 /// write to it nor free it.
@@ -241,17 +251,35 @@ pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
 /// - STATE_TUNNEL_RUNNING: another thread is inside aiot_tunnel_start with this handle.
 /// - STATE_TUNNEL_FAILED: an internal error, described on stderr.
 #[no_mangle]
-pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
+pub extern "C-unwind" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
+    // If the event handler ends its thread, the handler and this function are unwound. Unwinding
+    // must meet nothing in here that has to be dropped or that catches panics: that would abort the
+    // process. So all that has to be dropped is kept aside (`handle::RUNS`), and each `guard` returns
+    // before the handler is called.
+    let former = cancellation::disable();
+    let mut result = guard(Err(state::TUNNEL_FAILED), || handle::start(handle::get(handle)?));
+    while result.is_ok() {
+        match guard(Err(state::TUNNEL_FAILED), || Ok(handle::next_call())) {
+            Ok(Some(call)) => call.make(),
+            Ok(None) => break,
+            Err(code) => result = Err(code),
+        }
+    }
+    cancellation::restore(former);
+    result.map_or_else(lasting, |()| ptr::null_mut())
+}
+
+/// A pointer to a state code, valid forever.
+fn lasting(code: i32) -> *mut c_void {
     static NULL_POINTER: i32 = state::USER_INPUT_NULL_POINTER;
     static EXEC_DISABLED: i32 = state::USER_INPUT_EXEC_DISABLED;
     static RUNNING: i32 = state::TUNNEL_RUNNING;
     static FAILED: i32 = state::TUNNEL_FAILED;
-    let code = match guard(Err(FAILED), || handle::get(handle)?.run()) {
-        Ok(()) => return ptr::null_mut(),
-        Err(state::USER_INPUT_NULL_POINTER) => &NULL_POINTER,
-        Err(state::USER_INPUT_EXEC_DISABLED) => &EXEC_DISABLED,
-        Err(state::TUNNEL_RUNNING) => &RUNNING,
-        Err(_) => &FAILED,
+    let code = match code {
+        state::USER_INPUT_NULL_POINTER => &NULL_POINTER,
+        state::USER_INPUT_EXEC_DISABLED => &EXEC_DISABLED,
+        state::TUNNEL_RUNNING => &RUNNING,
+        _ => &FAILED,
     };
     ptr::from_ref(code).cast_mut().cast()
 }

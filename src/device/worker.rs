@@ -285,6 +285,7 @@ impl WorkerThread {
             services: self.options.services(),
             resolver: self.resolver.clone(),
             keep_alive: limits.local_keepalive,
+            connect_timeout: limits.connect_timeout,
         };
         let side = DeviceSide::new(
             dialer,

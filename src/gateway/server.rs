@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
-use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Permits};
+use super::admission::{Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits};
 use super::hub::{Hub, Order, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
@@ -110,47 +110,72 @@ impl Shared {
 
     /// The accept thread. When the gateway stops, it ends after all handshake threads.
     pub(super) fn accept(self: Arc<Self>, listener: &TcpListener) {
-        let mut handshakes: Vec<JoinHandle<()>> = Vec::new();
+        let mut threads: Vec<JoinHandle<()>> = Vec::new();
+        // When to accept again after a failure. The clients wait in the backlog until then.
+        let mut pause: Option<Instant> = None;
         loop {
+            let next = self.begin_handshakes(&mut threads);
             let mut fds = [
                 PollFd::new(self.stop.as_fd(), true, false),
-                PollFd::new(listener.as_fd(), true, false),
+                PollFd::new(self.handshakes.freed.as_fd(), true, false),
+                PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
-            let deadline = self.limiter.lock().deadline();
+            let limiter = self.limiter.lock().deadline();
+            let deadline = [limiter, next, pause].into_iter().flatten().min();
             if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
-            if let Some(count) = self.limiter.lock().tick(Instant::now()) {
+            if fds[1].ready().read {
+                self.handshakes.freed.reset();
+            }
+            let now = Instant::now();
+            if let Some(count) = self.limiter.lock().tick(now) {
                 log::warn!(target: TARGET, "{count} more such lines were left out");
             }
-            handshakes.retain(|thread| !thread.is_finished());
+            pause = pause.filter(|until| now < *until);
+            threads.retain(|thread| !thread.is_finished());
+            if pause.is_some() || !fds[2].ready().read {
+                continue;
+            }
             match listener.accept() {
-                Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
+                Ok(client) => {
+                    if let Some(address) = self.handshakes.add(client) {
+                        self.complain(format_args!("{address}: dropped: too many clients wait"));
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
                     self.complain(format_args!("accept: {e}"));
-                    let mut stop = [PollFd::new(self.stop.as_fd(), true, false)];
-                    let _ = poll(&mut stop, Some(Instant::now() + ACCEPT_PAUSE));
+                    if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                        // The handshakes in progress need descriptors more than the clients that wait.
+                        self.handshakes.drop_one();
+                    }
+                    pause = Some(now + ACCEPT_PAUSE);
                 }
             }
         }
-        for thread in handshakes {
+        for thread in threads {
             let _ = thread.join();
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
-        let handshake = match self.handshakes.begin(address.ip(), &stream) {
-            Ok((handshake, None)) => handshake,
-            Ok((handshake, Some(ip))) => {
-                self.complain(format_args!("{ip}: too many handshakes; the oldest is cut off"));
-                handshake
+    /// Begins the handshakes for which there are places. Returns when to call this again.
+    fn begin_handshakes(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Option<Instant> {
+        let now = Instant::now();
+        loop {
+            match self.handshakes.next(now) {
+                Ok(Next::Begin(handshake, client)) => threads.extend(self.begin(handshake, client)),
+                Ok(Next::CutOff(ip)) => self.complain(format_args!(
+                    "{ip}: a handshake is cut off: it takes too long, and others wait"
+                )),
+                Ok(Next::Wait(until)) => return until,
+                Err(e) => self.complain(format_args!("begin a handshake: {e}")),
             }
-            Err(e) => {
-                self.complain(format_args!("{address}: {e}"));
-                return None;
-            }
-        };
+        }
+    }
+
+    fn begin(self: &Arc<Self>, handshake: Handshake, client: Client) -> Option<JoinHandle<()>> {
+        let (stream, address) = client;
         let shared = self.clone();
         let run = move || {
             if let Err(e) = shared.handshake(stream, &handshake) {
@@ -189,7 +214,7 @@ impl Shared {
             }
         };
         if !handshake.succeeds() {
-            return Err(io::Error::other("cut off: too many handshakes"));
+            return Err(io::Error::other("cut off: it took too long, and others waited"));
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.

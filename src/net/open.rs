@@ -321,8 +321,12 @@ pub(super) fn finish_tls(
             Handshake::Waits(middle) => middle,
             Handshake::Failed(why) => return Err(TlsError::Failed(why)),
         };
+        if Instant::now() >= deadline {
+            return Err(TlsError::Wait(WaitError::TimedOut));
+        }
+        let paused = middle.get_mut().has_paused();
         let socket = middle.get_mut().get_mut();
-        let room = socket.waits_for_room();
+        let room = paused || socket.waits_for_room();
         wait.wait(Some(socket.tcp().as_fd()), room, deadline).map_err(TlsError::Wait)?;
         socket.arm();
         handshake = middle.go_on();
@@ -348,13 +352,14 @@ pub(super) fn write_all(
     stream.flush().map_err(HandshakeError::Io)
 }
 
-/// Waits until the stream can do what it would have blocked for in its last call.
+/// Waits until the stream can do what it would have blocked for in its last call. A stream that has
+/// only paused is not waited for: there nearly always is room, and this lets the caller interrupt.
 fn wait_for(
     stream: &mut Stream,
     wait: &impl Wait,
     deadline: Instant,
 ) -> Result<(), HandshakeError> {
-    let room = stream.socket().waits_for_room();
+    let room = stream.has_paused() || stream.socket().waits_for_room();
     wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
     stream.arm();
     Ok(())

@@ -121,6 +121,13 @@ impl Transport for Stream {
         self.socket_mut().arm();
     }
 
+    fn has_paused(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.get_ref().has_paused(),
+        }
+    }
+
     fn shrink(&mut self) {
         if let Stream::Tls(tls) = self {
             tls.get_mut().shrink();
@@ -146,7 +153,11 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.read(buffer),
-            Stream::Tls(tls) => tls.read(buffer),
+            Stream::Tls(tls) => {
+                let length = tls.read(buffer)?;
+                tls.get_mut().held_data(length);
+                Ok(length)
+            }
         }
     }
 }

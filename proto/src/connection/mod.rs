@@ -43,6 +43,11 @@ pub trait Transport: Read + Write {
     fn limit_unsent(&mut self, _bytes: usize) {}
     /// Tells the transport that `poll` reported it readable.
     fn arm(&mut self) {}
+    /// Asked after a read that returned `WouldBlock`: whether the transport has paused although it
+    /// may have more to read. `poll` does not report that, so the next turn reads again.
+    fn has_paused(&self) -> bool {
+        false
+    }
     /// Frees buffers that are empty.
     fn shrink(&mut self) {}
     /// Ends the stream in order, as far as that is possible without blocking.
@@ -329,12 +334,13 @@ impl<T: Transport> Connection<T> {
                     self.hear(now);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = false;
+                    self.readable = self.transport.has_paused();
                     // After a failed write or a silence, nothing that comes later matters.
                     let is_silent = self.state == State::Open && self.end.is_some();
-                    if self.broken || is_silent {
+                    if !self.readable && (self.broken || is_silent) {
                         self.ends(End::EndOfStream);
                     }
+                    return;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return self.ends(End::Receive(e.to_string())),

@@ -650,7 +650,7 @@ fn strangers_do_not_fill_the_gateways_log() {
     let address = program.address();
     for n in 0..100 {
         let path = format!("/tunnel/made-up-{n}/dest");
-        assert_eq!(status(address, &path, "hush-nothing").1, "401");
+        assert_eq!(status(address, &path, "hush-nothing").1, "404");
     }
     program.interrupt();
     let output = program.finish();

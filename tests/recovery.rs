@@ -3,9 +3,11 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use aiot_tunnel::gateway::Gateway;
 use aiot_tunnel::*;
-use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::cloud::{params, Cloud};
 use aiot_tunnel_testkit::frame::code;
+use aiot_tunnel_testkit::gateways::tunnel;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
 use aiot_tunnel_testkit::queue::{Key, Queue};
 use aiot_tunnel_testkit::random;
@@ -53,6 +55,29 @@ fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
         assert_eq!(device.create("s", "e"), 0);
         echo_once(&mut device, "s");
     }
+}
+
+#[test]
+fn a_gateway_that_does_not_know_the_tunnel_for_a_while_gets_the_device_back() {
+    let gateway = Gateway::builder().tunnel(tunnel("t")).start("127.0.0.1:0".parse().unwrap());
+    let gateway = gateway.unwrap();
+    let address = gateway.local_addr();
+    let running = Running::start(plain());
+    running.handle.add(&id("t"), params("127.0.0.1", address.port())).unwrap();
+    running.expect(EventKind::Connect, "t");
+    gateway.shutdown();
+    running.expect(EventKind::Disconnect, "t");
+
+    let without = Gateway::builder().start(address).unwrap();
+    wait::until("an attempt is answered with 404", || {
+        let tunnels = running.handle.tunnels();
+        let error = tunnels.first().expect("the tunnel is kept").last_error.clone();
+        error.is_some_and(|error| error.contains("404"))
+    });
+    without.shutdown();
+    let _with = Gateway::builder().tunnel(tunnel("t")).start(address).unwrap();
+    // No EXPIRED came before.
+    running.expect(EventKind::Connect, "t");
 }
 
 #[test]

@@ -361,8 +361,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Removes a tunnel. Its connections are closed with code 1001, and its tokens are answered
-    /// with HTTP 401.
+    /// Removes a tunnel. Its connections are closed with code 1001, and new ones are answered with
+    /// HTTP 404. A device takes that for a failure and tries again.
     ///
     /// # Errors
     /// [`Error::UnknownTunnel`].

@@ -208,17 +208,22 @@ impl Shared {
     }
 
     /// Takes a permit for a client that presents the right token.
+    ///
+    /// # Errors
+    /// The HTTP status to answer with: 404 if the gateway has no such tunnel, 401 if the token is
+    /// wrong or the tunnel has expired, 503 if there is no place left.
     pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
-        let entry = registry.tunnels.get(opening.tunnel);
-        let expected = entry.map(|entry| match opening.side {
+        // Not 401: a device would drop a tunnel that the gateway only does not know yet.
+        let entry = registry.tunnels.get(opening.tunnel).ok_or(StatusCode::NOT_FOUND)?;
+        let expected = match opening.side {
             Side::Device => &entry.device_token,
             Side::Access => &entry.access_token,
-        });
-        let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
-        let entry = entry.filter(|entry| has_token && !entry.is_expired());
-        let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
+        };
+        if !expected.matches(&presented) || entry.is_expired() {
+            return Err(StatusCode::UNAUTHORIZED);
+        }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),

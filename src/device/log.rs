@@ -46,6 +46,17 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
     warn!(code, "tunnel {id}: {failure}");
 }
 
+/// Logs that another device took the place of this one. Each of the two would go on to replace the
+/// other, so it says what is to be done.
+pub(super) fn log_replaced(id: &TunnelId, address: &str) {
+    warn!(
+        Code::TunnelFailed,
+        "tunnel {id}: another device uses the same token and has taken this one's place, from \
+         {address}; both wait longer and longer before they connect again; give each device a tunnel \
+         of its own"
+    );
+}
+
 /// Writes the log lines of one tunnel, and records its open sessions.
 pub(super) struct RelayObserver {
     pub(super) id: TunnelId,

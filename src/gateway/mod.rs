@@ -87,6 +87,9 @@ impl Transport for MemberStream {
     fn unacked(&self) -> usize {
         self.stream.unacked()
     }
+    fn peer(&self) -> String {
+        self.stream.peer()
+    }
     fn arm(&mut self) {
         self.stream.arm();
     }

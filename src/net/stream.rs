@@ -109,6 +109,11 @@ impl Transport for Stream {
         sys::unsent(self.socket().tcp())
     }
 
+    fn peer(&self) -> String {
+        let address = self.socket().tcp().peer_addr();
+        address.map_or_else(|_| "another connection".to_owned(), |address| address.to_string())
+    }
+
     fn arm(&mut self) {
         self.socket_mut().arm();
     }

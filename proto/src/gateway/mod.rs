@@ -131,7 +131,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         match side {
             Side::Device => {
                 if let Some(mut old) = self.device.take() {
-                    old.close(close::NORMAL, "replaced by a new connection", now);
+                    let reason = format!("{}{}", close::REPLACED_BY, member.transport().peer());
+                    old.close_saying(close::NORMAL, reason, now);
                     self.leave_device(old);
                 }
                 self.observer.event(TunnelEvent::DeviceConnected);

@@ -19,7 +19,7 @@ use super::worker::{self, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
-use crate::logging::{info, warn, Code};
+use crate::logging::{self, info, warn, Code};
 use crate::net::tls::TlsContext;
 use crate::status::{TunnelRecord, TunnelStatus};
 
@@ -326,6 +326,7 @@ impl Manager {
     /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
         let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
+        let _delivering = logging::Delivering::begin();
         info!(Code::Tunnel, "remote proxy thread start!");
         // A panic ends the run, too. Then the manager must also take no more commands.
         let _ended = StopOnDrop(&self.handle);
@@ -512,6 +513,8 @@ impl StartThread<'_> {
         // `set_event_handler`.
         let handler = self.handle.0.handler.lock().clone();
         let Some(handler) = handler else { return };
+        // The lines that led to the event come before it.
+        logging::settle();
         let event = Event { kind, tunnel_id: id.clone() };
         if catch_unwind(AssertUnwindSafe(|| handler(self.handle, &event))).is_err() {
             warn!(Code::TunnelFailed, "the event handler panicked");

@@ -23,7 +23,7 @@ use super::options::Options;
 use super::poll::{turn, TunnelRelay, Waiter};
 use super::retry::Retry;
 use crate::config::{ConnectParams, Limits, TunnelId};
-use crate::logging::{info, warn, Code};
+use crate::logging::{self, info, warn, Code};
 use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
@@ -104,6 +104,7 @@ pub(crate) fn spawn(
     let control = Arc::new(Control::new(first)?);
     let of_thread = control.clone();
     let run = move || {
+        logging::limit_this_thread();
         let mut thread = WorkerThread {
             resolver: Rc::new(Resolver::new(of_thread.waker.clone())),
             waiter: Waiter::new(id.clone(), of_thread),
@@ -120,6 +121,7 @@ pub(crate) fn spawn(
             leaving: false,
         };
         thread.run_despite_panics();
+        logging::report_left_out();
         thread.tell(0, ReportKind::Ended);
     };
     let thread = thread::Builder::new().name("aiot-tunnel".into()).stack_size(STACK).spawn(run)?;

@@ -7,6 +7,7 @@ use aiot_tunnel::{ConnectParams, Security};
 
 use crate::cli::AccessArgs;
 use crate::input::{self, ACCESS_TOKEN};
+use crate::output;
 use crate::process::{on_signal, say_listening};
 use crate::Result;
 
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
         (true, ca) => Security::Tls(input::tls(ca.as_deref())?),
     };
     let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
+    output::start();
     let params = ConnectParams::new(url.host, url.port, &path, token)?;
     let client = Client::new(params, security, &args.service)?;
     let stop = client.stop_handle();

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::GatewayArgs;
 use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
+use crate::output;
 use crate::process::{ending_signals, say_listening};
 use crate::Result;
 
@@ -28,6 +29,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
     for tunnel in tunnels(args)? {
         builder = builder.tunnel(tunnel);
     }
+    output::start();
     let gateway = builder.start(args.listen)?;
     say_listening(gateway.local_addr())?;
     signals.forever().next();

@@ -9,6 +9,7 @@
 //! holds up the others. Its session is ended after 10 s.
 
 mod connector;
+mod log;
 mod relay;
 
 use std::fmt;
@@ -157,6 +158,12 @@ impl Client {
     /// # Errors
     /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails.
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
+        let result = self.keep_listening(listener);
+        log::report_all();
+        result
+    }
+
+    fn keep_listening(&self, listener: &TcpListener) -> Result<()> {
         listener.set_nonblocking(true)?;
         let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
         let mut connected = false;
@@ -164,7 +171,7 @@ impl Client {
             let lost = match connector.open() {
                 Ok(opened) => {
                     connected = true;
-                    log::info!(target: TARGET, "connected to the tunnel");
+                    log::info!("connected to the tunnel");
                     Relay::new(opened, &self.service_type, &self.stop, true).run(Some(listener))
                 }
                 Err(e) => Err(e),
@@ -174,7 +181,7 @@ impl Client {
                 Ok(()) => return Ok(()),
                 Err(e @ Error::Unauthorized) => return Err(e),
                 Err(e) if !connected => return Err(e),
-                Err(e) => log::warn!(target: TARGET, "{e}; connecting again"),
+                Err(e) => log::warn!("{e}; connecting again"),
             }
             if self.pause(RETRY) {
                 return Ok(());

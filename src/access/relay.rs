@@ -13,7 +13,7 @@ use aiot_tunnel_proto::session::SessionLimits;
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{LogLimiter, Ready};
 
-use super::{Error, Result, TARGET};
+use super::{log, Error, Result};
 use crate::net::open::Opened;
 use crate::net::{LocalSocket, Stream};
 use crate::sys::{PollSet, Waker};
@@ -44,7 +44,7 @@ struct Outcomes {
 impl Outcomes {
     fn failed(&mut self, error: Error) {
         if self.listening {
-            log::error!(target: TARGET, "{error}");
+            log::error!("{error}");
         } else {
             self.result = Err(error);
         }
@@ -59,16 +59,17 @@ impl Observer for Outcomes {
             // of file.
             Event::Odd(e @ SessionError::Released { msg, .. }) => {
                 if self.listening {
-                    log::warn!(target: TARGET, "session ended by the device: {msg}");
+                    log::warn!("session ended by the device: {msg}");
                 } else {
                     self.failed(Error::of_session(e));
                 }
             }
             Event::Cut { reason, .. } => self.failed(Error::Lost(reason.to_owned())),
-            Event::Dropped(what) => log::warn!(target: TARGET, "{what}"),
+            Event::Dropped(what) => log::warn!("{what}"),
             Event::LeftOut(count) => {
-                log::warn!(target: TARGET, "{count} more such lines were left out");
+                log::warn!("{count} more such lines were left out");
             }
+            Event::Pinged => log::report(Instant::now()),
             _ => {}
         }
     }
@@ -174,12 +175,12 @@ impl<'a> Relay<'a> {
                 let prepared = stream.set_nonblocking(true).and(stream.set_nodelay(true));
                 match prepared {
                     Ok(()) => self.open(LocalSocket::Tcp(stream)),
-                    Err(e) => log::warn!(target: TARGET, "local connection: {e}"),
+                    Err(e) => log::warn!("local connection: {e}"),
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => {
-                log::warn!(target: TARGET, "accept: {e}");
+                log::warn!("accept: {e}");
                 std::thread::sleep(ACCEPT_PAUSE);
             }
         }

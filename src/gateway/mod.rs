@@ -18,6 +18,7 @@
 
 mod admission;
 mod hub;
+mod log;
 mod server;
 
 use std::fmt;

@@ -20,7 +20,8 @@ use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
 use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Permits};
-use super::hub::{Hub, Order, TunnelLog};
+use super::hub::{Hub, Order};
+use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
@@ -43,6 +44,7 @@ pub(super) struct Entry {
     pub(super) access_token: Digest,
     pub(super) expires: Option<Instant>,
     pub(super) hub: Option<HubHandle>,
+    pub(super) log: LogLimits,
     pub(super) devices: Permits,
     pub(super) accesses: Permits,
 }
@@ -99,6 +101,7 @@ impl Shared {
             access_token,
             expires: None,
             hub: None,
+            log: LogLimits::default(),
             devices: Permits::default(),
             accesses: Permits::default(),
         });
@@ -249,7 +252,7 @@ impl Shared {
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, entry.log.clone())?);
         }
         entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
@@ -261,12 +264,17 @@ impl Shared {
         Ok(())
     }
 
-    fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
+    fn spawn_hub(
+        self: &Arc<Self>,
+        tunnel: &str,
+        serial: u64,
+        limits: LogLimits,
+    ) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let log = TunnelLog { name: tunnel.to_owned() };
+        let log = TunnelLog { name: tunnel.to_owned(), limits: limits.clone() };
         let core = Tunnel::new(self.settings.tunnel, log);
-        let hub = Hub::new(tunnel.to_owned(), core, receiver, waker.clone());
+        let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let thread = thread::Builder::new()
             .name("gateway-hub".into())

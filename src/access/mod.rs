@@ -43,14 +43,21 @@ pub enum Error {
     /// The token is wrong or has expired (HTTP 401, or close code 4001).
     #[error("the tunnel service refuses the token (wrong or expired); ask for a new one")]
     Unauthorized,
-    /// The server answered with another HTTP status than 101.
-    #[error("the tunnel service answered HTTP {0}, not a WebSocket; check the address and the id")]
-    Status(u16),
-    /// The certificate is not valid, or the TLS handshake failed.
-    #[error("TLS: {0}")]
+    /// The server answered with another HTTP status than 101 and 401. 404: it does not know the
+    /// tunnel.
+    #[error("{text}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// Which server, what the status means, and what to do.
+        text: String,
+    },
+    /// The certificate is not valid, or the TLS handshake failed. The text says which server, why,
+    /// and what to do.
+    #[error("{0}")]
     Tls(String),
-    /// The connection could not be opened, or was lost.
-    #[error("connection to the tunnel service: {0}")]
+    /// The connection could not be opened, or was lost. The text says which, why, and what to do.
+    #[error("{0}")]
     Connection(String),
     /// The gateway or the device refused the session.
     #[error("session refused: code {code}, {msg}")]

@@ -127,7 +127,9 @@ impl<'a> Relay<'a> {
         self.close(stopped, listener.is_some())?;
         match lost {
             Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
-            Some(end) if !was_over => Err(Error::Connection(end.to_string())),
+            Some(end) if !was_over => Err(Error::Connection(format!(
+                "the connection to the tunnel service is lost: {end}"
+            ))),
             _ => std::mem::replace(&mut self.relay.observer_mut().result, Ok(())),
         }
     }

@@ -40,7 +40,7 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
         Failure::Connect(_) => Code::Channel,
         Failure::TimedOut(_) => Code::TunnelTimeout,
         Failure::Tls(_) => Code::Handshake,
-        Failure::Status(_) | Failure::Answer(_) => Code::TunnelFailed,
+        Failure::Status(..) | Failure::Answer(_) => Code::TunnelFailed,
         Failure::Broken(_) => Code::TunnelReset,
     };
     warn!(code, "tunnel {id}: {failure}");

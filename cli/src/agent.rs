@@ -2,7 +2,6 @@
 
 use aiot_tunnel::ipc::{ListenOptions, Listener};
 use aiot_tunnel::{process, Manager, Security};
-use zeroize::Zeroizing;
 
 use crate::cli::AgentArgs;
 use crate::process::on_signal;
@@ -41,7 +40,7 @@ fn security(args: &AgentArgs) -> Result<Security> {
     let tls = input::tls(args.ca.as_deref())?;
     Ok(Security::Tls(match (&args.client_cert, &args.client_key) {
         (Some(cert), Some(key)) => {
-            tls.with_client_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+            tls.with_client_pem(&input::read(cert)?, &input::read_secret(key)?)?
         }
         _ => tls,
     }))

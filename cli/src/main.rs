@@ -13,6 +13,7 @@ mod input;
 mod output;
 mod process;
 mod send;
+mod warnings;
 
 use std::process::ExitCode;
 

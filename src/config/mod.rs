@@ -14,6 +14,8 @@ pub use limits::Limits;
 pub use params::ConnectParams;
 pub(crate) use service::Services;
 pub use service::{Service, Target};
+#[cfg(feature = "gateway")]
+pub(crate) use tls::validity_problem;
 pub(crate) use tls::ClientIdentity;
 pub use tls::{Security, TlsConfig};
 pub use token::Token;

@@ -37,7 +37,7 @@ use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
 use parking_lot::Mutex;
 
-use crate::config::{Token, TunnelId};
+use crate::config::{validity_problem, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::Waker;
@@ -424,6 +424,9 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     let Some((own, others)) = chain.split_first() else {
         return Err(Error::invalid("server certificate", "the PEM text holds no certificate"));
     };
+    if let Some(problem) = validity_problem(own) {
+        ::log::warn!(target: TARGET, "the server certificate {problem}; clients refuse it");
+    }
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
     acceptor.set_options(SslOptions::NO_RENEGOTIATION);

@@ -209,7 +209,8 @@ Examples:
   Close it:
     aiot-tunnel send delete --tunnel t1
 
-The command is queued; the agent reports the outcome as an event.";
+The program ends when the agent has taken the command, and fails if nobody takes it within
+three seconds. The agent reports the outcome as an event.";
 
 #[derive(Args)]
 #[command(after_help = SEND_HELP)]

@@ -406,6 +406,10 @@ impl StartThread<'_> {
         match command {
             Command::Add(_) if self.tunnels.contains_key(&id) => {
                 warn!(Code::Tunnel, "reopen tunnel_id {id} !");
+                warn!(
+                    Code::Tunnel,
+                    "tunnel {id} exists and stays as it is; use update to change it"
+                );
             }
             Command::Add(params) => self.create(&id, params),
             Command::Update(params) => self.update(&id, params),

@@ -4,6 +4,7 @@ mod allocator;
 mod environment;
 mod message_queue;
 mod poll;
+mod semaphore;
 mod socket;
 mod waker;
 
@@ -11,6 +12,7 @@ pub(crate) use allocator::give_back_large_buffers;
 pub(crate) use environment::take_variable;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
+pub(crate) use semaphore::Semaphore;
 pub(crate) use socket::{
     connect, connect_unix, limit_queue, push, reset_on_close, send, send_vectored, unsent,
     Connecting,

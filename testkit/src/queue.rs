@@ -40,7 +40,8 @@ impl Drop for Queue {
     }
 }
 
-/// A key for one test. A queue with this key is removed with it, whichever process has made it.
+/// A key for one test. A queue and a semaphore with this key are removed with it, whichever process
+/// has made them.
 pub struct Key(pub i32);
 
 impl Key {
@@ -61,6 +62,13 @@ impl Drop for Key {
         let id = unsafe { libc::msgget(self.0, 0) };
         if id >= 0 {
             drop(Queue(id));
+        }
+        // SAFETY: no pointers.
+        unsafe {
+            let id = libc::semget(self.0, 0, 0);
+            if id >= 0 {
+                libc::semctl(id, 0, libc::IPC_RMID);
+            }
         }
     }
 }

@@ -11,9 +11,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
-use super::{input, Outcome};
+use super::{input, Outcome, Refusal};
 use crate::config::Security;
 use crate::device::manager::{self, Manager};
+use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::state;
 
@@ -39,8 +40,7 @@ pub(super) fn create() -> Outcome<*mut c_void> {
     let manager = Manager::builder()
         .security(Security::Plain)
         .on_event(move |_, event| called.call(event))
-        .build()
-        .map_err(input::code)?;
+        .build()?;
     let state = Mutex::new(State { start_thread: None, ended: false });
     let instance = Instance { manager, callback, state, returned: Condvar::new() };
     registry.last = id;
@@ -50,20 +50,25 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 
 /// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
+    input::non_null("handle", handle)?;
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(stale)
 }
 
 /// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
+    input::non_null("*handle", handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
+    let instance = registry.live.remove(&handle.addr()).ok_or_else(stale);
     if registry.live.is_empty() {
         // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
     }
     instance
+}
+
+fn stale() -> Refusal {
+    let why = "the handle is not valid: it was released, or it is no handle";
+    Refusal::new(state::USER_INPUT_EXEC_DISABLED, why)
 }
 
 /// What a handle identifies. The registry and every call in progress keep it alive.
@@ -94,15 +99,15 @@ impl Instance {
     pub(super) fn run(&self) -> Outcome {
         let mut state = self.state.lock();
         if state.ended {
-            return Err(state::USER_INPUT_EXEC_DISABLED);
+            return Err(stale());
         }
         if state.start_thread.is_some() {
-            return Err(state::TUNNEL_RUNNING);
+            return Err(Error::AlreadyRunning.into());
         }
         state.start_thread = Some(current_thread());
         drop(state);
         let _leave = Leave(self);
-        self.manager.run().map_err(input::code)
+        Ok(self.manager.run()?)
     }
 
     /// Stops the start thread and waits until it has returned, unless the caller is a

@@ -38,7 +38,7 @@ pub type aiot_state_logcb_t = Option<unsafe extern "C" fn(code: i32, message: *m
 /// Returns STATE_SUCCESS. (Link SDK 4.x)
 #[no_mangle]
 pub extern "C" fn aiot_state_set_logcb(handler: aiot_state_logcb_t) -> i32 {
-    install(handler)
+    install("aiot_state_set_logcb", handler)
 }
 
 thread_local! {
@@ -51,8 +51,8 @@ pub(super) fn inside_log_callback() -> bool {
     INSIDE_CALLBACK.get()
 }
 
-pub(super) fn install(handler: aiot_state_logcb_t) -> i32 {
-    guard_code(|| {
+pub(super) fn install(function: &str, handler: aiot_state_logcb_t) -> i32 {
+    guard_code(function, || {
         logging::set_sink(handler.map(|handler| -> logging::Sink {
             Arc::new(move |code, line| {
                 let mut message = Vec::with_capacity(line.len() + 1);

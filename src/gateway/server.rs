@@ -156,7 +156,7 @@ impl Shared {
         };
         let shared = self.clone();
         let run = move || {
-            if let Err(e) = shared.handshake(stream, &handshake) {
+            if let Err(e) = shared.handshake(stream, address, &handshake) {
                 shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
@@ -167,7 +167,12 @@ impl Shared {
         thread.ok()
     }
 
-    fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
+    fn handshake(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        handshake: &Handshake,
+    ) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
@@ -175,19 +180,30 @@ impl Shared {
         let request = match accept::read_request(&mut stream, &wait, deadline) {
             Ok(request) => request,
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                self.complain(format_args!("{address}: a request is refused: {e}"));
                 return refuse(stream, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             }
             Err(e) => return Err(e),
         };
         let opening = match Opening::parse(&request.head) {
             Ok(opening) => opening,
-            Err(status) => return refuse(stream, status),
+            Err(status) => {
+                let what = match status {
+                    StatusCode::NOT_FOUND => "its path is not a path of a tunnel",
+                    StatusCode::UPGRADE_REQUIRED => "it does not ask for a WebSocket",
+                    _ => "it is not a valid request for a WebSocket",
+                };
+                self.complain(format_args!("{address}: a request is refused: {status}: {what}"));
+                return refuse(stream, status);
+            }
         };
         let permit = match self.permit(&opening) {
             Ok(permit) => permit,
-            Err(status) => {
+            Err((status, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
-                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
+                self.complain(format_args!(
+                    "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
+                ));
                 return refuse(stream, status);
             }
         };
@@ -213,26 +229,38 @@ impl Shared {
     /// Takes a permit for a client that presents the right token.
     ///
     /// # Errors
-    /// The HTTP status to answer with: 404 if the gateway has no such tunnel, 401 if the token is
-    /// wrong or the tunnel has expired, 503 if there is no place left.
-    pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
+    /// The HTTP status to answer with, and the reason for the log: 404 if the gateway has no such
+    /// tunnel, 401 if the token is wrong or the tunnel has expired, 503 if there is no place left.
+    pub(super) fn permit(
+        &self,
+        opening: &Opening<'_>,
+    ) -> std::result::Result<Permit, (StatusCode, String)> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
         // Not 401: a device would drop a tunnel that the gateway only does not know yet.
-        let entry = registry.tunnels.get(opening.tunnel).ok_or(StatusCode::NOT_FOUND)?;
+        let unknown = || (StatusCode::NOT_FOUND, "there is no such tunnel".to_owned());
+        let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
         let expected = match opening.side {
             Side::Device => &entry.device_token,
             Side::Access => &entry.access_token,
         };
-        if !expected.matches(&presented) || entry.is_expired() {
-            return Err(StatusCode::UNAUTHORIZED);
+        let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
+        if !expected.matches(&presented) {
+            return unauthorized("wrong token");
+        }
+        if entry.is_expired() {
+            return unauthorized("the tunnel has expired");
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
         let permit = permits.take(limit, &self.connections, self.settings.connections);
-        permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
+        permit.ok_or_else(|| {
+            let all = self.settings.connections;
+            let why = format!("the limit of {limit} such connections, or of {all} in all");
+            (StatusCode::SERVICE_UNAVAILABLE, why)
+        })
     }
 
     /// Passes a connection to the tunnel's hub. Creates the hub if there is none.

@@ -329,8 +329,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                     return;
                 }
                 respond(access, id, session, frame.payload);
-                if Status::parse(frame.payload).is_none_or(|status| status.code != 0) {
-                    self.observer.event(TunnelEvent::DeviceRefused(id));
+                let status = Status::parse(frame.payload);
+                if status.as_ref().is_none_or(|status| status.code != 0) {
+                    let why = status.map_or("an answer without a code".to_owned(), |s| s.msg);
+                    self.observer.event(TunnelEvent::DeviceRefused { id, why: &why });
                     self.end(id);
                 }
             }
@@ -452,9 +454,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let late = |session: &Session| session.deadline.is_some_and(|deadline| now >= deadline);
         for id in self.ids_of(late) {
             let Some(session) = self.sessions.get(&id) else { continue };
+            let why = "timeout: the device did not answer";
+            self.observer.event(TunnelEvent::DeviceRefused { id: &id, why });
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
-                let msg = status(response::REFUSED, "timeout: the device did not answer");
-                respond(access, &id, session, &msg);
+                respond(access, &id, session, &status(response::REFUSED, why));
             }
             self.end(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {

@@ -82,11 +82,17 @@ fn gateway(level: &str) -> (Process, SocketAddr) {
 }
 
 fn device(gateway: SocketAddr) -> TunnelEnd<TcpStream> {
-    connect(gateway, "/tunnel/t1/dest", Some(DEVICE_TOKEN)).unwrap()
+    at_once(connect(gateway, "/tunnel/t1/dest", Some(DEVICE_TOKEN)).unwrap())
 }
 
 fn access(gateway: SocketAddr) -> TunnelEnd<TcpStream> {
-    connect(gateway, "/tunnel/t1/source", Some(ACCESS_TOKEN)).unwrap()
+    at_once(connect(gateway, "/tunnel/t1/source", Some(ACCESS_TOKEN)).unwrap())
+}
+
+/// An end whose frames do not wait for each other in the kernel.
+fn at_once(end: TunnelEnd<TcpStream>) -> TunnelEnd<TcpStream> {
+    end.tcp.set_nodelay(true).unwrap();
+    end
 }
 
 fn lines_with(log: &str, part: &str) -> usize {

@@ -23,6 +23,8 @@ use super::{call_sink, line, Code, Line, HAS_SINK, INSIDE_SINK};
 const MAX_WAITING: usize = 128 * 1024;
 /// How long to wait for a sink that takes no line.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How many times as long the end waits for a sink that takes lines, but slowly.
+const LAST_SECONDS: u32 = 5;
 /// Stack of the thread, in bytes. The C caller's callback runs on it.
 const STACK: usize = 256 * 1024;
 
@@ -62,7 +64,8 @@ impl Drop for Delivering {
     /// Waits for the thread if this was the last manager. Lines that the sink does not take in time
     /// are dropped. A call of the sink that has begun is waited for, because it cannot be ended.
     fn drop(&mut self) {
-        settle();
+        // A slow sink gets more time than one that takes nothing.
+        (0..LAST_SECONDS).for_each(|_| settle());
         let mut queue = QUEUE.lock();
         queue.managers -= 1;
         if queue.managers > 0 {

@@ -112,7 +112,7 @@ fn what_came_with_the_end_counts() {
             self::connection([Ok(data.clone()), Ok(close.clone()), end()], true, now);
         receive(&mut connection, now);
         assert_eq!(deal(&mut connection, now), 1);
-        assert_eq!(connection.end(), Some(&End::Peer(Some(4001))));
+        assert_eq!(connection.end(), Some(&End::Peer { code: Some(4001), reason: String::new() }));
         assert!(connection.end().unwrap().is_expired());
         assert!(connection.waiting() > 0 && !connection.is_gone() && !connection.has_input());
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::Pending;
-use aiot_tunnel_proto::{LogLimiter, Ready};
+use aiot_tunnel_proto::Ready;
 
-use super::{Forward, Settings, TARGET};
+use super::{log, Forward, Settings};
 use crate::net::LocalSocket;
 
 /// How long the ports are left alone after a failed accept, for example when there are no
@@ -24,7 +24,6 @@ pub(super) struct Listeners<'a> {
     waiting: Vec<Pending<LocalSocket>>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
-    limiter: LogLimiter,
 }
 
 impl<'a> Listeners<'a> {
@@ -40,7 +39,6 @@ impl<'a> Listeners<'a> {
             settings,
             waiting: Vec::new(),
             paused: None,
-            limiter: LogLimiter::default(),
         })
     }
 
@@ -70,16 +68,10 @@ impl<'a> Listeners<'a> {
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
-                    let now = Instant::now();
-                    self.paused = Some(now + ACCEPT_PAUSE);
-                    if self.limiter.permits(now) {
-                        log::warn!(target: TARGET, "accept a local connection: {e}");
-                    }
+                    self.paused = Some(Instant::now() + ACCEPT_PAUSE);
+                    log::warn!("accept a local connection: {e}; trying again");
                 }
             }
-        }
-        if let Some(count) = self.limiter.tick(Instant::now()) {
-            log::warn!(target: TARGET, "{count} more such lines were left out");
         }
     }
 
@@ -109,7 +101,6 @@ impl<'a> Listeners<'a> {
         if count > 0 {
             let limit = self.settings.queue_timeout;
             log::error!(
-                target: TARGET,
                 "{count} local connection(s) were reset: the tunnel service could not be reached \
                  for {limit:?}"
             );

@@ -12,9 +12,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
-use super::{input, Outcome};
+use super::{input, Outcome, Refusal};
 use crate::config::Security;
 use crate::device::manager::{self, Manager, Run};
+use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::state;
 
@@ -35,7 +36,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry { last: FIRST, live: BTre
 pub(super) fn create() -> Outcome<*mut c_void> {
     let mut registry = REGISTRY.lock();
     let id = registry.last + 1;
-    let manager = Manager::builder().security(Security::Plain).build().map_err(input::code)?;
+    let manager = Manager::builder().security(Security::Plain).build()?;
     let state = Mutex::new(State { start_thread: None, ended: false });
     let instance =
         Instance { manager, callback: Callback::new(id), state, returned: Condvar::new() };
@@ -46,20 +47,25 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 
 /// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
+    input::non_null("handle", handle)?;
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(stale)
 }
 
 /// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
+    input::non_null("*handle", handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
+    let instance = registry.live.remove(&handle.addr()).ok_or_else(stale);
     if registry.live.is_empty() {
         // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
     }
     instance
+}
+
+fn stale() -> Refusal {
+    let why = "the handle is not valid: it was released, or it is no handle";
+    Refusal::new(state::USER_INPUT_EXEC_DISABLED, why)
 }
 
 /// What a handle identifies. The registry and every call in progress keep it alive.
@@ -134,15 +140,15 @@ impl Drop for Inside {
 pub(super) fn start(instance: Arc<Instance>) -> Outcome {
     let mut state = instance.state.lock();
     if state.ended {
-        return Err(state::USER_INPUT_EXEC_DISABLED);
+        return Err(stale());
     }
     if state.start_thread.is_some() {
-        return Err(state::TUNNEL_RUNNING);
+        return Err(Error::AlreadyRunning.into());
     }
     state.start_thread = Some(current_thread());
     drop(state);
     let inside = Inside(instance);
-    let run = inside.0.manager.begin().map_err(input::code)?;
+    let run = inside.0.manager.begin()?;
     RUNS.with_borrow_mut(|runs| runs.push(StartThread { run, inside }));
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::state::{aiot_state_logcb_t, install};
-use super::{guard, guard_code, handle, input, Outcome};
+use super::{guard, guard_code, handle, input, Outcome, Refusal};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
 use crate::sys::cancellation;
@@ -124,7 +124,12 @@ pub(super) type EventFunction =
 /// Returns a handle, or NULL if the instance cannot be created.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
-    guard(ptr::null_mut(), || handle::create().unwrap_or(ptr::null_mut()))
+    guard(ptr::null_mut(), || {
+        handle::create().unwrap_or_else(|refusal| {
+            refusal.report("aiot_tunnel_init");
+            ptr::null_mut()
+        })
+    })
 }
 
 /// Sets an option of an instance, before or after aiot_tunnel_start. (Link SDK 4.x)
@@ -162,12 +167,16 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
     const NETWORK_CRED: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_NETWORK_CRED as u32;
     const ADD_SERVICE: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_ADD_SERVICE as u32;
     const MAX: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_MAX as u32;
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(data)?;
+    guard_code("aiot_tunnel_setopt", || {
+        input::non_null("handle", handle)?;
+        input::non_null("data", data)?;
         let option = input::enum_number(option);
+        let unknown = || {
+            let why = format!("there is no option {option}");
+            Refusal::new(state::USER_INPUT_OUT_RANGE, why)
+        };
         if option >= MAX {
-            return Err(state::USER_INPUT_OUT_RANGE);
+            return Err(unknown());
         }
         let instance = handle::get(handle)?;
         match option {
@@ -189,7 +198,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
                 let service = unsafe { input::copied(data) };
                 instance.commands().add_service(input::service(&service)?);
             }
-            _ => return Err(state::USER_INPUT_OUT_RANGE),
+            _ => return Err(unknown()),
         }
         Ok(())
     })
@@ -216,8 +225,8 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 ///   thread has just released it.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
+    guard_code("aiot_tunnel_deinit", || {
+        input::non_null("handle", handle)?;
         // SAFETY: the address of the caller's variable. Atomic: several threads may get here.
         let variable = unsafe { AtomicPtr::from_ptr(handle) };
         let instance = handle::remove(variable.load(Ordering::Acquire))?;
@@ -257,7 +266,10 @@ pub extern "C-unwind" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
     // process. So all that has to be dropped is kept aside (`handle::RUNS`), and each `guard` returns
     // before the handler is called.
     let former = cancellation::disable();
-    let mut result = guard(Err(state::TUNNEL_FAILED), || handle::start(handle::get(handle)?));
+    let mut result = guard(Err(state::TUNNEL_FAILED), || {
+        let started = handle::get(handle).and_then(handle::start);
+        started.map_err(|refusal| refusal.report("aiot_tunnel_start"))
+    });
     while result.is_ok() {
         match guard(Err(state::TUNNEL_FAILED), || Ok(handle::next_call())) {
             Ok(Some(call)) => call.make(),
@@ -298,7 +310,7 @@ fn lasting(code: i32) -> *mut c_void {
 /// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_stop", || {
         handle::get(handle)?.commands().stop();
         Ok(())
     })
@@ -335,10 +347,10 @@ pub unsafe extern "C" fn aiot_tunnel_add(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_add", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.add(&id, params).map_err(input::code)
+        commands.add(&id, params).map_err(Refusal::from)
     })
 }
 
@@ -354,10 +366,10 @@ pub unsafe extern "C" fn aiot_tunnel_update(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_update", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.update(&id, params).map_err(input::code)
+        commands.update(&id, params).map_err(Refusal::from)
     })
 }
 
@@ -380,13 +392,13 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut c_char) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(tunnel_id)?;
+    guard_code("aiot_tunnel_delete", || {
+        input::non_null("handle", handle)?;
+        input::non_null("tunnel_id", tunnel_id)?;
         let instance = handle::get(handle)?;
         // SAFETY: not NULL, and readable as the C caller promises.
         let id = unsafe { input::tunnel_id(tunnel_id) }?;
-        instance.commands().delete(&id).map_err(input::code)
+        instance.commands().delete(&id).map_err(Refusal::from)
     })
 }
 
@@ -396,7 +408,7 @@ pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut
 /// (Ours)
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_set_logcb(handler: aiot_state_logcb_t) -> i32 {
-    install(handler)
+    install("aiot_tunnel_set_logcb", handler)
 }
 
 /// Returns the version of the running library as "MAJOR.MINOR.PATCH", NUL-terminated.
@@ -424,13 +436,18 @@ unsafe fn connection(
     tunnel_id: *const c_char,
     params: *const aiot_tunnel_connect_param_t,
 ) -> Outcome<(crate::device::manager::Handle, TunnelId, ConnectParams)> {
-    input::non_null(handle)?;
-    input::non_null(tunnel_id)?;
-    input::non_null(params)?;
+    input::non_null("handle", handle)?;
+    input::non_null("tunnel_id", tunnel_id)?;
+    input::non_null("params", params)?;
     // SAFETY: not NULL, and readable as the caller promises; every bit pattern is valid.
     let params: aiot_tunnel_connect_param_t = unsafe { input::copied(params.cast()) };
-    for text in [params.host, params.port, params.path, params.token] {
-        input::non_null(text)?;
+    for (name, text) in [
+        ("params->host", params.host),
+        ("params->port", params.port),
+        ("params->path", params.path),
+        ("params->token", params.token),
+    ] {
+        input::non_null(name, text)?;
     }
     let instance = handle::get(handle)?;
     // SAFETY: not NULL, and readable as the caller promises.

@@ -20,7 +20,7 @@ use super::worker::{self, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
-use crate::logging::{info, warn, Code};
+use crate::logging::{self, info, warn, Code};
 use crate::net::tls::TlsContext;
 use crate::status::{TunnelRecord, TunnelStatus};
 
@@ -363,6 +363,7 @@ impl Manager {
             spawn_at: None,
             deeds: VecDeque::new(),
             stopping: false,
+            _delivering: logging::Delivering::begin(),
         })
     }
 }
@@ -402,6 +403,8 @@ pub(crate) struct Run {
     /// What the last message led to and is still to be done, in this order.
     deeds: VecDeque<Deed>,
     stopping: bool,
+    /// Dropped last: the lines of the end come before the start thread returns.
+    _delivering: logging::Delivering,
 }
 
 /// One thing to do after a message. The event handler of an event runs before the next one is done.
@@ -418,7 +421,11 @@ impl Run {
     pub(crate) fn next(&mut self) -> Option<Event> {
         loop {
             match self.deeds.pop_front() {
-                Some(Deed::Deliver(event)) => return Some(event),
+                Some(Deed::Deliver(event)) => {
+                    // The lines that led to the event come before it.
+                    logging::settle();
+                    return Some(event);
+                }
                 Some(Deed::Reconnect(id)) => self.reconnect(&id),
                 Some(Deed::Retire(worker, how)) => {
                     worker.direct(how);
@@ -457,6 +464,10 @@ impl Run {
         match command {
             Command::Add(_) if self.tunnels.contains_key(&id) => {
                 warn!(Code::Tunnel, "reopen tunnel_id {id} !");
+                warn!(
+                    Code::Tunnel,
+                    "tunnel {id} exists and stays as it is; use update to change it"
+                );
             }
             Command::Add(params) => self.create(&id, params),
             Command::Update(params) => self.update(&id, params),

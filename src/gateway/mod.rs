@@ -18,6 +18,7 @@
 
 mod admission;
 mod hub;
+mod log;
 mod server;
 
 use std::fmt;
@@ -36,7 +37,7 @@ use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
 use parking_lot::Mutex;
 
-use crate::config::{Token, TunnelId};
+use crate::config::{validity_problem, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::{self, Waker};
@@ -96,6 +97,9 @@ impl Transport for MemberStream {
     }
     fn limit_unsent(&mut self, bytes: usize) {
         self.stream.limit_unsent(bytes);
+    }
+    fn peer(&self) -> String {
+        self.stream.peer()
     }
     fn arm(&mut self) {
         self.stream.arm();
@@ -379,8 +383,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Removes a tunnel. Its connections are closed with code 1001, and its tokens are answered
-    /// with HTTP 401.
+    /// Removes a tunnel. Its connections are closed with code 1001, and new ones are answered with
+    /// HTTP 404. A device takes that for a failure and tries again.
     ///
     /// # Errors
     /// [`Error::UnknownTunnel`].
@@ -438,6 +442,9 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     let Some((own, others)) = chain.split_first() else {
         return Err(Error::invalid("server certificate", "the PEM text holds no certificate"));
     };
+    if let Some(problem) = validity_problem(own) {
+        ::log::warn!(target: TARGET, "the server certificate {problem}; clients refuse it");
+    }
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
     acceptor.set_options(SslOptions::NO_RENEGOTIATION);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -20,7 +20,8 @@ use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
 use super::admission::{Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits};
-use super::hub::{Hub, Order, TunnelLog};
+use super::hub::{Hub, Order};
+use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
@@ -43,6 +44,7 @@ pub(super) struct Entry {
     pub(super) access_token: Digest,
     pub(super) expires: Option<Instant>,
     pub(super) hub: Option<HubHandle>,
+    pub(super) log: LogLimits,
     pub(super) devices: Permits,
     pub(super) accesses: Permits,
 }
@@ -99,6 +101,7 @@ impl Shared {
             access_token,
             expires: None,
             hub: None,
+            log: LogLimits::default(),
             devices: Permits::default(),
             accesses: Permits::default(),
         });
@@ -178,7 +181,7 @@ impl Shared {
         let (stream, address) = client;
         let shared = self.clone();
         let run = move || {
-            if let Err(e) = shared.handshake(stream, &handshake) {
+            if let Err(e) = shared.handshake(stream, address, &handshake) {
                 shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
@@ -189,7 +192,12 @@ impl Shared {
         thread.ok()
     }
 
-    fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
+    fn handshake(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        handshake: &Handshake,
+    ) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
@@ -197,19 +205,30 @@ impl Shared {
         let request = match accept::read_request(&mut stream, &wait, deadline) {
             Ok(request) => request,
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                self.complain(format_args!("{address}: a request is refused: {e}"));
                 return refuse(stream, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             }
             Err(e) => return Err(e),
         };
         let opening = match Opening::parse(&request.head) {
             Ok(opening) => opening,
-            Err(status) => return refuse(stream, status),
+            Err(status) => {
+                let what = match status {
+                    StatusCode::NOT_FOUND => "its path is not a path of a tunnel",
+                    StatusCode::UPGRADE_REQUIRED => "it does not ask for a WebSocket",
+                    _ => "it is not a valid request for a WebSocket",
+                };
+                self.complain(format_args!("{address}: a request is refused: {status}: {what}"));
+                return refuse(stream, status);
+            }
         };
         let permit = match self.permit(&opening) {
             Ok(permit) => permit,
-            Err(status) => {
+            Err((status, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
-                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
+                self.complain(format_args!(
+                    "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
+                ));
                 return refuse(stream, status);
             }
         };
@@ -233,23 +252,40 @@ impl Shared {
     }
 
     /// Takes a permit for a client that presents the right token.
-    pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
+    ///
+    /// # Errors
+    /// The HTTP status to answer with, and the reason for the log: 404 if the gateway has no such
+    /// tunnel, 401 if the token is wrong or the tunnel has expired, 503 if there is no place left.
+    pub(super) fn permit(
+        &self,
+        opening: &Opening<'_>,
+    ) -> std::result::Result<Permit, (StatusCode, String)> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
-        let entry = registry.tunnels.get(opening.tunnel);
-        let expected = entry.map(|entry| match opening.side {
+        // Not 401: a device would drop a tunnel that the gateway only does not know yet.
+        let unknown = || (StatusCode::NOT_FOUND, "there is no such tunnel".to_owned());
+        let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
+        let expected = match opening.side {
             Side::Device => &entry.device_token,
             Side::Access => &entry.access_token,
-        });
-        let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
-        let entry = entry.filter(|entry| has_token && !entry.is_expired());
-        let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
+        };
+        let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
+        if !expected.matches(&presented) {
+            return unauthorized("wrong token");
+        }
+        if entry.is_expired() {
+            return unauthorized("the tunnel has expired");
+        }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
         let permit = permits.take(limit, &self.connections, self.settings.connections);
-        permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
+        permit.ok_or_else(|| {
+            let all = self.settings.connections;
+            let why = format!("the limit of {limit} such connections, or of {all} in all");
+            (StatusCode::SERVICE_UNAVAILABLE, why)
+        })
     }
 
     /// Passes a connection to the tunnel's hub. Creates the hub if there is none.
@@ -269,7 +305,7 @@ impl Shared {
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, entry.log.clone())?);
         }
         entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
@@ -281,12 +317,17 @@ impl Shared {
         Ok(())
     }
 
-    fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
+    fn spawn_hub(
+        self: &Arc<Self>,
+        tunnel: &str,
+        serial: u64,
+        limits: LogLimits,
+    ) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let log = TunnelLog { name: tunnel.to_owned() };
+        let log = TunnelLog { name: tunnel.to_owned(), limits: limits.clone() };
         let core = Tunnel::new(self.settings.tunnel, log);
-        let hub = Hub::new(tunnel.to_owned(), core, receiver, waker.clone());
+        let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let thread = thread::Builder::new()
             .name("gateway-hub".into())

@@ -117,6 +117,11 @@ impl Transport for Stream {
         sys::limit_queue(self.socket().tcp(), bytes.try_into().unwrap_or(libc::c_int::MAX));
     }
 
+    fn peer(&self) -> String {
+        let address = self.socket().tcp().peer_addr();
+        address.map_or_else(|_| "another connection".to_owned(), |address| address.to_string())
+    }
+
     fn arm(&mut self) {
         self.socket_mut().arm();
     }

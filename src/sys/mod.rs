@@ -7,6 +7,7 @@ mod environment;
 mod listen;
 mod message_queue;
 mod poll;
+mod semaphore;
 mod socket;
 mod waker;
 
@@ -16,6 +17,7 @@ pub(crate) use environment::take_variable;
 pub(crate) use listen::set_backlog;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
+pub(crate) use semaphore::Semaphore;
 pub(crate) use socket::{
     connect, connect_unix, keep_alive, limit_queue, push, reset_on_close, send, send_vectored,
     unacked, unsent, Connecting,

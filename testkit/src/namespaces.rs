@@ -37,7 +37,7 @@ impl Namespace {
                 move_into_link_name_space(self.0.as_fd(), network).unwrap();
                 work()
             });
-            inside.join().unwrap()
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 

@@ -781,7 +781,7 @@ fn a_client_in_a_program_can_be_stopped_and_says_what_was_wrong() {
     let refused = client(DEVICE).listen(&listener);
     assert!(matches!(refused, Err(access::Error::Unauthorized)), "{refused:?}");
 
-    // No device: the session is refused, its local connection ends, and it goes on listening.
+    // No device: the session is refused, its local connection is reset, and it goes on listening.
     let client = client(ACCESS);
     let stop = client.stop_handle();
     let port = listener.local_addr().unwrap();
@@ -789,7 +789,8 @@ fn a_client_in_a_program_can_be_stopped_and_says_what_was_wrong() {
     for _ in 0..2 {
         let mut local = TcpStream::connect(port).unwrap();
         local.set_read_timeout(Some(TIMEOUT)).unwrap();
-        assert_eq!(local.read(&mut [0; 1]).unwrap(), 0);
+        let error = local.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
     stop.stop();
     listening.join().unwrap().unwrap();

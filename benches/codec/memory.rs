@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use aiot_tunnel_proto::connection::{Connection, Ping, Transport, Upkeep};
 use aiot_tunnel_proto::device::{Connect, DeviceLimits, DeviceRelay, DeviceSide, DialError};
 use aiot_tunnel_proto::relay::RelayLimits;
-use aiot_tunnel_proto::session::{LocalStream, SessionLimits};
+use aiot_tunnel_proto::session::{LocalStream, SessionLimits, WindowLimits};
 use aiot_tunnel_proto::websocket::{Role, Sender};
 use aiot_tunnel_proto::Ready;
 
@@ -24,6 +24,9 @@ const LIMITS: RelayLimits = RelayLimits {
     session: SessionLimits {
         session_buffer: 256 * 1024,
         stall_timeout: Some(Duration::from_secs(10)),
+        half_close_timeout: None,
+        idle_timeout: None,
+        window: WindowLimits { first: 64 * 1024, session: 2 << 20, growth: 3 << 20 },
     },
     log_window: Duration::from_secs(20),
 };
@@ -130,7 +133,7 @@ impl LocalStream for Stream {
         Ok(length)
     }
     fn shut_down(&mut self) {}
-    fn reset_on_close(&mut self) {}
+    fn reset_on_close(&mut self, _: bool) {}
     fn unacked(&self) -> usize {
         0
     }

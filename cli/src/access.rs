@@ -1,8 +1,9 @@
 //! `aiot-tunnel access`
 
 use std::net::TcpListener;
+use std::time::Duration;
 
-use aiot_tunnel::access::Client;
+use aiot_tunnel::access::{Client, Forward};
 use aiot_tunnel::{ConnectParams, Security};
 
 use crate::cli::AccessArgs;
@@ -25,17 +26,35 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     };
     let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
     let params = ConnectParams::new(url.host, url.port, &path, token)?;
-    let client = Client::new(params, security, &args.service)?;
+    let keepalive = (args.keepalive > 0).then(|| Duration::from_secs(args.keepalive));
+    let client = Client::new(params, security, &args.service)?
+        .with_extensions(!args.no_extensions)
+        .with_queue_timeout(Duration::from_secs(args.queue_timeout))
+        .with_half_close_timeout(Duration::from_secs(args.half_close_timeout))
+        .with_local_keepalive(keepalive)
+        .with_retry(args.retry);
     let stop = client.stop_handle();
     on_signal(move || stop.stop())?;
-    match args.listen {
-        Some(address) => {
-            let listener =
-                TcpListener::bind(address).map_err(|e| format!("listen on {address}: {e}"))?;
-            say_listening(listener.local_addr()?)?;
-            client.listen(&listener)?;
-        }
-        None => client.stdio()?,
+    if args.stdio {
+        return Ok(client.stdio()?);
     }
-    Ok(())
+    let mut forwards = Vec::new();
+    for listen in &args.listen {
+        let (address, service) = listen.split_once('=').unwrap_or((listen, &args.service));
+        let listener = bind(address).map_err(|e| format!("listen on {address}: {e}"))?;
+        let bound = listener.local_addr()?;
+        forwards.push(Forward::new(listener, service)?);
+        say_listening(bound)?;
+    }
+    Ok(client.forward(&forwards)?)
+}
+
+/// Binds HOST:PORT, or :PORT on all addresses of the machine.
+fn bind(address: &str) -> std::io::Result<TcpListener> {
+    match address.strip_prefix(':') {
+        // The IPv6 wildcard also takes IPv4, unless the machine has no IPv6.
+        Some(port) => TcpListener::bind(format!("[::]:{port}"))
+            .or_else(|_| TcpListener::bind(format!("0.0.0.0:{port}"))),
+        None => TcpListener::bind(address),
+    }
 }

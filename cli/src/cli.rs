@@ -112,8 +112,14 @@ Examples:
     aiot-tunnel access --url wss://gw.example:8443 --tunnel t1 --service web \\
         --listen 127.0.0.1:8080
 
-With --listen, \"listening on ADDRESS\" is printed when the port is open, and a lost
-connection to the tunnel service is opened again. SIGINT and SIGTERM end the program.";
+  Forward two ports to two services, and wait for the tunnel service if it is away:
+    aiot-tunnel access --url wss://gw.example:8443 --tunnel t1 --retry \\
+        --listen localhost:2222=_SSH --listen :8080=web
+
+With --listen, \"listening on ADDRESS\" is printed for each port when it is open, and a lost
+connection to the tunnel service is opened again. A session that is cut shows as a connection
+reset; with --stdio, as an error message and exit status 1. SIGINT and SIGTERM end the
+program.";
 
 #[derive(Args)]
 #[command(after_help = ACCESS_HELP)]
@@ -128,17 +134,36 @@ pub(crate) struct AccessArgs {
     /// Service to ask the device for
     #[arg(long, default_value = "_SSH")]
     pub(crate) service: String,
-    /// Forward connections to this local address; port 0 picks a free port
+    /// Forward connections to this local address: HOST:PORT, or :PORT on all addresses; port 0
+    /// picks a free port. With =SERVICE, they reach this service instead of --service. May be
+    /// repeated
     #[arg(
         long,
-        value_name = "ADDRESS",
+        value_name = "ADDRESS[=SERVICE]",
         conflicts_with = "stdio",
         required_unless_present = "stdio"
     )]
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: Vec<String>,
     /// Connect stdin and stdout to one session, for ssh's ProxyCommand
     #[arg(long)]
     pub(crate) stdio: bool,
+    /// With --listen: go on trying if the first connection to the tunnel service fails
+    #[arg(long, conflicts_with = "stdio")]
+    pub(crate) retry: bool,
+    /// With --listen: how long a connection waits for a session, while the tunnel has as many as it
+    /// may have or the tunnel service is away; then it is reset
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) queue_timeout: u64,
+    /// How long a session of a foreign device goes on after the local end of the stream, while no
+    /// byte comes or goes
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) half_close_timeout: u64,
+    /// After how long without traffic a local connection is probed; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) keepalive: u64,
+    /// Do not offer half-close and flow control, for a tunnel service that refuses unknown fields
+    #[arg(long)]
+    pub(crate) no_extensions: bool,
     /// Trust the certificates of this PEM file instead of the system's
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,

@@ -1,10 +1,15 @@
 //! The access side of a relay. It asks for a session for each local stream, and the device answers.
 
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::Transport;
-use crate::frame::{reason, release, response, Frame, FrameType, HeaderTemplate, Status};
+use crate::frame::{
+    reason, release, response, tells_of_cut, Credit, Extensions, Fields, Frame, FrameType,
+    HeaderTemplate, Status,
+};
 use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{Local, LocalStream, Outputs, Sessions};
@@ -14,10 +19,46 @@ pub use crate::observer::SessionError;
 /// How long to wait for the answer to a session_create. The gateway gives the device 10 s, and this
 /// must be longer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often to ask again while the tunnel has no free session. Other access sides may end theirs
+/// unnoticed.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Limits of an access side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccessLimits {
+    /// The extensions that are offered to the device.
+    pub extensions: Extensions,
+}
+
+/// A local stream that has no session yet.
+pub struct Pending<S> {
+    local: Local<S>,
+    service_type: Arc<str>,
+    /// Until when it may wait for a free session.
+    until: Option<Instant>,
+}
+
+impl<S: LocalStream> Pending<S> {
+    /// A local stream for this service. If the tunnel has no free session, it waits for one until
+    /// `until`; without such a time, it does not wait.
+    pub fn new(stream: S, service_type: Arc<str>, until: Option<Instant>) -> Self {
+        Pending { local: Local::new(stream), service_type, until }
+    }
+
+    /// Until when it may wait. `None`: for as long as it takes, but not for a free session.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Whether it has waited for too long.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until)
+    }
+}
 
 /// A session that waits for the device's answer.
 struct Opening<S> {
-    local: Local<S>,
+    pending: Pending<S>,
     /// The frame id of its session_create.
     frame_id: u64,
     deadline: Instant,
@@ -25,20 +66,60 @@ struct Opening<S> {
 
 /// The part of a relay that is specific to the access side.
 pub struct AccessSide<S: LocalStream> {
-    service_type: String,
+    limits: AccessLimits,
     opening: Vec<Opening<S>>,
+    /// The local streams that wait because the tunnel has no free session.
+    waiting: VecDeque<Pending<S>>,
+    /// The number of own sessions when the tunnel had no free one. With fewer, one is free.
+    full_at: usize,
+    /// When to ask again for the first that waits.
+    ask_at: Instant,
     over: bool,
 }
 
 impl<S: LocalStream> AccessSide<S> {
-    /// `service_type`: the service that every session asks for.
-    pub fn new(service_type: &str) -> Self {
-        AccessSide { service_type: service_type.to_owned(), opening: Vec::new(), over: false }
+    /// An access side without local streams.
+    pub fn new(limits: AccessLimits, now: Instant) -> Self {
+        AccessSide {
+            limits,
+            opening: Vec::new(),
+            waiting: VecDeque::new(),
+            full_at: 0,
+            ask_at: now,
+            over: false,
+        }
     }
 
-    /// Whether a session waits for the device's answer.
+    /// Whether a local stream waits for the device's answer or for a free session.
     pub fn is_opening(&self) -> bool {
-        !self.opening.is_empty()
+        !self.opening.is_empty() || !self.waiting.is_empty()
+    }
+
+    /// Takes the local streams that have no session yet, the first that came first.
+    pub fn take_pending(&mut self) -> Vec<Pending<S>> {
+        let opening = self.opening.drain(..).map(|opening| opening.pending);
+        opening.chain(self.waiting.drain(..)).collect()
+    }
+
+    fn ask(
+        &mut self,
+        pending: Pending<S>,
+        sessions: &mut Sessions<S>,
+        sender: &mut crate::websocket::Sender,
+        now: Instant,
+    ) {
+        let frame_id = sessions.next_frame_id();
+        let mut header = Vec::new();
+        let extensions = self.limits.extensions;
+        let credit = if extensions.credit { sessions.limits.window.first } else { 0 };
+        let fields = Fields { extensions, credit, eof: false };
+        HeaderTemplate::new(FrameType::SessionCreate, "", Some(&pending.service_type)).write_with(
+            frame_id,
+            fields,
+            &mut header,
+        );
+        sender.binary(&header, &[]);
+        self.opening.push(Opening { pending, frame_id, deadline: now + RESPONSE_TIMEOUT });
     }
 
     fn answered(
@@ -60,45 +141,89 @@ impl<S: LocalStream> AccessSide<S> {
             }
             return;
         };
+        let is_full = code == i64::from(response::SESSION_LIMIT);
         if is_success {
-            let key = sessions.add(id, &self.service_type, Some(opening.local));
-            let Some(index) = sessions.find_key(key) else { return };
-            let (service_type, counters) = (&*self.service_type, sessions.open[index].counters());
-            out.journal.tell(Event::Opened { id, service_type, counters });
+            self.ask_at = out.now;
+            self.opened(frame, opening.pending, sessions, out);
+        } else if is_full && opening.pending.until.is_some() && !self.over {
+            self.waiting.push_front(opening.pending);
+            self.full_at = sessions.open.len();
+            self.ask_at = out.now + ASK_AGAIN;
         } else {
-            refuse(opening, SessionError::Refused { code, msg: quoted(status) }, out);
+            let error = SessionError::Refused { code, msg: quoted(status) };
+            refuse(opening.pending, error, out);
+        }
+    }
+
+    /// The device has opened a session.
+    fn opened(
+        &mut self,
+        frame: &Frame<'_>,
+        pending: Pending<S>,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let id = &*frame.session_id;
+        let service_type = &*pending.service_type;
+        let key = sessions.add(id, service_type, Some(pending.local));
+        let extensions = self.limits.extensions.and(frame.extensions);
+        let mut flow = sessions.new_flow(out.now);
+        let is_valid = match frame.credit {
+            Credit::Bytes(bytes) => flow.add_credit(bytes),
+            Credit::Absent => true,
+            Credit::Invalid => false,
+        };
+        let Some(index) = sessions.find_key(key) else { return };
+        sessions.open[index].agree(extensions, flow);
+        let counters = sessions.open[index].counters();
+        out.journal.tell(Event::Opened { id, service_type, counters });
+        if extensions.credit && !is_valid {
+            sessions.cut(index, reason::BAD_CREDIT, out);
         }
     }
 
     fn released(
         &mut self,
         frame: &Frame<'_>,
-        sessions: &mut Sessions<S>,
+        sessions: &Sessions<S>,
         out: &mut Outputs<'_, impl Observer>,
     ) -> Step {
         let Some(index) = sessions.find(&frame.session_id) else { return Step::Done };
+        let session = &sessions.open[index];
         let status = Status::parse(frame.payload);
         let code = status.as_ref().map_or(i64::from(release::BY_DEVICE), |status| status.code);
-        let is_loss = code > i64::from(release::BY_DEVICE);
-        let tells_of_loss =
-            status.as_ref().is_some_and(|status| tells_of_loss(&status.msg, &self.service_type));
-        let error = SessionError::Released { code, msg: quoted(status) };
-        if is_loss {
-            if let Some(local) = sessions.open[index].local_mut() {
-                local.cut();
-            }
+        let tells = |status: &Status| tells_of_cut(status, session.service_type());
+        let is_cut = status.as_ref().is_some_and(tells);
+        if !session.ends_in_order(is_cut) {
+            let error = SessionError::Released { code, msg: quoted(status) };
             out.journal.tell(Event::Failed(&error));
-        } else if tells_of_loss {
-            out.journal.tell(Event::Odd(&error));
         }
-        Step::Released(index)
+        Step::Released { index, is_cut }
+    }
+
+    /// Gives up what has waited for too long.
+    fn give_up(&mut self, out: &mut Outputs<'_, impl Observer>) {
+        let (now, over) = (out.now, self.over);
+        let late = |opening: &mut Opening<S>| now >= opening.deadline || over;
+        for opening in self.opening.extract_if(.., late) {
+            let msg = if over { "the connection is closed" } else { "no response within 15 s" };
+            let code = i64::from(response::REFUSED);
+            refuse(opening.pending, SessionError::Refused { code, msg: msg.to_owned() }, out);
+        }
+        while self.waiting.front().is_some_and(|pending| pending.is_late(now) || over) {
+            let Some(pending) = self.waiting.pop_front() else { break };
+            let code = i64::from(response::SESSION_LIMIT);
+            let msg = "no session became free in time".to_owned();
+            refuse(pending, SessionError::Refused { code, msg }, out);
+        }
     }
 }
 
 impl<S: LocalStream> RelaySide for AccessSide<S> {
     type Stream = S;
     const RELEASE_CODE: u8 = release::BY_ACCESS;
-    const STALLED: &'static str = "the local program takes nothing";
+    const STALLED: &'static str = reason::PROGRAM_STALLED;
+    const RELEASES_FINISHED: bool = false;
 
     fn frame(
         &mut self,
@@ -114,13 +239,13 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
         Step::Done
     }
 
-    fn step(&mut self, _: &mut Sessions<S>, out: &mut Outputs<'_, impl Observer>) {
-        let (now, over) = (out.now, self.over);
-        let late = |opening: &mut Opening<S>| now >= opening.deadline || over;
-        for opening in self.opening.extract_if(.., late) {
-            let msg = if over { "the connection is closed" } else { "no response within 15 s" };
-            let code = i64::from(response::REFUSED);
-            refuse(opening, SessionError::Refused { code, msg: msg.to_owned() }, out);
+    fn step(&mut self, sessions: &mut Sessions<S>, out: &mut Outputs<'_, impl Observer>) {
+        self.give_up(out);
+        let may_ask = sessions.open.len() < self.full_at || out.now >= self.ask_at;
+        if self.opening.is_empty() && may_ask {
+            if let Some(pending) = self.waiting.pop_front() {
+                self.ask(pending, sessions, out.sender, out.now);
+            }
         }
     }
 
@@ -129,23 +254,32 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.opening.iter().map(|opening| opening.deadline).min()
+        let opening = self.opening.iter().map(|opening| opening.deadline);
+        let waiting = self.waiting.front().into_iter().flat_map(|pending| {
+            let ask_at = self.opening.is_empty().then_some(self.ask_at);
+            pending.until.into_iter().chain(ask_at)
+        });
+        opening.chain(waiting).min()
     }
 
     fn conclude(&mut self) {
         self.over = true;
     }
 
-    fn cut_pending(&mut self) {
-        for mut opening in self.opening.drain(..) {
-            opening.local.cut();
+    fn not_read(&mut self, now: Instant) {
+        for opening in &mut self.opening {
+            opening.deadline = now + RESPONSE_TIMEOUT;
         }
+    }
+
+    fn cut_pending(&mut self) {
+        drop(self.take_pending());
     }
 
     fn end_of_stream(&self, _: &str, error: Option<&io::Error>) -> String {
         match error {
             None => "closed".to_owned(),
-            Some(e) => format!("local connection: {e}"),
+            Some(e) => format!("{}{e}", reason::LOCAL_CONNECTION),
         }
     }
 }
@@ -154,16 +288,15 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
 pub type AccessRelay<T, S, O> = Relay<T, AccessSide<S>, O>;
 
 impl<T: Transport, S: LocalStream, O: Observer> Relay<T, AccessSide<S>, O> {
-    /// Asks the device for a session for a local stream. The answer may take 15 s.
-    pub fn open(&mut self, stream: S, now: Instant) {
+    /// Asks the device for a session for a local stream. The answer may take 15 s. If the tunnel has
+    /// no free session, the stream may have to wait.
+    pub fn open(&mut self, pending: Pending<S>, now: Instant) {
         let (side, sessions, connection) = self.parts();
-        let frame_id = sessions.next_frame_id();
-        let mut header = Vec::new();
-        HeaderTemplate::new(FrameType::SessionCreate, "", Some(&side.service_type))
-            .write(frame_id, &mut header);
-        connection.sender().binary(&header, &[]);
-        let deadline = now + RESPONSE_TIMEOUT;
-        side.opening.push(Opening { local: Local::new(stream), frame_id, deadline });
+        if side.waiting.is_empty() {
+            side.ask(pending, sessions, connection.sender(), now);
+        } else {
+            side.waiting.push_back(pending);
+        }
     }
 
     /// Whether no local stream is left, neither open nor waiting nor lingering.
@@ -177,23 +310,14 @@ impl<T: Transport, S: LocalStream, O: Observer> Relay<T, AccessSide<S>, O> {
     }
 }
 
+/// Resets a local stream that gets no session.
 fn refuse<S: LocalStream>(
-    mut opening: Opening<S>,
+    pending: Pending<S>,
     error: SessionError,
     out: &mut Outputs<'_, impl Observer>,
 ) {
-    opening.local.shut_down();
+    drop(pending);
     out.journal.tell(Event::Failed(&error));
-}
-
-/// Whether this project's device sends this text when it cuts a session. Texts of other devices
-/// prove nothing: their code 1 is an orderly end.
-fn tells_of_loss(msg: &str, service_type: &str) -> bool {
-    let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
-    let failed = of_service.is_some_and(|rest| rest.starts_with(": "));
-    let cut =
-        [reason::STALLED, reason::TUNNEL_CLOSED, reason::FRAME_TOO_LONG, reason::UNKNOWN_SESSION];
-    failed || cut.contains(&msg)
 }
 
 /// The text of a status, quoted, so that it stays on one line.

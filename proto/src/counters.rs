@@ -21,6 +21,11 @@ impl Counters {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// The bytes in both directions.
+    pub fn sum(&self) -> u64 {
+        self.received().wrapping_add(self.sent())
+    }
+
     /// Counts received bytes. Only the owner may call it: one writer can use a load and a store,
     /// which cost less than an atomic addition.
     pub fn add_received(&self, bytes: usize) {

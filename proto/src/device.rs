@@ -4,7 +4,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::frame::{reason, release, response, status, write_response, Frame, FrameType};
+use crate::frame::{
+    reason, release, response, status, tells_of_cut, write_acceptance, write_response, Credit,
+    Extensions, Frame, FrameType, Status,
+};
 use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
 use crate::session::{LocalStream, Outputs, Sessions};
@@ -145,9 +148,23 @@ impl<C: Connect> DeviceSide<C> {
             }
         };
         let key = sessions.add(id, service_type, None);
+        self.agree(frame, sessions, out.now);
         let deadline = out.now + self.limits.connect_timeout;
         self.dialing.push(Dialing { key, dial, deadline, create_id, ready: false });
         self.step_one(self.dialing.len() - 1, sessions, out);
+    }
+
+    /// Agrees on the extensions that the asker offers for the session added last.
+    fn agree(&self, frame: &Frame<'_>, sessions: &mut Sessions<C::Stream>, now: Instant) {
+        let mut extensions = frame.extensions.and(Extensions::ALL);
+        let mut flow = sessions.new_flow(now);
+        extensions.credit &= match frame.credit {
+            Credit::Bytes(bytes) => flow.add_credit(bytes),
+            Credit::Absent | Credit::Invalid => false,
+        };
+        if let Some(session) = sessions.open.last_mut() {
+            session.agree(extensions, flow);
+        }
     }
 
     /// Advances one connect.
@@ -180,7 +197,8 @@ impl<C: Connect> DeviceSide<C> {
         session.connect(stream);
         let (id, service_type) = (session.id(), session.service_type());
         let words = if session.is_released() { "connected and released" } else { "success" };
-        respond(out.sender, id, service_type, create_id, response::SUCCESS, words);
+        let payload = status(response::SUCCESS, words);
+        write_acceptance(out.sender, id, service_type, create_id, session.terms(), &payload);
         out.journal.tell(Event::Opened { id, service_type, counters: session.counters() });
         session.write_buffer(out.now);
         if session.is_released() {
@@ -207,6 +225,7 @@ impl<C: Connect> RelaySide for DeviceSide<C> {
     type Stream = C::Stream;
     const RELEASE_CODE: u8 = release::BY_DEVICE;
     const STALLED: &'static str = reason::STALLED;
+    const RELEASES_FINISHED: bool = true;
 
     fn frame(
         &mut self,
@@ -222,7 +241,10 @@ impl<C: Connect> RelaySide for DeviceSide<C> {
                     let code = response::SUCCESS;
                     respond(out.sender, id, service_type, frame_id, code, "released");
                 }
-                return sessions.find(id).map_or(Step::Done, Step::Released);
+                let status = Status::parse(frame.payload);
+                let is_cut = status.is_some_and(|status| tells_of_cut(&status, ""));
+                let released = sessions.find(id).map(|index| Step::Released { index, is_cut });
+                return released.unwrap_or(Step::Done);
             }
             // A common_response answers a release of this device. The relay handles data frames.
             FrameType::CommonResponse | FrameType::DataTransport => {}

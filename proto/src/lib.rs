@@ -48,3 +48,14 @@ pub enum Side {
     /// The operator's end. Its path is `/tunnel/<id>/source`.
     Access,
 }
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Side::Device => Side::Access,
+            Side::Access => Side::Device,
+        }
+    }
+}

@@ -53,8 +53,6 @@ pub enum Event<'a> {
     },
     /// Access side only: a session was refused, or did not end in order.
     Failed(&'a SessionError),
-    /// Access side only: the device released a session, and its text tells of a loss of bytes.
-    Odd(&'a SessionError),
     /// A message was dropped.
     Dropped(&'a Dropped),
     /// A session_create without frame_id or session_id was dropped.

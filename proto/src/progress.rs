@@ -1,34 +1,79 @@
-//! Measures whether an amount shrinks, for example the bytes in a buffer or the unacked bytes.
+//! Measures whether a receiver still takes bytes, and for how long it may take none.
+//!
+//! A receiver that reads slowly takes bytes in large, rare steps: TCP reopens its window only when
+//! a part of its buffer is free, on Linux a sixteenth. So the time allowed without progress grows
+//! with the last step.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// An amount, and when it last became smaller.
+/// A receiver may make no progress for the time limit for each such number of bytes in its last
+/// step. With a limit of 10 s, the slowest receiver that counts as alive takes 4 KiB/s.
+const BYTES_PER_LIMIT: u64 = 40 * 1024;
+/// Most bytes of the first step that count. Before it, nothing is known about the receiver's
+/// pace: this is a sixteenth of the largest receive buffer of a usual Linux system (6 MiB).
+const FIRST_STEP: u64 = 384 * 1024;
+/// Bytes taken within this time of each other belong to one step.
+const STEP: Duration = Duration::from_secs(1);
+
+/// The bytes that a receiver has taken, and when it last took some.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Progress {
     since: Instant,
-    left: usize,
+    taken: u64,
+    /// The number of bytes in the last step.
+    step: u64,
 }
 
 impl Progress {
-    pub(crate) fn new(now: Instant) -> Self {
-        Progress { since: now, left: usize::MAX }
+    /// `taken`: the number of bytes that the receiver has taken before.
+    pub(crate) fn new(taken: u64, now: Instant) -> Self {
+        Progress { since: now, taken, step: taken.min(FIRST_STEP) }
     }
 
-    /// Reports the present amount.
-    pub(crate) fn update(&mut self, left: usize, now: Instant) {
-        if left < self.left {
-            self.since = now;
+    /// Reports how many bytes the receiver has taken in all.
+    pub(crate) fn update(&mut self, taken: u64, now: Instant) {
+        if taken > self.taken {
+            if now.duration_since(self.since) > STEP {
+                self.step = 0;
+            }
+            self.step += taken - self.taken;
+            (self.since, self.taken) = (now, taken);
         }
-        self.left = left;
     }
 
-    /// Reports progress that the amount does not show.
-    pub(crate) fn touch(&mut self, now: Instant) {
-        self.since = now;
+    /// When the receiver counts as stalled. `limit` is the time for a receiver that takes little.
+    pub(crate) fn deadline(&self, limit: Duration) -> Instant {
+        let limits = self.step as f64 / BYTES_PER_LIMIT as f64;
+        let most = Duration::from_secs(24 * 3600);
+        self.since + limit.mul_f64(limits.max(1.0)).min(most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_receiver_that_takes_nothing_stalls_after_the_limit() {
+        let now = Instant::now();
+        let mut progress = Progress::new(0, now);
+        progress.update(0, now + LIMIT / 2);
+        assert_eq!(progress.deadline(LIMIT), now + LIMIT);
     }
 
-    /// The time of the last progress.
-    pub(crate) fn since(&self) -> Instant {
-        self.since
+    #[test]
+    fn a_large_step_buys_time_in_proportion() {
+        let now = Instant::now();
+        let mut progress = Progress::new(0, now);
+        let later = now + Duration::from_secs(5);
+        progress.update(200 * 1024, later);
+        progress.update(400 * 1024, later + Duration::from_millis(1));
+        assert_eq!(progress.deadline(LIMIT), later + Duration::from_millis(1) + 10 * LIMIT);
+        // The next step counts alone.
+        let last = later + Duration::from_secs(60);
+        progress.update(401 * 1024, last);
+        assert_eq!(progress.deadline(LIMIT), last + LIMIT);
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::connection::{Connection, End, Received, Transport};
 use crate::frame::{reason, Frame, FrameType};
 use crate::observer::{Event, Journal, Observer};
-use crate::schedule::{Schedule, READ};
-use crate::session::{Lingering, LocalStream, Outputs, Session, SessionLimits, Sessions};
+use crate::schedule::{Room, Schedule, READ};
+use crate::session::{Lingering, LocalStream, Outputs, Session, SessionLimits, Sessions, Taken};
 use crate::websocket::close;
 use crate::Ready;
 
@@ -24,6 +24,8 @@ pub trait RelaySide {
     const RELEASE_CODE: u8;
     /// The text of the release of a session whose local stream takes nothing.
     const STALLED: &'static str;
+    /// Whether this side releases a session once both directions have ended.
+    const RELEASES_FINISHED: bool;
 
     /// Handles a frame that is not a data frame.
     fn frame(
@@ -51,6 +53,10 @@ pub trait RelaySide {
     /// The connection ends. From now on no session is opened.
     fn conclude(&mut self);
 
+    /// The connection is not read at present, so no answer can be seen. Time that passes does not
+    /// count.
+    fn not_read(&mut self, _now: Instant) {}
+
     /// The connection is lost. Cuts the local streams whose sessions are not open yet.
     fn cut_pending(&mut self) {}
 
@@ -66,9 +72,14 @@ pub enum Step {
     /// The session at this index has no room for the payload, or must write its batch first.
     Flush(usize),
     /// The peer has released the session at this index.
-    Released(usize),
-    /// The session at this index has lost bytes.
-    Cut(usize),
+    Released {
+        /// The index of the session.
+        index: usize,
+        /// The code or the text of the release tells that the stream was cut.
+        is_cut: bool,
+    },
+    /// The session at this index has lost bytes, or its peer broke the protocol.
+    Cut(usize, &'static str),
 }
 
 /// Limits of a relay.
@@ -157,8 +168,9 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         (&mut self.side, &mut self.sessions, &mut self.connection)
     }
 
-    /// Whether the connection is to be read. It is not read while a full session blocks it, nor
-    /// while too many answers wait for a peer that does not read them.
+    /// Whether the connection is to be read. It is not read while a full session without flow
+    /// control blocks it, nor while too many answers wait for a peer that does not read them. The
+    /// owner then still watches for its end ([`Connection::hang_up`]).
     pub fn wants_input(&self) -> bool {
         self.blocked.is_none()
             && self.connection.waiting() < self.connection.hard_limit()
@@ -177,10 +189,17 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             return now;
         }
         let mut nearest = self.connection.deadline(now, self.wants_input());
-        if let Some(limit) = self.sessions.limits.stall_timeout {
-            let blocked = self.sessions.open.iter().filter_map(|session| session.blocked_since);
-            nearest = blocked.fold(nearest, |nearest, since| nearest.min(since + limit));
+        let limits = &self.sessions.limits;
+        if let Some(limit) = limits.stall_timeout.filter(|_| self.sessions.open.len() > 1) {
+            let blocked = self.sessions.open.iter().filter_map(|session| session.blocked);
+            nearest = blocked.map(|progress| progress.deadline(limit)).fold(nearest, Instant::min);
         }
+        if let Some(limit) = limits.idle_timeout {
+            let idle = self.sessions.open.iter().map(|session| session.idle_at(limit, now));
+            nearest = idle.fold(nearest, Instant::min);
+        }
+        let silent = |session: &Session<_>| session.silent_at(limits.half_close_timeout);
+        nearest = self.sessions.open.iter().filter_map(silent).fold(nearest, Instant::min);
         let lingering = self.sessions.lingering.iter().map(|lingering| lingering.deadline(now));
         let others = self.side.deadline().into_iter().chain(self.journal.deadline());
         lingering.chain(others).fold(nearest, Instant::min)
@@ -195,6 +214,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         // If the local streams had much to send, receive no more bytes than were read from them.
         // Then neither direction starves the other.
         self.receive(now, if read < READ { usize::MAX } else { read });
+        let (_, sender) = self.connection.halves();
+        self.sessions.grant(sender, now);
         self.tick(now);
         self.connection.flush(now);
         self.step_lingering(now);
@@ -221,7 +242,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                 session.flush(receiver, now);
             }
             if self.blocked != Some(index) {
-                session.blocked_since = None;
+                session.blocked = None;
             }
         }
     }
@@ -234,8 +255,11 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             let step = match received {
                 Received::Frame(frame, at) if frame.frame_type == FrameType::DataTransport => {
                     match sessions.find(&frame.session_id) {
-                        Some(index) if sessions.data(index, frame.payload, at) => Step::Done,
-                        Some(index) => Step::Flush(index),
+                        Some(index) => match sessions.data(index, &frame, at, now) {
+                            Taken::Whole => Step::Done,
+                            Taken::Full => Step::Flush(index),
+                            Taken::Violation(why) => Step::Cut(index, why),
+                        },
                         None => {
                             sessions.unknown(&frame, &mut out);
                             Step::Done
@@ -246,7 +270,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                 Received::Dropped { what, lossy } => {
                     out.journal.tell_limited(now, Event::Dropped(&what));
                     let lossy = lossy.and_then(|frame| sessions.find(&frame.session_id));
-                    lossy.map_or(Step::Done, Step::Cut)
+                    lossy.map_or(Step::Done, |index| Step::Cut(index, reason::FRAME_TOO_LONG))
                 }
                 Received::Pong => {
                     out.journal.tell(Event::Pong);
@@ -261,11 +285,11 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                     }
                     break;
                 }
-                Step::Released(index) => self.released(index, now),
-                Step::Cut(index) => {
+                Step::Released { index, is_cut } => self.released(index, is_cut, now),
+                Step::Cut(index, why) => {
                     let (receiver, _) = self.connection.halves();
                     self.sessions.open[index].flush(receiver, now);
-                    self.release(index, reason::FRAME_TOO_LONG, true, now);
+                    self.release(index, why, true, now);
                 }
             }
             self.connection.consume();
@@ -282,22 +306,27 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         if (session.waiting(), session.batch().0) != before {
             return true;
         }
-        session.blocked_since.get_or_insert(now);
+        session.block(now);
         self.blocked = Some(index);
         false
     }
 
-    /// The peer released a session. The bytes it sent before still go to the local stream.
-    fn released(&mut self, index: usize, now: Instant) {
+    /// The peer released a session. The bytes it sent before still go to the local stream. If the
+    /// release is not the orderly end of the session, the stream is cut behind them.
+    fn released(&mut self, index: usize, is_cut: bool, now: Instant) {
         let Relay { connection, sessions, side, journal, .. } = self;
         let (receiver, sender) = connection.halves();
         let session = &mut sessions.open[index];
         journal.tell(Event::Released { id: session.id() });
         session.flush(receiver, now);
         let mut out = Outputs { sender, journal, now };
+        let is_orderly = session.ends_in_order(is_cut);
         if session.is_connected() {
+            if !is_orderly {
+                sessions.cut_local(index);
+            }
             sessions.close(index, &mut out);
-        } else if session.waiting() > 0 {
+        } else if session.waiting() > 0 && is_orderly {
             session.release_early();
         } else {
             let key = session.key();
@@ -323,15 +352,22 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     fn locals(&mut self, now: Instant, ready: &[Ready]) -> usize {
         let Relay { connection, sessions, side, journal, schedule, scratch, .. } = self;
         let limit = if connection.is_open() { connection.high_water() } else { 0 };
+        let payload = connection.payload_size();
         let sender = connection.sender();
-        let reads = schedule.read(sessions, sender, scratch, limit, ready);
+        let reads = schedule.read(sessions, sender, scratch, Room { limit, payload }, ready);
         let has_ended = !reads.ended.is_empty();
         let mut out = Outputs { sender, journal, now };
         // From the back, so that the remaining indices stay valid.
         for (index, error) in reads.ended.into_iter().rev() {
-            let service_type = sessions.open[index].service_type();
-            let why = side.end_of_stream(service_type, error.as_ref());
-            sessions.release(index, &why, &mut out);
+            let session = &mut sessions.open[index];
+            match error {
+                None if session.has_eof() => sessions.end_input(index, now, out.sender),
+                None if sessions.limits.half_close_timeout.is_some() => session.end_input(now),
+                error => {
+                    let why = side.end_of_stream(session.service_type(), error.as_ref());
+                    sessions.release(index, &why, &mut out);
+                }
+            }
         }
         // The indices have shifted if a session has ended. The next turn writes to the others.
         if !has_ended {
@@ -349,6 +385,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     fn step_sessions(&mut self, now: Instant) {
         let Relay { connection, sessions, side, journal, .. } = self;
         let mut out = Outputs { sender: connection.sender(), journal, now };
+        let has_siblings = sessions.open.len() > 1;
         for index in (0..sessions.open.len()).rev() {
             let session = &mut sessions.open[index];
             let failure = session.local_mut().and_then(|local| local.take_failure());
@@ -357,8 +394,35 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                 sessions.cut(index, &why, &mut out);
                 continue;
             }
-            let (limit, since) = (sessions.limits.stall_timeout, session.blocked_since);
-            let stalls_at = since.zip(limit).map(|(since, limit)| since + limit);
+            if session.is_lost() {
+                let why = side.end_of_stream(session.service_type(), None);
+                match session.has_eof() {
+                    true => sessions.cut(index, &why, &mut out),
+                    false => sessions.release(index, &why, &mut out),
+                }
+                continue;
+            }
+            let is_finished = D::RELEASES_FINISHED && session.is_finished();
+            let silent = session.silent_at(sessions.limits.half_close_timeout);
+            if is_finished || silent.is_some_and(|at| now >= at) {
+                let is_orderly = session.is_finished();
+                let words = side.end_of_stream(session.service_type(), None);
+                // Without half-close, nothing tells whether the peer has sent everything.
+                if !is_orderly {
+                    sessions.cut_local(index);
+                }
+                sessions.release(index, &words, &mut out);
+                continue;
+            }
+            let idle = sessions.limits.idle_timeout;
+            if idle.is_some_and(|limit| sessions.open[index].is_idle(limit, now)) {
+                sessions.cut(index, reason::IDLE, &mut out);
+                continue;
+            }
+            let session = &sessions.open[index];
+            // A session that holds up nobody may stand still.
+            let limit = sessions.limits.stall_timeout.filter(|_| has_siblings);
+            let stalls_at = session.blocked.zip(limit).map(|(one, limit)| one.deadline(limit));
             if session.is_connected() && stalls_at.is_some_and(|at| now >= at) {
                 sessions.abandon(index, D::STALLED, &mut out);
             }
@@ -368,6 +432,9 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
 
     fn tick(&mut self, now: Instant) {
         self.journal.tick(now);
+        if self.blocked.is_some() {
+            self.side.not_read(now);
+        }
         let ticked = self.connection.tick(now, self.blocked.is_none());
         if ticked.pinged {
             self.journal.tell(Event::Pinged);
@@ -391,7 +458,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     fn conclude(&mut self) {
         self.side.conclude();
         self.sessions.limits.session_buffer = usize::MAX;
-        self.connection.set_high_water(usize::MAX / 4);
+        self.connection.lift_limits();
     }
 
     /// Releases every session and begins the closing handshake.
@@ -412,7 +479,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         self.deal(now);
         if self.connection.is_open() {
             for index in (0..self.sessions.open.len()).rev() {
-                self.release(index, why, false, now);
+                self.release(index, why, true, now);
             }
         }
     }
@@ -422,19 +489,18 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     pub fn cut_all(&mut self, now: Instant) {
         self.take_last_words(now);
         self.side.cut_pending();
-        for session in &mut self.sessions.open {
-            if let Some(local) = session.local_mut() {
-                local.cut();
-            }
+        for index in 0..self.sessions.open.len() {
+            self.sessions.cut_local(index);
         }
         self.close_all(now);
     }
 
-    /// Ends the connection. Returns the local streams that still have bytes to deliver.
+    /// Ends the connection, and every session as [`cut_all`](Self::cut_all) does. Returns the local
+    /// streams that still have bytes to deliver.
     pub fn into_lingering(mut self, now: Instant) -> Vec<Lingering<D::Stream>> {
+        self.connection.lift_limits();
         self.connection.flush(now);
-        self.take_last_words(now);
-        self.close_all(now);
+        self.cut_all(now);
         std::mem::take(&mut self.sessions.lingering)
     }
 

@@ -10,6 +10,8 @@ use crate::Ready;
 
 /// Most bytes that one read of a local stream takes.
 pub(crate) const READ: usize = 15 * MAX_PAYLOAD_SENT;
+/// A read of at most this many bytes counts as short, even on the slowest link.
+const LEAST_BULK: usize = 256;
 
 /// The order in which local streams are read.
 ///
@@ -29,6 +31,15 @@ pub(crate) struct Schedule {
     starved: bool,
 }
 
+/// What the peer can take in one round of reads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Streams are read while fewer bytes than this wait in the sender.
+    pub(crate) limit: usize,
+    /// The size of the payloads, in bytes.
+    pub(crate) payload: usize,
+}
+
 /// The result of one round of reads.
 #[derive(Default)]
 pub(crate) struct Reads {
@@ -44,13 +55,13 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// Reads the ready streams while fewer than `limit` bytes wait in the sender.
+    /// Reads the ready streams while there is room in the sender.
     pub(crate) fn read<S: LocalStream>(
         &mut self,
         sessions: &mut Sessions<S>,
         sender: &mut Sender,
         scratch: &mut Vec<u8>,
-        limit: usize,
+        Room { limit, payload }: Room,
         ready: &[Ready],
     ) -> Reads {
         let mut reads = Reads::default();
@@ -68,15 +79,16 @@ impl Schedule {
                 break;
             };
             read_bulk |= is_bulk;
-            let share = room.max(MAX_PAYLOAD_SENT).min(self.turn_of(index, is_bulk));
+            let turn = self.turn_of(index, is_bulk);
+            let share = room.max(payload).min(turn).min(sessions.open[index].may_send());
             let Some(local) = sessions.open[index].local_mut() else { continue };
             match local.read(&mut scratch[..share]) {
                 Ok(0) => reads.end(index, None),
                 Ok(length) => {
-                    sessions.queue(index, &scratch[..length], sender);
+                    sessions.queue(index, &scratch[..length], payload, sender);
                     reads.bytes += length;
                     // A read that filled its share left bytes behind.
-                    let many = MAX_PAYLOAD_SENT.min(limit / 32);
+                    let many = MAX_PAYLOAD_SENT.min(limit / 32).max(LEAST_BULK);
                     sessions.open[index].is_bulk = length == share || length > many;
                     if is_bulk {
                         self.took(index, length, share);
@@ -93,7 +105,10 @@ impl Schedule {
         let count = ready.len();
         let ready_from = |from: usize, bulk: bool| {
             let in_turn = (from..from + count).map(move |index| index % count);
-            in_turn.filter(move |index| ready[*index].read && sessions.open[*index].is_bulk == bulk)
+            in_turn.filter(move |index| {
+                let session = &sessions.open[*index];
+                ready[*index].read && session.wants_read() && session.is_bulk == bulk
+            })
         };
         self.order.clear();
         self.order.extend(ready_from(self.first_short, false));

@@ -47,7 +47,7 @@ fn a_lingering_stream_that_is_given_up_is_reset() {
     arrive(&mut world);
     assert!(world.relay.sessions().is_empty());
     assert_eq!(world.relay.lingering()[0].waiting(), 1000);
-    world.now += world.limits.stall_timeout - Duration::from_millis(1);
+    world.now += 6 * world.limits.stall_timeout - Duration::from_millis(1);
     arrive(&mut world);
     assert!(world.relay.lingering().len() == 1 && !is_reset(&world));
     world.now += Duration::from_millis(1);

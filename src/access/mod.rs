@@ -1,14 +1,21 @@
 //! The access side: the operator's end of a tunnel. It connects a local port ([`Client::listen`])
 //! or stdin and stdout ([`Client::stdio`]) to sessions.
 //!
-//! One thread serves the WebSocket and the local streams with one `poll(2)`. The protocol has no
-//! half-close: when a local program ends its stream, the session ends once all bytes before the end
-//! have been sent. When a session is lost, the received bytes are delivered and the local stream is
-//! reset. So no program mistakes a truncated stream for a complete one. On stdin and stdout, a lost
-//! session is an error. The sessions share one WebSocket, so a local program that takes nothing
-//! holds up the others. Its session is ended after 10 s.
+//! One thread serves the WebSocket and the local streams with one `poll(2)`.
+//!
+//! A local stream ends in order only if the stream at the device ended in order and every byte was
+//! delivered. Otherwise the received bytes are delivered and the local stream is reset. So no
+//! program mistakes a truncated stream for a complete one. On stdin and stdout, a lost session is an
+//! error.
+//!
+//! With a device of this project, each session has half-close and flow control. With others, a
+//! session whose local program has ended its stream goes on until the device ends it, or until no
+//! byte has come or gone for the [half-close timeout](Client::with_half_close_timeout). There the
+//! sessions share one stream, so a local program that takes nothing holds up the others, and its
+//! session is cut after 10 s.
 
 mod connector;
+mod listeners;
 mod relay;
 
 use std::fmt;
@@ -22,12 +29,13 @@ use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::SessionError;
 
-use crate::config::{ConnectParams, Security, Service};
+use crate::config::{ConnectParams, Port, Security, Service};
 use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
 use crate::net::LocalSocket;
 use crate::sys::{poll, PollFd, Waker};
 use connector::Connector;
+use listeners::Listeners;
 use relay::Relay;
 
 const TARGET: &str = "aiot_tunnel::access";
@@ -109,13 +117,41 @@ impl fmt::Debug for Stop {
     }
 }
 
+/// A local port, and the service that its connections reach.
+#[derive(Debug)]
+#[must_use]
+pub struct Forward {
+    listener: TcpListener,
+    service_type: Arc<str>,
+}
+
+impl Forward {
+    /// Each connection to `listener` becomes a session of the service, such as `_SSH`.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if the protocol cannot carry the service type.
+    pub fn new(listener: TcpListener, service_type: &str) -> Result<Self> {
+        Ok(Forward { listener, service_type: checked(service_type)? })
+    }
+}
+
+#[derive(Debug)]
+struct Settings {
+    extensions: bool,
+    queue_timeout: Duration,
+    half_close_timeout: Duration,
+    local_keepalive: Option<Duration>,
+    retry: bool,
+}
+
 /// The client of an access side. It connects when [`listen`](Client::listen) or
 /// [`stdio`](Client::stdio) is called.
 #[must_use]
 pub struct Client {
     params: ConnectParams,
     tls: TlsContext,
-    service_type: String,
+    service_type: Arc<str>,
+    settings: Settings,
     /// Never reset. Once it is woken, every call ends.
     stop: Arc<Waker>,
 }
@@ -125,6 +161,7 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("params", &self.params)
             .field("service_type", &self.service_type)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }
@@ -138,11 +175,53 @@ impl Client {
     /// [`Error::Setup`] if the protocol cannot carry the service type, or if a descriptor cannot be
     /// created.
     pub fn new(params: ConnectParams, security: Security, service_type: &str) -> Result<Self> {
-        // The same rule holds for a device's services. Host and port do not matter here.
-        Service::new(service_type, "localhost", params.port())?;
+        let service_type = checked(service_type)?;
         let stop = Waker::new().map_err(|e| CrateError::io("create an eventfd", e))?;
         let (tls, stop) = (TlsContext::new(security), Arc::new(stop));
-        Ok(Client { params, tls, service_type: service_type.to_owned(), stop })
+        let settings = Settings {
+            extensions: true,
+            queue_timeout: Duration::from_secs(30),
+            half_close_timeout: Duration::from_secs(60),
+            local_keepalive: Some(Duration::from_secs(60)),
+            retry: false,
+        };
+        Ok(Client { params, tls, service_type, settings, stop })
+    }
+
+    /// Sets whether half-close and flow control are offered to the device; default true. A tunnel
+    /// service that refuses unknown header fields needs false.
+    pub fn with_extensions(mut self, offered: bool) -> Self {
+        self.settings.extensions = offered;
+        self
+    }
+
+    /// Sets how long an accepted local connection may wait for a session: while the tunnel has as
+    /// many as it may have, and while the tunnel service cannot be reached. Then the connection is
+    /// reset. Default 30 s.
+    pub fn with_queue_timeout(mut self, time: Duration) -> Self {
+        self.settings.queue_timeout = time;
+        self
+    }
+
+    /// Sets how long a session without half-close goes on after its local program has ended its
+    /// stream, while no byte comes or goes. Then the session is cut. Default 60 s.
+    pub fn with_half_close_timeout(mut self, time: Duration) -> Self {
+        self.settings.half_close_timeout = time;
+        self
+    }
+
+    /// Sets after how long without traffic the kernel probes a local connection; default 60 s.
+    /// `None`: never.
+    pub fn with_local_keepalive(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.settings.local_keepalive = time.into();
+        self
+    }
+
+    /// Sets whether [`forward`](Self::forward) and [`listen`](Self::listen) go on trying if the
+    /// first connection fails; default false.
+    pub fn with_retry(mut self, retry: bool) -> Self {
+        self.settings.retry = retry;
+        self
     }
 
     /// A handle that stops the client from another thread.
@@ -150,22 +229,34 @@ impl Client {
         Stop(self.stop.clone())
     }
 
-    /// Serves each connection to `listener` as a session. Blocks until it is stopped. If the
-    /// WebSocket is lost, the local streams of its sessions are reset, and the client connects
-    /// again a second later. Refused sessions are reported on stderr.
+    /// Serves each connection to `listener` as a session of the client's service. Otherwise like
+    /// [`forward`](Self::forward).
     ///
     /// # Errors
-    /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails.
+    /// Those of [`forward`](Self::forward).
     pub fn listen(&self, listener: &TcpListener) -> Result<()> {
-        listener.set_nonblocking(true)?;
+        let listener = listener.try_clone()?;
+        self.forward(&[Forward { listener, service_type: self.service_type.clone() }])
+    }
+
+    /// Serves each connection to the local ports as a session, all over one connection to the
+    /// tunnel service. Blocks until it is stopped. If that connection is lost, the local
+    /// connections of its sessions are reset, and the client connects again a second later. Failed
+    /// sessions are reported to the log.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails and
+    /// [`with_retry`](Self::with_retry) is not set.
+    pub fn forward(&self, forwards: &[Forward]) -> Result<()> {
+        let mut listeners = Listeners::new(forwards, &self.settings)?;
         let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
-        let mut connected = false;
+        let mut connected = self.settings.retry;
         loop {
-            let lost = match connector.open() {
+            let lost = match connector.open_beside(&mut listeners) {
                 Ok(opened) => {
                     connected = true;
                     log::info!(target: TARGET, "connected to the tunnel");
-                    Relay::new(opened, &self.service_type, &self.stop, true).run(Some(listener))
+                    Relay::new(opened, &self.settings, &self.stop, true).run(Some(&mut listeners))
                 }
                 Err(e) => Err(e),
             };
@@ -176,7 +267,7 @@ impl Client {
                 Err(e) if !connected => return Err(e),
                 Err(e) => log::warn!(target: TARGET, "{e}; connecting again"),
             }
-            if self.pause(RETRY) {
+            if connector.pause(RETRY, &mut listeners) {
                 return Ok(());
             }
         }
@@ -208,8 +299,8 @@ impl Client {
             result
         })?;
         ours.set_nonblocking(true)?;
-        let mut relay = Relay::new(opened, &self.service_type, &self.stop, false);
-        relay.open(LocalSocket::Unix(ours));
+        let mut relay = Relay::new(opened, &self.settings, &self.stop, false);
+        relay.open(LocalSocket::Unix(ours), &self.service_type);
         let result = relay.run(None);
         drop(relay);
         // After a stop, do not wait long for a reader of stdout that does not read.
@@ -241,6 +332,12 @@ impl Client {
         let _ = poll(&mut fds, Some(Instant::now() + time));
         fds[0].ready().read
     }
+}
+
+/// The same rule holds for a device's services. Host and port do not matter here.
+fn checked(service_type: &str) -> Result<Arc<str>> {
+    Service::new(service_type, "localhost", Port::try_from(1)?)?;
+    Ok(service_type.into())
 }
 
 fn copy_to_stdout(source: &UnixStream) -> io::Result<()> {

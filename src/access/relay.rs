@@ -1,19 +1,22 @@
 //! One connection of the access side and its local streams: how it waits, accepts and ends.
 
-use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aiot_tunnel_proto::access::{AccessRelay, AccessSide, SessionError};
-use aiot_tunnel_proto::connection::{Connection, Upkeep};
+use aiot_tunnel_proto::access::{AccessLimits, AccessRelay, AccessSide, Pending};
+use aiot_tunnel_proto::connection::{Connection, Ping, Upkeep};
+use aiot_tunnel_proto::frame::{reason, Extensions};
 use aiot_tunnel_proto::gateway;
 use aiot_tunnel_proto::observer::{Event, Observer};
 use aiot_tunnel_proto::relay::RelayLimits;
-use aiot_tunnel_proto::session::SessionLimits;
+use aiot_tunnel_proto::session::{SessionLimits, WindowLimits};
 use aiot_tunnel_proto::websocket::Role;
-use aiot_tunnel_proto::{LogLimiter, Ready};
+use aiot_tunnel_proto::LogLimiter;
 
-use super::{Error, Result, TARGET};
+use super::listeners::Listeners;
+use super::{Error, Result, Settings, TARGET};
+use crate::config::FIRST_WINDOW;
 use crate::net::open::Opened;
 use crate::net::{LocalSocket, Stream};
 use crate::sys::{PollSet, Waker};
@@ -28,10 +31,16 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// listening client loses its connection, it is the limit without progress. The single session of
 /// `stdio` has no limit.
 const LAST_BYTES: Duration = Duration::from_secs(5);
-/// How long to wait after a failed accept, for example when there are no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Some proxies cut a connection that was silent for 30 s.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Most sessions whose first windows are set aside from [`TUNNEL_WINDOW`].
+const SESSIONS: u64 = 16;
+/// The largest window of a session, and the sum of all windows, in bytes.
+const SESSION_WINDOW: u64 = 2 * 1024 * 1024;
+const TUNNEL_WINDOW: u64 = 4 * 1024 * 1024;
 
-const UPKEEP: Upkeep = Upkeep { high_water: SEND_BUFFER, ..gateway::UPKEEP };
+const UPKEEP: Upkeep =
+    Upkeep { ping: Ping::Every(PING_INTERVAL), high_water: SEND_BUFFER, ..gateway::UPKEEP };
 
 /// Records how sessions end.
 struct Outcomes {
@@ -55,15 +64,6 @@ impl Observer for Outcomes {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Failed(e) => self.failed(Error::of_session(e)),
-            // The protocol has no code that distinguishes a reset by the local service from its end
-            // of file.
-            Event::Odd(e @ SessionError::Released { msg, .. }) => {
-                if self.listening {
-                    log::warn!(target: TARGET, "session ended by the device: {msg}");
-                } else {
-                    self.failed(Error::of_session(e));
-                }
-            }
             Event::Cut { reason, .. } => self.failed(Error::Lost(reason.to_owned())),
             Event::Dropped(what) => log::warn!(target: TARGET, "{what}"),
             Event::LeftOut(count) => {
@@ -84,7 +84,7 @@ pub(super) struct Relay<'a> {
 impl<'a> Relay<'a> {
     pub(super) fn new(
         opened: Opened,
-        service_type: &str,
+        settings: &Settings,
         stop: &'a Waker,
         listening: bool,
     ) -> Self {
@@ -93,37 +93,58 @@ impl<'a> Relay<'a> {
         let session = SessionLimits {
             session_buffer: SESSION_BUFFER,
             stall_timeout: listening.then_some(STALL_TIMEOUT),
+            half_close_timeout: Some(settings.half_close_timeout),
+            idle_timeout: None,
+            window: WindowLimits {
+                first: FIRST_WINDOW,
+                session: SESSION_WINDOW,
+                growth: TUNNEL_WINDOW - SESSIONS * FIRST_WINDOW,
+            },
         };
         let limits = RelayLimits { session, log_window: LogLimiter::WINDOW };
         let outcomes = Outcomes { listening, result: Ok(()) };
-        let side = AccessSide::new(service_type);
+        let extensions = if settings.extensions { Extensions::ALL } else { Extensions::NONE };
+        let side = AccessSide::new(AccessLimits { extensions }, now);
         let relay = AccessRelay::new(connection, side, limits, outcomes, Vec::new());
         Relay { relay, stop, polled: PollSet::default() }
     }
 
     /// Asks the device for a session for this local stream.
-    pub(super) fn open(&mut self, local: LocalSocket) {
-        self.relay.open(local, Instant::now());
+    pub(super) fn open(&mut self, local: LocalSocket, service_type: &Arc<str>) {
+        let pending = Pending::new(local, service_type.clone(), None);
+        self.relay.open(pending, Instant::now());
     }
 
-    /// Serves until it is stopped or the connection ends. Without a listener, it also ends when no
-    /// session is left and everything has been sent. Blocks.
+    /// Serves until it is stopped or the connection ends. Without listeners, it also ends when no
+    /// session is left and everything has been sent. Blocks. Local streams that have no session yet
+    /// come from the listeners and go back to them.
     ///
     /// # Errors
-    /// The connection was lost. Without a listener, also the error of the session.
-    pub(super) fn run(&mut self, listener: Option<&TcpListener>) -> Result<()> {
+    /// The connection was lost. Without listeners, also the error of the session.
+    pub(super) fn run(&mut self, mut listeners: Option<&mut Listeners<'_>>) -> Result<()> {
         let mut stopped = false;
+        let is_single = listeners.is_none();
         while !stopped && self.relay.end().is_none() {
             let is_done = self.relay.is_idle() && self.relay.connection().waiting() == 0;
-            if listener.is_none() && is_done {
+            if is_single && is_done {
                 break;
             }
-            stopped = self.turn(listener, None)?;
+            if let Some(listeners) = &mut listeners {
+                let now = Instant::now();
+                listeners.take().into_iter().for_each(|pending| self.relay.open(pending, now));
+            }
+            stopped = self.turn(listeners.as_deref_mut(), None)?;
         }
         let lost = self.relay.end().cloned();
         // If the last session had already ended, the loss of the connection takes nothing from it.
-        let was_over = listener.is_none() && self.relay.is_over();
-        self.close(stopped, listener.is_some())?;
+        let was_over = is_single && self.relay.is_over();
+        if let (Some(listeners), false) = (listeners, stopped) {
+            listeners.give_back(self.relay.side_mut().take_pending());
+        }
+        self.close(stopped, !is_single)?;
+        if stopped && is_single && !was_over {
+            return Err(Error::Lost(reason::STOPPED.to_owned()));
+        }
         match lost {
             Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
             Some(end) if !was_over => Err(Error::Connection(end.to_string())),
@@ -132,7 +153,11 @@ impl<'a> Relay<'a> {
     }
 
     /// Does one `poll` and handles everything it reports. Returns true if the client was stopped.
-    fn turn(&mut self, listener: Option<&TcpListener>, until: Option<Instant>) -> Result<bool> {
+    fn turn(
+        &mut self,
+        listeners: Option<&mut Listeners<'_>>,
+        until: Option<Instant>,
+    ) -> Result<bool> {
         let relay = &mut self.relay;
         let now = Instant::now();
         let (wants_input, wants_local) = (relay.wants_input(), relay.wants_local());
@@ -141,11 +166,15 @@ impl<'a> Relay<'a> {
         let set = &mut self.polled;
         set.clear();
         set.push(self.stop.as_fd(), until.is_none(), false);
-        set.push(relay.connection().transport().as_fd(), wants_input, wants_room);
-        for stream in relay.sessions() {
-            let wants_write = stream.wants_write();
-            match stream.stream() {
-                Some(stream) => set.push(stream.as_fd(), wants_local, wants_write),
+        let gateway = relay.connection().transport().as_fd();
+        match wants_input {
+            true => set.push(gateway, true, wants_room),
+            false => set.push_until_closed(gateway, wants_room),
+        }
+        for session in relay.sessions() {
+            let wants_read = wants_local && session.wants_read();
+            match session.stream() {
+                Some(stream) => set.push(stream.as_fd(), wants_read, session.wants_write()),
                 None => set.push(self.stop.as_fd(), false, false),
             }
         }
@@ -153,36 +182,25 @@ impl<'a> Relay<'a> {
             let (read, write) = (lingering.wants_read(), lingering.wants_write());
             set.push(lingering.stream().as_fd(), read, write);
         }
-        if let Some(listener) = listener {
-            set.push(listener.as_fd(), true, false);
-        }
         let count = relay.sessions().len();
-        let ready = set.poll(until.map_or(deadline, |until| until.min(deadline)))?;
-        let accepts = listener.filter(|_| ready.last().is_some_and(|ready: &Ready| ready.read));
+        let from = 2 + count + relay.lingering().len();
+        let mut deadlines = vec![deadline];
+        deadlines.extend(until);
+        if let Some(listeners) = &listeners {
+            listeners.fds(now).for_each(|fd| set.push(fd, true, false));
+            deadlines.extend(listeners.deadline(now));
+        }
+        let ready = set.poll(deadlines.into_iter().min().unwrap_or(deadline))?;
         let stopped = ready[0].read;
-        relay.connection_mut().ready(ready[1].read, ready[1].write);
+        relay.connection_mut().ready(wants_input && ready[1].read, ready[1].write);
+        if !wants_input && ready[1].read {
+            relay.connection_mut().hang_up();
+        }
         relay.turn(Instant::now(), &ready[2..2 + count]);
-        if let Some(listener) = accepts {
-            self.accept(listener);
+        if let Some(listeners) = listeners {
+            listeners.accept(&ready[from..]);
         }
         Ok(stopped)
-    }
-
-    fn accept(&mut self, listener: &TcpListener) {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let prepared = stream.set_nonblocking(true).and(stream.set_nodelay(true));
-                match prepared {
-                    Ok(()) => self.open(LocalSocket::Tcp(stream)),
-                    Err(e) => log::warn!(target: TARGET, "local connection: {e}"),
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                log::warn!(target: TARGET, "accept: {e}");
-                std::thread::sleep(ACCEPT_PAUSE);
-            }
-        }
     }
 
     /// Delivers the last bytes in both directions, then closes the connection.
@@ -191,7 +209,7 @@ impl<'a> Relay<'a> {
         if self.relay.end().is_some() {
             self.relay.cut_all(begun);
         } else if stopped {
-            self.relay.close("stopped", begun);
+            self.relay.close(reason::STOPPED, begun);
         } else {
             self.relay.close_gently("done", begun);
         }

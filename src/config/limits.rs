@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use aiot_tunnel_proto::session::WindowLimits;
+
 use crate::error::{Error, Result};
 
 /// Smallest `session_buffer`, in bytes: the largest payload that is accepted.
 const MIN_SESSION_BUFFER: usize = 64 * 1024;
+/// The window of a new session with flow control, in bytes.
+pub(crate) const FIRST_WINDOW: u64 = 64 * 1024;
 /// Smallest `send_buffer`, in bytes: two frames.
 const MIN_SEND_BUFFER: usize = 8 * 1024;
 
@@ -29,14 +33,25 @@ pub struct Limits {
     /// code 1. Default 10 (the platform's limit).
     pub max_sessions: usize,
     /// How many bytes from the cloud may wait for one local service; at least 64 KiB, the
-    /// largest payload that is accepted. Default 256 KiB.
+    /// largest payload that is accepted. Default 256 KiB. In a session with flow control, the
+    /// window grows to eight times as much while much flows, and all windows of a tunnel together
+    /// to sixteen times as much.
     pub session_buffer: usize,
     /// How many bytes may wait for the cloud before local services are no longer read; at least
     /// 8 KiB. As much again is kept free for answers. Default 128 KiB.
     pub send_buffer: usize,
-    /// How long a local service may take nothing while its full `session_buffer` stops the whole
-    /// tunnel. Then its session is released, so that the other sessions go on. Default 10 s.
+    /// How long a local service may take nothing while its full `session_buffer` stops the other
+    /// sessions of its tunnel. Then its session is released, so that the others go on. A service
+    /// that takes its bytes in large steps has more time: with the default, as long as it takes
+    /// 4 KiB/s. A session with flow control, or one without siblings, may stand still for as long
+    /// as it likes. Default 10 s.
     pub stall_timeout: Duration,
+    /// After how long without traffic the kernel probes a local service over TCP. A service that
+    /// has vanished then gives back its session. `None`: never. Default 60 s.
+    pub local_keepalive: Option<Duration>,
+    /// After how long without a byte in either direction a session is cut. `None`, the default:
+    /// never.
+    pub session_idle_timeout: Option<Duration>,
     /// Time for the lookup, TCP, TLS and the WebSocket handshake together. Default 15 s.
     pub handshake_timeout: Duration,
     /// Time for the connection to a local service. Default 5 s.
@@ -55,6 +70,8 @@ impl Default for Limits {
             session_buffer: 256 * 1024,
             send_buffer: 128 * 1024,
             stall_timeout: Duration::from_secs(10),
+            local_keepalive: Some(Duration::from_secs(60)),
+            session_idle_timeout: None,
             handshake_timeout: Duration::from_secs(15),
             connect_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(20),
@@ -99,6 +116,27 @@ impl Limits {
         self
     }
 
+    /// Sets [`local_keepalive`](Self::local_keepalive).
+    pub fn with_local_keepalive(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.local_keepalive = time.into();
+        self
+    }
+
+    /// Sets [`session_idle_timeout`](Self::session_idle_timeout).
+    pub fn with_session_idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.session_idle_timeout = time.into();
+        self
+    }
+
+    /// What a peer may send ahead in sessions with flow control.
+    pub(crate) fn window(&self) -> WindowLimits {
+        let buffer = self.session_buffer as u64;
+        let first = FIRST_WINDOW.min(buffer);
+        let tunnel = 16 * buffer;
+        let growth = tunnel.saturating_sub(first * self.max_sessions as u64);
+        WindowLimits { first, session: 8 * buffer, growth }
+    }
+
     /// Sets [`handshake_timeout`](Self::handshake_timeout).
     pub fn with_handshake_timeout(mut self, time: Duration) -> Self {
         self.handshake_timeout = time;
@@ -138,6 +176,8 @@ impl Limits {
         at_least("send_buffer", self.send_buffer, MIN_SEND_BUFFER)?;
         for (field, time) in [
             ("stall_timeout", self.stall_timeout),
+            ("local_keepalive", self.local_keepalive.unwrap_or(Duration::MAX)),
+            ("session_idle_timeout", self.session_idle_timeout.unwrap_or(Duration::MAX)),
             ("handshake_timeout", self.handshake_timeout),
             ("connect_timeout", self.connect_timeout),
             ("ping_interval", self.ping_interval),

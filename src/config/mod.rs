@@ -11,6 +11,8 @@ mod token;
 
 pub use ids::{Port, TunnelId};
 pub use limits::Limits;
+#[cfg(feature = "access")]
+pub(crate) use limits::FIRST_WINDOW;
 pub use params::ConnectParams;
 pub(crate) use service::Services;
 pub use service::{Service, Target};

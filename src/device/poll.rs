@@ -35,10 +35,15 @@ pub(super) fn turn(
 
     set.clear();
     set.push(control.waker.as_fd(), true, false);
-    set.push(relay.connection().transport().as_fd(), wants_input, wants_room);
+    let cloud = relay.connection().transport().as_fd();
+    match wants_input {
+        true => set.push(cloud, true, wants_room),
+        false => set.push_until_closed(cloud, wants_room),
+    }
     for session in relay.sessions() {
+        let wants_read = wants_local && session.wants_read();
         match session.stream() {
-            Some(stream) => set.push(stream.as_fd(), wants_local, session.wants_write()),
+            Some(stream) => set.push(stream.as_fd(), wants_read, session.wants_write()),
             None => set.push(control.waker.as_fd(), false, false),
         }
     }
@@ -57,7 +62,10 @@ pub(super) fn turn(
     if ready[0].read {
         control.waker.reset();
     }
-    relay.connection_mut().ready(ready[1].read, ready[1].write);
+    relay.connection_mut().ready(wants_input && ready[1].read, ready[1].write);
+    if !wants_input && ready[1].read {
+        relay.connection_mut().hang_up();
+    }
     relay.side_mut().ready(&ready[dials..]);
     relay.turn(Instant::now(), &ready[2..2 + count]);
     Ok(())

@@ -281,7 +281,11 @@ impl WorkerThread {
         let limits = &self.options.limits;
         let connection =
             Connection::new(opened.stream, Role::Client, &opened.rest, upkeep(limits), now);
-        let dialer = Dialer { services: self.options.services(), resolver: self.resolver.clone() };
+        let dialer = Dialer {
+            services: self.options.services(),
+            resolver: self.resolver.clone(),
+            keep_alive: limits.local_keepalive,
+        };
         let side = DeviceSide::new(
             dialer,
             DeviceLimits {
@@ -292,6 +296,9 @@ impl WorkerThread {
         let session = SessionLimits {
             session_buffer: limits.session_buffer,
             stall_timeout: Some(limits.stall_timeout),
+            half_close_timeout: None,
+            idle_timeout: limits.session_idle_timeout,
+            window: limits.window(),
         };
         let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
         let observer = RelayObserver { id: self.id.clone(), record: self.record.clone() };

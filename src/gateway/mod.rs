@@ -87,6 +87,12 @@ impl Transport for MemberStream {
     fn unacked(&self) -> usize {
         self.stream.unacked()
     }
+    fn unsent(&self) -> usize {
+        self.stream.unsent()
+    }
+    fn limit_unsent(&mut self, bytes: usize) {
+        self.stream.limit_unsent(bytes);
+    }
     fn arm(&mut self) {
         self.stream.arm();
     }

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use aiot_tunnel_proto::session::LocalStream;
 
@@ -14,6 +15,16 @@ use crate::sys;
 pub(crate) enum LocalSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl LocalSocket {
+    /// Makes the kernel probe the other end after this time without traffic. Does nothing to a Unix
+    /// stream: its other end is on this machine.
+    pub(crate) fn keep_alive(&self, idle: Option<Duration>) {
+        if let (LocalSocket::Tcp(stream), Some(idle)) = (self, idle) {
+            sys::keep_alive(stream, idle);
+        }
+    }
 }
 
 impl LocalStream for LocalSocket {
@@ -35,9 +46,9 @@ impl LocalStream for LocalSocket {
         };
     }
 
-    fn reset_on_close(&mut self) {
+    fn reset_on_close(&mut self, resets: bool) {
         match self {
-            LocalSocket::Tcp(stream) => sys::reset_on_close(stream),
+            LocalSocket::Tcp(stream) => sys::reset_on_close(stream, resets),
             // A Unix stream cannot be reset. Its other end sees an end of file.
             LocalSocket::Unix(_) => {}
         }
@@ -45,7 +56,7 @@ impl LocalStream for LocalSocket {
 
     fn unacked(&self) -> usize {
         match self {
-            LocalSocket::Tcp(stream) => sys::unsent(stream),
+            LocalSocket::Tcp(stream) => sys::unacked(stream),
             // Written bytes are already in the other end's receive queue and are not lost by a
             // close.
             LocalSocket::Unix(_) => 0,
@@ -76,7 +87,7 @@ mod tests {
         stream.set_nonblocking(true).unwrap();
         let mut local = LocalSocket::Tcp(stream);
         assert_eq!(LocalStream::write(&mut local, &[IoSlice::new(b"some")]).unwrap(), 4);
-        local.reset_on_close();
+        local.reset_on_close(true);
         drop(local);
         let error = service.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);

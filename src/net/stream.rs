@@ -106,7 +106,15 @@ impl Transport for Stream {
     }
 
     fn unacked(&self) -> usize {
+        sys::unacked(self.socket().tcp())
+    }
+
+    fn unsent(&self) -> usize {
         sys::unsent(self.socket().tcp())
+    }
+
+    fn limit_unsent(&mut self, bytes: usize) {
+        sys::limit_queue(self.socket().tcp(), bytes.try_into().unwrap_or(libc::c_int::MAX));
     }
 
     fn arm(&mut self) {

@@ -25,12 +25,21 @@ impl<'a> PollFd<'a> {
         PollFd { raw, lifetime: std::marker::PhantomData }
     }
 
+    /// Waits until the other end has closed the connection, and for room if `write` is set. Bytes
+    /// are not waited for. [`ready`](Self::ready) reports the close as a read.
+    pub(crate) fn until_closed(fd: BorrowedFd<'a>, write: bool) -> Self {
+        let write_events = if write { libc::POLLOUT } else { 0 };
+        let events = libc::POLLRDHUP | write_events;
+        let raw = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+        PollFd { raw, lifetime: std::marker::PhantomData }
+    }
+
     /// What the last [`poll`] reported. An error or a hang-up counts as the readiness that was
     /// waited for. The read or write that follows returns the error.
     pub(crate) fn ready(&self) -> Ready {
         let failed = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
         let is = |event| self.raw.events & event != 0 && self.raw.revents & (event | failed) != 0;
-        Ready { read: is(libc::POLLIN), write: is(libc::POLLOUT) }
+        Ready { read: is(libc::POLLIN) || is(libc::POLLRDHUP), write: is(libc::POLLOUT) }
     }
 }
 
@@ -49,7 +58,15 @@ impl PollSet {
     /// Adds a descriptor as [`PollFd::new`] does. Keeps only its number, so the descriptor must
     /// stay open until [`poll`](Self::poll) returns.
     pub(crate) fn push(&mut self, fd: BorrowedFd<'_>, read: bool, write: bool) {
-        let PollFd { raw, .. } = PollFd::new(fd, read, write);
+        self.add(PollFd::new(fd, read, write));
+    }
+
+    /// Adds a descriptor as [`PollFd::until_closed`] does.
+    pub(crate) fn push_until_closed(&mut self, fd: BorrowedFd<'_>, write: bool) {
+        self.add(PollFd::until_closed(fd, write));
+    }
+
+    fn add(&mut self, PollFd { raw, .. }: PollFd<'_>) {
         self.fds.push(PollFd { raw, lifetime: std::marker::PhantomData });
     }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 /// A TCP connect in progress. When it is ready for writing, it has succeeded or failed.
 pub(crate) struct Connecting(TcpStream);
@@ -142,11 +143,25 @@ pub(crate) fn limit_queue(stream: &TcpStream, bytes: libc::c_int) {
     set_option(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes);
 }
 
-/// Makes the later close of the socket a reset. The other end cannot mistake it for an orderly end.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+/// Decides whether the later close of the socket is a reset. The other end cannot mistake a reset
+/// for an orderly end. The kernel also closes the sockets of a process that is killed.
+pub(crate) fn reset_on_close(stream: &TcpStream, resets: bool) {
+    let linger = libc::linger { l_onoff: resets.into(), l_linger: 0 };
     // This does not fail for an open socket. For any other, nothing changes.
     set_option(stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Makes the kernel probe the other end after `idle` without traffic. Three unanswered probes, ten
+/// seconds apart, end the connection.
+pub(crate) fn keep_alive(stream: &TcpStream, idle: Duration) {
+    let seconds = libc::c_int::try_from(idle.as_secs().max(1)).unwrap_or(libc::c_int::MAX);
+    let (interval, count): (libc::c_int, libc::c_int) = (10, 3);
+    let on: libc::c_int = 1;
+    // The kernel limits the time to 32,767 s. A larger value changes nothing.
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &seconds.min(32_767));
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &interval);
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, &count);
+    set_option(stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &on);
 }
 
 fn set_option<T>(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &T) {
@@ -157,10 +172,21 @@ fn set_option<T>(stream: &TcpStream, level: libc::c_int, name: libc::c_int, valu
 }
 
 /// The number of written bytes that the other end's kernel has not acknowledged (`SIOCOUTQ`).
+pub(crate) fn unacked(stream: &TcpStream) -> usize {
+    // The same number as SIOCOUTQ.
+    queue_length(stream, libc::TIOCOUTQ)
+}
+
+/// The number of written bytes that the kernel has not sent yet (`SIOCOUTQNSD`).
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
+    const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+    queue_length(stream, SIOCOUTQNSD as _)
+}
+
+fn queue_length(stream: &TcpStream, request: libc::Ioctl) -> usize {
     let mut count: libc::c_int = 0;
-    // SAFETY: `TIOCOUTQ` (the same number as SIOCOUTQ) writes one int to `count`.
-    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
+    // SAFETY: both requests write one int to `count`.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), request, &mut count) };
     if result == 0 {
         count as usize
     } else {
@@ -174,23 +200,14 @@ mod tests {
 
     use super::*;
 
-    /// The number of bytes that the kernel holds back (`SIOCOUTQNSD`).
-    fn held_back(stream: &TcpStream) -> libc::c_int {
-        const SIOCOUTQNSD: libc::c_ulong = 0x894b;
-        let mut count: libc::c_int = -1;
-        // SAFETY: the request writes one int to `count`.
-        unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD as _, &mut count) };
-        count
-    }
-
     #[test]
     fn what_waits_for_more_is_sent_when_it_is_pushed() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_nodelay(true).unwrap();
         assert_eq!(send(&stream, b"part", true).unwrap(), 4);
-        assert_eq!(held_back(&stream), 4);
+        assert_eq!(unsent(&stream), 4);
         push(&stream);
-        assert_eq!(held_back(&stream), 0);
+        assert_eq!(unsent(&stream), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! It parses frames only to find those that must be dropped; sessions are the caller's concern.
 
 mod end;
+mod pace;
 mod received;
 
 use std::io::{self, Read, Write};
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 use crate::progress::Progress;
 use crate::timers::{Timer, Timers};
 use crate::websocket::close::answer_to;
-use crate::websocket::{Incoming, Kind, Receiver, Role, Sender};
+use crate::websocket::{Flushed, Incoming, Kind, Receiver, Role, Sender};
+use pace::Pace;
 use received::received;
 
 pub use end::End;
@@ -26,9 +28,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(10);
 /// How long to wait before writing again to a transport that reports room but takes nothing.
 const STUCK: Duration = Duration::from_millis(100);
-/// A full peer must take this many bytes within the stall timeout. Single bytes are not enough,
-/// because the peer holds up the others.
-const LEAST_PROGRESS: u64 = 4096;
 
 /// The byte stream below a WebSocket. No function blocks.
 pub trait Transport: Read + Write {
@@ -36,6 +35,12 @@ pub trait Transport: Read + Write {
     fn written(&self) -> u64;
     /// The number of written bytes that the peer's kernel has not acknowledged.
     fn unacked(&self) -> usize;
+    /// The number of written bytes that the kernel has not sent yet.
+    fn unsent(&self) -> usize {
+        0
+    }
+    /// Limits the bytes that wait unsent in the kernel before the transport reports no room.
+    fn limit_unsent(&mut self, _bytes: usize) {}
     /// Tells the transport that `poll` reported it readable.
     fn arm(&mut self) {}
     /// Frees buffers that are empty.
@@ -133,12 +138,22 @@ pub struct Connection<T: Transport> {
     /// How many bytes the peer's kernel had acknowledged at the last ping, and how many not.
     acknowledged: u64,
     unacked: usize,
-    /// Since when the send buffer is over its high-water mark, and how much the peer had taken
-    /// then.
-    full: Option<(Instant, u64)>,
+    /// The progress of the peer since the send buffer is over its high-water mark.
+    full: Option<Progress>,
     /// The progress of a gentle close, which waits until its bytes get through.
     gentle: Option<Progress>,
+    /// How much may be queued towards the peer.
+    pace: Pace,
+    /// The limit of unsent bytes in the kernel, as it is set.
+    unsent_limit: usize,
+    /// The connection takes its last bytes, whatever the limits.
+    is_ending: bool,
+    /// The length of a write that would have blocked. TLS must be given as much again.
+    blocked_write: usize,
 }
+
+/// The full limit of unsent bytes in the kernel.
+pub const UNSENT_LIMIT: usize = 128 * 1024;
 
 impl<T: Transport> Connection<T> {
     /// Makes a connection after the opening handshake. `rest` holds the bytes received behind it.
@@ -171,6 +186,10 @@ impl<T: Transport> Connection<T> {
             unacked: 0,
             full: None,
             gentle: None,
+            pace: Pace::new(upkeep.high_water.max(UNSENT_LIMIT)),
+            unsent_limit: usize::MAX,
+            is_ending: false,
+            blocked_write: 0,
         }
     }
 
@@ -202,7 +221,7 @@ impl<T: Transport> Connection<T> {
 
     /// Whether the send buffer has reached its high-water mark. Then its sources must not be read.
     pub fn over_high_water(&self) -> bool {
-        self.sender.len() >= self.upkeep.high_water
+        self.sender.len() >= self.high_water()
     }
 
     /// The allocated size of the receive buffer, in bytes.
@@ -215,9 +234,16 @@ impl<T: Transport> Connection<T> {
         self.sender.capacity()
     }
 
-    /// The high-water mark of the send buffer, in bytes.
+    /// The high-water mark of the send buffer, in bytes. It is smaller on a slow link.
     pub fn high_water(&self) -> usize {
-        self.upkeep.high_water
+        let queue = if self.is_ending { usize::MAX } else { self.pace.queue() };
+        self.upkeep.high_water.min(queue)
+    }
+
+    /// The payload of a full frame, in bytes. It is smaller on a slow link, so that a keystroke
+    /// does not wait long for the frame before it.
+    pub fn payload_size(&self) -> usize {
+        self.pace.payload()
     }
 
     /// The level of the send buffer, in bytes, at which the connection itself is no longer read.
@@ -226,9 +252,10 @@ impl<T: Transport> Connection<T> {
         2 * self.upkeep.high_water
     }
 
-    /// Changes the high-water mark.
-    pub fn set_high_water(&mut self, bytes: usize) {
-        self.upkeep.high_water = bytes;
+    /// Lifts the limits of the send buffer, because the connection ends and takes its last bytes.
+    pub fn lift_limits(&mut self) {
+        self.upkeep.high_water = usize::MAX / 4;
+        self.is_ending = true;
     }
 
     /// Whether frames can be sent and received.
@@ -271,6 +298,13 @@ impl<T: Transport> Connection<T> {
         self.writable |= writable;
         // TLS may have waited for room before it could read.
         self.readable |= readable || writable;
+    }
+
+    /// The peer has closed the connection while it was not read. What can still be read is less
+    /// than a receive buffer.
+    pub fn hang_up(&mut self) {
+        self.ready(true, false);
+        self.end.get_or_insert(End::EndOfStream);
     }
 
     /// Whether there are bytes to receive or messages to process that `poll` does not report.
@@ -396,7 +430,7 @@ impl<T: Transport> Connection<T> {
     /// Like [`close`](Self::close), but waits for the answer as long as queued bytes still get
     /// through, however slowly.
     pub fn close_gently(&mut self, code: u16, reason: &'static str, now: Instant) {
-        self.gentle = Some(Progress::new(now));
+        self.gentle = Some(Progress::new(self.taken(), now));
         self.close(code, reason, now);
     }
 
@@ -406,7 +440,11 @@ impl<T: Transport> Connection<T> {
     pub fn tick(&mut self, now: Instant, reads: bool) -> Ticked {
         let mut ticked = Ticked::default();
         if !reads && self.state == State::Open {
-            self.hear(now);
+            self.note_acknowledged(now);
+            // Nothing was sent that could be acknowledged. The next ping is.
+            if self.unacked == 0 {
+                self.timers.set(ConnectionTimer::Silence, now + self.upkeep.silence_limit);
+            }
         }
         if self.timers.is_due(ConnectionTimer::Shrink, now) {
             self.timers.set(ConnectionTimer::Shrink, now + self.upkeep.shrink_interval);
@@ -456,9 +494,11 @@ impl<T: Transport> Connection<T> {
             return;
         }
         let before = self.sender.len();
-        let result = self.sender.flush(&mut self.transport);
+        let most = self.room();
+        let result = self.sender.flush_most(&mut self.transport, most);
+        self.blocked_write = if matches!(result, Ok(Flushed::Blocked)) { most } else { 0 };
         let left = self.sender.len();
-        if self.writable && left == before {
+        if self.writable && left == before && most > 0 {
             self.timers.set(ConnectionTimer::Stuck, now + STUCK);
         } else {
             self.timers.clear(ConnectionTimer::Stuck);
@@ -468,11 +508,38 @@ impl<T: Transport> Connection<T> {
         if std::mem::replace(&mut self.backlog, left > 0) && left < before {
             self.timers.set(ConnectionTimer::Silence, now + self.upkeep.silence_limit);
         }
+        if left == 0 {
+            self.pace.idle();
+        }
+        if self.pace.is_due(now) {
+            self.pace.measure(self.taken(), now);
+        }
         if let Err(e) = result {
             self.fail_to_write(End::Send(e.to_string()));
         } else if left > self.upkeep.flood_limit {
             self.lose(End::Flooded);
         }
+    }
+
+    /// How many bytes to write now. On a fast link there is no limit but the kernel's.
+    fn room(&mut self) -> usize {
+        if self.is_ending {
+            return usize::MAX;
+        }
+        let queue = self.pace.queue();
+        // The kernel reports room when less than half of its limit waits unsent.
+        let limit = if self.pace.is_fast() { UNSENT_LIMIT } else { (2 * queue).min(UNSENT_LIMIT) };
+        let is_near = limit != UNSENT_LIMIT
+            && limit / 2 <= self.unsent_limit
+            && self.unsent_limit <= 2 * limit;
+        if limit != self.unsent_limit && !is_near {
+            self.transport.limit_unsent(limit);
+            self.unsent_limit = limit;
+        }
+        if self.pace.is_fast() {
+            return usize::MAX;
+        }
+        (self.unsent_limit / 2).saturating_sub(self.transport.unsent()).max(self.blocked_write)
     }
 
     /// A write failed. Bytes that the peer sent before may still wait to be read.
@@ -508,10 +575,10 @@ impl<T: Transport> Connection<T> {
     }
 
     fn still_sends(&mut self, now: Instant) -> bool {
-        let left = self.sender.len() + self.transport.unacked();
+        let (taken, left) = (self.taken(), self.sender.len() + self.transport.unacked());
         let Some(progress) = &mut self.gentle else { return false };
-        progress.update(left, now);
-        left > 0 && !self.broken && now < progress.since() + LINGER
+        progress.update(taken, now);
+        left > 0 && !self.broken && now < progress.deadline(LINGER)
     }
 
     /// Notes since when the send buffer has been over its high-water mark.
@@ -519,7 +586,7 @@ impl<T: Transport> Connection<T> {
         if !self.over_high_water() {
             self.full = None;
         } else if self.full.is_none() {
-            self.full = Some((now, self.taken()));
+            self.full = Some(Progress::new(self.taken(), now));
         }
     }
 
@@ -530,24 +597,22 @@ impl<T: Transport> Connection<T> {
         self.transport.written().saturating_sub(self.transport.unacked() as u64)
     }
 
-    /// Whether the send buffer has been over its high-water mark for `limit` while the peer took
-    /// next to nothing.
+    /// Whether the peer has taken nothing for `limit` while the send buffer was over its high-water
+    /// mark. A peer that takes large steps has more time.
     pub fn is_stalled(&mut self, now: Instant, limit: Duration) -> bool {
-        let (taken, before) = match self.full {
-            Some((since, taken)) if self.is_open() && now >= since + limit => (self.taken(), taken),
-            _ => return false,
-        };
-        if taken >= before + LEAST_PROGRESS {
-            self.full = Some((now, taken));
+        if !self.is_open() || self.full.is_none_or(|full| now < full.deadline(limit)) {
             return false;
         }
-        true
+        let taken = self.taken();
+        let Some(full) = &mut self.full else { return false };
+        full.update(taken, now);
+        now >= full.deadline(limit)
     }
 
     /// When [`is_stalled`](Self::is_stalled) has to be called. `None` while the send buffer is not
     /// full.
     pub fn stalls_at(&self, limit: Duration) -> Option<Instant> {
-        self.full.filter(|_| self.is_open()).map(|(since, _)| since + limit)
+        self.full.filter(|_| self.is_open()).map(|full| full.deadline(limit))
     }
 
     /// When the connection needs attention even if its transport is not ready. `reads`: whether the

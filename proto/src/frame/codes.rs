@@ -29,8 +29,8 @@ pub mod release {
     pub const DEVICE_LOST: u8 = 3;
 }
 
-/// Texts that this project's device sends with release code 1 when it cuts a session. A session
-/// that ended in order has another text.
+/// Texts with which an end of this project releases a session that it cuts. A session that ended in
+/// order has another text.
 pub mod reason {
     /// The local buffer was full, and the local service took nothing for the stall timeout.
     pub const STALLED: &str = "the local service takes nothing";
@@ -40,6 +40,45 @@ pub mod reason {
     pub const FRAME_TOO_LONG: &str = "a data frame is longer than 64 KiB";
     /// Data came for a session that does not exist.
     pub const UNKNOWN_SESSION: &str = "no such session";
+    /// The local program at the access side took nothing for the stall timeout.
+    pub const PROGRAM_STALLED: &str = "the local program takes nothing";
+    /// The access side was stopped while the session was open.
+    pub const STOPPED: &str = "the access side was stopped";
+    /// The peer sent more bytes than it was granted.
+    pub const OVER_CREDIT: &str = "more data than was granted";
+    /// The peer granted an impossible number of bytes.
+    pub const BAD_CREDIT: &str = "an impossible credit";
+    /// The peer sent data after the end of its direction.
+    pub const DATA_AFTER_END: &str = "data after the end of the stream";
+    /// No byte came or went for the idle limit.
+    pub const IDLE: &str = "the session was idle for too long";
+    /// The begin of the text if the local connection of the access side failed. The error follows.
+    pub const LOCAL_CONNECTION: &str = "local connection: ";
+}
+
+/// Whether a release with this status tells that the stream was cut. Texts of other devices and
+/// clouds prove nothing: their codes 0 and 1 are orderly ends.
+pub fn tells_of_cut(status: &Status, service_type: &str) -> bool {
+    if status.code != i64::from(release::BY_ACCESS) && status.code != i64::from(release::BY_DEVICE)
+    {
+        return true;
+    }
+    let msg = &*status.msg;
+    let of_service = msg.strip_prefix("service ").and_then(|msg| msg.strip_prefix(service_type));
+    let failed = of_service.is_some_and(|rest| rest.starts_with(": "));
+    let cuts = [
+        reason::STALLED,
+        reason::TUNNEL_CLOSED,
+        reason::FRAME_TOO_LONG,
+        reason::UNKNOWN_SESSION,
+        reason::PROGRAM_STALLED,
+        reason::STOPPED,
+        reason::OVER_CREDIT,
+        reason::BAD_CREDIT,
+        reason::DATA_AFTER_END,
+        reason::IDLE,
+    ];
+    failed || msg.starts_with(reason::LOCAL_CONNECTION) || cuts.contains(&msg)
 }
 
 /// The content of a `common_response` or a `session_release`.

@@ -6,6 +6,9 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::Deserialize;
+use serde_json::Value;
+
+use super::extension::{Credit, Extensions};
 
 #[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct Header<'a> {
@@ -16,6 +19,12 @@ pub(super) struct Header<'a> {
     pub(super) frame_id: FrameId,
     #[serde(borrow, default)]
     pub(super) service_type: Text<'a>,
+    #[serde(default, rename = "ext")]
+    pub(super) extensions: Extensions,
+    #[serde(default)]
+    pub(super) credit: Credit,
+    #[serde(default)]
+    pub(super) eof: Flag,
 }
 
 impl<'a> Header<'a> {
@@ -25,25 +34,41 @@ impl<'a> Header<'a> {
     pub(super) fn scan(text: &'a [u8]) -> Option<Self> {
         let (mut frame_type, mut frame_id, mut session_id, mut service_type) =
             (None, None, None, None);
+        let (mut extensions, mut credit, mut eof) = (None, None, None);
         let mut rest = text.strip_prefix(b"{")?;
         loop {
             let (key, after) = scan_text(rest)?;
             let value = after.strip_prefix(b":")?;
             let is_new = match key {
-                b"frame_type" | b"frame_id" => {
+                b"frame_type" | b"frame_id" | b"credit" => {
                     // The C SDK writes leading zeros in one of ten frame ids. JSON does not allow
                     // them.
                     let (number, after) = scan_number(value, key == b"frame_id")?;
                     rest = after;
-                    let field = if key == b"frame_type" { &mut frame_type } else { &mut frame_id };
+                    let field = match key {
+                        b"frame_type" => &mut frame_type,
+                        b"frame_id" => &mut frame_id,
+                        _ => &mut credit,
+                    };
                     field.replace(number).is_none()
                 }
-                b"session_id" | b"service_type" => {
+                b"session_id" | b"service_type" | b"ext" => {
                     let (text, after) = scan_text(value)?;
                     rest = after;
-                    let field =
-                        if key == b"session_id" { &mut session_id } else { &mut service_type };
+                    let field = match key {
+                        b"session_id" => &mut session_id,
+                        b"service_type" => &mut service_type,
+                        _ => &mut extensions,
+                    };
                     field.replace(std::str::from_utf8(text).ok()?).is_none()
+                }
+                b"eof" => {
+                    let (is_set, after) = match value.strip_prefix(b"true") {
+                        Some(after) => (true, after),
+                        None => (false, value.strip_prefix(b"false")?),
+                    };
+                    rest = after;
+                    eof.replace(is_set).is_none()
                 }
                 _ => false,
             };
@@ -61,6 +86,9 @@ impl<'a> Header<'a> {
             session_id: text(session_id),
             frame_id: FrameId(frame_id),
             service_type: text(service_type),
+            extensions: extensions.map_or(Extensions::NONE, Extensions::parse),
+            credit: credit.map_or(Credit::Absent, Credit::Bytes),
+            eof: Flag(eof.unwrap_or_default()),
         })
     }
 }
@@ -96,6 +124,9 @@ impl Header<'_> {
             session_id: owned(self.session_id),
             frame_id: self.frame_id,
             service_type: owned(self.service_type),
+            extensions: self.extensions,
+            credit: self.credit,
+            eof: self.eof,
         }
     }
 }
@@ -171,5 +202,16 @@ impl<'de> Deserialize<'de> for FrameId {
             }
         }
         deserializer.deserialize_any(FrameIdVisitor)
+    }
+}
+
+/// A field that is set if it is `true`. Any other value counts as absent: the field may belong to
+/// somebody else.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Flag(pub(super) bool);
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Flag(Value::deserialize(deserializer)? == Value::Bool(true)))
     }
 }

@@ -5,14 +5,16 @@
 //! neither sessions nor connections.
 
 mod codes;
+mod extension;
 mod header;
 mod write;
 
 use std::borrow::Cow;
 
-pub use codes::{reason, release, response, status, Status};
+pub use codes::{reason, release, response, status, tells_of_cut, Status};
+pub use extension::{Credit, Extensions, Fields};
 use header::Header;
-pub use write::{write_release, write_response, HeaderTemplate};
+pub use write::{write_acceptance, write_release, write_response, HeaderTemplate};
 
 /// The name of the WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
@@ -59,6 +61,12 @@ pub struct Frame<'a> {
     pub frame_id: Option<u64>,
     /// The service. Empty if the header does not name one.
     pub service_type: Cow<'a, str>,
+    /// The session extensions that the sender offers or accepts.
+    pub extensions: Extensions,
+    /// The number of payload bytes that the sender grants.
+    pub credit: Credit,
+    /// The sender ends its direction of the session behind this frame.
+    pub eof: bool,
     /// The bytes behind the header.
     pub payload: &'a [u8],
 }
@@ -153,8 +161,16 @@ impl<'a> Frame<'a> {
         if session_id.len() > MAX_SESSION_ID {
             return Err(Malformed::SessionId(session_id.len()));
         }
-        let (frame_id, service_type) = (header.frame_id.0, header.service_type.0);
-        Ok(Frame { frame_type, session_id, frame_id, service_type, payload })
+        Ok(Frame {
+            frame_type,
+            session_id,
+            frame_id: header.frame_id.0,
+            service_type: header.service_type.0,
+            extensions: header.extensions,
+            credit: header.credit,
+            eof: header.eof.0,
+            payload,
+        })
     }
 }
 

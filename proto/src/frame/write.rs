@@ -1,6 +1,6 @@
 //! Writes headers and small frames.
 
-use super::{quoted, FrameType};
+use super::{quoted, Fields, FrameType};
 use crate::websocket::Sender;
 
 /// The prepared header of the frames of one session. Only the frame id is written for each frame.
@@ -27,9 +27,15 @@ impl HeaderTemplate {
 
     /// Clears `out` and writes the length and the header to it.
     pub fn write(&self, frame_id: u64, out: &mut Vec<u8>) {
+        self.write_with(frame_id, Fields::default(), out);
+    }
+
+    /// Like [`write`](Self::write), with fields of the session extensions.
+    pub fn write_with(&self, frame_id: u64, fields: Fields, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.before_id);
         out.extend_from_slice(itoa::Buffer::new().format(frame_id).as_bytes());
+        fields.write(out);
         out.extend_from_slice(&self.after_id);
         let length = (out.len() - 2) as u16;
         out[..2].copy_from_slice(&length.to_be_bytes());
@@ -44,9 +50,24 @@ pub fn write_response(
     frame_id: u64,
     payload: &[u8],
 ) {
+    write_acceptance(sender, session_id, service_type, frame_id, Fields::default(), payload);
+}
+
+/// Queues a `common_response` with the extensions that hold for the session.
+pub fn write_acceptance(
+    sender: &mut Sender,
+    session_id: &str,
+    service_type: &str,
+    frame_id: u64,
+    fields: Fields,
+    payload: &[u8],
+) {
     let mut header = Vec::new();
-    HeaderTemplate::new(FrameType::CommonResponse, session_id, Some(service_type))
-        .write(frame_id, &mut header);
+    HeaderTemplate::new(FrameType::CommonResponse, session_id, Some(service_type)).write_with(
+        frame_id,
+        fields,
+        &mut header,
+    );
     sender.binary(&header, payload);
 }
 

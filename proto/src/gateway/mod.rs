@@ -2,23 +2,25 @@
 //! them. Frames go from the device's connection to an access connection and back. The gateway has
 //! no local streams.
 //!
-//! This module does not sleep and reads no clock; its owner does both. The protocol has no flow
-//! control per session. So the device's connection is not read while an access connection is over
-//! its high-water mark, and access connections are not read while the device's connection is. An
-//! access connection that stays full and takes next to nothing for the stall timeout is closed with
-//! code 1008. Its sessions are released towards the device (code 2), and the other access
-//! connections go on. A device has more time, because it may wait for its own services: see
-//! `DEVICE_STALL`.
+//! This module does not sleep and reads no clock; its owner does both.
+//!
+//! A session whose ends have agreed on flow control waits alone: the gateway keeps what was granted
+//! ([`lane`]). A session without flow control cannot. So the device's connection is not read while
+//! an access connection with such sessions is over its high-water mark, and an access connection
+//! with such sessions is not read while the device's connection is. If it stays full, takes nothing
+//! for the stall timeout, and there are other access connections, it is closed with code 1008. Its
+//! sessions are released towards the device (code 2), and the other access connections go on.
 
 mod event;
+mod lane;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::connection::{Connection, Ping, Received, Transport, Upkeep};
 use crate::frame::{
-    reason, release, response, status, write_release, write_response, Frame, FrameType,
-    HeaderTemplate, Status, MAX_NAME,
+    reason, release, response, status, write_acceptance, write_release, write_response, Credit,
+    Extensions, Fields, Frame, FrameType, HeaderTemplate, Status, MAX_NAME,
 };
 use crate::log_limiter::LogLimiter;
 use crate::schedule::RoundRobin;
@@ -27,6 +29,7 @@ use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
 pub use event::{TunnelEvent, TunnelObserver};
+use lane::Lane;
 
 /// The high-water mark of a connection, in bytes. While this much waits to be sent to it, the
 /// connections that feed it are not read.
@@ -43,12 +46,11 @@ pub const UPKEEP: Upkeep = Upkeep {
 
 /// How long a device may take to answer a session_create. Then the session is refused.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An access connection over its high-water mark is still read, until this many bytes wait for it.
-const ACCESS_LIMIT: usize = 2 * HIGH_WATER;
-/// How long a full device connection may take next to nothing before it is closed. A device
-/// releases sessions whose services stall, by default after ten seconds each, and reads nothing
-/// meanwhile.
-const DEVICE_STALL: Duration = Duration::from_secs(60);
+/// A connection over its high-water mark is still read, until this many bytes wait for it. So the
+/// pings of a peer that reads nothing are heard.
+const ANSWER_LIMIT: usize = 2 * HIGH_WATER;
+/// A lane with at most this many waiting bytes goes first. A keystroke does not wait for a file.
+const SHORT_LANE: usize = 4096;
 
 struct Session {
     access: u64,
@@ -62,6 +64,40 @@ struct Session {
     /// (for example about field names in another case), the two ends must not read different things
     /// from it.
     data: HeaderTemplate,
+    /// The extensions that the access side offered; once the device has answered, those that hold.
+    extensions: Extensions,
+    /// With flow control, what waits in either direction.
+    to_device: Lane,
+    to_access: Lane,
+    /// The session has ended. This release goes to the end of this side once its lane is empty.
+    release: Option<(Side, Vec<u8>)>,
+}
+
+impl Session {
+    /// Whether the device has accepted the session and its bytes pass without flow control.
+    fn is_plain(&self) -> bool {
+        self.deadline.is_none() && !self.extensions.credit
+    }
+
+    fn lane(&self, to: Side) -> &Lane {
+        match to {
+            Side::Device => &self.to_device,
+            Side::Access => &self.to_access,
+        }
+    }
+
+    /// Whether a release waits for the end of this side, and nothing else does.
+    fn releases_to(&self, to: Side) -> bool {
+        let is_last = !self.lane(to).is_waiting();
+        is_last && self.release.as_ref().is_some_and(|(side, _)| *side == to)
+    }
+
+    fn lane_mut(&mut self, to: Side) -> &mut Lane {
+        match to {
+            Side::Device => &mut self.to_device,
+            Side::Access => &mut self.to_access,
+        }
+    }
 }
 
 /// Limits of one tunnel.
@@ -89,8 +125,11 @@ pub struct Tunnel<T: Transport, O> {
     next_frame: u64,
     /// Decides which access connection may feed the device first.
     turns: RoundRobin,
-    /// Scratch memory for a header.
+    /// Scratch memory for a header and a payload.
     head: Vec<u8>,
+    payload: Vec<u8>,
+    /// Counts the turns of the lanes.
+    lane_turns: u64,
     limiter: LogLimiter,
     observer: O,
 }
@@ -110,6 +149,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             next_frame: 1,
             turns: RoundRobin::default(),
             head: Vec::new(),
+            payload: Vec::new(),
+            lane_turns: 0,
             limiter: LogLimiter::default(),
             observer,
         }
@@ -163,25 +204,19 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// The tunnel's connections. The flag tells whether the connection is to be read now.
     pub fn members(&self) -> impl Iterator<Item = (&Connection<T>, bool)> {
-        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
+        let read_device = self.reads_device();
         let device = self.device.iter().map(move |member| (member, read_device));
-        let accesses = self.accesses.values();
-        let accesses =
-            accesses.map(move |member| (member, read_accesses && !over_access_limit(member)));
+        let accesses = self.accesses.iter();
+        let accesses = accesses.map(|(key, member)| (member, self.reads_access(*key, member)));
         device.chain(accesses).chain(self.leaving.iter().map(|member| (member, true)))
     }
 
     /// Reads from the connections that are ready. `ready` is in the order of
     /// [`members`](Self::members).
     pub fn receive(&mut self, now: Instant, ready: &[Ready]) {
-        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
-        let device = self.device.iter_mut().map(|member| (member, read_device));
-        let accesses = self.accesses.values_mut().map(|member| {
-            let reads = read_accesses && !over_access_limit(member);
-            (member, reads)
-        });
-        let leaving = self.leaving.iter_mut().map(|member| (member, true));
-        for ((member, reads), ready) in device.chain(accesses).chain(leaving).zip(ready) {
+        let reads: Vec<bool> = self.members().map(|(_, reads)| reads).collect();
+        let members = self.device.iter_mut().chain(self.accesses.values_mut());
+        for ((member, reads), ready) in members.chain(&mut self.leaving).zip(reads).zip(ready) {
             member.ready(ready.read, ready.write);
             if reads && !member.has_messages() {
                 member.receive(now, usize::MAX);
@@ -198,6 +233,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
         self.pump_device(now);
         self.pump_accesses(now);
+        self.pass_lanes();
+        self.pass_credits();
         for member in &mut self.leaving {
             while member.peek(now).is_some() {
                 member.consume();
@@ -213,26 +250,62 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.dismiss(now);
     }
 
-    /// The device is read only while it and every access connection are below their high-water
-    /// marks.
     fn reads_device(&self) -> bool {
-        !self.accesses.values().any(Connection::over_high_water)
-            && !self.device.as_ref().is_some_and(Connection::over_high_water)
+        self.device.as_ref().is_none_or(has_room_for_answers) && self.accesses_have_room()
     }
 
-    fn reads_accesses(&self) -> bool {
-        !self.device.as_ref().is_some_and(Connection::over_high_water)
+    /// Whether no access connection keeps the device from being read.
+    fn accesses_have_room(&self) -> bool {
+        let is_full = |(key, member): (&u64, &Connection<T>)| {
+            member.over_high_water() && self.has_plain_session(*key)
+        };
+        !self.accesses.iter().any(is_full)
+    }
+
+    fn reads_access(&self, key: u64, member: &Connection<T>) -> bool {
+        has_room_for_answers(member) && self.device_has_room(key)
+    }
+
+    /// Whether the device's connection does not keep this access connection from being read.
+    fn device_has_room(&self, key: u64) -> bool {
+        let is_full = self.device.as_ref().is_some_and(Connection::over_high_water);
+        !(is_full && self.has_plain_session(key))
+    }
+
+    /// Whether an access connection has a session that cannot wait alone.
+    fn has_plain_session(&self, key: u64) -> bool {
+        self.sessions.values().any(|session| session.access == key && session.is_plain())
+    }
+
+    /// Whether bytes wait in a lane although their connection has room.
+    fn has_work(&self) -> bool {
+        self.sessions.values().any(|session| {
+            let has_room = |to| self.member(session, to).is_some_and(has_room);
+            let waits = |to| session.lane(to).is_waiting() || session.releases_to(to);
+            [Side::Device, Side::Access].into_iter().any(|to| waits(to) && has_room(to))
+        })
+    }
+
+    /// The connection to one end of a session.
+    fn member(&self, session: &Session, side: Side) -> Option<&Connection<T>> {
+        match side {
+            Side::Device => self.device.as_ref(),
+            Side::Access => self.accesses.get(&session.access),
+        }
     }
 
     /// When [`step`](Self::step) has to be called even if no connection is ready.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.has_work() {
+            return Some(now);
+        }
         let members = self.members().map(|(member, reads)| member.deadline(now, reads));
-        let stalls =
-            self.accesses.values().filter_map(|member| member.stalls_at(self.limits.stall));
-        let device_stalls = self.device.iter().filter_map(|member| member.stalls_at(DEVICE_STALL));
+        let holds_up = |(key, _): &(&u64, &Connection<T>)| self.holds_up_others(**key);
+        let accesses = self.accesses.iter().filter(holds_up);
+        let stalls = accesses.filter_map(|(_, member)| member.stalls_at(self.limits.stall));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
         let own = sessions.chain(self.expires).chain(self.limiter.deadline());
-        members.chain(stalls).chain(device_stalls).chain(own).min()
+        members.chain(stalls).chain(own).min()
     }
 
     fn close_all(&mut self, code: u16, reason: &'static str, now: Instant) {
@@ -244,7 +317,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     fn pump_device(&mut self, now: Instant) {
         let Some(mut device) = self.device.take() else { return };
-        while !device.over_high_water() && self.reads_device() {
+        while has_room_for_answers(&device) && self.accesses_have_room() {
             let Some((received, sender)) = device.peek(now) else { break };
             match received {
                 Received::Frame(frame, _) => self.take_from_device(&frame, sender, now),
@@ -267,7 +340,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let keys = self.turns.turn(self.accesses.keys().copied().collect());
         for key in keys {
             let Some(mut access) = self.accesses.remove(&key) else { continue };
-            while !over_access_limit(&access) && self.reads_accesses() {
+            while has_room_for_answers(&access) && self.device_has_room(key) {
                 let Some((received, sender)) = access.peek(now) else { break };
                 match received {
                     Received::Frame(frame, _) => self.take_from_access(key, &frame, sender, now),
@@ -300,37 +373,36 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             return;
         };
-        // No frame may follow a close frame.
-        let access = self.accesses.get_mut(&session.access);
-        let Some(access) = open_sender(access) else { return };
+        if session.release.is_some() {
+            return;
+        }
         match frame.frame_type {
-            FrameType::DataTransport => {
-                let frame_id = next(&mut self.next_frame);
-                session.data.write(frame_id, &mut self.head);
-                access.binary(&self.head, frame.payload);
+            FrameType::DataTransport if session.deadline.is_some() => {
+                // The access side would drop the data, and the session would go on with a gap.
+                self.cut(id, "data before the response", Some((Side::Device, device)));
             }
+            FrameType::DataTransport => self.pass(Side::Access, frame, Some(device)),
             FrameType::SessionRelease => {
+                self.observer.event(TunnelEvent::Released(Side::Device, id));
                 if session.deadline.is_some() {
                     // The session is not open yet. The access side waits for a response and cannot
                     // release it.
                     let msg = status(response::REFUSED, "the device released it unanswered");
-                    respond(access, id, session, &msg);
+                    self.refuse(id, &msg);
                 } else {
-                    let frame_id = next(&mut self.next_frame);
-                    write_release(access, id, frame_id, frame.payload);
+                    self.release(id, Side::Access, frame.payload);
                 }
-                self.observer.event(TunnelEvent::Released(Side::Device, id));
-                self.end(id);
             }
             FrameType::CommonResponse => {
                 // Only the first response answers the session_create. Further ones are dropped.
-                if session.deadline.take().is_none() {
+                if session.deadline.is_none() {
                     return;
                 }
-                respond(access, id, session, frame.payload);
-                if Status::parse(frame.payload).is_none_or(|status| status.code != 0) {
+                if Status::parse(frame.payload).is_some_and(|status| status.code == 0) {
+                    self.accept(frame);
+                } else {
                     self.observer.event(TunnelEvent::DeviceRefused(id));
-                    self.end(id);
+                    self.refuse(id, frame.payload);
                 }
             }
             FrameType::SessionCreate => {
@@ -350,41 +422,237 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             return;
         };
-        let Some(device) = open_sender(self.device.as_mut()) else { return };
+        if session.release.is_some() {
+            return;
+        }
         match frame.frame_type {
-            FrameType::DataTransport => {
-                let frame_id = next(&mut self.next_frame);
-                session.data.write(frame_id, &mut self.head);
-                device.binary(&self.head, frame.payload);
-            }
+            FrameType::DataTransport => self.pass(Side::Device, frame, Some(access)),
             FrameType::SessionRelease => {
-                let frame_id = next(&mut self.next_frame);
-                write_release(device, id, frame_id, frame.payload);
                 self.observer.event(TunnelEvent::Released(Side::Access, id));
-                self.end(id);
+                self.release(id, Side::Device, frame.payload);
             }
             FrameType::CommonResponse | FrameType::SessionCreate => {}
         }
     }
 
-    fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
-        let Some(session) = self.sessions.get(id) else {
-            return self.report_unknown(id, release::ACCESS_LOST, device, now);
-        };
-        self.observer.event(TunnelEvent::Cut { id, why: reason::FRAME_TOO_LONG });
-        let access = self.accesses.get_mut(&session.access);
-        cut(id, session, open_sender(access), Some(device), &mut self.next_frame);
+    /// The device has accepted a session. Passes the answer on.
+    fn accept(&mut self, frame: &Frame<'_>) {
+        let Tunnel { sessions, accesses, .. } = self;
+        let Some(session) = sessions.get_mut(&*frame.session_id) else { return };
+        session.deadline = None;
+        session.extensions = session.extensions.and(frame.extensions);
+        let mut credit = 0;
+        match frame.credit {
+            _ if !session.extensions.credit => {}
+            Credit::Bytes(bytes) if session.to_device.add_credit(bytes) => {
+                credit = session.to_device.pass_credit(0);
+            }
+            // The device grants nothing, so the access side may send nothing.
+            _ => {}
+        }
+        let Some(access) = open_sender(accesses.get_mut(&session.access)) else { return };
+        let fields = Fields { extensions: session.extensions, credit, eof: false };
+        let (id, service_type) = (&*frame.session_id, &session.service_type);
+        write_acceptance(access, id, service_type, session.frame_id, fields, frame.payload);
+    }
+
+    /// Refuses a session that the device has not accepted.
+    fn refuse(&mut self, id: &str, payload: &[u8]) {
+        let Some(session) = self.sessions.get(id) else { return };
+        if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
+            respond(access, id, session, payload);
+        }
         self.end(id);
     }
 
-    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
-        let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
-            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+    /// Passes a data frame on to the other end, or keeps it for its lane's next turn. `from` is the
+    /// sender of the connection that the frame came from.
+    fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
+        let id = &*frame.session_id;
+        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
+        let Some(session) = sessions.get_mut(id) else { return };
+        let eof = frame.eof && session.extensions.eof;
+        let has_credit = session.extensions.credit;
+        let mut violation = None;
+        if has_credit && !session.lane_mut(to).admit(frame.payload.len()) {
+            violation = Some(reason::OVER_CREDIT);
+        }
+        match frame.credit {
+            Credit::Bytes(bytes)
+                if has_credit && !session.lane_mut(to.other()).add_credit(bytes) =>
+            {
+                violation = Some(reason::BAD_CREDIT);
+            }
+            Credit::Invalid if has_credit => violation = Some(reason::BAD_CREDIT),
+            _ => {}
+        }
+        if let Some(why) = violation {
+            return self.cut(id, why, from.map(|from| (to.other(), from)));
+        }
+        if has_credit && frame.payload.is_empty() && !eof {
+            return;
+        }
+        let member = match to {
+            Side::Device => device.as_mut(),
+            Side::Access => accesses.get_mut(&session.access),
         };
-        self.observer.event(TunnelEvent::Cut { id, why: reason::FRAME_TOO_LONG });
-        let device = open_sender(self.device.as_mut());
-        cut(id, session, Some(access), device, &mut self.next_frame);
-        self.end(id);
+        // No frame may follow a close frame.
+        let Some(member) = member.filter(|member| member.is_open()) else { return };
+        let lane = session.lane_mut(to);
+        lane.ended |= eof;
+        if has_credit && (lane.is_waiting() || member.over_high_water()) {
+            lane.push(frame.payload);
+            lane.eof_waits |= eof;
+            return;
+        }
+        let fields = Fields { eof, ..Fields::default() };
+        session.data.write_with(next(next_frame), fields, head);
+        member.sender().binary(head, frame.payload);
+    }
+
+    /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
+    /// connection take turns; short ones go first.
+    fn pass_lanes(&mut self) {
+        while self.pass_lane(Side::Device, 0) {}
+        for key in self.accesses.keys().copied().collect::<Vec<_>>() {
+            while self.pass_lane(Side::Access, key) {}
+        }
+        let is_over = |session: &Session| {
+            session.release.as_ref().is_some_and(|(to, _)| !session.lane(*to).is_waiting())
+        };
+        for id in self.ids_of(is_over) {
+            let Some((to, payload)) = self.sessions.get_mut(&id).and_then(|one| one.release.take())
+            else {
+                continue;
+            };
+            self.write_release(&id, to, &payload);
+            self.end(&id);
+        }
+    }
+
+    /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
+    fn pass_lane(&mut self, to: Side, access: u64) -> bool {
+        let Tunnel { sessions, accesses, device, head, payload, next_frame, .. } = self;
+        let member = match to {
+            Side::Device => device.as_mut(),
+            Side::Access => accesses.get_mut(&access),
+        };
+        let Some(member) = member.filter(|member| has_room(member)) else { return false };
+        let of_member = |session: &&mut Session| {
+            (to == Side::Device || session.access == access) && session.lane(to).is_waiting()
+        };
+        let turn = |session: &&mut Session| {
+            let lane = session.lane(to);
+            (lane.waiting() > SHORT_LANE, lane.served)
+        };
+        let Some(session) = sessions.values_mut().filter(of_member).min_by_key(turn) else {
+            return false;
+        };
+        self.lane_turns += 1;
+        let (served, most) = (self.lane_turns, member.payload_size());
+        let lane = session.lane_mut(to);
+        lane.served = served;
+        lane.next(most, payload);
+        let eof = lane.waiting() == 0 && std::mem::take(&mut lane.eof_waits);
+        let fields = Fields { eof, ..Fields::default() };
+        session.data.write_with(next(next_frame), fields, head);
+        member.sender().binary(head, payload);
+        true
+    }
+
+    /// Tells the senders what the receivers have granted, as far as the gateway can keep it.
+    fn pass_credits(&mut self) {
+        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
+        for to in [Side::Device, Side::Access] {
+            let mut held: u64 = sessions.values().map(|session| session.lane(to).held()).sum();
+            for session in sessions.values_mut() {
+                let from = match to.other() {
+                    Side::Device => device.as_mut(),
+                    Side::Access => accesses.get_mut(&session.access),
+                };
+                let is_open = session.release.is_none() && session.deadline.is_none();
+                let Some(from) = from.filter(|from| has_room(from) && is_open) else { continue };
+                if session.lane(to).ended {
+                    continue;
+                }
+                let credit = session.lane_mut(to).pass_credit(held);
+                if credit > 0 {
+                    held += credit;
+                    let fields = Fields { credit, ..Fields::default() };
+                    session.data.write_with(next(next_frame), fields, head);
+                    from.sender().binary(head, &[]);
+                }
+            }
+        }
+    }
+
+    /// One end has released a session. The release goes to the other end behind what waits for it.
+    fn release(&mut self, id: &str, to: Side, payload: &[u8]) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        session.lane_mut(to.other()).clear();
+        if session.lane(to).is_waiting() {
+            session.release = Some((to, payload.to_vec()));
+        } else {
+            self.write_release(id, to, payload);
+            self.end(id);
+        }
+    }
+
+    fn write_release(&mut self, id: &str, to: Side, payload: &[u8]) {
+        let Some(session) = self.sessions.get(id) else { return };
+        let member = match to {
+            Side::Device => self.device.as_mut(),
+            Side::Access => self.accesses.get_mut(&session.access),
+        };
+        if let Some(sender) = open_sender(member) {
+            write_release(sender, id, next(&mut self.next_frame), payload);
+        }
+    }
+
+    fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
+        if !self.sessions.contains_key(id) {
+            return self.report_unknown(id, release::ACCESS_LOST, device, now);
+        }
+        self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Device, device)));
+    }
+
+    fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
+        if self.sessions.get(id).is_none_or(|session| session.access != key) {
+            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+        }
+        self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Access, access)));
+    }
+
+    /// Ends a session that lost data or broke the protocol, and tells both ends. Otherwise they
+    /// would continue with a gap in the stream. `from` is the connection that is being read.
+    fn cut(&mut self, id: &str, why: &str, from: Option<(Side, &mut Sender)>) {
+        let Some(session) = self.sessions.get(id) else { return };
+        self.observer.event(TunnelEvent::Cut { id, why });
+        let is_open = session.deadline.is_none();
+        let (to_device, to_access) =
+            (status(release::ACCESS_LOST, why), status(release::DEVICE_LOST, why));
+        let mut other = None;
+        match from {
+            Some((Side::Device, device)) => {
+                write_release(device, id, next(&mut self.next_frame), &to_device);
+                other = Some(Side::Access);
+            }
+            Some((Side::Access, access)) => {
+                other = Some(Side::Device);
+                if is_open {
+                    write_release(access, id, next(&mut self.next_frame), &to_access);
+                } else {
+                    // The access side waits for a response, not for a release.
+                    respond(access, id, session, &status(response::REFUSED, why));
+                }
+            }
+            None => {}
+        }
+        match other {
+            Some(Side::Access) if !is_open => self.refuse(id, &status(response::REFUSED, why)),
+            Some(Side::Access) => self.release(id, Side::Access, &to_access),
+            _ => self.release(id, Side::Device, &to_device),
+        }
     }
 
     fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
@@ -394,12 +662,22 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let too_long = frame.service_type.len() > MAX_NAME;
         let service_type = if too_long { "" } else { &*frame.service_type };
         let id = format!("{:032x}", rand::random::<u128>());
-        let session = Session {
+        let mut extensions = frame.extensions;
+        let mut to_access = Lane::default();
+        extensions.credit &= match frame.credit {
+            Credit::Bytes(bytes) => to_access.add_credit(bytes),
+            Credit::Absent | Credit::Invalid => false,
+        };
+        let mut session = Session {
             access: access_key,
             frame_id,
             service_type: service_type.to_owned(),
             deadline: Some(now + RESPONSE_TIMEOUT),
             data: HeaderTemplate::new(FrameType::DataTransport, &id, None),
+            extensions,
+            to_device: Lane::default(),
+            to_access,
+            release: None,
         };
         let mut refuse = |access: &mut Sender, code, msg: &str| {
             if self.limiter.permits(now) {
@@ -418,8 +696,13 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(device) = open_sender(self.device.as_mut()) else {
             return refuse(access, response::REFUSED, "the device is not connected");
         };
-        HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type))
-            .write(next(&mut self.next_frame), &mut self.head);
+        let credit = if extensions.credit { session.to_access.pass_credit(0) } else { 0 };
+        let fields = Fields { extensions, credit, eof: false };
+        HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type)).write_with(
+            next(&mut self.next_frame),
+            fields,
+            &mut self.head,
+        );
         device.binary(&self.head, &[]);
         let service_type = &*session.service_type;
         self.observer.event(TunnelEvent::SessionCreated { id: &id, service_type });
@@ -448,6 +731,12 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     }
 
     fn give_up_unanswered(&mut self, now: Instant) {
+        if !self.reads_device() {
+            // The answers may have come, unread.
+            let deadlines = self.sessions.values_mut().filter_map(|one| one.deadline.as_mut());
+            deadlines.for_each(|deadline| *deadline = now + RESPONSE_TIMEOUT);
+            return;
+        }
         let late = |session: &Session| session.deadline.is_some_and(|deadline| now >= deadline);
         for id in self.ids_of(late) {
             let Some(session) = self.sessions.get(&id) else { continue };
@@ -464,15 +753,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let (read_device, read_accesses) = (self.reads_device(), self.reads_accesses());
-        if let Some(device) = &mut self.device {
-            device.tick(now, read_device);
-        }
-        for member in self.accesses.values_mut() {
-            member.tick(now, read_accesses && !over_access_limit(member));
-        }
-        for member in &mut self.leaving {
-            member.tick(now, true);
+        let reads: Vec<bool> = self.members().map(|(_, reads)| reads).collect();
+        let members = self.device.iter_mut().chain(self.accesses.values_mut());
+        for (member, reads) in members.chain(&mut self.leaving).zip(reads) {
+            member.tick(now, reads);
         }
     }
 
@@ -481,11 +765,16 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         members.chain(&mut self.leaving).for_each(|member| member.flush(now));
     }
 
+    /// Whether a full access connection keeps others from being served.
+    fn holds_up_others(&self, key: u64) -> bool {
+        self.accesses.len() > 1 && self.has_plain_session(key)
+    }
+
     fn part_with_stalled(&mut self, now: Instant) {
-        let device = self.device.iter_mut().map(|member| (member, DEVICE_STALL));
-        let accesses = self.accesses.values_mut().map(|member| (member, self.limits.stall));
-        for (member, limit) in device.chain(accesses) {
-            if member.is_stalled(now, limit) {
+        let keys: Vec<u64> = self.accesses.keys().copied().collect();
+        for key in keys.into_iter().filter(|key| self.holds_up_others(*key)).collect::<Vec<_>>() {
+            let Some(member) = self.accesses.get_mut(&key) else { continue };
+            if member.is_stalled(now, self.limits.stall) {
                 self.observer.event(TunnelEvent::Stalled);
                 member.close(close::POLICY, "it takes nothing and holds up the others", now);
             }
@@ -519,25 +808,26 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     fn release_all(&mut self, concerned: impl Fn(&Session) -> bool) {
         for id in self.ids_of(concerned) {
             let Some(session) = self.sessions.get(&id) else { continue };
-            if self.accesses.contains_key(&session.access) {
-                let access = open_sender(self.accesses.get_mut(&session.access));
-                let msg = "the device's connection is lost";
-                match (access, session.deadline) {
-                    // The access side waits for a response, not for a release.
-                    (Some(access), Some(_)) => {
-                        respond(access, &id, session, &status(response::REFUSED, msg));
-                    }
-                    (Some(access), None) => {
-                        let msg = status(release::DEVICE_LOST, msg);
-                        write_release(access, &id, next(&mut self.next_frame), &msg);
-                    }
-                    (None, _) => {}
-                }
-            } else if let Some(device) = open_sender(self.device.as_mut()) {
+            if !self.accesses.contains_key(&session.access) {
                 let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
-                write_release(device, &id, next(&mut self.next_frame), &msg);
+                match session.release {
+                    // The device has released it itself.
+                    Some((Side::Access, _)) => self.end(&id),
+                    Some((Side::Device, _)) => {}
+                    None => self.release(&id, Side::Device, &msg),
+                }
+                continue;
             }
-            self.end(&id);
+            let msg = "the device's connection is lost";
+            match (&session.release, session.deadline) {
+                (Some((Side::Device, _)), _) => self.end(&id),
+                (Some((Side::Access, _)), _) => {}
+                // The access side waits for a response, not for a release.
+                (None, Some(_)) => self.refuse(&id, &status(response::REFUSED, msg)),
+                (None, None) => {
+                    self.release(&id, Side::Access, &status(release::DEVICE_LOST, msg));
+                }
+            }
         }
     }
 }
@@ -546,38 +836,17 @@ fn open_sender<T: Transport>(member: Option<&mut Connection<T>>) -> Option<&mut 
     member.filter(|member| member.is_open()).map(Connection::sender)
 }
 
-fn over_access_limit<T: Transport>(member: &Connection<T>) -> bool {
-    member.waiting() > ACCESS_LIMIT
+/// Whether a connection is below its high-water mark and takes frames.
+fn has_room<T: Transport>(member: &Connection<T>) -> bool {
+    member.is_open() && !member.over_high_water()
+}
+
+fn has_room_for_answers<T: Transport>(member: &Connection<T>) -> bool {
+    member.waiting() <= ANSWER_LIMIT
 }
 
 fn respond(access: &mut Sender, id: &str, session: &Session, payload: &[u8]) {
     write_response(access, id, &session.service_type, session.frame_id, payload);
-}
-
-/// Ends a session that lost data, and tells both ends. Otherwise they would continue with a gap in
-/// the stream.
-fn cut(
-    id: &str,
-    session: &Session,
-    access: Option<&mut Sender>,
-    device: Option<&mut Sender>,
-    next_frame: &mut u64,
-) {
-    match (access, session.deadline) {
-        // The access side waits for a response, not for a release.
-        (Some(access), Some(_)) => {
-            respond(access, id, session, &status(response::REFUSED, reason::FRAME_TOO_LONG));
-        }
-        (Some(access), None) => {
-            let msg = status(release::DEVICE_LOST, reason::FRAME_TOO_LONG);
-            write_release(access, id, next(next_frame), &msg);
-        }
-        (None, _) => {}
-    }
-    if let Some(device) = device {
-        let msg = status(release::ACCESS_LOST, reason::FRAME_TOO_LONG);
-        write_release(device, id, next(next_frame), &msg);
-    }
 }
 
 fn next(counter: &mut u64) -> u64 {

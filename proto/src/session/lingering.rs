@@ -9,12 +9,14 @@ use crate::progress::Progress;
 
 /// How often a lingering stream checks whether the other end's kernel has acknowledged everything.
 const CHECK: Duration = Duration::from_millis(200);
+/// A lingering stream holds up no other, so it may stand still for this many stall timeouts.
+const STALL_TIMEOUTS: u32 = 6;
 
 /// A local stream whose session has ended.
 ///
 /// Bytes that the other end still sends are read and dropped. If a socket were closed with unread
 /// bytes, the kernel would reset the connection, and the other end would lose what it has not read
-/// yet. If a `Lingering` is dropped while bytes wait in its local buffer, it cuts the stream.
+/// yet. If a `Lingering` is dropped while bytes wait in its local buffer, the stream is reset.
 pub struct Lingering<S: LocalStream> {
     local: Local<S>,
     buffer: LocalBuffer,
@@ -26,16 +28,22 @@ pub struct Lingering<S: LocalStream> {
 }
 
 impl<S: LocalStream> Lingering<S> {
-    /// `stall_timeout`: how long the stream may make no progress before it is cut. `None`: no
-    /// limit.
+    /// `stall_timeout`: a stream that makes no progress for a multiple of this time is cut. `None`:
+    /// no limit.
     pub(crate) fn new(
         local: Local<S>,
         buffer: LocalBuffer,
         stall_timeout: Option<Duration>,
         now: Instant,
     ) -> Self {
-        let progress = Progress::new(now);
-        Lingering { local, buffer, shut_down: false, input_ended: false, progress, stall_timeout }
+        Lingering {
+            progress: Progress::new(local.taken(), now),
+            local,
+            buffer,
+            shut_down: false,
+            input_ended: false,
+            stall_timeout,
+        }
     }
 
     /// The stream, for `poll`.
@@ -65,8 +73,8 @@ impl<S: LocalStream> Lingering<S> {
 
     /// Writes, reads and checks the progress. Returns true if the stream can be closed.
     pub fn step(&mut self, now: Instant, scratch: &mut [u8]) -> bool {
-        if !self.buffer.is_empty() && self.buffer.write(&mut self.local) {
-            self.progress.touch(now);
+        if !self.buffer.is_empty() {
+            self.buffer.write(&mut self.local);
         }
         if self.buffer.is_empty() && !self.shut_down {
             self.local.shut_down();
@@ -78,12 +86,14 @@ impl<S: LocalStream> Lingering<S> {
                 Err(e) => e.kind() != io::ErrorKind::WouldBlock,
             };
         }
-        let unacked = self.local.unacked();
-        self.progress.update(unacked, now);
-        let delivered = self.shut_down && (self.input_ended || unacked == 0);
+        self.progress.update(self.local.taken(), now);
+        // If the other end has ended its direction, the kernel delivers the rest after the close. A
+        // reset would drop it.
+        let is_last = self.input_ended && !self.local.is_cut();
+        let delivered = self.shut_down && (is_last || self.local.unacked() == 0);
         let stalled = self
             .stall_timeout
-            .is_some_and(|limit| now.duration_since(self.progress.since()) >= limit);
+            .is_some_and(|limit| now >= self.progress.deadline(limit * STALL_TIMEOUTS));
         if stalled && !delivered {
             self.local.cut();
         }
@@ -93,8 +103,8 @@ impl<S: LocalStream> Lingering<S> {
 
 impl<S: LocalStream> Drop for Lingering<S> {
     fn drop(&mut self) {
-        if self.wants_write() {
-            self.local.cut();
+        if !self.wants_write() {
+            self.local.end_in_order();
         }
     }
 }

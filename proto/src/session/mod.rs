@@ -4,6 +4,7 @@
 //! which answers.
 
 mod buffer;
+mod flow;
 mod lingering;
 mod recent;
 mod stream;
@@ -13,12 +14,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::frame::{self, reason, Frame, FrameType, HeaderTemplate};
+use crate::frame::{self, reason, Credit, Extensions, Fields, Frame, FrameType, HeaderTemplate};
 use crate::observer::{Event, Journal, Observer};
+use crate::progress::Progress;
 use crate::websocket::{Receiver, Sender};
 
 pub use crate::counters::Counters;
 pub use buffer::LocalBuffer;
+pub(crate) use flow::Flow;
+pub use flow::WindowLimits;
 pub use lingering::Lingering;
 pub use recent::{RecentIds, REMEMBERED};
 pub use stream::{Local, LocalStream};
@@ -35,8 +39,17 @@ pub struct SessionLimits {
     /// Size limit of a local buffer, in bytes: what may wait for one local stream.
     pub session_buffer: usize,
     /// How long a local stream may take nothing while its full local buffer blocks the whole
-    /// connection. Also how long a lingering stream may make no progress. `None`: no limit.
+    /// connection and other sessions with it. A stream that takes large steps has more time. A
+    /// lingering stream may make no progress for six times as long. `None`: no limit.
     pub stall_timeout: Option<Duration>,
+    /// What happens when a local stream ends its direction in a session without half-close. `None`:
+    /// this end releases the session. Otherwise the session goes on for the other direction, until
+    /// no byte has come or gone for this long.
+    pub half_close_timeout: Option<Duration>,
+    /// How long a session may stand idle in both directions before it is cut. `None`: no limit.
+    pub idle_timeout: Option<Duration>,
+    /// What a peer may send ahead in a session with flow control.
+    pub window: WindowLimits,
 }
 
 /// A session as the peer sees it. It exists from its creation until either end releases it.
@@ -55,14 +68,40 @@ pub struct Session<S> {
     batched: usize,
     /// Bytes that the local stream has not taken yet.
     buffer: LocalBuffer,
-    /// Since when its full local buffer has kept the connection from being read.
-    pub(crate) blocked_since: Option<Instant>,
+    /// The progress of the local stream since its full local buffer has kept the connection from
+    /// being read.
+    pub(crate) blocked: Option<Progress>,
     /// The last read took more than one frame, or more bytes were left.
     pub(crate) is_bulk: bool,
     /// The peer released the session before the local stream was connected. The session is closed
     /// once its bytes are written.
     released: bool,
+    /// The peer can end its direction alone.
+    has_eof: bool,
+    /// `None` if the peer does not take part in flow control.
+    flow: Option<Flow>,
+    /// The local stream has ended its direction.
+    pub(crate) input_ended: bool,
+    /// The peer has ended its direction.
+    output_ended: bool,
+    /// The local stream has been told that the peer has ended its direction.
+    output_shut: bool,
+    /// In a session with one ended direction: when the last byte came or went.
+    last_byte: Option<Instant>,
+    /// The sum of the byte counters at the last look, and when they had last changed.
+    activity: Option<(u64, Instant)>,
     counters: Arc<Counters>,
+}
+
+/// What became of the payload of a data frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// The session has it.
+    Whole,
+    /// The session must be [flushed](Session::flush) first.
+    Full,
+    /// The peer broke the protocol of the extensions, for this reason.
+    Violation(&'static str),
 }
 
 impl<S: LocalStream> Session<S> {
@@ -129,28 +168,138 @@ impl<S: LocalStream> Session<S> {
         self.released = true;
     }
 
+    /// Whether to read the local stream, if there is room towards the peer.
+    pub fn wants_read(&self) -> bool {
+        !self.input_ended && self.may_send() > 0
+    }
+
+    /// The number of bytes that the peer lets this end send.
+    pub(crate) fn may_send(&self) -> usize {
+        let credit = self.flow.as_ref().map_or(u64::MAX, Flow::may_send);
+        usize::try_from(credit).unwrap_or(usize::MAX)
+    }
+
+    /// Whether both ends can end their directions one by one.
+    pub(crate) fn has_eof(&self) -> bool {
+        self.has_eof
+    }
+
+    /// Whether the session is open and no byte has come or gone for this long.
+    pub(crate) fn is_idle(&mut self, limit: Duration, now: Instant) -> bool {
+        let sum = self.counters.sum();
+        let (before, since) = *self.activity.get_or_insert((sum, now));
+        if sum != before {
+            self.activity = Some((sum, now));
+            return false;
+        }
+        self.is_connected() && now >= since + limit
+    }
+
+    /// When [`is_idle`](Self::is_idle) has to be called.
+    pub(crate) fn idle_at(&self, limit: Duration, now: Instant) -> Instant {
+        self.activity.map_or(now, |(_, since)| since) + limit
+    }
+
+    /// Sets the extensions that hold for the session. `flow` is used if flow control is one of them.
+    pub(crate) fn agree(&mut self, extensions: Extensions, flow: Flow) {
+        self.has_eof = extensions.eof;
+        self.flow = extensions.credit.then_some(flow);
+    }
+
+    /// The extensions that hold for the session, and the credit that this end granted at first, as
+    /// the fields of a response.
+    pub(crate) fn terms(&self) -> Fields {
+        let extensions = Extensions { eof: self.has_eof, credit: self.flow.is_some() };
+        let credit = self.flow.as_ref().map_or(0, Flow::window);
+        Fields { extensions, credit, eof: false }
+    }
+
+    /// Whether both directions have ended and the local stream has been told so.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.has_eof && self.input_ended && self.output_shut
+    }
+
+    /// Whether bytes are lost: the local stream takes no more, and nothing more is read from it.
+    pub(crate) fn is_lost(&self) -> bool {
+        let is_closed = self.local.as_ref().is_some_and(Local::is_closed);
+        is_closed && self.input_ended && !self.output_shut
+    }
+
+    /// Whether the peer's release is the orderly end of the session. `is_cut`: what its code and
+    /// its text say.
+    pub(crate) fn ends_in_order(&self, is_cut: bool) -> bool {
+        if self.has_eof {
+            self.input_ended && self.output_ended
+        } else {
+            !is_cut
+        }
+    }
+
+    /// When a session with one ended direction has been silent for too long. `None`: never.
+    pub(crate) fn silent_at(&self, limit: Option<Duration>) -> Option<Instant> {
+        let waits = if self.has_eof { self.is_finished() } else { self.input_ended };
+        self.last_byte.zip(limit).filter(|_| waits).map(|(last, limit)| last + limit)
+    }
+
+    /// The local stream has ended its direction.
+    pub(crate) fn end_input(&mut self, now: Instant) {
+        self.input_ended = true;
+        self.last_byte = Some(now);
+    }
+
     pub(crate) fn shrink(&mut self) {
         self.batch.shrink_to_fit();
     }
 
-    /// Notes the position of a payload in the receive buffer, or copies the payload if it is not
-    /// there. Returns false if the session must be [flushed](Self::flush) first.
-    fn take(&mut self, payload: &[u8], at: Option<usize>, most: usize) -> bool {
+    /// Takes a data frame: its payload and its extension fields. Notes the position of the payload
+    /// in the receive buffer, or copies the payload if it is not there.
+    fn take(&mut self, frame: &Frame<'_>, at: Option<usize>, most: usize, now: Instant) -> Taken {
+        if !frame.payload.is_empty() {
+            match self.take_payload(frame.payload, at, most) {
+                Taken::Whole => {}
+                other => return other,
+            }
+            if let Some(last_byte) = &mut self.last_byte {
+                *last_byte = now;
+            }
+        }
+        self.output_ended |= frame.eof && self.has_eof;
+        match (&mut self.flow, frame.credit) {
+            (Some(flow), Credit::Bytes(bytes)) => match flow.add_credit(bytes) {
+                true => Taken::Whole,
+                false => Taken::Violation(reason::BAD_CREDIT),
+            },
+            (Some(_), Credit::Invalid) => Taken::Violation(reason::BAD_CREDIT),
+            _ => Taken::Whole,
+        }
+    }
+
+    fn take_payload(&mut self, payload: &[u8], at: Option<usize>, most: usize) -> Taken {
         let (waiting, length) = (self.waiting(), payload.len());
-        let is_full = waiting > 0 && waiting + length > most;
+        if self.output_ended {
+            return Taken::Violation(reason::DATA_AFTER_END);
+        }
+        let is_full = match &self.flow {
+            Some(flow) if !flow.admits(length) => return Taken::Violation(reason::OVER_CREDIT),
+            Some(_) => false,
+            None => waiting > 0 && waiting + length > most,
+        };
         if is_full || self.batch.len() == MAX_BATCH {
-            return false;
+            return Taken::Full;
         }
         match at {
             Some(at) => {
                 self.batch.push(at..at + length);
                 self.batched += length;
             }
-            None if self.batched > 0 => return false,
+            None if self.batched > 0 => return Taken::Full,
             None => self.buffer.push(payload),
         }
+        if let Some(flow) = &mut self.flow {
+            flow.received(length);
+        }
         self.counters.add_received(length);
-        true
+        Taken::Whole
     }
 
     /// Writes this turn's payloads to the local stream, and buffers what it does not take.
@@ -187,13 +336,27 @@ impl<S: LocalStream> Session<S> {
         }
     }
 
-    /// Writes the local buffer to the local stream.
+    /// Writes the local buffer to the local stream. Then ends the stream's direction if the peer
+    /// has ended it.
     pub(crate) fn write_buffer(&mut self, now: Instant) {
-        if let Some(local) = &mut self.local {
-            if self.buffer.write(local) {
-                self.blocked_since = self.blocked_since.map(|_| now);
-            }
+        let Some(local) = &mut self.local else { return };
+        self.buffer.write(local);
+        if let Some(blocked) = &mut self.blocked {
+            blocked.update(local.taken(), now);
         }
+        if self.output_ended && self.buffer.is_empty() && self.batch.is_empty() {
+            if !self.output_shut && !local.is_closed() {
+                local.shut_down();
+                self.output_shut = true;
+            }
+            self.last_byte.get_or_insert(now);
+        }
+    }
+
+    /// The full local buffer keeps the connection from being read.
+    pub(crate) fn block(&mut self, now: Instant) {
+        let taken = self.local.as_ref().map_or(0, Local::taken);
+        self.blocked.get_or_insert_with(|| Progress::new(taken, now)).update(taken, now);
     }
 }
 
@@ -263,28 +426,91 @@ impl<S: LocalStream> Sessions<S> {
             batch: Vec::new(),
             batched: 0,
             buffer: LocalBuffer::default(),
-            blocked_since: None,
+            blocked: None,
             is_bulk: false,
             released: false,
+            has_eof: false,
+            flow: None,
+            input_ended: false,
+            output_ended: false,
+            output_shut: false,
+            last_byte: None,
+            activity: None,
             counters: Arc::default(),
         });
         self.next_key
     }
 
-    /// Passes a payload to its session. Returns false if the session must be flushed first.
-    pub(crate) fn data(&mut self, index: usize, payload: &[u8], at: Option<usize>) -> bool {
-        payload.is_empty() || self.open[index].take(payload, at, self.limits.session_buffer)
+    /// Passes a data frame to its session.
+    pub(crate) fn data(
+        &mut self,
+        index: usize,
+        frame: &Frame<'_>,
+        at: Option<usize>,
+        now: Instant,
+    ) -> Taken {
+        self.open[index].take(frame, at, self.limits.session_buffer, now)
     }
 
-    /// Queues bytes from a local stream as data frames.
-    pub(crate) fn queue(&mut self, index: usize, bytes: &[u8], sender: &mut Sender) {
+    /// Queues bytes from a local stream as data frames of at most `most` bytes.
+    pub(crate) fn queue(&mut self, index: usize, bytes: &[u8], most: usize, sender: &mut Sender) {
         let session = &mut self.open[index];
-        for payload in bytes.chunks(frame::MAX_PAYLOAD_SENT) {
+        for payload in bytes.chunks(most) {
             self.frame_id += 1;
             session.header.write(self.frame_id, &mut self.header);
             sender.binary(&self.header, payload);
         }
+        if let Some(flow) = &mut session.flow {
+            flow.sent(bytes.len());
+        }
         session.counters.add_sent(bytes.len());
+    }
+
+    /// The local stream of a session with half-close has ended its direction. Tells the peer.
+    pub(crate) fn end_input(&mut self, index: usize, now: Instant, sender: &mut Sender) {
+        self.open[index].end_input(now);
+        self.queue_fields(index, Fields { eof: true, ..Fields::default() }, sender);
+    }
+
+    /// Queues a data frame without payload.
+    fn queue_fields(&mut self, index: usize, fields: Fields, sender: &mut Sender) {
+        self.frame_id += 1;
+        self.open[index].header.write_with(self.frame_id, fields, &mut self.header);
+        sender.binary(&self.header, &[]);
+    }
+
+    /// Flow control for a new session.
+    pub(crate) fn new_flow(&self, now: Instant) -> Flow {
+        Flow::new(self.limits.window.first, now)
+    }
+
+    /// Grants the peer what the local streams have taken.
+    pub(crate) fn grant(&mut self, sender: &mut Sender, now: Instant) {
+        let WindowLimits { first, session, growth } = self.limits.window;
+        let flows = self.open.iter().filter_map(|session| session.flow.as_ref());
+        let count = flows.clone().count();
+        if count == 0 {
+            return;
+        }
+        let grown: u64 = flows.map(|flow| flow.window().saturating_sub(first)).sum();
+        let share = growth / count as u64;
+        let mut left = growth.saturating_sub(grown);
+        for index in 0..self.open.len() {
+            let session_ref = &mut self.open[index];
+            let waiting = session_ref.waiting();
+            let (is_connected, ended) = (session_ref.is_connected(), session_ref.output_ended);
+            let Some(flow) = &mut session_ref.flow else { continue };
+            if !is_connected || ended {
+                continue;
+            }
+            let window = flow.window();
+            let most = (first + share).min(window.max(first) + left).min(session.max(first));
+            let credit = flow.grant(waiting, most, now);
+            left -= flow.window().saturating_sub(window).min(left);
+            if credit > 0 {
+                self.queue_fields(index, Fields { credit, ..Fields::default() }, sender);
+            }
+        }
     }
 
     /// Handles data for a session that is not in the table. Tells the peer once.
@@ -302,6 +528,13 @@ impl<S: LocalStream> Sessions<S> {
         let id = self.open[index].id.clone();
         self.close(index, cx);
         self.say_released(&id, why, cx);
+    }
+
+    /// Cuts the local stream of a session. It ends in a reset once its bytes are delivered.
+    pub(crate) fn cut_local(&mut self, index: usize) {
+        if let Some(local) = &mut self.open[index].local {
+            local.cut();
+        }
     }
 
     /// Ends a session that lost bytes for its local stream. Cuts the local stream.

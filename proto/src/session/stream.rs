@@ -13,9 +13,10 @@ pub trait LocalStream {
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Ends the sending direction.
     fn shut_down(&mut self);
-    /// Makes the later close a reset. The other end then cannot mistake the close for an orderly
-    /// end.
-    fn reset_on_close(&mut self);
+    /// Decides what the later close means: an orderly end, or a reset. The other end cannot mistake
+    /// a reset for an orderly end. A stream begins with a reset, so that the death of the process
+    /// is a reset, too.
+    fn reset_on_close(&mut self, resets: bool);
     /// The number of written bytes that the other end's kernel has not acknowledged.
     fn unacked(&self) -> usize;
 }
@@ -32,12 +33,16 @@ pub struct Local<S> {
     failure: Option<io::Error>,
     /// The stream ends in a reset, because bytes for it are lost.
     cut: bool,
+    /// The number of bytes that the stream has taken.
+    written: u64,
 }
 
 impl<S: LocalStream> Local<S> {
-    /// Wraps a connected stream.
-    pub fn new(stream: S) -> Self {
-        Local { stream, closed: false, reset: false, failure: None, cut: false }
+    /// Wraps a connected stream. Until its [orderly end](Self::end_in_order), a close of it is a
+    /// reset.
+    pub fn new(mut stream: S) -> Self {
+        stream.reset_on_close(true);
+        Local { stream, closed: false, reset: false, failure: None, cut: false, written: 0 }
     }
 
     /// The stream, for `poll`.
@@ -53,7 +58,10 @@ impl<S: LocalStream> Local<S> {
         }
         loop {
             match self.stream.write(slices) {
-                Ok(written) => return Some(written),
+                Ok(written) => {
+                    self.written += written as u64;
+                    return Some(written);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(e) => {
@@ -87,7 +95,18 @@ impl<S: LocalStream> Local<S> {
     /// Cuts the stream: it will end in a reset.
     pub(crate) fn cut(&mut self) {
         self.cut = true;
-        self.stream.reset_on_close();
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// Every byte is delivered, or will be by the kernel: the later close is an orderly end. Does
+    /// nothing to a stream that is cut.
+    pub(crate) fn end_in_order(&mut self) {
+        if !self.cut {
+            self.stream.reset_on_close(false);
+        }
     }
 
     /// Ends the sending direction, unless the stream is cut.
@@ -103,6 +122,11 @@ impl<S: LocalStream> Local<S> {
 
     pub(crate) fn unacked(&self) -> usize {
         self.stream.unacked()
+    }
+
+    /// The number of bytes that the other end's kernel has acknowledged.
+    pub(crate) fn taken(&self) -> u64 {
+        self.written.saturating_sub(self.stream.unacked() as u64)
     }
 
     /// Whether a write has failed for a reason that ends the session.

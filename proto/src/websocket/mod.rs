@@ -12,7 +12,7 @@ mod receiver;
 mod sender;
 
 pub use receiver::{Incoming, Kind, Receiver, Violation};
-pub use sender::Sender;
+pub use sender::{Flushed, Sender};
 
 /// The role of this end. A client masks its WebSocket frames, a server does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

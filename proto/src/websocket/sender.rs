@@ -20,6 +20,17 @@ pub struct Sender {
     end: usize,
 }
 
+/// The result of [`Sender::flush_most`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// No bytes wait.
+    All,
+    /// Bytes wait because the caller limited the write.
+    Limited,
+    /// Bytes wait because the sink takes no more.
+    Blocked,
+}
+
 impl Sender {
     /// A sender for an end with this role. Its buffer is empty.
     pub fn new(role: Role) -> Self {
@@ -110,18 +121,34 @@ impl Sender {
     /// # Errors
     /// The errors of the sink. `WriteZero` if it accepts no bytes without an error.
     pub fn flush(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+        self.flush_most(sink, usize::MAX).map(|flushed| flushed == Flushed::All)
+    }
+
+    /// Like [`flush`](Self::flush), but writes at most `most` bytes.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub fn flush_most(&mut self, sink: &mut impl Write, mut most: usize) -> io::Result<Flushed> {
         while self.start < self.end {
-            match sink.write(&self.buffer[self.start..self.end]) {
+            let length = self.len().min(most);
+            if length == 0 {
+                sink.flush()?;
+                return Ok(Flushed::Limited);
+            }
+            match sink.write(&self.buffer[self.start..][..length]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => self.start += written,
+                Ok(written) => {
+                    self.start += written;
+                    most -= written;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(e) => return Err(e),
             }
         }
         (self.start, self.end) = (0, 0);
         sink.flush()?;
-        Ok(true)
+        Ok(Flushed::All)
     }
 
     /// The allocated size of the buffer, in bytes.

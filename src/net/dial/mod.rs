@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::device::{Connect, DialError};
 
@@ -39,6 +39,8 @@ impl Dial {
 pub(crate) struct Dialer {
     pub(crate) services: Arc<Services>,
     pub(crate) resolver: Rc<Resolver>,
+    /// When to probe a service that sends nothing. `None`: never.
+    pub(crate) keep_alive: Option<Duration>,
 }
 
 impl Connect for Dialer {
@@ -59,7 +61,12 @@ impl Connect for Dialer {
         match dial {
             Dial::Tcp(dial) => {
                 let stream = dial.step(ready)?;
-                Some(stream.and_then(|tcp| tcp.set_nodelay(true).map(|()| LocalSocket::Tcp(tcp))))
+                Some(stream.and_then(|tcp| {
+                    tcp.set_nodelay(true)?;
+                    let local = LocalSocket::Tcp(tcp);
+                    local.keep_alive(self.keep_alive);
+                    Ok(local)
+                }))
             }
             Dial::Unix(dial) => Some(dial.step()?.map(LocalSocket::Unix)),
         }

@@ -17,7 +17,7 @@ use aiot_tunnel_proto::connection::{Connection, End, Ping, Upkeep};
 use aiot_tunnel_proto::device::{DeviceLimits, DeviceRelay, DeviceSide};
 use aiot_tunnel_proto::frame::{reason, MAX_PAYLOAD};
 use aiot_tunnel_proto::relay::RelayLimits;
-use aiot_tunnel_proto::session::{Lingering, SessionLimits, MAX_BATCH};
+use aiot_tunnel_proto::session::{Lingering, SessionLimits, WindowLimits, MAX_BATCH};
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::Ready;
 
@@ -125,6 +125,9 @@ impl World {
         let session = SessionLimits {
             session_buffer: limits.session_buffer,
             stall_timeout: Some(limits.stall_timeout),
+            half_close_timeout: None,
+            idle_timeout: None,
+            window: WindowLimits { first: 64 * 1024, session: 256 * 1024, growth: 256 * 1024 },
         };
         let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
         let relay = DeviceRelay::new(connection, side, relay_limits, (), Vec::new());
@@ -238,7 +241,7 @@ impl World {
                 .map(|session| {
                     let stream = session.stream();
                     stream.map_or(Ready::default(), |stream| {
-                        local(stream, wants_local, session.wants_write())
+                        local(stream, wants_local && session.wants_read(), session.wants_write())
                     })
                 })
                 .collect(),
@@ -508,6 +511,9 @@ impl Verdict {
         assert_content(&what, up(id, nth), 0, &answer.bytes);
         assert!(answer.bytes.len() <= service.sent, "{what}: bytes that were not sent");
 
+        if service.shut && !service.reset && !service.spoiled {
+            assert!(released.is_some() && to == all, "{what}: an orderly end of a part");
+        }
         // After the cloud's release, the device's answers data for no session.
         let by_device = answer.released && released.is_none();
         if self.arrived && !service.spoiled {

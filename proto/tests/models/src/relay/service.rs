@@ -32,8 +32,10 @@ pub struct Service {
     pub(super) end: Option<Result<(), ErrorKind>>,
     /// Whether it did what ends a session early.
     pub(super) spoiled: bool,
-    /// The device lets the stream end in a reset.
+    /// The device has closed the stream with a reset.
     pub reset: bool,
+    /// The device has ended its direction of the stream in order.
+    pub shut: bool,
 }
 
 pub type SharedService = Rc<RefCell<Service>>;
@@ -53,6 +55,7 @@ impl Service {
             end: None,
             spoiled: false,
             reset: false,
+            shut: false,
         }
     }
 
@@ -84,6 +87,14 @@ pub struct ServiceStream {
     pub(super) service: SharedService,
     /// Of what it sends.
     salt: usize,
+    /// A close is a reset.
+    resets: bool,
+}
+
+impl Drop for ServiceStream {
+    fn drop(&mut self) {
+        self.service.borrow_mut().reset = self.resets;
+    }
 }
 
 impl LocalStream for ServiceStream {
@@ -129,11 +140,11 @@ impl LocalStream for ServiceStream {
     }
 
     fn shut_down(&mut self) {
-        assert!(!self.service.borrow().reset, "an orderly end of what is cut short");
+        self.service.borrow_mut().shut = true;
     }
 
-    fn reset_on_close(&mut self) {
-        self.service.borrow_mut().reset = true;
+    fn reset_on_close(&mut self, resets: bool) {
+        self.resets = resets;
     }
 
     fn unacked(&self) -> usize {
@@ -230,7 +241,7 @@ impl Connect for Services {
         service.opened = Some(*opened);
         *opened += 1;
         let salt = up(service.session, *opened - 1);
-        Some(Ok(ServiceStream { service: dial.clone(), salt }))
+        Some(Ok(ServiceStream { service: dial.clone(), salt, resets: false }))
     }
 
     fn address(&self, service_type: &str) -> String {

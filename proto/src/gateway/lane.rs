@@ -1,0 +1,126 @@
+//! One direction of a session with flow control: what was granted, and what waits in the gateway.
+//!
+//! The gateway keeps what was granted and cannot be passed on yet. So it goes on reading a
+//! connection although one of its sessions flows to a slow one.
+
+use std::collections::VecDeque;
+
+/// Most bytes that one direction of a session may hold in the gateway, including the bytes that its
+/// sender may still send. What a receiver grants beyond is passed on later.
+const SESSION_CREDIT: u64 = 2 * 1024 * 1024;
+/// The same for all sessions in one direction of a tunnel. Each session may have
+/// [`FIRST_CREDIT`] all the same.
+pub(super) const TUNNEL_CREDIT: u64 = 4 * 1024 * 1024;
+const FIRST_CREDIT: u64 = 64 * 1024;
+/// Most bytes that a receiver may grant in all.
+const MAX_CREDIT: u64 = i64::MAX as u64;
+
+/// One direction of a session with flow control.
+#[derive(Default)]
+pub(super) struct Lane {
+    queue: VecDeque<u8>,
+    /// The number of bytes that the sender may still send.
+    granted: u64,
+    /// The number of bytes that the receiver has granted and the sender has not been told.
+    withheld: u64,
+    /// The sender has ended the direction.
+    pub(super) ended: bool,
+    /// The end waits behind the queue.
+    pub(super) eof_waits: bool,
+    /// When the lane had its last turn. The lane with the smallest number is next.
+    pub(super) served: u64,
+}
+
+impl Lane {
+    /// The number of bytes that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether bytes or the end of the direction wait.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.queue.is_empty() || self.eof_waits
+    }
+
+    /// What the lane may hold at present.
+    pub(super) fn held(&self) -> u64 {
+        self.granted + self.queue.len() as u64
+    }
+
+    /// The receiver grants more. Returns false if it breaks the protocol.
+    pub(super) fn add_credit(&mut self, bytes: u64) -> bool {
+        let sum = self.withheld.checked_add(bytes).filter(|sum| *sum <= MAX_CREDIT);
+        self.withheld = sum.unwrap_or(self.withheld);
+        sum.is_some()
+    }
+
+    /// The credit to pass on to the sender now. `held` is what all lanes of the direction hold.
+    pub(super) fn pass_credit(&mut self, held: u64) -> u64 {
+        let own = self.held();
+        let of_tunnel = TUNNEL_CREDIT.saturating_sub(held);
+        let room = SESSION_CREDIT.saturating_sub(own).min(of_tunnel);
+        let credit = self.withheld.min(room.max(FIRST_CREDIT.saturating_sub(own)));
+        self.withheld -= credit;
+        self.granted += credit;
+        credit
+    }
+
+    /// Takes a payload into account. Returns false if the sender was not granted as much.
+    pub(super) fn admit(&mut self, length: usize) -> bool {
+        let left = self.granted.checked_sub(length as u64).filter(|_| !self.ended || length == 0);
+        self.granted = left.unwrap_or(self.granted);
+        left.is_some()
+    }
+
+    pub(super) fn push(&mut self, payload: &[u8]) {
+        self.queue.extend(payload);
+    }
+
+    /// Takes the next bytes to pass on, at most `most`, as two slices.
+    pub(super) fn next(&mut self, most: usize, into: &mut Vec<u8>) {
+        into.clear();
+        into.extend(self.queue.drain(..most.min(self.queue.len())));
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+    }
+
+    /// Drops what waits.
+    pub(super) fn clear(&mut self) {
+        *self = Lane { ended: true, ..Lane::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_is_told_of_no_more_than_the_gateway_keeps() {
+        let mut lane = Lane::default();
+        assert!(lane.add_credit(u64::MAX / 4));
+        assert_eq!(lane.pass_credit(0), SESSION_CREDIT);
+        assert_eq!(lane.pass_credit(0), 0);
+        assert!(lane.admit(1000));
+        assert_eq!(lane.pass_credit(0), 1000);
+        assert!(!lane.add_credit(u64::MAX));
+    }
+
+    #[test]
+    fn a_full_tunnel_leaves_each_session_its_first_window() {
+        let mut lane = Lane::default();
+        assert!(lane.add_credit(1 << 20));
+        assert_eq!(lane.pass_credit(TUNNEL_CREDIT), FIRST_CREDIT);
+        assert_eq!(lane.pass_credit(TUNNEL_CREDIT), 0);
+    }
+
+    #[test]
+    fn more_than_was_granted_is_not_admitted() {
+        let mut lane = Lane::default();
+        assert!(lane.add_credit(10));
+        lane.pass_credit(0);
+        assert!(lane.admit(4) && !lane.admit(7) && lane.admit(6));
+        lane.ended = true;
+        assert!(lane.admit(0) && !lane.admit(1));
+    }
+}

@@ -1361,7 +1361,10 @@ mod queue {
         let mut program = Program::start(&[&arguments[..], &["--listen", "127.0.0.1:0"]].concat());
         let address = program.address();
         let access = Access { program, address };
-        drop((access.connect(), door.accept()));
+        let (client, service) = (access.connect(), door.accept());
+        streams::write(&client, 0, 1);
+        Reader::new(service).read_up_to(1);
+        drop(client);
         // The gateway goes, and with it all connections.
         path.gateway.process.kill();
         drop(relayed);

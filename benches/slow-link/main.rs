@@ -1,6 +1,6 @@
 //! Measures a keystroke beside a bulk stream over a slow link: plain TCP, `ssh -R` and the tunnel.
-//! Prints a table. Options: `--json FILE`, `--quick`, `--rate 1000` (kbit/s; only this one). It needs
-//! root.
+//! Prints a table. Options: `--json FILE`, `--quick`, `--rate 1000` (kbit/s; only this one),
+//! `--queue 200` (milliseconds that the link's own queue holds). It needs root.
 //!
 //! A keystroke is one byte through an echo service behind the device. The bulk stream is a second
 //! connection: up from the device to the operator, or down. Each combination has a link of its own,
@@ -62,6 +62,16 @@ impl Direction {
     }
 }
 
+/// One link, and how long to measure over it.
+#[derive(Clone, Copy)]
+struct Settings {
+    kbit: u64,
+    /// The time that the link's own queue holds.
+    queue: Duration,
+    warm_up: Duration,
+    window: Duration,
+}
+
 struct Figures {
     /// Milliseconds, sorted.
     keys: Vec<f64>,
@@ -95,6 +105,8 @@ fn main() {
         Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).clone())
     };
     let only: Option<u64> = option("--rate").map(|text| text.parse().expect("--rate KBIT"));
+    let queue = option("--queue").map(|text| text.parse().expect("--queue MILLISECONDS"));
+    let queue = queue.map_or(link::QUEUE, Duration::from_millis);
     let shorter = if arguments.iter().any(|argument| argument == "--quick") { QUICK } else { 1 };
     if let Err(why) = Link::new(KBIT * RATES[0].0) {
         eprintln!("slow-link needs root and network namespaces: {why}");
@@ -123,11 +135,11 @@ fn main() {
         }
         let seconds = |seconds: u64| Duration::from_millis(seconds * 1000 / shorter);
         eprintln!("{kbit} kbit/s: {} s", (warm_up + window) / shorter);
-        let times = (seconds(warm_up), seconds(window));
-        let measured = measure_all(&cells, kbit, times);
+        let settings = Settings { kbit, queue, warm_up: seconds(warm_up), window: seconds(window) };
+        let measured = measure_all(&cells, settings);
         for ((way, direction), figures) in cells.iter().zip(&measured) {
             let plain = cells.iter().position(|cell| *cell == (Way::Tcp, *direction)).unwrap();
-            rows.push(row(kbit, *way, *direction, figures, &measured[plain]));
+            rows.push(row(settings, (*way, *direction), figures, &measured[plain]));
         }
     }
     if let Some(file) = option("--json") {
@@ -173,7 +185,7 @@ fn measure_all(cells: &[(Way, Direction)], kbit: u64, times: (Duration, Duration
         let start = |cell: &(Way, Direction)| {
             let (way, direction) = *cell;
             scope.spawn(move || {
-                panic::catch_unwind(AssertUnwindSafe(|| measure(way, direction, kbit, times)))
+                panic::catch_unwind(AssertUnwindSafe(|| measure(way, direction, settings)))
             })
         };
         let threads: Vec<_> = cells.iter().map(start).collect();
@@ -185,8 +197,8 @@ fn measure_all(cells: &[(Way, Direction)], kbit: u64, times: (Duration, Duration
     results.into_iter().map(|result| result.unwrap_or_else(|_| std::process::exit(1))).collect()
 }
 
-fn measure(way: Way, direction: Direction, kbit: u64, times: (Duration, Duration)) -> Figures {
-    let link = Link::new(kbit * KBIT).unwrap();
+fn measure(way: Way, direction: Direction, settings: Settings) -> Figures {
+    let link = Link::with_queue(settings.kbit * KBIT, settings.queue).unwrap();
     let listener = link.device.within(|| TcpListener::bind(("0.0.0.0", SERVICE_PORT)).unwrap());
     // The thread that serves is in the device's namespace, too; it needs no network of its own.
     let counters = service::start(listener);
@@ -196,11 +208,11 @@ fn measure(way: Way, direction: Direction, kbit: u64, times: (Duration, Duration
         let mut keys = open(address, service::ECHO);
         key(&mut keys, Instant::now() + wait::TIMEOUT).expect("an echo before the bulk stream");
         let bulk = Bulk::start(address, direction, counters);
-        pause(times.0);
+        pause(settings.warm_up);
         let (began, before) = (Instant::now(), bulk.taken());
-        let end = began + times.1;
+        let end = began + settings.window;
         let mut figures = Figures { keys: Vec::new(), is_open: false, bulk: None };
-        let mut pauses = random::part(kbit, 0);
+        let mut pauses = random::part(settings.kbit, 0);
         while Instant::now() < end {
             let pressed = Instant::now();
             let time = key(&mut keys, end);
@@ -315,7 +327,13 @@ impl Drop for Bulk {
 }
 
 /// Prints one line of the table and returns it for the JSON file.
-fn row(kbit: u64, way: Way, direction: Direction, figures: &Figures, plain: &Figures) -> Value {
+fn row(
+    settings: Settings,
+    (way, direction): (Way, Direction),
+    figures: &Figures,
+    plain: &Figures,
+) -> Value {
+    let kbit = settings.kbit;
     let keys = figures.percentile(50) / plain.percentile(50);
     let bulk = figures.bulk.zip(plain.bulk).map(|(rate, plain)| rate / plain);
     let met = match way {
@@ -343,7 +361,7 @@ fn row(kbit: u64, way: Way, direction: Direction, figures: &Figures, plain: &Fig
     );
     json!({
         "kbit": kbit,
-        "queue_bytes": link::queue(kbit * KBIT),
+        "queue_bytes": link::queue_length(kbit * KBIT, settings.queue),
         "bulk": direction.name(),
         "way": way.name(),
         "keystrokes": figures.keys.len(),

@@ -7,6 +7,7 @@
 //! where the queue of a slow link usually is.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use crate::namespaces::Namespace;
 
@@ -16,8 +17,8 @@ pub const CLOUD: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
 
 /// An Ethernet frame of a full packet, in bytes.
 const FRAME: u64 = 1514;
-/// The router's queue holds this much of the link's time ...
-const QUEUE_MILLIS: u64 = 100;
+/// The router's queue holds so much of the link's time, unless told otherwise ...
+pub const QUEUE: Duration = Duration::from_millis(200);
 /// ... but at least so many full packets. TCP needs a few of them in flight to notice a loss in time.
 const QUEUE_FRAMES: u64 = 8;
 /// How many bytes may pass at once after a pause: two packets.
@@ -29,15 +30,23 @@ pub struct Link {
     pub cloud: Namespace,
 }
 
-/// The length of the router's queue in each direction, in bytes.
-pub fn queue(bits_per_second: u64) -> u64 {
-    (bits_per_second / 8 * QUEUE_MILLIS / 1000).max(QUEUE_FRAMES * FRAME)
+/// The length of a router's queue that holds so much time, in bytes.
+pub fn queue_length(bits_per_second: u64, queue: Duration) -> u64 {
+    (bits_per_second / 8 * queue.as_millis() as u64 / 1000).max(QUEUE_FRAMES * FRAME)
 }
 
 impl Link {
     /// # Errors
     /// This machine does not allow it; the text says what failed.
     pub fn new(bits_per_second: u64) -> Result<Self, String> {
+        Link::with_queue(bits_per_second, QUEUE)
+    }
+
+    /// `queue`: the time that the router's queue holds in each direction.
+    ///
+    /// # Errors
+    /// As [`new`](Link::new).
+    pub fn with_queue(bits_per_second: u64, queue: Duration) -> Result<Self, String> {
         let make = || Namespace::new().map_err(|e| format!("make a namespace: {e}"));
         let link = Link { device: make()?, router: make()?, cloud: make()? };
         let (device, router, cloud) = (&link.device, &link.router, &link.cloud);
@@ -59,7 +68,7 @@ impl Link {
         let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
         router.within(forward).map_err(|e| format!("let the router forward: {e}"))?;
         for name in ["lan", "net"] {
-            let limit = queue(bits_per_second);
+            let limit = queue_length(bits_per_second, queue);
             router.try_run(
                 "tc",
                 &format!(

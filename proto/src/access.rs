@@ -137,7 +137,7 @@ impl<S: LocalStream> AccessSide<S> {
             // No local stream waits for this session any more.
             let is_known = sessions.find(id).is_some() || sessions.has_ended(id);
             if is_success && !is_known {
-                sessions.write_release(id, "closed", out.sender);
+                sessions.write_release(id, reason::TOO_LATE, out.sender);
             }
             return;
         };

@@ -238,7 +238,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
         let (receiver, _) = self.connection.halves();
         for (index, session) in self.sessions.open.iter_mut().enumerate() {
-            if session.waiting() > 0 {
+            if session.wants_flush() {
                 session.flush(receiver, now);
             }
             if self.blocked != Some(index) {

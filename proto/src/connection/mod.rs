@@ -539,7 +539,10 @@ impl<T: Transport> Connection<T> {
         if self.pace.is_fast() {
             return usize::MAX;
         }
-        (self.unsent_limit / 2).saturating_sub(self.transport.unsent()).max(self.blocked_write)
+        let left = (self.unsent_limit / 2).saturating_sub(self.transport.unsent());
+        // `poll` also reports room for a transport that has failed. The write finds out.
+        let least = usize::from(self.writable);
+        left.max(self.blocked_write).max(least)
     }
 
     /// A write failed. Bytes that the peer sent before may still wait to be read.

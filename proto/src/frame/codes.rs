@@ -50,6 +50,8 @@ pub mod reason {
     pub const BAD_CREDIT: &str = "an impossible credit";
     /// The peer sent data after the end of its direction.
     pub const DATA_AFTER_END: &str = "data after the end of the stream";
+    /// The device accepted the session when nobody waited for it any more.
+    pub const TOO_LATE: &str = "the answer came too late";
     /// No byte came or went for the idle limit.
     pub const IDLE: &str = "the session was idle for too long";
     /// The begin of the text if the local connection of the access side failed. The error follows.
@@ -77,6 +79,7 @@ pub fn tells_of_cut(status: &Status, service_type: &str) -> bool {
         reason::BAD_CREDIT,
         reason::DATA_AFTER_END,
         reason::IDLE,
+        reason::TOO_LATE,
     ];
     failed || msg.starts_with(reason::LOCAL_CONNECTION) || cuts.contains(&msg)
 }

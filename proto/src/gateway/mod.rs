@@ -746,7 +746,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             self.end(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {
-                let msg = status(release::BY_ACCESS, "answered too late");
+                let msg = status(release::ACCESS_LOST, reason::TOO_LATE);
                 write_release(device, &id, next(&mut self.next_frame), &msg);
             }
         }

@@ -125,6 +125,11 @@ impl<S: LocalStream> Session<S> {
         self.buffer.len() + self.batched
     }
 
+    /// Whether bytes or the end of the peer's direction wait for a write.
+    pub(crate) fn wants_flush(&self) -> bool {
+        self.waiting() > 0 || self.output_ended && !self.output_shut
+    }
+
     /// The number of payloads of this turn that are not written yet, and the allocated room for
     /// such.
     pub fn batch(&self) -> (usize, usize) {

@@ -5,12 +5,14 @@
 //! fuzzer finds. They see the public interface of `aiot-tunnel-proto` only.
 //!
 //! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`] and [`gateway`] take a
-//! sequence of operations, which [`Sequence`] makes of bytes.
+//! sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
+//! time, from a seed.
 
 pub mod frame;
 pub mod gateway;
 pub mod handshake;
 pub mod relay;
+pub mod simulator;
 pub mod websocket;
 
 use arbitrary::{Arbitrary, Result, Unstructured};

@@ -11,7 +11,9 @@ use crate::connection::{Connection, End, Received, Transport};
 use crate::frame::{reason, Frame, FrameType};
 use crate::observer::{Event, Journal, Observer};
 use crate::schedule::{Room, Schedule, READ};
-use crate::session::{Lingering, LocalStream, Outputs, Session, SessionLimits, Sessions, Taken};
+use crate::session::{
+    Lingering, LocalStream, Outputs, ReleaseCodes, Session, SessionLimits, Sessions, Taken,
+};
 use crate::websocket::close;
 use crate::Ready;
 
@@ -20,8 +22,8 @@ use crate::Ready;
 pub trait RelaySide {
     /// The type of the local streams.
     type Stream: LocalStream;
-    /// The code of the releases that this side sends.
-    const RELEASE_CODE: u8;
+    /// The codes of the releases that this side sends.
+    const RELEASE_CODES: ReleaseCodes;
     /// The text of the release of a session whose local stream takes nothing.
     const STALLED: &'static str;
     /// Whether this side releases a session once both directions have ended.
@@ -115,7 +117,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     ) -> Self {
         Relay {
             connection,
-            sessions: Sessions::new(limits.session, D::RELEASE_CODE, lingering),
+            sessions: Sessions::new(limits.session, D::RELEASE_CODES, lingering),
             side,
             journal: Journal::new(observer, limits.log_window),
             schedule: Schedule::default(),

@@ -180,7 +180,7 @@ fn output(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Measures all cells at once. Does not return if one fails or the program is interrupted.
-fn measure_all(cells: &[(Way, Direction)], kbit: u64, times: (Duration, Duration)) -> Vec<Figures> {
+fn measure_all(cells: &[(Way, Direction)], settings: Settings) -> Vec<Figures> {
     let results: Vec<_> = thread::scope(|scope| {
         let start = |cell: &(Way, Direction)| {
             let (way, direction) = *cell;

@@ -170,10 +170,18 @@
  * message: the whole line, "[seconds.milliseconds][LK-code] text", ended by CR LF and a NUL.
  * The memory is the library's and is valid, and may be written to, until the callback returns.
  *
- * Called from any thread of the library and from those that call into it, but never by two
- * threads at once; all logging waits while it runs, so it should be quick. It may call every
- * function of this library; lines that these cause are not reported. It must return normally
- * (no longjmp, no C++ exception). The return value is ignored. (Link SDK 4.x)
+ * Never called by two threads at once. While a thread is inside aiot_tunnel_start, a thread of the
+ * library calls it, otherwise the thread that causes the line. The lines that lead to an event
+ * come before the event, and all lines come before aiot_tunnel_start returns.
+ *
+ * It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
+ * no room (128 KiB wait) are left out, and their number is reported. Two calls wait for a callback
+ * that takes longer than a second for a line: aiot_tunnel_start, before it returns, and
+ * aiot_state_set_logcb. So do not hold a lock that the callback takes while you wait for
+ * aiot_tunnel_start or call aiot_tunnel_deinit.
+ *
+ * It may call every function of this library; lines that these cause are not reported. It must
+ * return normally (no longjmp, no C++ exception, no pthread_exit). The return value is ignored. (Link SDK 4.x)
  */
 typedef int32_t (*aiot_state_logcb_t)(int32_t code, char *message);
 

@@ -140,8 +140,13 @@ typedef struct {
  *
  * Only the thread inside aiot_tunnel_start calls the handler: one event at a time, in order. The
  * handler may block. Data keeps flowing meanwhile; only commands and further events wait. The
- * handler may call every function of this library. It must return normally: no longjmp, no C++
+ * handler may call every function of this library. It must not be left by longjmp or by a C++
  * exception.
+ *
+ * It should return. If it ends its thread (pthread_exit), the instance ends as after
+ * aiot_tunnel_stop, but the remaining events are not delivered. The thread ends when all threads of
+ * the instance have ended. Cancellation of the thread (pthread_cancel) is off inside the handler. If
+ * the handler switches it on and is cancelled, that is the same as pthread_exit.
  */
 typedef void (*aiot_tunnel_event_handler_t)(void *handle,
                                             const aiot_tunnel_event_t *event,
@@ -230,6 +235,10 @@ int32_t aiot_tunnel_deinit(void **handle);
  * open one, and all threads of the instance have ended.
  *
  * May be called from any thread, but only one thread at a time may be inside it for one handle.
+ *
+ * To end the thread, call aiot_tunnel_stop or aiot_tunnel_deinit, then pthread_join. Cancellation of
+ * the thread (pthread_cancel) is off inside this function: it neither ends nor delays it. It acts at
+ * the first cancellation point after the return.
  *
  * Returns NULL after a stop. On an error (ours) it returns at once, with a pointer to an int32_t
  * that holds the state code. That memory belongs to the library and is valid forever: neither

@@ -49,6 +49,12 @@ pub enum Error {
     /// The bytes are not an IPC message, for this reason.
     #[error("IPC message: {0}")]
     InvalidMessage(String),
+    /// Nobody has taken a command from the message queue with this key.
+    #[error(
+        "message queue {0:#x}: nobody reads it; start an agent, which then executes the command, or \
+         remove the queue with the command (ipcrm -Q {0:#x})"
+    )]
+    NobodyReads(i32),
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {
@@ -79,7 +85,9 @@ impl Error {
             Error::Busy(_) => state::TUNNEL_BUSY,
             Error::AlreadyRunning => state::TUNNEL_RUNNING,
             Error::Ended => state::USER_INPUT_EXEC_DISABLED,
-            Error::UnknownTunnel(_) | Error::Io { .. } => state::TUNNEL_FAILED,
+            Error::UnknownTunnel(_) | Error::NobodyReads(_) | Error::Io { .. } => {
+                state::TUNNEL_FAILED
+            }
         }
     }
 }

@@ -4,6 +4,12 @@
 //! A line reads `[<seconds>.<milliseconds>][LK-<code>] <text>\r\n`. The facade gets `[LK-<code>]
 //! <text>` under the target `aiot_tunnel`. A text may contain bytes from a peer. So control
 //! characters are replaced here, in one place, and a line stays one line.
+//!
+//! A worker never waits for the C caller's callback: see [`delivery`]. The facade calls the logger of
+//! a Rust program directly; that logger must not block.
+
+mod budget;
+mod delivery;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -16,6 +22,9 @@ use log::Level;
 use parking_lot::Mutex;
 
 use crate::state;
+
+pub(crate) use budget::{limit_this_thread, report_left_out};
+pub(crate) use delivery::{settle, Delivering};
 
 const TARGET: &str = "aiot_tunnel";
 
@@ -48,14 +57,21 @@ thread_local! {
 }
 
 /// Replaces the sink. Blocks until the former sink no longer runs, unless the former sink itself is
-/// the caller.
+/// the caller. Lines that wait for the former sink still go to it, unless it takes none.
 pub(crate) fn set_sink(sink: Option<Sink>) {
+    settle();
     let _turn = (!INSIDE_SINK.get()).then(|| TURN.lock());
     HAS_SINK.store(sink.is_some(), Ordering::Release);
     *SINK.lock() = sink;
 }
 
 pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
+    if budget::permits(level) {
+        write_unlimited(level, code, text);
+    }
+}
+
+fn write_unlimited(level: Level, code: Code, text: fmt::Arguments<'_>) {
     let to_facade = log::log_enabled!(target: TARGET, level);
     // A line that the sink itself causes does not go to the sink. Otherwise it would recurse
     // without end.
@@ -70,14 +86,31 @@ pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
         log::log!(target: TARGET, level, "[LK-{number:04X}] {text}");
     }
     if to_sink {
-        let _turn = TURN.lock();
-        let Some(sink) = SINK.lock().clone() else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (seconds, millis) = (now.as_secs(), now.subsec_millis());
-        INSIDE_SINK.set(true);
-        sink(code as i32, &format!("[{seconds}.{millis:03}][LK-{number:04X}] {text}\r\n"));
-        INSIDE_SINK.set(false);
+        delivery::deliver(line(code, &text));
     }
+}
+
+/// A line as the sink gets it.
+struct Line {
+    code: i32,
+    text: String,
+}
+
+fn line(code: Code, text: &str) -> Line {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, millis) = (now.as_secs(), now.subsec_millis());
+    let number = (code as i32).unsigned_abs();
+    let text = format!("[{seconds}.{millis:03}][LK-{number:04X}] {text}\r\n");
+    Line { code: code as i32, text }
+}
+
+/// Calls the sink. Blocks while the sink runs, in this thread or in another one.
+fn call_sink(line: &Line) {
+    let _turn = TURN.lock();
+    let Some(sink) = SINK.lock().clone() else { return };
+    INSIDE_SINK.set(true);
+    sink(line.code, &line.text);
+    INSIDE_SINK.set(false);
 }
 
 /// Returns the text with `?` in place of each control character.

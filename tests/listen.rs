@@ -4,7 +4,7 @@ use aiot_tunnel::ipc::{self, Command, ListenOptions, Listener};
 use aiot_tunnel::*;
 use aiot_tunnel_testkit::cloud::Cloud;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
-use aiot_tunnel_testkit::queue::{Key, Queue};
+use aiot_tunnel_testkit::queue::{Key, Queue, Semaphore};
 use aiot_tunnel_testkit::services::echo;
 use aiot_tunnel_testkit::skip;
 use aiot_tunnel_testkit::wait::{self, TIMEOUT};
@@ -42,6 +42,30 @@ fn a_listener_stops_while_its_queue_is_idle() {
         sender.send(()).unwrap();
     });
     stopped.recv_timeout(TIMEOUT).expect("it stops in time");
+}
+
+#[test]
+fn a_queue_has_one_listener_at_a_time() {
+    let (manager, own) = (plain().build().unwrap(), Key::new());
+    let start = || Listener::start(manager.handle(), ListenOptions::new().with_key(own.0));
+    let first = start().unwrap();
+    let error = start().unwrap_err().to_string();
+    let process = format!("process {}", std::process::id());
+    assert!(error.contains("another agent") && error.contains(&process), "{error}");
+    first.stop();
+    start().unwrap().stop();
+}
+
+#[test]
+fn a_semaphore_of_a_stranger_does_not_keep_a_listener_from_starting() {
+    const STRANGER: u32 = 54_321;
+    let (manager, own) = (plain().build().unwrap(), Key::new());
+    let semaphore = Semaphore::held(own.0);
+    if !semaphore.give_to(STRANGER) {
+        return skip("a stranger's semaphore", "giving a semaphore away needs root");
+    }
+    let options = ListenOptions::new().with_key(own.0);
+    Listener::start(manager.handle(), options).unwrap().stop();
 }
 
 #[test]

@@ -412,6 +412,29 @@ fn sessions_opened_and_closed_again_pile_up_no_lookups() {
 }
 
 #[test]
+fn a_tunnel_added_and_deleted_again_piles_up_no_lookups() {
+    let Some(world) = World::new("lookups of a cloud") else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
+    let device = names.device("lookups of a cloud", &world, &spec(json!({}), &[]));
+    let Some(mut process) = device else { return };
+    process.add("sibling", "10.77.2.2", port);
+    let mut sibling = upgrade(accept(&listener));
+    process.expect("Connect sibling");
+    let threads = procfs::threads(process.id());
+    for turn in 0..100 {
+        process.add("t", NAME, port);
+        // The worker has the time to begin.
+        sibling.check_echo(&format!("s{turn}"), ECHO);
+        process.command("delete t");
+    }
+    let more = procfs::threads(process.id()) - threads;
+    assert!(more <= 20, "{more} threads look up names");
+    process.stop();
+}
+
+#[test]
 fn a_name_server_that_answers_at_last_brings_the_tunnel_up() {
     let Some(world) = World::new("DNS hangs, then answers") else { return };
     let listener = world.listen();
@@ -446,6 +469,33 @@ fn a_dead_first_address_of_several_costs_its_share_of_the_time_and_no_more() {
     process.expect("Connect t");
     report("the first address is dead", "CONNECT", begun);
     device.check_echo("s", ECHO);
+    process.stop();
+}
+
+#[test]
+fn a_dead_first_address_of_a_service_costs_its_share_of_the_time_and_no_more() {
+    let Some(world) = World::new("a service's first address is dead") else { return };
+    let (listener, service) = (world.listen(), world.listen());
+    let port = Port::new(service.local_addr().unwrap().port()).unwrap();
+    thread::spawn(move || {
+        for tcp in service.incoming().flatten() {
+            thread::spawn(move || io::copy(&mut &tcp, &mut &tcp));
+        }
+    });
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![BLACK_HOLE, CLOUD]));
+    let named = Service::new("named", NAME, port).unwrap();
+    let spec = spec(json!({"connect_timeout": 2000}), &[named]);
+    let device = names.device("a service's first address is dead", &world, &spec);
+    let Some(mut process) = device else { return };
+    process.command(&format!("lookup {NAME}"));
+    let found = process.next_line();
+    assert!(found.starts_with(&format!("found {BLACK_HOLE}")), "{found}");
+    process.add("t", "10.77.2.2", listener.local_addr().unwrap().port());
+    let mut device = upgrade(accept(&listener));
+    process.expect("Connect t");
+    let begun = Instant::now();
+    device.check_echo("s", "named");
+    report("a service's first address is dead", "echo", begun);
     process.stop();
 }
 

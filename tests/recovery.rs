@@ -1,11 +1,13 @@
 //! One end fails: the other end is told, and the tunnel recovers.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use aiot_tunnel::gateway::Gateway;
 use aiot_tunnel::*;
-use aiot_tunnel_testkit::cloud::Cloud;
+use aiot_tunnel_testkit::cloud::{params, Cloud};
 use aiot_tunnel_testkit::frame::code;
+use aiot_tunnel_testkit::gateways::tunnel;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
 use aiot_tunnel_testkit::queue::{Key, Queue};
 use aiot_tunnel_testkit::random;
@@ -14,6 +16,7 @@ use aiot_tunnel_testkit::sockets::reset_on_close;
 use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
 use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 use serde_json::json;
+use tungstenite::protocol::CloseFrame;
 
 fn echo_once(device: &mut TunnelEnd, session: &str) {
     device.data(session, b"hello");
@@ -53,6 +56,88 @@ fn a_close_by_the_cloud_is_answered_and_the_tunnel_comes_back() {
         assert_eq!(device.create("s", "e"), 0);
         echo_once(&mut device, "s");
     }
+}
+
+#[test]
+fn a_gateway_that_does_not_know_the_tunnel_for_a_while_gets_the_device_back() {
+    let gateway = Gateway::builder().tunnel(tunnel("t")).start("127.0.0.1:0".parse().unwrap());
+    let gateway = gateway.unwrap();
+    let address = gateway.local_addr();
+    let running = Running::start(plain());
+    running.handle.add(&id("t"), params("127.0.0.1", address.port())).unwrap();
+    running.expect(EventKind::Connect, "t");
+    gateway.shutdown();
+    running.expect(EventKind::Disconnect, "t");
+
+    let without = Gateway::builder().start(address).unwrap();
+    wait::until("an attempt is answered with 404", || {
+        let tunnels = running.handle.tunnels();
+        let error = tunnels.first().expect("the tunnel is kept").last_error.clone();
+        error.is_some_and(|error| error.contains("404"))
+    });
+    without.shutdown();
+    let _with = Gateway::builder().tunnel(tunnel("t")).start(address).unwrap();
+    // No EXPIRED came before.
+    running.expect(EventKind::Connect, "t");
+}
+
+/// Closes a device's connection as the gateway does when another one takes its place.
+fn replace(device: &mut TunnelEnd) {
+    let frame = CloseFrame { code: 1000.into(), reason: "replaced by 192.0.2.7:4242".into() };
+    device.socket.close(Some(frame)).unwrap();
+    device.receive_close();
+}
+
+#[test]
+fn a_device_that_is_replaced_waits_longer_each_time_however_long_it_was_connected() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain());
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let gaps = (0..5).map(|round| {
+        let mut device = cloud.accept();
+        let opened = Instant::now();
+        running.expect(EventKind::Connect, "t");
+        // Once it lives long enough that it would be opened again at once after another close.
+        wait::until("a life that is not short", || {
+            round != 2 || opened.elapsed() > Duration::from_millis(1100)
+        });
+        replace(&mut device);
+        running.expect(EventKind::Disconnect, "t");
+        let lost = Instant::now();
+        wait::until("the next attempt is planned", || {
+            let state = running.handle.tunnels()[0].state;
+            matches!(state, TunnelState::Waiting { .. }) || lost.elapsed() > Duration::from_secs(1)
+        });
+        match running.handle.tunnels()[0].state {
+            TunnelState::Waiting { retry_at, .. } => {
+                retry_at.duration_since(SystemTime::now()).unwrap_or_default()
+            }
+            _ => Duration::ZERO,
+        }
+    });
+    let seconds: Vec<u64> = gaps.map(|gap| gap.as_secs_f64().round() as u64).collect();
+    assert_eq!(seconds, [1, 1, 1, 1, 2]);
+}
+
+#[test]
+fn two_devices_with_one_token_do_not_replace_each_other_without_a_pause() {
+    let gateway = Gateway::builder().tunnel(tunnel("t")).start("127.0.0.1:0".parse().unwrap());
+    let gateway = gateway.unwrap();
+    let address = gateway.local_addr();
+    let connected = || {
+        let running = Running::start(plain());
+        running.handle.add(&id("t"), params("127.0.0.1", address.port())).unwrap();
+        running.expect(EventKind::Connect, "t");
+        running
+    };
+    let first = connected();
+    let _second = connected();
+    first.expect(EventKind::Disconnect, "t");
+    wait::until("the first waits", || {
+        matches!(first.handle.tunnels()[0].state, TunnelState::Waiting { .. })
+    });
+    let error = first.handle.tunnels()[0].last_error.clone().unwrap();
+    assert!(error.contains("replaced by 127.0.0.1:"), "{error}");
 }
 
 #[test]

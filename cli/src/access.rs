@@ -8,8 +8,9 @@ use aiot_tunnel::{ConnectParams, Security};
 
 use crate::cli::AccessArgs;
 use crate::input::{self, ACCESS_TOKEN};
+use crate::output;
 use crate::process::{on_signal, say_listening};
-use crate::Result;
+use crate::{warnings, Result};
 
 pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     let url = input::split_url(&args.url)?;
@@ -25,6 +26,10 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
         (true, ca) => Security::Tls(input::tls(ca.as_deref())?),
     };
     let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
+    output::start();
+    if !url.secure {
+        warnings::about_plain_text(url.host, "a ws:// URL");
+    }
     let params = ConnectParams::new(url.host, url.port, &path, token)?;
     let keepalive = (args.keepalive > 0).then(|| Duration::from_secs(args.keepalive));
     let client = Client::new(params, security, &args.service)?

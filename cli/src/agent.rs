@@ -1,26 +1,24 @@
 //! `aiot-tunnel agent`
 
-use std::io::Write;
-
 use aiot_tunnel::ipc::{ListenOptions, Listener};
 use aiot_tunnel::{process, Manager, Security};
-use zeroize::Zeroizing;
 
 use crate::cli::AgentArgs;
 use crate::process::on_signal;
-use crate::{input, Result};
+use crate::{input, output, Result};
 
 pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     // The agent runs for months, and its buffers come and go.
     process::give_back_large_buffers();
+    output::start();
     let mut builder = Manager::builder().security(security(args)?);
     for service in &args.service {
         builder = builder.service(service.clone());
     }
     let manager = builder
         .on_event(|_, event| {
-            // Tunnels go on when nobody reads the events.
-            let _ = writeln!(std::io::stdout(), "{event}");
+            // Commands and tunnels go on when nobody reads the events.
+            output::STDOUT.push(format!("{event}\n").into_bytes());
         })
         .build()?;
     let handle = manager.handle();
@@ -42,7 +40,7 @@ fn security(args: &AgentArgs) -> Result<Security> {
     let tls = input::tls(args.ca.as_deref())?;
     Ok(Security::Tls(match (&args.client_cert, &args.client_key) {
         (Some(cert), Some(key)) => {
-            tls.with_client_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+            tls.with_client_pem(&input::read(cert)?, &input::read_secret(key)?)?
         }
         _ => tls,
     }))

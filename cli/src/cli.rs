@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use aiot_tunnel::{ipc, Port, Service, TunnelId};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::input;
@@ -89,16 +90,24 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "FILE", requires = "tunnel")]
     pub(crate) access_token_file: Option<PathBuf>,
     /// Seconds from now after which the tunnel expires
-    #[arg(long, requires = "tunnel", value_name = "SECONDS")]
+    #[arg(
+        long,
+        requires = "tunnel",
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub(crate) expire: Option<u64>,
     /// Sessions that one tunnel may have at once
-    #[arg(long, value_name = "NUMBER", default_value_t = 10)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = at_least_one())]
     pub(crate) session_limit: usize,
     /// Connections that may be open in all; one more is answered with HTTP 503
-    #[arg(long, value_name = "NUMBER", default_value_t = 1024)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1024, value_parser = at_least_one())]
     pub(crate) connection_limit: usize,
+    /// Handshakes that may run at once; further clients wait for a place
+    #[arg(long, value_name = "NUMBER", default_value_t = 64)]
+    pub(crate) handshake_limit: usize,
     /// Operators that may be connected to one tunnel at once; one more is answered with HTTP 503
-    #[arg(long, value_name = "NUMBER", default_value_t = 32)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 32, value_parser = at_least_one())]
     pub(crate) access_limit: usize,
 }
 
@@ -228,7 +237,8 @@ Examples:
   Close it:
     aiot-tunnel send delete --tunnel t1
 
-The command is queued; the agent reports the outcome as an event.";
+The program ends when the agent has taken the command, and fails if nobody takes it within
+three seconds. The agent reports the outcome as an event.";
 
 #[derive(Args)]
 #[command(after_help = SEND_HELP)]
@@ -253,6 +263,11 @@ pub(crate) struct SendArgs {
     /// Key of the agent's message queue
     #[arg(long, value_name = "KEY", default_value_t = ipc::DEFAULT_KEY)]
     pub(crate) queue_key: i32,
+}
+
+/// A limit. With 0, nothing would work.
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]

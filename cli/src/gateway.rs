@@ -1,5 +1,7 @@
 //! `aiot-tunnel gateway`
 
+use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
@@ -9,25 +11,31 @@ use zeroize::Zeroizing;
 
 use crate::cli::GatewayArgs;
 use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
+use crate::output;
 use crate::process::{ending_signals, say_listening};
-use crate::Result;
+use crate::{warnings, Result};
 
 pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
     let mut signals = ending_signals()?;
     let mut builder = Gateway::builder()
         .session_limit(args.session_limit)
         .connection_limit(args.connection_limit)
+        .handshake_limit(args.handshake_limit)
         .access_limit(args.access_limit);
     builder = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => {
-            builder.tls_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+            builder.tls_pem(&input::read(cert)?, &input::read_secret(key)?)?
         }
-        _ if args.plain => builder,
+        _ if args.plain => {
+            warnings::about_plain_text(&args.listen.ip().to_string(), "--plain");
+            builder
+        }
         _ => return Err("give --cert and --key for TLS, or --plain for none".into()),
     };
     for tunnel in tunnels(args)? {
         builder = builder.tunnel(tunnel);
     }
+    output::start();
     let gateway = builder.start(args.listen)?;
     say_listening(gateway.local_addr())?;
     signals.forever().next();
@@ -38,7 +46,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
 fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
     match (&args.tunnels, &args.tunnel) {
         (Some(path), _) => {
-            let text = Zeroizing::new(input::read(path)?);
+            let text = input::read_secret(path)?;
             // serde's message would quote the text, and that holds tokens.
             let entries: Vec<Entry> = serde_json::from_slice(&text).map_err(|e| {
                 let (line, column) = (e.line(), e.column());
@@ -47,7 +55,7 @@ fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
                     path.display()
                 )
             })?;
-            entries.into_iter().map(Entry::config).collect()
+            configs(entries).map_err(|e| format!("{}: {e}", path.display()).into())
         }
         (None, Some(id)) => {
             let device_file = args.device_token_file.as_deref();
@@ -59,6 +67,24 @@ fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
         }
         (None, None) => Err("give --tunnels FILE or --tunnel ID".into()),
     }
+}
+
+/// Checks all entries. An error names the entry.
+fn configs(entries: Vec<Entry>) -> std::result::Result<Vec<TunnelConfig>, String> {
+    if entries.is_empty() {
+        return Err("there is no tunnel in it".to_owned());
+    }
+    let mut known: HashMap<String, usize> = HashMap::new();
+    let mut configs = Vec::new();
+    for (number, entry) in (1..).zip(entries) {
+        let id = entry.id.clone();
+        let named = |what: &dyn fmt::Display| format!("entry {number} (id {id:?}): {what}");
+        if let Some(other) = known.insert(id.clone(), number) {
+            return Err(named(&format_args!("entry {other} has the same id")));
+        }
+        configs.push(entry.config().map_err(|e| named(&e))?);
+    }
+    Ok(configs)
 }
 
 /// So many seconds from now; `None` when no clock shows that time.
@@ -81,6 +107,17 @@ struct Entry {
 impl Entry {
     fn config(self) -> Result<TunnelConfig> {
         let id = TunnelId::new(&self.id)?;
+        if self.device_token.is_empty() || self.access_token.is_empty() {
+            return Err("a token is empty".into());
+        }
+        if self.device_token == self.access_token {
+            return Err("device_token and access_token are the same; they must differ".into());
+        }
+        if self.expire == Some(0) {
+            return Err("expire is 0, so it would have expired at once; leave expire out for a \
+                        tunnel that does not expire"
+                .into());
+        }
         let (device, access) = (Token::new(&self.device_token)?, Token::new(&self.access_token)?);
         Ok(TunnelConfig::new(id, device, access).with_expires(self.expire.and_then(from_now)))
     }

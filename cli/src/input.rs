@@ -6,7 +6,7 @@ use std::path::Path;
 use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
 use zeroize::Zeroizing;
 
-use crate::Result;
+use crate::{warnings, Result};
 
 /// The variable that holds the device's token when no file is named.
 pub(crate) const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
@@ -18,12 +18,19 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
+/// Reads a file that holds a secret. Warns if others may read it.
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    let bytes = Zeroizing::new(read(path)?);
+    warnings::about_secret_file(path);
+    Ok(bytes)
+}
+
 /// A token, never empty, from its file or, without one, from the environment, where it is wiped.
 /// Call it before the process has a second thread.
 pub(crate) fn token(file: Option<&Path>, variable: &str, side: &str) -> Result<Token> {
     let text = match file {
         Some(path) => {
-            let bytes = Zeroizing::new(read(path)?);
+            let bytes = read_secret(path)?;
             let text =
                 std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
             Zeroizing::new(text.to_owned())

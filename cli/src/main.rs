@@ -10,8 +10,10 @@ mod agent;
 mod cli;
 mod gateway;
 mod input;
+mod output;
 mod process;
 mod send;
+mod warnings;
 
 use std::process::ExitCode;
 
@@ -23,19 +25,20 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(default).init();
+    output::init_log();
     let result = match cli.command {
         Subcommands::Gateway(args) => gateway::run(&args),
         Subcommands::Access(args) => access::run(&args),
         Subcommands::Agent(args) => agent::run(&args),
         Subcommands::Send(args) => send::run(&args),
     };
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("aiot-tunnel: {e}");
+            output::STDERR.push(format!("aiot-tunnel: {e}\n").into_bytes());
             ExitCode::FAILURE
         }
-    }
+    };
+    output::finish();
+    status
 }

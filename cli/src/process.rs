@@ -2,14 +2,23 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::Result;
 
-/// The signals that end the program in order.
+/// The signals that end the program in order. The second one ends it at once, whatever the program
+/// waits for: the signal handler itself does that.
 pub(crate) fn ending_signals() -> Result<Signals> {
+    let second = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, second.clone())?;
+        flag::register(signal, second.clone())?;
+    }
     Ok(Signals::new([SIGINT, SIGTERM])?)
 }
 

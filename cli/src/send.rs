@@ -1,11 +1,16 @@
 //! `aiot-tunnel send`
 
+use std::time::Duration;
+
 use aiot_tunnel::ipc::{self, Command};
 use aiot_tunnel::ConnectParams;
 
 use crate::cli::{Operation, SendArgs};
 use crate::input::{self, DEVICE_TOKEN};
 use crate::Result;
+
+/// An agent takes a command within milliseconds.
+const TAKEN_WITHIN: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: &SendArgs) -> Result<()> {
     let id = args.tunnel.clone();
@@ -14,7 +19,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<()> {
         Operation::Update => Command::Update(id, params(args)?),
         Operation::Delete => Command::Delete(id),
     };
-    Ok(ipc::send(args.queue_key, &command)?)
+    Ok(ipc::send_and_wait(args.queue_key, &command, TAKEN_WITHIN)?)
 }
 
 fn params(args: &SendArgs) -> Result<ConnectParams> {

@@ -36,6 +36,7 @@ fn help_shows_every_subcommand_its_options_and_examples() {
                 "--expire",
                 "--session-limit",
                 "--connection-limit",
+                "--handshake-limit",
                 "--access-limit",
             ][..],
         ),

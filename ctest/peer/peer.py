@@ -283,7 +283,9 @@ class Connection:
             if self._parse():
                 continue
             if self.close_code is not None:
-                self.send_message(CLOSE, struct.pack("!H", self.close_code))
+                # 1005 stands for a close without a code, and must not be sent.
+                code = b"" if self.close_code == 1005 else struct.pack("!H", self.close_code)
+                self.send_message(CLOSE, code)
                 self._flush()
                 raise Gone(self.close_code)
             if self.ended:

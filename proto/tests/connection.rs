@@ -13,6 +13,9 @@ struct Script {
     reads: VecDeque<io::Result<Vec<u8>>>,
     /// Whether it takes what is written.
     takes: bool,
+    written: Vec<u8>,
+    /// Whether reads that would block are pauses.
+    pauses: bool,
 }
 
 impl Read for Script {
@@ -24,7 +27,10 @@ impl Read for Script {
 
 impl Write for Script {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.takes.then_some(bytes.len()).ok_or(ErrorKind::WouldBlock.into())
+        if !self.takes {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.written.write(bytes)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -38,6 +44,9 @@ impl Transport for Script {
     fn unacked(&self) -> usize {
         0
     }
+    fn has_paused(&self) -> bool {
+        self.pauses && !self.reads.is_empty()
+    }
 }
 
 /// A connection whose peer has said nothing yet.
@@ -46,7 +55,7 @@ fn connection<const N: usize>(
     takes: bool,
     now: Instant,
 ) -> Connection<Script> {
-    let script = Script { reads: reads.into(), takes };
+    let script = Script { reads: reads.into(), takes, written: Vec::new(), pauses: false };
     let mut connection = Connection::new(script, Role::Client, b"", UPKEEP, now);
     assert!(connection.peek(now).is_none());
     connection
@@ -103,7 +112,7 @@ fn what_came_with_the_end_counts() {
             self::connection([Ok(data.clone()), Ok(close.clone()), end()], true, now);
         receive(&mut connection, now);
         assert_eq!(deal(&mut connection, now), 1);
-        assert_eq!(connection.end(), Some(&End::Peer(Some(4001))));
+        assert_eq!(connection.end(), Some(&End::Peer { code: Some(4001), reason: String::new() }));
         assert!(connection.end().unwrap().is_expired());
         assert!(connection.waiting() > 0 && !connection.is_gone() && !connection.has_input());
     }
@@ -166,4 +175,41 @@ fn a_silent_peer_is_lost_once_what_it_sent_before_is_dealt_with() {
     assert_eq!(deal(&mut connection, now), 2);
     assert!(connection.is_gone());
     assert_eq!(connection.end(), Some(&End::Silence(UPKEEP.silence_limit)));
+}
+
+#[test]
+fn a_transport_that_pauses_is_read_again_in_the_next_turn() {
+    let now = Instant::now();
+    let data = written_by(|sender| sender.binary(b"\0\x10{\"frame_type\":4}", b"x"));
+    let pause = || Err(ErrorKind::WouldBlock.into());
+    let reads = [pause(), pause(), Ok(data.clone()), pause(), Ok(data)];
+    let script = Script { reads: reads.into(), takes: true, written: Vec::new(), pauses: true };
+    let mut connection = Connection::new(script, Role::Client, b"", UPKEEP, now);
+    let mut turns = 0;
+    while connection.has_input() {
+        // Nothing else is to be waited for.
+        assert_eq!(connection.deadline(now, true), now);
+        connection.receive(now, usize::MAX);
+        assert!(connection.transport().reads.len() == [4, 3, 1, 0][turns]);
+        deal(&mut connection, now);
+        turns += 1;
+    }
+    assert_eq!(turns, 4);
+    assert!(connection.deadline(now, true) > now);
+}
+
+#[test]
+fn a_close_without_a_code_is_answered_with_an_empty_close() {
+    let now = Instant::now();
+    // Half a code is none.
+    for close in [vec![0x88, 0], vec![0x88, 1, 3]] {
+        let mut connection = connection([Ok(close)], true, now);
+        receive(&mut connection, now);
+        assert_eq!(deal(&mut connection, now), 0);
+        connection.flush(now);
+        assert_eq!(connection.end(), Some(&End::Peer { code: None, reason: String::new() }));
+        let written = &connection.transport().written;
+        // Masked, and without a payload: the code 1005 stands for this and must not be sent.
+        assert!(written[..2] == [0x88, 0x80] && written.len() == 6, "{written:?}");
+    }
 }

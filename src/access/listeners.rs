@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::Pending;
-use aiot_tunnel_proto::{LogLimiter, Ready};
+use aiot_tunnel_proto::Ready;
 
-use super::{Forward, Settings, TARGET};
+use super::{log, Forward, Settings};
 use crate::net::LocalSocket;
 
 /// How long the ports are left alone after a failed accept, for example when there are no
@@ -22,9 +22,8 @@ pub(super) struct Listeners<'a> {
     forwards: Vec<(&'a TcpListener, Arc<str>)>,
     settings: &'a Settings,
     waiting: Vec<Pending<LocalSocket>>,
-    /// Until when nothing is accepted.
+    /// Until when nothing is accepted. Kept until an accept succeeds.
     paused: Option<Instant>,
-    limiter: LogLimiter,
 }
 
 impl<'a> Listeners<'a> {
@@ -40,7 +39,6 @@ impl<'a> Listeners<'a> {
             settings,
             waiting: Vec::new(),
             paused: None,
-            limiter: LogLimiter::default(),
         })
     }
 
@@ -65,21 +63,19 @@ impl<'a> Listeners<'a> {
             let Some((listener, service_type)) = self.forwards.get(index) else { break };
             match listener.accept().and_then(|(stream, _)| self.prepare(stream)) {
                 Ok(local) => {
+                    self.paused = None;
                     let until = Instant::now() + self.settings.queue_timeout;
                     self.waiting.push(Pending::new(local, service_type.clone(), Some(until)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
-                    let now = Instant::now();
-                    self.paused = Some(now + ACCEPT_PAUSE);
-                    if self.limiter.permits(now) {
-                        log::warn!(target: TARGET, "accept a local connection: {e}");
+                    // One line says it until an accept succeeds.
+                    if self.paused.is_none() {
+                        log::warn!("accept: {e}; trying again");
                     }
+                    self.paused = Some(Instant::now() + ACCEPT_PAUSE);
                 }
             }
-        }
-        if let Some(count) = self.limiter.tick(Instant::now()) {
-            log::warn!(target: TARGET, "{count} more such lines were left out");
         }
     }
 
@@ -109,7 +105,6 @@ impl<'a> Listeners<'a> {
         if count > 0 {
             let limit = self.settings.queue_timeout;
             log::error!(
-                target: TARGET,
                 "{count} local connection(s) were reset: the tunnel service could not be reached \
                  for {limit:?}"
             );

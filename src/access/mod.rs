@@ -16,6 +16,7 @@
 
 mod connector;
 mod listeners;
+mod log;
 mod relay;
 
 use std::fmt;
@@ -50,14 +51,21 @@ pub enum Error {
     /// The token is wrong or has expired (HTTP 401, or close code 4001).
     #[error("the tunnel service refuses the token (wrong or expired); ask for a new one")]
     Unauthorized,
-    /// The server answered with another HTTP status than 101.
-    #[error("the tunnel service answered HTTP {0}, not a WebSocket; check the address and the id")]
-    Status(u16),
-    /// The certificate is not valid, or the TLS handshake failed.
-    #[error("TLS: {0}")]
+    /// The server answered with another HTTP status than 101 and 401. 404: it does not know the
+    /// tunnel.
+    #[error("{text}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// Which server, what the status means, and what to do.
+        text: String,
+    },
+    /// The certificate is not valid, or the TLS handshake failed. The text says which server, why,
+    /// and what to do.
+    #[error("{0}")]
     Tls(String),
-    /// The connection could not be opened, or was lost.
-    #[error("connection to the tunnel service: {0}")]
+    /// The connection could not be opened, or was lost. The text says which, why, and what to do.
+    #[error("{0}")]
     Connection(String),
     /// The gateway or the device refused the session.
     #[error("session refused: code {code}, {msg}")]
@@ -248,6 +256,12 @@ impl Client {
     /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails and
     /// [`with_retry`](Self::with_retry) is not set.
     pub fn forward(&self, forwards: &[Forward]) -> Result<()> {
+        let result = self.keep_forwarding(forwards);
+        log::report_all();
+        result
+    }
+
+    fn keep_forwarding(&self, forwards: &[Forward]) -> Result<()> {
         let mut listeners = Listeners::new(forwards, &self.settings)?;
         let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
         let mut connected = self.settings.retry;
@@ -255,7 +269,7 @@ impl Client {
             let lost = match connector.open_beside(&mut listeners) {
                 Ok(opened) => {
                     connected = true;
-                    log::info!(target: TARGET, "connected to the tunnel");
+                    log::info!("connected to the tunnel");
                     Relay::new(opened, &self.settings, &self.stop, true).run(Some(&mut listeners))
                 }
                 Err(e) => Err(e),
@@ -265,7 +279,7 @@ impl Client {
                 Ok(()) => return Ok(()),
                 Err(e @ Error::Unauthorized) => return Err(e),
                 Err(e) if !connected => return Err(e),
-                Err(e) => log::warn!(target: TARGET, "{e}; connecting again"),
+                Err(e) => log::warn!("{e}; connecting again"),
             }
             if connector.pause(RETRY, &mut listeners) {
                 return Ok(());

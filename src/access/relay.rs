@@ -15,7 +15,7 @@ use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::LogLimiter;
 
 use super::listeners::Listeners;
-use super::{Error, Result, Settings, TARGET};
+use super::{log, Error, Result, Settings};
 use crate::config::FIRST_WINDOW;
 use crate::net::open::Opened;
 use crate::net::{LocalSocket, Stream};
@@ -53,7 +53,7 @@ struct Outcomes {
 impl Outcomes {
     fn failed(&mut self, error: Error) {
         if self.listening {
-            log::error!(target: TARGET, "{error}");
+            log::error!("{error}");
         } else {
             self.result = Err(error);
         }
@@ -65,10 +65,11 @@ impl Observer for Outcomes {
         match event {
             Event::Failed(e) => self.failed(Error::of_session(e)),
             Event::Cut { reason, .. } => self.failed(Error::Lost(reason.to_owned())),
-            Event::Dropped(what) => log::warn!(target: TARGET, "{what}"),
+            Event::Dropped(what) => log::warn!("{what}"),
             Event::LeftOut(count) => {
-                log::warn!(target: TARGET, "{count} more such lines were left out");
+                log::warn!("{count} more such lines were left out");
             }
+            Event::Pinged => log::report(Instant::now()),
             _ => {}
         }
     }
@@ -147,7 +148,9 @@ impl<'a> Relay<'a> {
         }
         match lost {
             Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
-            Some(end) if !was_over => Err(Error::Connection(end.to_string())),
+            Some(end) if !was_over => Err(Error::Connection(format!(
+                "the connection to the tunnel service is lost: {end}"
+            ))),
             _ => std::mem::replace(&mut self.relay.observer_mut().result, Ok(())),
         }
     }

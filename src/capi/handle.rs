@@ -1,6 +1,7 @@
 //! Handles: numbers that identify instances. A handle is looked up in a table and never
 //! dereferenced, so a stale or invented handle yields a state code.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
@@ -11,9 +12,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
-use super::{input, Outcome};
+use super::{input, Outcome, Refusal};
 use crate::config::Security;
-use crate::device::manager::{self, Manager};
+use crate::device::manager::{self, Manager, Run};
+use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::state;
 
@@ -34,15 +36,10 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry { last: FIRST, live: BTre
 pub(super) fn create() -> Outcome<*mut c_void> {
     let mut registry = REGISTRY.lock();
     let id = registry.last + 1;
-    let callback = Arc::new(Callback::new(id));
-    let called = callback.clone();
-    let manager = Manager::builder()
-        .security(Security::Plain)
-        .on_event(move |_, event| called.call(event))
-        .build()
-        .map_err(input::code)?;
+    let manager = Manager::builder().security(Security::Plain).build()?;
     let state = Mutex::new(State { start_thread: None, ended: false });
-    let instance = Instance { manager, callback, state, returned: Condvar::new() };
+    let instance =
+        Instance { manager, callback: Callback::new(id), state, returned: Condvar::new() };
     registry.last = id;
     registry.live.insert(id, Arc::new(instance));
     Ok(ptr::without_provenance_mut(id))
@@ -50,15 +47,15 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 
 /// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
+    input::non_null("handle", handle)?;
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(stale)
 }
 
 /// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
+    input::non_null("*handle", handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
+    let instance = registry.live.remove(&handle.addr()).ok_or_else(stale);
     if registry.live.is_empty() {
         // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
@@ -66,10 +63,15 @@ pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     instance
 }
 
+fn stale() -> Refusal {
+    let why = "the handle is not valid: it was released, or it is no handle";
+    Refusal::new(state::USER_INPUT_EXEC_DISABLED, why)
+}
+
 /// What a handle identifies. The registry and every call in progress keep it alive.
 pub(super) struct Instance {
     manager: Manager,
-    callback: Arc<Callback>,
+    callback: Callback,
     state: Mutex<State>,
     /// Signalled when the start thread has returned.
     returned: Condvar,
@@ -88,21 +90,6 @@ impl Instance {
 
     pub(super) fn callback(&self) -> &Callback {
         &self.callback
-    }
-
-    /// Runs the manager on the calling thread, the start thread, until it is stopped.
-    pub(super) fn run(&self) -> Outcome {
-        let mut state = self.state.lock();
-        if state.ended {
-            return Err(state::USER_INPUT_EXEC_DISABLED);
-        }
-        if state.start_thread.is_some() {
-            return Err(state::TUNNEL_RUNNING);
-        }
-        state.start_thread = Some(current_thread());
-        drop(state);
-        let _leave = Leave(self);
-        self.manager.run().map_err(input::code)
     }
 
     /// Stops the start thread and waits until it has returned, unless the caller is a
@@ -127,14 +114,57 @@ fn current_thread() -> libc::pthread_t {
     unsafe { libc::pthread_self() }
 }
 
-/// Reports on drop that the start thread has returned, also after a panic.
-struct Leave<'a>(&'a Instance);
+thread_local! {
+    /// The runs whose start thread this is. Two at most, usually: the event handler of one instance
+    /// may start another one. If the handler ends the thread, the runs are dropped with this.
+    static RUNS: RefCell<Vec<StartThread>> = const { RefCell::new(Vec::new()) };
+}
 
-impl Drop for Leave<'_> {
+/// The start thread of an instance. When it is dropped, the run ends first.
+struct StartThread {
+    run: Run,
+    inside: Inside,
+}
+
+/// Reports on drop that the start thread has returned, also after a panic.
+struct Inside(Arc<Instance>);
+
+impl Drop for Inside {
     fn drop(&mut self) {
         self.0.state.lock().start_thread = None;
         self.0.returned.notify_all();
     }
+}
+
+/// Makes the calling thread the start thread of an instance. [`next_call`] is what it has to do.
+pub(super) fn start(instance: Arc<Instance>) -> Outcome {
+    let mut state = instance.state.lock();
+    if state.ended {
+        return Err(stale());
+    }
+    if state.start_thread.is_some() {
+        return Err(Error::AlreadyRunning.into());
+    }
+    state.start_thread = Some(current_thread());
+    drop(state);
+    let inside = Inside(instance);
+    let run = inside.0.manager.begin()?;
+    RUNS.with_borrow_mut(|runs| runs.push(StartThread { run, inside }));
+    Ok(())
+}
+
+/// Runs the manager until its event handler is to be called. Returns `None` when it has ended.
+pub(super) fn next_call() -> Option<Call> {
+    // Taken out meanwhile: a log callback may start another instance.
+    let mut started = RUNS.with_borrow_mut(Vec::pop)?;
+    let call = loop {
+        let event = started.run.next()?;
+        if let Some(call) = started.inside.0.callback.call(&event) {
+            break call;
+        }
+    };
+    RUNS.with_borrow_mut(|runs| runs.push(started));
+    Some(call)
 }
 
 /// The caller's event handler and its data.
@@ -167,12 +197,11 @@ impl Callback {
         self.silenced.store(true, Ordering::Release);
     }
 
-    fn call(&self, event: &Event) {
-        // Copied out of the lock: the function may set another one.
-        let function = *self.function.lock();
-        let Some(function) = function else { return };
+    /// The call that delivers an event. `None` if there is nobody to deliver it to.
+    fn call(&self, event: &Event) -> Option<Call> {
+        let function = (*self.function.lock())?;
         if self.silenced.load(Ordering::Acquire) {
-            return;
+            return None;
         }
         let kind = match event.kind {
             EventKind::Connect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_CONNECT,
@@ -185,9 +214,27 @@ impl Callback {
         for (to, from) in room.iter_mut().zip(event.tunnel_id.as_str().bytes()) {
             *to = from as _;
         }
-        let handle = ptr::without_provenance_mut(self.handle);
-        let userdata = self.userdata.load(Ordering::Acquire);
+        Some(Call {
+            function,
+            handle: ptr::without_provenance_mut(self.handle),
+            event: event_for_c,
+            userdata: self.userdata.load(Ordering::Acquire),
+        })
+    }
+}
+
+/// A call of the event handler. It holds nothing that would have to be dropped.
+pub(super) struct Call {
+    function: EventFunction,
+    handle: *mut c_void,
+    event: aiot_tunnel_event_t,
+    userdata: *mut c_void,
+}
+
+impl Call {
+    /// Calls the handler. This may not return: see `aiot_tunnel_start`.
+    pub(super) fn make(&self) {
         // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
-        unsafe { function(handle, &event_for_c, userdata) };
+        unsafe { (self.function)(self.handle, &self.event, self.userdata) };
     }
 }

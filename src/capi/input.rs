@@ -7,7 +7,7 @@ use std::{ptr, slice, str};
 
 use super::sysdep::{aiot_sysdep_network_cred_option_t, aiot_sysdep_network_cred_t};
 use super::tunnel::{aiot_tunnel_connect_param_t, aiot_tunnel_service_t};
-use super::Outcome;
+use super::{Outcome, Refusal};
 use crate::config::{ConnectParams, Port, Security, Service, TlsConfig, Token, TunnelId};
 use crate::error::Error;
 use crate::state;
@@ -16,13 +16,10 @@ use crate::state;
 /// of an IPC message on as they are, and a hostile message may have no NUL in them.
 const TEXT_SIZE: usize = 128;
 
-pub(super) fn code(error: Error) -> i32 {
-    error.state_code()
-}
-
-pub(super) fn non_null<T>(pointer: *const T) -> Outcome {
+/// Checks the pointer of an argument. `name` is the name of the argument.
+pub(super) fn non_null<T>(name: &str, pointer: *const T) -> Outcome {
     if pointer.is_null() {
-        return Err(state::USER_INPUT_NULL_POINTER);
+        return Err(Refusal::new(state::USER_INPUT_NULL_POINTER, format!("{name} is NULL")));
     }
     Ok(())
 }
@@ -38,7 +35,7 @@ pub(super) fn enum_number<E>(value: MaybeUninit<E>) -> u32 {
 /// `id` is not NULL and readable up to its NUL or for 128 bytes.
 pub(super) unsafe fn tunnel_id(id: *const c_char) -> Outcome<TunnelId> {
     // SAFETY: as the caller promises.
-    TunnelId::new(unsafe { text(id) }?).map_err(code)
+    Ok(TunnelId::new(unsafe { text("tunnel_id", id) }?)?)
 }
 
 /// # Safety
@@ -48,20 +45,29 @@ pub(super) unsafe fn connect_params(
 ) -> Outcome<ConnectParams> {
     // SAFETY: as the caller promises, for each of the four.
     let (host, port, path, token) = unsafe {
-        (text(params.host)?, text(params.port)?, text(params.path)?, text(params.token)?)
+        (
+            text("host", params.host)?,
+            text("port", params.port)?,
+            text("path", params.path)?,
+            text("token", params.token)?,
+        )
     };
-    let port = port.parse::<Port>().map_err(code)?;
+    let port = port.parse::<Port>()?;
     // No copy in between: the token is wiped when dropped.
-    let token = Token::new(token).map_err(code)?;
-    ConnectParams::new(host, port, path, token).map_err(code)
+    let token = Token::new(token)?;
+    Ok(ConnectParams::new(host, port, path, token)?)
 }
 
 pub(super) fn service(service: &aiot_tunnel_service_t) -> Outcome<Service> {
-    let port = u16::try_from(service.port).map_err(|_| state::USER_INPUT_OUT_RANGE)?;
-    let port = Port::new(port).map_err(code)?;
     // SAFETY: both are arrays of 128 bytes, the bound of the scan.
-    let (name, ip) = unsafe { (text(service.r#type.as_ptr())?, text(service.ip.as_ptr())?) };
-    Service::new(name, ip, port).map_err(code)
+    let (name, ip) =
+        unsafe { (text("type", service.r#type.as_ptr())?, text("ip", service.ip.as_ptr())?) };
+    let refused = |why: String| Refusal::new(state::USER_INPUT_OUT_RANGE, why);
+    let port = u16::try_from(service.port)
+        .map_err(|_| refused(format!("service {name}: port {} is over 65535", service.port)))?;
+    let named = |e: Error| Refusal::new(e.state_code(), format!("service {name}: {e}"));
+    let port = Port::new(port).map_err(named)?;
+    Service::new(name, ip, port).map_err(named)
 }
 
 /// # Safety
@@ -72,7 +78,10 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
     match enum_number(cred.option) {
         NONE => return Ok(Security::Plain),
         CA => {}
-        _ => return Err(state::PORT_TLS_INVALID_CRED_OPTION),
+        other => {
+            let why = format!("credential: option {other} is neither NONE nor SVRCERT_CA");
+            return Err(Refusal::new(state::PORT_TLS_INVALID_CRED_OPTION, why));
+        }
     }
     // SAFETY: as the caller promises, for each of the three.
     let (ca, cert, key) = unsafe {
@@ -82,13 +91,18 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
             pem(cred.x509_client_privkey, cred.x509_client_privkey_len),
         )
     };
-    let ca = ca.ok_or(state::PORT_TLS_INVALID_SERVER_CERT)?;
-    let tls = TlsConfig::new().with_sni(cred.sni_enabled != 0).with_ca_pem(ca).map_err(code)?;
+    let missing = |code, what: &str| Refusal::new(code, format!("credential: {what} is missing"));
+    let ca = ca.ok_or_else(|| missing(state::PORT_TLS_INVALID_SERVER_CERT, "x509_server_cert"))?;
+    let tls = TlsConfig::new().with_sni(cred.sni_enabled != 0).with_ca_pem(ca)?;
     let tls = match (cert, key) {
         (None, None) => tls,
-        (Some(cert), Some(key)) => tls.with_client_pem(cert, key).map_err(code)?,
-        (Some(_), None) => return Err(state::PORT_TLS_INVALID_CLIENT_KEY),
-        (None, Some(_)) => return Err(state::PORT_TLS_INVALID_CLIENT_CERT),
+        (Some(cert), Some(key)) => tls.with_client_pem(cert, key)?,
+        (Some(_), None) => {
+            return Err(missing(state::PORT_TLS_INVALID_CLIENT_KEY, "x509_client_privkey"));
+        }
+        (None, Some(_)) => {
+            return Err(missing(state::PORT_TLS_INVALID_CLIENT_CERT, "x509_client_cert"));
+        }
     };
     Ok(Security::Tls(tls))
 }
@@ -103,19 +117,21 @@ pub(super) unsafe fn copied<T: Copy>(data: *const c_void) -> T {
     unsafe { ptr::read_unaligned(data.cast()) }
 }
 
-/// The string before the NUL. An error if there is no NUL within [`TEXT_SIZE`] bytes.
+/// The string before the NUL. `name` is the name of the argument. An error if there is no NUL within [`TEXT_SIZE`] bytes.
 ///
 /// # Safety
 /// `start` is not NULL, readable up to its NUL or for 128 bytes, and unchanged for `'a`.
-unsafe fn text<'a>(start: *const c_char) -> Outcome<&'a str> {
+unsafe fn text<'a>(name: &str, start: *const c_char) -> Outcome<&'a str> {
     // SAFETY: as the caller promises; strnlen does not read beyond the NUL.
     let length = unsafe { libc::strnlen(start, TEXT_SIZE) };
+    // The value itself is not in the reason: it may be a token.
+    let refused = |what: &str| Refusal::new(state::USER_INPUT_OUT_RANGE, format!("{name} {what}"));
     if length == TEXT_SIZE {
-        return Err(state::USER_INPUT_OUT_RANGE);
+        return Err(refused("has no NUL within 128 bytes"));
     }
     // SAFETY: strnlen has read these bytes.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
-    str::from_utf8(bytes).map_err(|_| state::USER_INPUT_OUT_RANGE)
+    str::from_utf8(bytes).map_err(|_| refused("is not UTF-8"))
 }
 
 /// PEM text without the NULs at its end: some callers include them in the length, some do not.

@@ -22,23 +22,57 @@ pub mod state;
 pub mod sysdep;
 pub mod tunnel;
 
+use std::borrow::Cow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use crate::error::Error;
+use crate::logging::{warn, Code};
 use crate::state as code;
+use crate::sys::cancellation;
 
-/// Result of a function of the C interface. `Err` holds the state code.
-type Outcome<T = ()> = Result<T, i32>;
+/// Result of a function of the C interface.
+type Outcome<T = ()> = Result<T, Refusal>;
 
-/// Runs the body of an exported function and stops a panic from crossing into C.
-fn guard<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic)
+/// Why a call is refused. The caller gets the state code, the log gets the reason.
+#[derive(Debug)]
+struct Refusal {
+    code: i32,
+    why: Cow<'static, str>,
 }
 
-/// [`guard`] for functions that return a state code.
-fn guard_code(body: impl FnOnce() -> Outcome) -> i32 {
+impl Refusal {
+    fn new(code: i32, why: impl Into<Cow<'static, str>>) -> Self {
+        Refusal { code, why: why.into() }
+    }
+
+    /// Logs the refusal and returns its state code. `function` is the function that was called.
+    fn report(&self, function: &str) -> i32 {
+        let number = self.code.unsigned_abs();
+        warn!(Code::TunnelFailed, "{function} is refused: {} (-0x{number:04X})", self.why);
+        self.code
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal::new(error.state_code(), error.to_string())
+    }
+}
+
+/// Runs the body of an exported function. It stops a panic from crossing into C, and the caller's
+/// thread from being cancelled in the body.
+fn guard<T>(on_panic: T, body: impl FnOnce() -> T) -> T {
+    let former = cancellation::disable();
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or(on_panic);
+    cancellation::restore(former);
+    result
+}
+
+/// [`guard`] for functions that return a state code. `function` is the name of the function.
+fn guard_code(function: &str, body: impl FnOnce() -> Outcome) -> i32 {
     guard(code::TUNNEL_FAILED, || match body() {
         Ok(()) => code::SUCCESS,
-        Err(number) => number,
+        Err(refusal) => refusal.report(function),
     })
 }
 
@@ -48,6 +82,6 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_a_state_code() {
-        assert_eq!(guard_code(|| panic!("on purpose")), code::TUNNEL_FAILED);
+        assert_eq!(guard_code("aiot_tunnel_stop", || panic!("on purpose")), code::TUNNEL_FAILED);
     }
 }

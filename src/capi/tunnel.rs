@@ -6,9 +6,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::state::{aiot_state_logcb_t, install};
-use super::{guard, guard_code, handle, input, Outcome};
+use super::{guard, guard_code, handle, input, Outcome, Refusal};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
+use crate::sys::cancellation;
 
 /// Kinds of tunnel event. (Link SDK 4.x)
 #[repr(C)]
@@ -92,8 +93,13 @@ pub enum aiot_tunnel_option_t {
 ///
 /// Only the thread inside aiot_tunnel_start calls the handler: one event at a time, in order. The
 /// handler may block. Data keeps flowing meanwhile; only commands and further events wait. The
-/// handler may call every function of this library. It must return normally: no longjmp, no C++
+/// handler may call every function of this library. It must not be left by longjmp or by a C++
 /// exception.
+///
+/// It should return. If it ends its thread (pthread_exit), the instance ends as after
+/// aiot_tunnel_stop, but the remaining events are not delivered. The thread ends when all threads of
+/// the instance have ended. Cancellation of the thread (pthread_cancel) is off inside the handler. If
+/// the handler switches it on and is cancelled, that is the same as pthread_exit.
 pub type aiot_tunnel_event_handler_t = Option<
     unsafe extern "C" fn(
         handle: *mut c_void,
@@ -102,9 +108,9 @@ pub type aiot_tunnel_event_handler_t = Option<
     ),
 >;
 
-/// The function inside [`aiot_tunnel_event_handler_t`].
+/// The function inside [`aiot_tunnel_event_handler_t`]. It may end its thread, which unwinds it.
 pub(super) type EventFunction =
-    unsafe extern "C" fn(*mut c_void, *const aiot_tunnel_event_t, *mut c_void);
+    unsafe extern "C-unwind" fn(*mut c_void, *const aiot_tunnel_event_t, *mut c_void);
 
 /// Creates an instance without services, event handler or tunnels. Connections are plain text until
 /// AIOT_TUNNELOPT_NETWORK_CRED is set. No thread is started and no descriptor is opened.
@@ -118,7 +124,12 @@ pub(super) type EventFunction =
 /// Returns a handle, or NULL if the instance cannot be created.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
-    guard(ptr::null_mut(), || handle::create().unwrap_or(ptr::null_mut()))
+    guard(ptr::null_mut(), || {
+        handle::create().unwrap_or_else(|refusal| {
+            refusal.report("aiot_tunnel_init");
+            ptr::null_mut()
+        })
+    })
 }
 
 /// Sets an option of an instance, before or after aiot_tunnel_start. (Link SDK 4.x)
@@ -156,12 +167,16 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
     const NETWORK_CRED: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_NETWORK_CRED as u32;
     const ADD_SERVICE: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_ADD_SERVICE as u32;
     const MAX: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_MAX as u32;
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(data)?;
+    guard_code("aiot_tunnel_setopt", || {
+        input::non_null("handle", handle)?;
+        input::non_null("data", data)?;
         let option = input::enum_number(option);
+        let unknown = || {
+            let why = format!("there is no option {option}");
+            Refusal::new(state::USER_INPUT_OUT_RANGE, why)
+        };
         if option >= MAX {
-            return Err(state::USER_INPUT_OUT_RANGE);
+            return Err(unknown());
         }
         let instance = handle::get(handle)?;
         match option {
@@ -183,7 +198,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
                 let service = unsafe { input::copied(data) };
                 instance.commands().add_service(input::service(&service)?);
             }
-            _ => return Err(state::USER_INPUT_OUT_RANGE),
+            _ => return Err(unknown()),
         }
         Ok(())
     })
@@ -210,8 +225,8 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 ///   thread has just released it.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
+    guard_code("aiot_tunnel_deinit", || {
+        input::non_null("handle", handle)?;
         // SAFETY: the address of the caller's variable. Atomic: several threads may get here.
         let variable = unsafe { AtomicPtr::from_ptr(handle) };
         let instance = handle::remove(variable.load(Ordering::Acquire))?;
@@ -233,6 +248,10 @@ pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
 ///
 /// May be called from any thread, but only one thread at a time may be inside it for one handle.
 ///
+/// To end the thread, call aiot_tunnel_stop or aiot_tunnel_deinit, then pthread_join. Cancellation of
+/// the thread (pthread_cancel) is off inside this function: it neither ends nor delays it. It acts at
+/// the first cancellation point after the return.
+///
 /// Returns NULL after a stop. On an error (ours) it returns at once, with a pointer to an int32_t
 /// that holds the state code. That memory belongs to the library and is valid forever: neither
 /// write to it nor free it.
@@ -241,17 +260,38 @@ pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
 /// - STATE_TUNNEL_RUNNING: another thread is inside aiot_tunnel_start with this handle.
 /// - STATE_TUNNEL_FAILED: an internal error, described on stderr.
 #[no_mangle]
-pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
+pub extern "C-unwind" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
+    // If the event handler ends its thread, the handler and this function are unwound. Unwinding
+    // must meet nothing in here that has to be dropped or that catches panics: that would abort the
+    // process. So all that has to be dropped is kept aside (`handle::RUNS`), and each `guard` returns
+    // before the handler is called.
+    let former = cancellation::disable();
+    let mut result = guard(Err(state::TUNNEL_FAILED), || {
+        let started = handle::get(handle).and_then(handle::start);
+        started.map_err(|refusal| refusal.report("aiot_tunnel_start"))
+    });
+    while result.is_ok() {
+        match guard(Err(state::TUNNEL_FAILED), || Ok(handle::next_call())) {
+            Ok(Some(call)) => call.make(),
+            Ok(None) => break,
+            Err(code) => result = Err(code),
+        }
+    }
+    cancellation::restore(former);
+    result.map_or_else(lasting, |()| ptr::null_mut())
+}
+
+/// A pointer to a state code, valid forever.
+fn lasting(code: i32) -> *mut c_void {
     static NULL_POINTER: i32 = state::USER_INPUT_NULL_POINTER;
     static EXEC_DISABLED: i32 = state::USER_INPUT_EXEC_DISABLED;
     static RUNNING: i32 = state::TUNNEL_RUNNING;
     static FAILED: i32 = state::TUNNEL_FAILED;
-    let code = match guard(Err(FAILED), || handle::get(handle)?.run()) {
-        Ok(()) => return ptr::null_mut(),
-        Err(state::USER_INPUT_NULL_POINTER) => &NULL_POINTER,
-        Err(state::USER_INPUT_EXEC_DISABLED) => &EXEC_DISABLED,
-        Err(state::TUNNEL_RUNNING) => &RUNNING,
-        Err(_) => &FAILED,
+    let code = match code {
+        state::USER_INPUT_NULL_POINTER => &NULL_POINTER,
+        state::USER_INPUT_EXEC_DISABLED => &EXEC_DISABLED,
+        state::TUNNEL_RUNNING => &RUNNING,
+        _ => &FAILED,
     };
     ptr::from_ref(code).cast_mut().cast()
 }
@@ -270,7 +310,7 @@ pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
 /// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_stop", || {
         handle::get(handle)?.commands().stop();
         Ok(())
     })
@@ -307,10 +347,10 @@ pub unsafe extern "C" fn aiot_tunnel_add(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_add", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.add(&id, params).map_err(input::code)
+        commands.add(&id, params).map_err(Refusal::from)
     })
 }
 
@@ -326,10 +366,10 @@ pub unsafe extern "C" fn aiot_tunnel_update(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_update", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.update(&id, params).map_err(input::code)
+        commands.update(&id, params).map_err(Refusal::from)
     })
 }
 
@@ -352,13 +392,13 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut c_char) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(tunnel_id)?;
+    guard_code("aiot_tunnel_delete", || {
+        input::non_null("handle", handle)?;
+        input::non_null("tunnel_id", tunnel_id)?;
         let instance = handle::get(handle)?;
         // SAFETY: not NULL, and readable as the C caller promises.
         let id = unsafe { input::tunnel_id(tunnel_id) }?;
-        instance.commands().delete(&id).map_err(input::code)
+        instance.commands().delete(&id).map_err(Refusal::from)
     })
 }
 
@@ -368,7 +408,7 @@ pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut
 /// (Ours)
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_set_logcb(handler: aiot_state_logcb_t) -> i32 {
-    install(handler)
+    install("aiot_tunnel_set_logcb", handler)
 }
 
 /// Returns the version of the running library as "MAJOR.MINOR.PATCH", NUL-terminated.
@@ -396,13 +436,18 @@ unsafe fn connection(
     tunnel_id: *const c_char,
     params: *const aiot_tunnel_connect_param_t,
 ) -> Outcome<(crate::device::manager::Handle, TunnelId, ConnectParams)> {
-    input::non_null(handle)?;
-    input::non_null(tunnel_id)?;
-    input::non_null(params)?;
+    input::non_null("handle", handle)?;
+    input::non_null("tunnel_id", tunnel_id)?;
+    input::non_null("params", params)?;
     // SAFETY: not NULL, and readable as the caller promises; every bit pattern is valid.
     let params: aiot_tunnel_connect_param_t = unsafe { input::copied(params.cast()) };
-    for text in [params.host, params.port, params.path, params.token] {
-        input::non_null(text)?;
+    for (name, text) in [
+        ("params->host", params.host),
+        ("params->port", params.port),
+        ("params->path", params.path),
+        ("params->token", params.token),
+    ] {
+        input::non_null(name, text)?;
     }
     let instance = handle::get(handle)?;
     // SAFETY: not NULL, and readable as the caller promises.

@@ -16,6 +16,8 @@ pub(crate) use limits::FIRST_WINDOW;
 pub use params::ConnectParams;
 pub(crate) use service::Services;
 pub use service::{Service, Target};
+#[cfg(feature = "gateway")]
+pub(crate) use tls::validity_problem;
 pub(crate) use tls::ClientIdentity;
 pub use tls::{Security, TlsConfig};
 pub use token::Token;

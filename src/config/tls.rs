@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use openssl::asn1::Asn1Time;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
 use crate::error::{Error, Result};
+use crate::logging::{warn, Code};
 
 /// How the connection to the tunnel service is secured. The default is TLS with the system's
 /// root certificates; plain text has to be asked for by name.
@@ -113,7 +115,23 @@ fn client_identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity> {
     if !key.public_eq(&public) {
         return Err(Error::InvalidClientKey("does not belong to the client certificate".into()));
     }
+    if let Some(problem) = validity_problem(own) {
+        warn!(
+            Code::Handshake,
+            "the client certificate {problem}; the tunnel service may refuse it"
+        );
+    }
     Ok(ClientIdentity { chain, key })
+}
+
+/// Says if a certificate is not valid at this moment. It is still used: the clock may be wrong.
+pub(crate) fn validity_problem(certificate: &X509) -> Option<String> {
+    let now = Asn1Time::days_from_now(0).ok()?;
+    let (begin, end) = (certificate.not_before(), certificate.not_after());
+    if *end < *now {
+        return Some(format!("has expired ({end})"));
+    }
+    (*begin > *now).then(|| format!("is not valid yet (from {begin} on)"))
 }
 
 #[cfg(test)]

@@ -40,10 +40,21 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
         Failure::Connect(_) => Code::Channel,
         Failure::TimedOut(_) => Code::TunnelTimeout,
         Failure::Tls(_) => Code::Handshake,
-        Failure::Status(_) | Failure::Answer(_) => Code::TunnelFailed,
+        Failure::Status(..) | Failure::Answer(_) => Code::TunnelFailed,
         Failure::Broken(_) => Code::TunnelReset,
     };
     warn!(code, "tunnel {id}: {failure}");
+}
+
+/// Logs that another device took the place of this one. Each of the two would go on to replace the
+/// other, so it says what is to be done.
+pub(super) fn log_replaced(id: &TunnelId, address: &str) {
+    warn!(
+        Code::TunnelFailed,
+        "tunnel {id}: another device uses the same token and has taken this one's place, from \
+         {address}; both wait longer and longer before they connect again; give each device a tunnel \
+         of its own"
+    );
 }
 
 /// Writes the log lines of one tunnel, and records its open sessions.

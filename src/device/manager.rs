@@ -4,9 +4,10 @@
 //! network I/O, so no network operation delays it. The event handler runs on this thread, one call
 //! at a time, in the order of the events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::worker::{self, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
-use crate::logging::{info, warn, Code};
+use crate::logging::{self, info, warn, Code};
 use crate::net::tls::TlsContext;
 use crate::status::{TunnelRecord, TunnelStatus};
 
@@ -177,6 +178,17 @@ impl Handle {
         *self.0.handler.lock() = handler;
     }
 
+    /// Calls the event handler.
+    fn deliver(&self, event: &Event) {
+        // The handler is cloned and the lock released, because the handler may call
+        // `set_event_handler`.
+        let handler = self.0.handler.lock().clone();
+        let Some(handler) = handler else { return };
+        if catch_unwind(AssertUnwindSafe(|| handler(self, event))).is_err() {
+            warn!(Code::TunnelFailed, "the event handler panicked");
+        }
+    }
+
     fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
         let mut ledger = self.0.ledger.lock();
         if ledger.stopped {
@@ -267,7 +279,7 @@ impl ManagerBuilder {
             sender,
             handler: Mutex::new(self.handler),
         }));
-        Ok(Manager { handle, receiver: Mutex::new(receiver) })
+        Ok(Manager { handle, receiver, running: Arc::default() })
     }
 }
 
@@ -295,8 +307,9 @@ impl ManagerBuilder {
 /// ```
 pub struct Manager {
     handle: Handle,
-    /// Locked by the thread that is inside `run`.
-    receiver: Mutex<Receiver<Message>>,
+    receiver: Receiver<Message>,
+    /// Whether there is a [`Run`].
+    running: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Manager {
@@ -325,35 +338,39 @@ impl Manager {
     /// # Errors
     /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
-        let receiver = self.receiver.try_lock().ok_or(Error::AlreadyRunning)?;
+        let mut run = self.begin()?;
+        while let Some(event) = run.next() {
+            self.handle.deliver(&event);
+        }
+        Ok(())
+    }
+
+    /// Makes the calling thread the start thread. [`Run::next`] is what it has to do.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRunning`].
+    pub(crate) fn begin(&self) -> Result<Run> {
+        if self.running.swap(true, Ordering::Acquire) {
+            return Err(Error::AlreadyRunning);
+        }
         info!(Code::Tunnel, "remote proxy thread start!");
-        // A panic ends the run, too. Then the manager must also take no more commands.
-        let _ended = StopOnDrop(&self.handle);
-        let mut start_thread = StartThread {
-            handle: &self.handle,
+        Ok(Run {
+            handle: self.handle.clone(),
+            receiver: self.receiver.clone(),
+            running: self.running.clone(),
             tunnels: HashMap::new(),
             leaving: Vec::new(),
             spawn_at: None,
-        };
-        start_thread.run(&receiver);
-        info!(Code::Tunnel, "remote proxy thread exit!");
-        Ok(())
+            deeds: VecDeque::new(),
+            stopping: false,
+            _delivering: logging::Delivering::begin(),
+        })
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
         self.handle.stop();
-    }
-}
-
-/// Stops the manager when it is dropped, so that no command is accepted that would never be
-/// executed.
-struct StopOnDrop<'a>(&'a Handle);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
     }
 }
 
@@ -369,42 +386,88 @@ struct Tunnel {
     worker: Option<Worker>,
 }
 
-struct StartThread<'a> {
-    handle: &'a Handle,
+/// The work of the start thread. It owns no frame of that thread's stack, so that a caller in C can
+/// keep it aside while its event handler runs, and drop it if the handler ends the thread.
+///
+/// Dropping it stops the manager, also after a panic: no command must be accepted that would never
+/// be executed. It also ends and joins all workers.
+pub(crate) struct Run {
+    handle: Handle,
+    receiver: Receiver<Message>,
+    running: Arc<AtomicBool>,
     tunnels: HashMap<TunnelId, Tunnel>,
     /// Workers that were told to end and are still to be joined.
     leaving: Vec<Worker>,
     /// When to try again to create the missing worker threads.
     spawn_at: Option<Instant>,
+    /// What the last message led to and is still to be done, in this order.
+    deeds: VecDeque<Deed>,
+    stopping: bool,
+    /// Dropped last: the lines of the end come before the start thread returns.
+    _delivering: logging::Delivering,
 }
 
-impl StartThread<'_> {
-    fn run(&mut self, receiver: &Receiver<Message>) {
+/// One thing to do after a message. The event handler of an event runs before the next one is done.
+enum Deed {
+    Deliver(Event),
+    /// Gives the tunnel's worker its present connection data.
+    Reconnect(TunnelId),
+    /// Tells a worker to end.
+    Retire(Worker, Directive),
+}
+
+impl Run {
+    /// Executes commands until there is an event to deliver. Returns `None` at the end. Blocks.
+    pub(crate) fn next(&mut self) -> Option<Event> {
         loop {
-            if self.handle.0.ledger.lock().stopped {
-                break;
-            }
-            if self.spawn_at.is_some_and(|time| Instant::now() >= time) {
-                self.spawn_missing();
-            }
-            let message = match self.spawn_at {
-                None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(time) => receiver.recv_deadline(time),
-            };
-            match message {
-                Ok(Message::Command(id, command)) => self.execute(id, command),
-                Ok(Message::Worker(report)) => self.report(report),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {}
+            match self.deeds.pop_front() {
+                Some(Deed::Deliver(event)) => {
+                    // The lines that led to the event come before it.
+                    logging::settle();
+                    return Some(event);
+                }
+                Some(Deed::Reconnect(id)) => self.reconnect(&id),
+                Some(Deed::Retire(worker, how)) => {
+                    worker.direct(how);
+                    self.leaving.push(worker);
+                }
+                None if self.stopping => {
+                    self.leaving.drain(..).for_each(Worker::join);
+                    return None;
+                }
+                None => self.step(),
             }
         }
-        self.stop();
+    }
+
+    /// Waits for one message and acts on it.
+    fn step(&mut self) {
+        if self.handle.0.ledger.lock().stopped {
+            return self.stop();
+        }
+        if self.spawn_at.is_some_and(|time| Instant::now() >= time) {
+            self.spawn_missing();
+        }
+        let message = match self.spawn_at {
+            None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(time) => self.receiver.recv_deadline(time),
+        };
+        match message {
+            Ok(Message::Command(id, command)) => self.execute(id, command),
+            Ok(Message::Worker(report)) => self.report(report),
+            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => self.stop(),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 
     fn execute(&mut self, id: TunnelId, command: Command) {
         match command {
             Command::Add(_) if self.tunnels.contains_key(&id) => {
                 warn!(Code::Tunnel, "reopen tunnel_id {id} !");
+                warn!(
+                    Code::Tunnel,
+                    "tunnel {id} exists and stays as it is; use update to change it"
+                );
             }
             Command::Add(params) => self.create(&id, params),
             Command::Update(params) => self.update(&id, params),
@@ -442,14 +505,17 @@ impl StartThread<'_> {
             return self.create(id, params);
         };
         tunnel.epoch += 1;
-        tunnel.params = params.clone();
-        let epoch = tunnel.epoch;
+        tunnel.params = params;
         let was_connected = std::mem::take(&mut tunnel.connected);
         if was_connected {
             self.emit(EventKind::Disconnect, id);
         }
-        if let Some(Tunnel { worker: Some(worker), .. }) = self.tunnels.get(id) {
-            worker.direct(Directive::Connect { params, epoch });
+        self.deeds.push_back(Deed::Reconnect(id.clone()));
+    }
+
+    fn reconnect(&self, id: &TunnelId) {
+        if let Some(Tunnel { worker: Some(worker), params, epoch, .. }) = self.tunnels.get(id) {
+            worker.direct(Directive::Connect { params: params.clone(), epoch: *epoch });
         }
     }
 
@@ -465,10 +531,7 @@ impl StartThread<'_> {
         if tunnel.connected {
             self.emit(EventKind::Disconnect, id);
         }
-        if let Some(worker) = tunnel.worker {
-            worker.direct(how);
-            self.leaving.push(worker);
-        }
+        self.deeds.extend(tunnel.worker.map(|worker| Deed::Retire(worker, how)));
     }
 
     fn report(&mut self, report: Report) {
@@ -497,7 +560,6 @@ impl StartThread<'_> {
                 if let Some(tunnel) = tunnel {
                     self.retire(&report.id, tunnel, Directive::Leave);
                 }
-                // This must come before the event, because the handler may add the tunnel again.
                 let mut ledger = self.handle.0.ledger.lock();
                 self.settle(&mut ledger, &report.id);
                 drop(ledger);
@@ -507,15 +569,8 @@ impl StartThread<'_> {
         }
     }
 
-    fn emit(&self, kind: EventKind, id: &TunnelId) {
-        // The handler is cloned and the lock released, because the handler may call
-        // `set_event_handler`.
-        let handler = self.handle.0.handler.lock().clone();
-        let Some(handler) = handler else { return };
-        let event = Event { kind, tunnel_id: id.clone() };
-        if catch_unwind(AssertUnwindSafe(|| handler(self.handle, &event))).is_err() {
-            warn!(Code::TunnelFailed, "the event handler panicked");
-        }
+    fn emit(&mut self, kind: EventKind, id: &TunnelId) {
+        self.deeds.push_back(Deed::Deliver(Event { kind, tunnel_id: id.clone() }));
     }
 
     fn spawn(
@@ -561,14 +616,24 @@ impl StartThread<'_> {
         }
     }
 
-    /// Tells all workers to stop before it joins any, so that they end at the same time.
+    /// Tells all workers to stop. They are joined after the last of them was told, so that they end
+    /// at the same time.
     fn stop(&mut self) {
+        self.stopping = true;
         self.leaving.iter().for_each(|worker| worker.direct(Directive::Stop));
         for (id, tunnel) in std::mem::take(&mut self.tunnels) {
             self.retire(&id, tunnel, Directive::Stop);
         }
-        for worker in self.leaving.drain(..) {
-            worker.join();
-        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.handle.stop();
+        self.stop();
+        // Nobody is there to be told of events.
+        while self.next().is_some() {}
+        info!(Code::Tunnel, "remote proxy thread exit!");
+        self.running.store(false, Ordering::Release);
     }
 }

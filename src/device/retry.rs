@@ -12,12 +12,20 @@ const STEP: u32 = 5;
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     failures: u32,
+    /// Another device with the same token took the place of this one since the last start.
+    replaced: bool,
 }
 
 impl Retry {
     /// Starts the schedule again, after a success or a command.
     pub(crate) fn clear(&mut self) {
-        self.failures = 0;
+        *self = Retry::default();
+    }
+
+    /// Notes that another device took the place of this one. Returns whether this is the first time
+    /// since the schedule started.
+    pub(crate) fn replaced(&mut self) -> bool {
+        !std::mem::replace(&mut self.replaced, true)
     }
 
     /// Counts one more failed attempt and returns the gap before the next one. `jitter`, from 0 to
@@ -46,6 +54,16 @@ mod tests {
         assert_eq!(gaps[28..34], [32, 64, 64, 64, 64, 64]);
         retry.clear();
         assert_eq!(retry.after_failure(1.0).as_secs(), 1);
+    }
+
+    #[test]
+    fn a_replacement_is_news_once_until_the_schedule_starts_again() {
+        let mut retry = Retry::default();
+        assert!(retry.replaced());
+        retry.after_failure(0.0);
+        assert!(!retry.replaced());
+        retry.clear();
+        assert!(retry.replaced());
     }
 
     #[test]

@@ -18,12 +18,12 @@ use aiot_tunnel_proto::session::SessionLimits;
 use aiot_tunnel_proto::websocket::Role;
 
 use super::control::{Control, Directive};
-use super::log::{log_failure, log_progress, RelayObserver};
+use super::log::{log_failure, log_progress, log_replaced, RelayObserver};
 use super::options::Options;
 use super::poll::{turn, TunnelRelay, Waiter};
 use super::retry::Retry;
 use crate::config::{ConnectParams, Limits, TunnelId};
-use crate::logging::{info, warn, Code};
+use crate::logging::{self, info, warn, Code};
 use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
@@ -38,6 +38,11 @@ const STACK: usize = 256 * 1024;
 /// as a failed attempt. Otherwise a cloud that accepts and closes at once would be called without a
 /// pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// A connection that another device replaced within this time counts as a failed attempt. Two
+/// devices with one token would otherwise replace each other without a pause. Twice the longest
+/// retry gap, because that is how long the other device may wait before it comes back.
+const REPLACED_SOON: Duration = Duration::from_secs(128);
 
 /// How long the worker of a deleted tunnel waits for local services that take their last bytes
 /// slowly.
@@ -99,6 +104,7 @@ pub(crate) fn spawn(
     let control = Arc::new(Control::new(first)?);
     let of_thread = control.clone();
     let run = move || {
+        logging::limit_this_thread();
         let mut thread = WorkerThread {
             resolver: Rc::new(Resolver::new(of_thread.waker.clone())),
             waiter: Waiter::new(id.clone(), of_thread),
@@ -115,6 +121,7 @@ pub(crate) fn spawn(
             leaving: false,
         };
         thread.run_despite_panics();
+        logging::report_left_out();
         thread.tell(0, ReportKind::Ended);
     };
     let thread = thread::Builder::new().name("aiot-tunnel".into()).stack_size(STACK).spawn(run)?;
@@ -260,7 +267,7 @@ impl WorkerThread {
         let mut relay = self.relay(opened, since);
         let outcome = match self.run_relay(&mut relay) {
             None => self.closed_as_directed(&mut relay),
-            Some(end) => self.lost(&end, current.epoch, since.elapsed() < SHORT_LIFE),
+            Some(end) => self.lost(&end, current.epoch, since.elapsed()),
         };
         self.waiter.keep_lingering(relay.into_lingering(Instant::now()));
         outcome
@@ -285,6 +292,7 @@ impl WorkerThread {
             services: self.options.services(),
             resolver: self.resolver.clone(),
             keep_alive: limits.local_keepalive,
+            connect_timeout: limits.connect_timeout,
         };
         let side = DeviceSide::new(
             dialer,
@@ -328,7 +336,7 @@ impl WorkerThread {
         Outcome::Directed
     }
 
-    fn lost(&mut self, end: &End, epoch: u64, is_short: bool) -> Outcome {
+    fn lost(&mut self, end: &End, epoch: u64, lived: Duration) -> Outcome {
         if !end.is_expired() {
             warn!(Code::TunnelReset, "tunnel {}: {end}", self.id);
             self.record.failed(&end.to_string());
@@ -341,6 +349,13 @@ impl WorkerThread {
         if end.is_expired() {
             return Outcome::Expired;
         }
+        if let Some(address) = end.replaced_by().filter(|_| lived < REPLACED_SOON) {
+            if self.retry.replaced() {
+                log_replaced(&self.id, address);
+            }
+            return Outcome::Failed;
+        }
+        let is_short = lived < SHORT_LIFE;
         // Two connections lost at once, one after the other, count as a failed attempt.
         let was_short = std::mem::replace(&mut self.was_short, is_short);
         if was_short && is_short {

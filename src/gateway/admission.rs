@@ -1,14 +1,16 @@
 //! Admission to the gateway: tokens, permits, and the handshakes in progress.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::config::Token;
+use crate::sys::Waker;
 
 /// A token as the gateway stores it. All digests have the same length, so every comparison takes
 /// the same time.
@@ -24,12 +26,11 @@ impl Digest {
 /// Makes digests. It has a random salt of its own.
 pub(super) struct Digester {
     salt: [u8; 32],
-    nobody: Digest,
 }
 
 impl Digester {
     pub(super) fn new() -> Self {
-        Digester { salt: rand::random(), nobody: Digest(rand::random()) }
+        Digester { salt: rand::random() }
     }
 
     pub(super) fn of(&self, token: &[u8]) -> Digest {
@@ -41,12 +42,6 @@ impl Digester {
 
     pub(super) fn of_token(&self, token: &Token) -> Digest {
         self.of(token.expose().as_bytes())
-    }
-
-    /// A digest that no token matches. For an unknown tunnel, the token is compared with it. So a
-    /// refusal takes as long as for a known tunnel.
-    pub(super) fn nobody(&self) -> &Digest {
-        &self.nobody
     }
 }
 
@@ -84,106 +79,332 @@ impl Drop for Permit {
     }
 }
 
-/// The handshakes in progress. If there are too many, the gateway cuts off the oldest handshake of
-/// the address that has most of them. So a client that holds many handshakes open only loses its
-/// own.
-pub(super) struct Handshakes {
-    limit: usize,
-    running: Mutex<Running>,
+/// How long a handshake may run while clients wait for its place: shorter if its network has more
+/// places than its share. A handshake takes two to four round trips, so even a client on a bad link
+/// has finished by then. A client that holds its place without using it has not.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_WITH_GREED: Duration = Duration::from_secs(1);
+
+/// Clients that have been accepted and wait for the place of a handshake. Further ones wait in the
+/// listener's backlog, where the gateway does not see their addresses.
+const MAX_WAITING: usize = 1024;
+
+/// Where clients are counted together: an IPv4 address, or the 64 bits of an IPv6 network, whose
+/// owner has all its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Network(IpAddr);
+
+impl Network {
+    pub(super) fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, ..] = v6.segments();
+                Network(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+            }
+            v4 => Network(v4),
+        }
+    }
 }
 
-#[derive(Default)]
-struct Running {
+/// What [`Places`] decides.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn<C> {
+    /// This client's handshake begins. The number is its place's.
+    Begin(u64, C),
+    /// The handshake with this number gives way.
+    CutOff(u64),
+    /// Nothing changes before this time, or before a place becomes free. `None`: nobody waits.
+    Wait(Option<Instant>),
+}
+
+/// Who may do a handshake, and who waits. It takes the time as an argument and does no I/O; `C` is a
+/// client.
+///
+/// The waiting client whose network has the fewest handshakes is the next one, so a network with many
+/// clients only delays its own. While clients wait, a handshake that takes too long gives way. One that
+/// makes progress does not: if each newcomer cut off the oldest handshake, which is nearest to its
+/// success, then of many clients that come at once nobody would succeed.
+pub(super) struct Places<C> {
+    limit: usize,
     next: u64,
-    /// The connections of the handshakes, the oldest first.
-    sockets: BTreeMap<u64, (IpAddr, TcpStream)>,
+    /// The handshakes, the oldest first.
+    running: BTreeMap<u64, (Network, Instant)>,
+    /// In the order of their arrival.
+    waiting: VecDeque<(Network, C)>,
+}
+
+impl<C> Places<C> {
+    pub(super) fn new(limit: usize) -> Self {
+        let (running, waiting) = (BTreeMap::new(), VecDeque::new());
+        Places { limit: limit.max(1), next: 0, running, waiting }
+    }
+
+    /// Adds a client. If too many wait, returns the client that is dropped for it: the youngest of the
+    /// network that has most of them.
+    #[must_use]
+    pub(super) fn add(&mut self, network: Network, client: C) -> Option<C> {
+        self.waiting.push_back((network, client));
+        (self.waiting.len() > MAX_WAITING).then(|| self.drop_one()).flatten()
+    }
+
+    /// Drops a waiting client, which frees its descriptor.
+    pub(super) fn drop_one(&mut self) -> Option<C> {
+        let counts = count(self.waiting.iter().map(|(network, _)| *network));
+        let busiest = *counts.iter().max_by_key(|(_, count)| **count)?.0;
+        let youngest = self.waiting.iter().rposition(|(network, _)| *network == busiest)?;
+        self.waiting.remove(youngest).map(|(_, client)| client)
+    }
+
+    pub(super) fn turn(&mut self, now: Instant) -> Turn<C> {
+        let counts = count(self.running.values().map(|(network, _)| *network));
+        let share = |network: &Network| counts.get(network).copied().unwrap_or_default();
+        let first = self.waiting.iter().enumerate().min_by_key(|(_, (network, _))| share(network));
+        let Some((index, (network, _))) = first else { return Turn::Wait(None) };
+        if self.running.len() >= self.limit {
+            let fair = share(network) + 1;
+            let until = |(network, begun): &(Network, Instant)| {
+                let greedy = share(network) > fair;
+                *begun + if greedy { PATIENCE_WITH_GREED } else { PATIENCE }
+            };
+            let nearest = self.running.iter().map(|(number, one)| (until(one), *number)).min();
+            return match nearest {
+                Some((until, number)) if until <= now => {
+                    self.running.remove(&number);
+                    Turn::CutOff(number)
+                }
+                nearest => Turn::Wait(nearest.map(|(until, _)| until)),
+            };
+        }
+        let Some((network, client)) = self.waiting.remove(index) else { return Turn::Wait(None) };
+        let number = self.next;
+        self.next += 1;
+        self.running.insert(number, (network, now));
+        Turn::Begin(number, client)
+    }
+
+    /// Frees the place of a handshake. Returns false if it was cut off.
+    pub(super) fn free(&mut self, number: u64) -> bool {
+        self.running.remove(&number).is_some()
+    }
+}
+
+fn count(networks: impl Iterator<Item = Network>) -> HashMap<Network, usize> {
+    let mut counts = HashMap::new();
+    for network in networks {
+        *counts.entry(network).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// A client that was accepted.
+pub(super) type Client = (TcpStream, SocketAddr);
+
+/// The handshakes in progress and the clients that wait for their places.
+pub(super) struct Handshakes {
+    limit: usize,
+    state: Mutex<State>,
+    /// Woken when a place becomes free.
+    pub(super) freed: Waker,
+}
+
+struct State {
+    places: Places<Client>,
+    /// The connections of the handshakes, to cut them off.
+    sockets: HashMap<u64, TcpStream>,
     /// The number of handshake threads. It includes those that were cut off and have not ended yet.
     threads: usize,
 }
 
-/// One handshake. Dropping it takes it off the list.
+/// One handshake. Dropping it frees its place.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
     number: u64,
 }
 
+/// What the accept thread has to do.
+pub(super) enum Next {
+    Begin(Handshake, Client),
+    /// A handshake of this address was cut off.
+    CutOff(IpAddr),
+    /// Ask again at this time, or when [`freed`](Handshakes::freed) is woken.
+    Wait(Option<Instant>),
+}
+
 impl Handshakes {
-    pub(super) fn new(limit: usize) -> Self {
-        Handshakes { limit: limit.max(1), running: Mutex::default() }
+    pub(super) fn new(limit: usize) -> io::Result<Self> {
+        let (places, sockets) = (Places::new(limit), HashMap::new());
+        let state = Mutex::new(State { places, sockets, threads: 0 });
+        Ok(Handshakes { limit: limit.max(1), state, freed: Waker::new()? })
     }
 
-    /// Adds a handshake. If another one was cut off for it, returns the address of that one.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        ip: IpAddr,
-        tcp: &TcpStream,
-    ) -> io::Result<(Handshake, Option<IpAddr>)> {
-        let mut running = self.running.lock();
+    /// Adds a client. Returns the address of a client that was dropped because too many wait.
+    pub(super) fn add(&self, client: Client) -> Option<SocketAddr> {
+        let network = Network::of(client.1.ip());
+        self.state.lock().places.add(network, client).map(|(_, address)| address)
+    }
+
+    /// Drops a waiting client, to free its descriptor.
+    pub(super) fn drop_one(&self) {
+        self.state.lock().places.drop_one();
+    }
+
+    /// What is to be done now.
+    ///
+    /// # Errors
+    /// A handshake cannot begin, because there is no descriptor left. Its client was dropped.
+    pub(super) fn next(self: &Arc<Self>, now: Instant) -> io::Result<Next> {
+        let mut state = self.state.lock();
         // A thread whose handshake was cut off may take a moment to notice.
-        if running.threads >= 2 * self.limit {
-            return Err(io::Error::other("too many handshakes at a time"));
+        if state.threads >= 2 * self.limit {
+            return Ok(Next::Wait(None));
         }
-        let mut gave_way = None;
-        if running.sockets.len() >= self.limit {
-            let addresses = running.sockets.iter().map(|(number, (ip, _))| (*number, *ip));
-            let (number, ip) = gives_way(addresses).unwrap_or((0, ip));
-            if let Some((_, tcp)) = running.sockets.remove(&number) {
-                gave_way = Some(ip);
-                let _ = tcp.shutdown(Shutdown::Both);
+        Ok(match state.places.turn(now) {
+            Turn::Begin(number, client) => {
+                state.threads += 1;
+                // Frees the place if there is no descriptor.
+                let handshake = Handshake { of: self.clone(), number };
+                match client.0.try_clone() {
+                    Ok(socket) => state.sockets.insert(number, socket),
+                    Err(e) => {
+                        drop(state);
+                        return Err(e);
+                    }
+                };
+                Next::Begin(handshake, client)
             }
-        }
-        let socket = tcp.try_clone()?;
-        let number = running.next;
-        running.next += 1;
-        running.threads += 1;
-        running.sockets.insert(number, (ip, socket));
-        Ok((Handshake { of: self.clone(), number }, gave_way))
+            Turn::CutOff(number) => match state.sockets.remove(&number) {
+                Some(socket) => {
+                    let address = socket.peer_addr().map(|address| address.ip());
+                    let _ = socket.shutdown(Shutdown::Both);
+                    Next::CutOff(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+                }
+                None => Next::Wait(Some(now)),
+            },
+            Turn::Wait(until) => Next::Wait(until),
+        })
     }
 }
 
 impl Handshake {
-    /// Takes a successful handshake off the list, so that it is no longer cut off. Returns false if
-    /// it already was.
+    /// Frees the place of a successful handshake, so that it is no longer cut off. Returns false if it
+    /// already was.
     pub(super) fn succeeds(&self) -> bool {
-        self.of.running.lock().sockets.remove(&self.number).is_some()
+        let mut state = self.of.state.lock();
+        state.sockets.remove(&self.number);
+        let in_time = state.places.free(self.number);
+        drop(state);
+        self.of.freed.wake();
+        in_time
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        let mut running = self.of.running.lock();
-        running.sockets.remove(&self.number);
-        running.threads -= 1;
+        let mut state = self.of.state.lock();
+        state.sockets.remove(&self.number);
+        state.places.free(self.number);
+        state.threads -= 1;
+        drop(state);
+        self.of.freed.wake();
     }
-}
-
-/// Picks the oldest handshake of the address that has most of them.
-fn gives_way(by_age: impl Iterator<Item = (u64, IpAddr)>) -> Option<(u64, IpAddr)> {
-    let mut of_address: HashMap<IpAddr, (usize, u64)> = HashMap::new();
-    for (number, ip) in by_age {
-        of_address.entry(ip).or_insert((0, number)).0 += 1;
-    }
-    let most = of_address.into_iter().max_by_key(|(_, (count, oldest))| {
-        // If two addresses have the same number, the one with the older handshake.
-        (*count, std::cmp::Reverse(*oldest))
-    });
-    most.map(|(ip, (_, oldest))| (oldest, ip))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn network(last: u16) -> Network {
+        let [high, low] = last.to_be_bytes();
+        Network::of(IpAddr::from([192, 0, high, low]))
+    }
+
+    /// Clients that come at the same time. Returns when each has succeeded, and how many were cut off.
+    fn run(networks: impl Iterator<Item = Network>, takes: Duration) -> (Vec<Duration>, usize) {
+        let start = Instant::now();
+        let mut places = Places::new(64);
+        for (client, network) in networks.enumerate() {
+            assert_eq!(places.add(network, client), None);
+        }
+        let (mut now, mut done, mut cut) = (start, Vec::new(), 0);
+        let mut ends = BTreeMap::new();
+        loop {
+            match places.turn(now) {
+                Turn::Begin(number, _) => drop(ends.insert(number, now + takes)),
+                Turn::CutOff(number) => {
+                    ends.remove(&number);
+                    cut += 1;
+                }
+                Turn::Wait(until) => {
+                    let Some((&number, &end)) = ends.iter().min_by_key(|(_, end)| **end) else {
+                        return (done, cut);
+                    };
+                    now = until.map_or(end, |until| until.min(end)).max(now);
+                    if now == end {
+                        ends.remove(&number);
+                        assert!(places.free(number));
+                        done.push(now - start);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
-    fn the_oldest_of_the_busiest_address_gives_way() {
-        let ip = |last| IpAddr::from([192, 0, 2, last]);
-        let pick = |list: &[(u64, u8)]| {
-            gives_way(list.iter().map(|(number, last)| (*number, ip(*last)))).map(|(n, _)| n)
-        };
-        assert_eq!(pick(&[]), None);
-        assert_eq!(pick(&[(3, 1)]), Some(3));
-        assert_eq!(pick(&[(1, 1), (2, 2), (3, 2), (4, 1), (5, 2)]), Some(2));
-        assert_eq!(pick(&[(1, 3), (2, 2), (3, 1)]), Some(1));
+    fn of_600_clients_that_come_at_once_each_succeeds_at_its_first_attempt() {
+        let takes = Duration::from_millis(600);
+        // From as many addresses, and from one address: behind a router that translates addresses.
+        for addresses in [600, 1] {
+            let (done, cut) = run((0..600).map(|n| network(n % addresses)), takes);
+            assert_eq!((done.len(), cut), (600, 0));
+            // Nobody waits longer than the handshakes before it take.
+            assert_eq!(*done.last().unwrap(), takes * 600u32.div_ceil(64));
+        }
+    }
+
+    #[test]
+    fn a_network_that_holds_all_places_delays_another_one_for_a_moment() {
+        let start = Instant::now();
+        let (hostile, honest) = (network(1), network(2));
+        let mut places = Places::new(4);
+        for client in 0..1000 {
+            assert_eq!(places.add(hostile, client), None);
+        }
+        for number in 0..4 {
+            assert_eq!(places.turn(start), Turn::Begin(number, number as i32));
+        }
+        assert_eq!(places.turn(start), Turn::Wait(Some(start + PATIENCE)));
+        // The newcomer comes before the thousand that wait already.
+        assert_eq!(places.add(honest, -1), None);
+        let soon = start + PATIENCE_WITH_GREED;
+        assert_eq!(places.turn(start), Turn::Wait(Some(soon)));
+        assert_eq!(places.turn(soon), Turn::CutOff(0));
+        assert!(!places.free(0));
+        assert_eq!(places.turn(soon), Turn::Begin(4, -1));
+        // The others of the network have kept their places, and a place that becomes free is given on.
+        assert!(places.free(1));
+        assert_eq!(places.turn(soon), Turn::Begin(5, 4));
+        assert_eq!(places.turn(soon), Turn::Wait(Some(start + PATIENCE)));
+    }
+
+    #[test]
+    fn a_crowd_that_waits_drops_the_youngest_of_its_largest_network() {
+        let mut places = Places::new(1);
+        for client in 0..MAX_WAITING - 1 {
+            assert_eq!(places.add(network(1), client), None);
+        }
+        assert_eq!(places.add(network(2), 9000), None);
+        assert_eq!(places.add(network(3), 9001), Some(MAX_WAITING - 2));
+        assert_eq!(places.add(network(1), 9002), Some(9002));
+        assert_eq!(places.drop_one(), Some(MAX_WAITING - 3));
+    }
+
+    #[test]
+    fn addresses_of_one_owner_are_one_network() {
+        let of = |text: &str| Network::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[test]
@@ -207,7 +428,6 @@ mod tests {
         assert!(token.matches(&digester.of(b"hush-token")));
         for other in [&b""[..], b"hush-toke", b"hush-token ", b"hush-token\0"] {
             assert!(!token.matches(&digester.of(other)));
-            assert!(!digester.nobody().matches(&digester.of(other)));
         }
         assert!(!token.matches(&Digester::new().of(b"hush-token")));
     }

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aiot_tunnel_proto::gateway::{Tunnel, TunnelEvent, TunnelObserver};
+use aiot_tunnel_proto::gateway::Tunnel;
 use aiot_tunnel_proto::{Ready, Side};
 use crossbeam_channel::Receiver;
 
+use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, TARGET};
 use crate::sys::{poll, PollFd, Waker};
 
@@ -21,21 +22,10 @@ pub(super) enum Order {
     Stop,
 }
 
-/// Writes the log lines of one tunnel.
-pub(super) struct TunnelLog {
-    pub(super) name: String,
-}
-
-impl TunnelObserver for TunnelLog {
-    fn event(&mut self, event: TunnelEvent<'_>) {
-        let level = if event.is_warning() { log::Level::Warn } else { log::Level::Info };
-        log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name);
-    }
-}
-
 pub(super) struct Hub {
     name: String,
     tunnel: Tunnel<MemberStream, TunnelLog>,
+    log: LogLimits,
     orders: Receiver<Order>,
     waker: Arc<Waker>,
     stopping: bool,
@@ -45,17 +35,22 @@ impl Hub {
     pub(super) fn new(
         name: String,
         tunnel: Tunnel<MemberStream, TunnelLog>,
+        log: LogLimits,
         orders: Receiver<Order>,
         waker: Arc<Waker>,
     ) -> Self {
-        Hub { name, tunnel, orders, waker, stopping: false }
+        Hub { name, tunnel, log, orders, waker, stopping: false }
     }
 
-    /// Serves until the gateway stops, or until there is no connection and `may_end` agrees.
+    /// Serves until the gateway stops, or until there is no connection and `may_end` agrees. Stays
+    /// while it owes the log a count.
     pub(super) fn run(mut self, may_end: impl Fn(&Receiver<Order>) -> bool) {
         loop {
             let is_idle = self.tunnel.is_empty() && self.orders.is_empty();
-            if is_idle && (self.stopping || may_end(&self.orders)) {
+            if is_idle && self.stopping {
+                return self.log.report(&self.name, Instant::now(), true);
+            }
+            if is_idle && self.log.deadline().is_none() && may_end(&self.orders) {
                 return;
             }
             if let Err(e) = self.wait() {
@@ -70,13 +65,14 @@ impl Hub {
                 self.obey(order, now);
             }
             self.tunnel.step(now);
+            self.log.report(&self.name, now, false);
         }
     }
 
     /// Blocks until there is something to do, then receives from the connections that are ready.
     fn wait(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let deadline = self.tunnel.deadline(now);
+        let deadline = self.tunnel.deadline(now).into_iter().chain(self.log.deadline()).min();
         let mut fds = vec![PollFd::new(self.waker.as_fd(), true, false)];
         fds.extend(self.tunnel.members().map(|(member, reads)| {
             let stream = &member.transport().stream;

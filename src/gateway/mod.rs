@@ -18,6 +18,7 @@
 
 mod admission;
 mod hub;
+mod log;
 mod server;
 
 use std::fmt;
@@ -36,10 +37,10 @@ use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
 use parking_lot::Mutex;
 
-use crate::config::{Token, TunnelId};
+use crate::config::{validity_problem, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::Stream;
-use crate::sys::Waker;
+use crate::sys::{self, Waker};
 use admission::{Digester, Handshakes, Permit, Permits};
 use hub::Order;
 use server::{check_different, check_not_empty, Shared};
@@ -47,6 +48,10 @@ use server::{check_different, check_not_empty, Shared};
 const TARGET: &str = "aiot_tunnel::gateway";
 /// How long to wait after a failed accept, for example when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many clients may wait in the kernel until they are accepted. All devices come at once when the
+/// gateway or its network was away. (The kernel's own limit is net.core.somaxconn.)
+const BACKLOG: i32 = 4096;
 
 /// One of the two ends of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +98,14 @@ impl Transport for MemberStream {
     fn limit_unsent(&mut self, bytes: usize) {
         self.stream.limit_unsent(bytes);
     }
+    fn peer(&self) -> String {
+        self.stream.peer()
+    }
     fn arm(&mut self) {
         self.stream.arm();
+    }
+    fn has_paused(&self) -> bool {
+        self.stream.has_paused()
     }
     fn shrink(&mut self) {
         self.stream.shrink();
@@ -212,8 +223,10 @@ impl GatewayBuilder {
         self
     }
 
-    /// Sets how many handshakes may run at a time; default 64, at least 1. When one more begins,
-    /// the gateway cuts off the oldest handshake of the address that has most of them.
+    /// Sets how many handshakes may run at a time; default 64, at least 1. Further clients wait for
+    /// a place; the next one is a client of the address (or the IPv6 /64 network) that has the
+    /// fewest. While clients wait, a handshake is cut off when it takes longer than 5 s, and longer
+    /// than 1 s if its address has more places than its share.
     pub fn handshake_limit(mut self, limit: usize) -> Self {
         self.settings.handshakes = limit;
         self
@@ -240,6 +253,7 @@ impl GatewayBuilder {
     pub fn start(self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
         let listener = TcpListener::bind(address).map_err(bind)?;
+        sys::set_backlog(&listener, BACKLOG).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let shared = Arc::new(self.shared()?);
@@ -254,14 +268,16 @@ impl GatewayBuilder {
     }
 
     fn shared(self) -> Result<Shared> {
-        let stop = Waker::new().map_err(|e| Error::io("create an eventfd", e))?;
+        let eventfd = |e| Error::io("create an eventfd", e);
+        let stop = Waker::new().map_err(eventfd)?;
+        let handshakes = Handshakes::new(self.settings.handshakes).map_err(eventfd)?;
         let shared = Shared {
             tls: self.tls,
             settings: self.settings,
             digester: Digester::new(),
             registry: Mutex::default(),
             stop: Arc::new(stop),
-            handshakes: Arc::new(Handshakes::new(self.settings.handshakes)),
+            handshakes: Arc::new(handshakes),
             connections: Permits::default(),
             limiter: Mutex::new(LogLimiter::default()),
         };
@@ -367,8 +383,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Removes a tunnel. Its connections are closed with code 1001, and its tokens are answered
-    /// with HTTP 401.
+    /// Removes a tunnel. Its connections are closed with code 1001, and new ones are answered with
+    /// HTTP 404. A device takes that for a failure and tries again.
     ///
     /// # Errors
     /// [`Error::UnknownTunnel`].
@@ -426,6 +442,9 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     let Some((own, others)) = chain.split_first() else {
         return Err(Error::invalid("server certificate", "the PEM text holds no certificate"));
     };
+    if let Some(problem) = validity_problem(own) {
+        ::log::warn!(target: TARGET, "the server certificate {problem}; clients refuse it");
+    }
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
     acceptor.set_options(SslOptions::NO_RENEGOTIATION);

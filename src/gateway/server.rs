@@ -19,8 +19,9 @@ use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
-use super::admission::{Digest, Digester, Handshake, Handshakes, Permit, Permits};
-use super::hub::{Hub, Order, TunnelLog};
+use super::admission::{Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits};
+use super::hub::{Hub, Order};
+use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::Token;
 use crate::error::{Error, Result};
@@ -43,6 +44,7 @@ pub(super) struct Entry {
     pub(super) access_token: Digest,
     pub(super) expires: Option<Instant>,
     pub(super) hub: Option<HubHandle>,
+    pub(super) log: LogLimits,
     pub(super) devices: Permits,
     pub(super) accesses: Permits,
 }
@@ -99,6 +101,7 @@ impl Shared {
             access_token,
             expires: None,
             hub: None,
+            log: LogLimits::default(),
             devices: Permits::default(),
             accesses: Permits::default(),
         });
@@ -110,50 +113,75 @@ impl Shared {
 
     /// The accept thread. When the gateway stops, it ends after all handshake threads.
     pub(super) fn accept(self: Arc<Self>, listener: &TcpListener) {
-        let mut handshakes: Vec<JoinHandle<()>> = Vec::new();
+        let mut threads: Vec<JoinHandle<()>> = Vec::new();
+        // When to accept again after a failure. The clients wait in the backlog until then.
+        let mut pause: Option<Instant> = None;
         loop {
+            let next = self.begin_handshakes(&mut threads);
             let mut fds = [
                 PollFd::new(self.stop.as_fd(), true, false),
-                PollFd::new(listener.as_fd(), true, false),
+                PollFd::new(self.handshakes.freed.as_fd(), true, false),
+                PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
-            let deadline = self.limiter.lock().deadline();
+            let limiter = self.limiter.lock().deadline();
+            let deadline = [limiter, next, pause].into_iter().flatten().min();
             if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
-            if let Some(count) = self.limiter.lock().tick(Instant::now()) {
+            if fds[1].ready().read {
+                self.handshakes.freed.reset();
+            }
+            let now = Instant::now();
+            if let Some(count) = self.limiter.lock().tick(now) {
                 log::warn!(target: TARGET, "{count} more such lines were left out");
             }
-            handshakes.retain(|thread| !thread.is_finished());
+            pause = pause.filter(|until| now < *until);
+            threads.retain(|thread| !thread.is_finished());
+            if pause.is_some() || !fds[2].ready().read {
+                continue;
+            }
             match listener.accept() {
-                Ok((stream, address)) => handshakes.extend(self.admit(stream, address)),
+                Ok(client) => {
+                    if let Some(address) = self.handshakes.add(client) {
+                        self.complain(format_args!("{address}: dropped: too many clients wait"));
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
                     self.complain(format_args!("accept: {e}"));
-                    let mut stop = [PollFd::new(self.stop.as_fd(), true, false)];
-                    let _ = poll(&mut stop, Some(Instant::now() + ACCEPT_PAUSE));
+                    if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                        // The handshakes in progress need descriptors more than the clients that wait.
+                        self.handshakes.drop_one();
+                    }
+                    pause = Some(now + ACCEPT_PAUSE);
                 }
             }
         }
-        for thread in handshakes {
+        for thread in threads {
             let _ = thread.join();
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) -> Option<JoinHandle<()>> {
-        let handshake = match self.handshakes.begin(address.ip(), &stream) {
-            Ok((handshake, None)) => handshake,
-            Ok((handshake, Some(ip))) => {
-                self.complain(format_args!("{ip}: too many handshakes; the oldest is cut off"));
-                handshake
+    /// Begins the handshakes for which there are places. Returns when to call this again.
+    fn begin_handshakes(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Option<Instant> {
+        let now = Instant::now();
+        loop {
+            match self.handshakes.next(now) {
+                Ok(Next::Begin(handshake, client)) => threads.extend(self.begin(handshake, client)),
+                Ok(Next::CutOff(ip)) => self.complain(format_args!(
+                    "{ip}: a handshake is cut off: it takes too long, and others wait"
+                )),
+                Ok(Next::Wait(until)) => return until,
+                Err(e) => self.complain(format_args!("begin a handshake: {e}")),
             }
-            Err(e) => {
-                self.complain(format_args!("{address}: {e}"));
-                return None;
-            }
-        };
+        }
+    }
+
+    fn begin(self: &Arc<Self>, handshake: Handshake, client: Client) -> Option<JoinHandle<()>> {
+        let (stream, address) = client;
         let shared = self.clone();
         let run = move || {
-            if let Err(e) = shared.handshake(stream, &handshake) {
+            if let Err(e) = shared.handshake(stream, address, &handshake) {
                 shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
@@ -164,7 +192,12 @@ impl Shared {
         thread.ok()
     }
 
-    fn handshake(self: &Arc<Self>, tcp: TcpStream, handshake: &Handshake) -> io::Result<()> {
+    fn handshake(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        handshake: &Handshake,
+    ) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
@@ -172,24 +205,35 @@ impl Shared {
         let request = match accept::read_request(&mut stream, &wait, deadline) {
             Ok(request) => request,
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                self.complain(format_args!("{address}: a request is refused: {e}"));
                 return refuse(stream, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             }
             Err(e) => return Err(e),
         };
         let opening = match Opening::parse(&request.head) {
             Ok(opening) => opening,
-            Err(status) => return refuse(stream, status),
+            Err(status) => {
+                let what = match status {
+                    StatusCode::NOT_FOUND => "its path is not a path of a tunnel",
+                    StatusCode::UPGRADE_REQUIRED => "it does not ask for a WebSocket",
+                    _ => "it is not a valid request for a WebSocket",
+                };
+                self.complain(format_args!("{address}: a request is refused: {status}: {what}"));
+                return refuse(stream, status);
+            }
         };
         let permit = match self.permit(&opening) {
             Ok(permit) => permit,
-            Err(status) => {
+            Err((status, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
-                self.complain(format_args!("tunnel {tunnel:?}: {side:?} refused: {status}"));
+                self.complain(format_args!(
+                    "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
+                ));
                 return refuse(stream, status);
             }
         };
         if !handshake.succeeds() {
-            return Err(io::Error::other("cut off: too many handshakes"));
+            return Err(io::Error::other("cut off: it took too long, and others waited"));
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.
@@ -208,23 +252,40 @@ impl Shared {
     }
 
     /// Takes a permit for a client that presents the right token.
-    pub(super) fn permit(&self, opening: &Opening<'_>) -> std::result::Result<Permit, StatusCode> {
+    ///
+    /// # Errors
+    /// The HTTP status to answer with, and the reason for the log: 404 if the gateway has no such
+    /// tunnel, 401 if the token is wrong or the tunnel has expired, 503 if there is no place left.
+    pub(super) fn permit(
+        &self,
+        opening: &Opening<'_>,
+    ) -> std::result::Result<Permit, (StatusCode, String)> {
         let presented = self.digester.of(opening.token);
         let registry = self.registry.lock();
-        let entry = registry.tunnels.get(opening.tunnel);
-        let expected = entry.map(|entry| match opening.side {
+        // Not 401: a device would drop a tunnel that the gateway only does not know yet.
+        let unknown = || (StatusCode::NOT_FOUND, "there is no such tunnel".to_owned());
+        let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
+        let expected = match opening.side {
             Side::Device => &entry.device_token,
             Side::Access => &entry.access_token,
-        });
-        let has_token = expected.unwrap_or(self.digester.nobody()).matches(&presented);
-        let entry = entry.filter(|entry| has_token && !entry.is_expired());
-        let entry = entry.ok_or(StatusCode::UNAUTHORIZED)?;
+        };
+        let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
+        if !expected.matches(&presented) {
+            return unauthorized("wrong token");
+        }
+        if entry.is_expired() {
+            return unauthorized("the tunnel has expired");
+        }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
         let permit = permits.take(limit, &self.connections, self.settings.connections);
-        permit.ok_or(StatusCode::SERVICE_UNAVAILABLE)
+        permit.ok_or_else(|| {
+            let all = self.settings.connections;
+            let why = format!("the limit of {limit} such connections, or of {all} in all");
+            (StatusCode::SERVICE_UNAVAILABLE, why)
+        })
     }
 
     /// Passes a connection to the tunnel's hub. Creates the hub if there is none.
@@ -244,7 +305,7 @@ impl Shared {
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial)?);
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, entry.log.clone())?);
         }
         entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
@@ -256,12 +317,17 @@ impl Shared {
         Ok(())
     }
 
-    fn spawn_hub(self: &Arc<Self>, tunnel: &str, serial: u64) -> io::Result<HubHandle> {
+    fn spawn_hub(
+        self: &Arc<Self>,
+        tunnel: &str,
+        serial: u64,
+        limits: LogLimits,
+    ) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let log = TunnelLog { name: tunnel.to_owned() };
+        let log = TunnelLog { name: tunnel.to_owned(), limits: limits.clone() };
         let core = Tunnel::new(self.settings.tunnel, log);
-        let hub = Hub::new(tunnel.to_owned(), core, receiver, waker.clone());
+        let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let thread = thread::Builder::new()
             .name("gateway-hub".into())

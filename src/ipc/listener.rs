@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::lock::ReaderLock;
 use super::message::{Command, MESSAGE_SIZE};
 use super::queue::{self, remove_if_ours, ListenOptions};
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ const STACK: usize = 128 * 1024;
 pub struct Listener {
     shared: Arc<ListenState>,
     thread: Option<JoinHandle<()>>,
+    /// Given back after the thread has ended.
+    _lock: ReaderLock,
 }
 
 impl fmt::Debug for Listener {
@@ -58,8 +61,10 @@ impl Listener {
     ///
     /// # Errors
     /// [`Error::Io`] when the queue or the thread cannot be made, when the queue belongs to
-    /// another user, or when its permissions cannot be narrowed. The text says what to do.
+    /// another user, when its permissions cannot be narrowed, or when another listener reads it. The
+    /// text says what to do.
     pub fn start(handle: Handle, options: ListenOptions) -> Result<Self> {
+        let lock = ReaderLock::take(&options)?;
         let queue = queue::open(&options)?;
         let stopping = AtomicBool::new(false);
         let shared = Arc::new(ListenState { options, queue: Mutex::new(queue), stopping });
@@ -72,7 +77,7 @@ impl Listener {
                 remove_if_ours(queue);
                 Error::io("create the listen thread", e)
             })?;
-        Ok(Listener { shared, thread: Some(thread) })
+        Ok(Listener { shared, thread: Some(thread), _lock: lock })
     }
 
     /// Stops the thread and waits for it; that takes less than 200 ms. A queue that the listener

@@ -18,9 +18,10 @@
 //! ```
 
 mod listener;
+mod lock;
 mod message;
 mod queue;
 
 pub use listener::Listener;
 pub use message::{Command, MESSAGE_SIZE};
-pub use queue::{send, ListenOptions, DEFAULT_KEY};
+pub use queue::{send, send_and_wait, ListenOptions, DEFAULT_KEY};

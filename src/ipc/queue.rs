@@ -1,6 +1,8 @@
 //! The queue: who may own it, and which permissions it may have.
 
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::message::Command;
 use crate::error::{Error, Result};
@@ -9,6 +11,8 @@ use crate::sys::{self, Access, MessageQueue};
 
 /// The queue's key in the Link SDK's demo.
 pub const DEFAULT_KEY: i32 = 1234;
+/// Time between two looks at a queue whose reader is awaited.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Which queue the listen thread reads, and who may write to it.
 ///
@@ -69,10 +73,42 @@ impl ListenOptions {
 /// [`Error::Io`] when there is no such queue, this process may not write to it, or it is full;
 /// [`Error::InvalidInput`] for a field that does not fit into the message.
 pub fn send(key: i32, command: &Command) -> Result<()> {
+    put(key, command).map(drop)
+}
+
+/// Puts one command on the queue of `key` and waits until an agent has taken it, for `timeout` at
+/// most. A queue may exist although no agent runs: one that was killed leaves it behind.
+///
+/// # Errors
+/// Those of [`send`]. [`Error::NobodyReads`] when no message was taken in time. The command stays on
+/// the queue; the next agent executes it.
+pub fn send_and_wait(key: i32, command: &Command, timeout: Duration) -> Result<()> {
+    let queue = put(key, command)?;
+    let deadline = Instant::now() + timeout;
+    let mut most = 0;
+    loop {
+        let waiting = queue.waiting().map_err(|e| Error::io(what(key), e))?;
+        // Other senders may add commands, but only a reader makes them fewer.
+        if waiting == 0 || waiting < most {
+            return Ok(());
+        }
+        most = waiting;
+        if Instant::now() >= deadline {
+            return Err(Error::NobodyReads(key));
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn put(key: i32, command: &Command) -> Result<MessageQueue> {
     let body = command.to_bytes()?;
-    let what = || format!("message queue {key:#x}");
-    let queue = MessageQueue::open(key).map_err(|e| Error::io(what(), e))?;
-    queue.send(&body).map_err(|e| Error::io(what(), e))
+    let queue = MessageQueue::open(key).map_err(|e| Error::io(what(key), e))?;
+    queue.send(&body).map_err(|e| Error::io(what(key), e))?;
+    Ok(queue)
+}
+
+fn what(key: i32) -> String {
+    format!("message queue {key:#x}")
 }
 
 /// Removes the queue if this process has created it.
@@ -84,11 +120,10 @@ pub(super) fn remove_if_ours(queue: MessageQueue) {
 
 /// Opens the queue, or creates it, and makes it as safe as the options say.
 pub(super) fn open(options: &ListenOptions) -> Result<MessageQueue> {
-    let what = || format!("message queue {:#x}", options.key);
-    let queue = MessageQueue::open_or_create(options.key, options.mode)
-        .map_err(|e| Error::io(what(), e))?;
+    let failed = |e| Error::io(what(options.key), e);
+    let queue = MessageQueue::open_or_create(options.key, options.mode).map_err(failed)?;
     if !queue.created() {
-        secure(&queue, options).map_err(|e| Error::io(what(), e))?;
+        secure(&queue, options).map_err(failed)?;
     }
     Ok(queue)
 }
@@ -127,8 +162,13 @@ fn secure(queue: &MessageQueue, options: &ListenOptions) -> io::Result<()> {
 /// The user who controls the queue and is not trusted: its owner or its creator, for either may
 /// change its mode.
 fn stranger(access: Access, own: u32, trusted: Option<u32>) -> Option<u32> {
+    stranger_among([access.owner, access.creator], own, trusted)
+}
+
+/// The first of the users who is not trusted.
+pub(super) fn stranger_among(users: [u32; 2], own: u32, trusted: Option<u32>) -> Option<u32> {
     let known = |uid: u32| uid == 0 || uid == own || Some(uid) == trusted;
-    [access.owner, access.creator].into_iter().find(|uid| !known(*uid))
+    users.into_iter().find(|uid| !known(*uid))
 }
 
 #[cfg(test)]

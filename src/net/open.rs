@@ -13,6 +13,7 @@ use aiot_tunnel_proto::handshake::client::{Answer, ClientHandshake, Refusal, Tar
 use aiot_tunnel_proto::handshake::{Head, HeadReader};
 
 use super::dial::tcp;
+use super::explain::explained;
 use super::read_ahead::ReadAhead;
 use super::resolver::Resolver;
 use super::tls::{Connector, Handshake, TlsContext};
@@ -52,7 +53,7 @@ pub(crate) enum OpenError {
     Failed(Failure),
 }
 
-/// What failed, by the step in which it failed. The texts are complete.
+/// What failed, by the step in which it failed. [`Opener::open`] makes the texts plain sentences.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Lookup(String),
@@ -60,7 +61,7 @@ pub(crate) enum Failure {
     TimedOut(String),
     Tls(String),
     /// The server answered with a status that is neither 101 nor 401.
-    Status(u16),
+    Status(u16, String),
     /// The server's answer is invalid.
     Answer(String),
     /// The connection broke during the opening handshake.
@@ -74,7 +75,7 @@ impl Failure {
         match self {
             Failure::Lookup(_) | Failure::Connect(_) | Failure::TimedOut(_) => 0,
             Failure::Broken(_) => 1,
-            Failure::Answer(_) | Failure::Status(_) => 2,
+            Failure::Answer(_) | Failure::Status(..) => 2,
             Failure::Tls(_) => 3,
         }
     }
@@ -83,8 +84,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Status(status) => Refusal::Status(*status).fmt(f),
-            Failure::Lookup(text)
+            Failure::Status(_, text)
+            | Failure::Lookup(text)
             | Failure::Connect(text)
             | Failure::TimedOut(text)
             | Failure::Tls(text)
@@ -130,8 +131,13 @@ impl<W: Wait> Opener<'_, W> {
         deadline: Instant,
     ) -> Result<Opened, OpenError> {
         (self.progress)(Progress::Connecting);
-        let addresses = self.look_up(params.host(), params.port().get(), deadline)?;
-        self.open_one_of(&addresses, params, tls, deadline)
+        let addresses = self.look_up(params.host(), params.port().get(), deadline);
+        let opened =
+            addresses.and_then(|addresses| self.open_one_of(&addresses, params, tls, deadline));
+        opened.map_err(|e| match e {
+            OpenError::Failed(failure) => OpenError::Failed(explained(failure, params)),
+            e => e,
+        })
     }
 
     fn open_one_of(
@@ -277,7 +283,9 @@ impl<W: Wait> Opener<'_, W> {
             })?;
             let answer = handshake.check(&head).map_err(|refusal| match refusal {
                 Refusal::Unauthorized => OpenError::Unauthorized,
-                Refusal::Status(status) => OpenError::Failed(Failure::Status(status)),
+                Refusal::Status(status) => {
+                    OpenError::Failed(Failure::Status(status, refusal.to_string()))
+                }
                 Refusal::Invalid(why) => OpenError::Failed(Failure::Answer(why)),
             })?;
             match answer {
@@ -321,8 +329,12 @@ pub(super) fn finish_tls(
             Handshake::Waits(middle) => middle,
             Handshake::Failed(why) => return Err(TlsError::Failed(why)),
         };
+        if Instant::now() >= deadline {
+            return Err(TlsError::Wait(WaitError::TimedOut));
+        }
+        let paused = middle.get_mut().has_paused();
         let socket = middle.get_mut().get_mut();
-        let room = socket.waits_for_room();
+        let room = paused || socket.waits_for_room();
         wait.wait(Some(socket.tcp().as_fd()), room, deadline).map_err(TlsError::Wait)?;
         socket.arm();
         handshake = middle.go_on();
@@ -348,13 +360,14 @@ pub(super) fn write_all(
     stream.flush().map_err(HandshakeError::Io)
 }
 
-/// Waits until the stream can do what it would have blocked for in its last call.
+/// Waits until the stream can do what it would have blocked for in its last call. A stream that has
+/// only paused is not waited for: there nearly always is room, and this lets the caller interrupt.
 fn wait_for(
     stream: &mut Stream,
     wait: &impl Wait,
     deadline: Instant,
 ) -> Result<(), HandshakeError> {
-    let room = stream.socket().waits_for_room();
+    let room = stream.has_paused() || stream.socket().waits_for_room();
     wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
     stream.arm();
     Ok(())

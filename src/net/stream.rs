@@ -117,8 +117,20 @@ impl Transport for Stream {
         sys::limit_queue(self.socket().tcp(), bytes.try_into().unwrap_or(libc::c_int::MAX));
     }
 
+    fn peer(&self) -> String {
+        let address = self.socket().tcp().peer_addr();
+        address.map_or_else(|_| "another connection".to_owned(), |address| address.to_string())
+    }
+
     fn arm(&mut self) {
         self.socket_mut().arm();
+    }
+
+    fn has_paused(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.get_ref().has_paused(),
+        }
     }
 
     fn shrink(&mut self) {
@@ -146,7 +158,11 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.read(buffer),
-            Stream::Tls(tls) => tls.read(buffer),
+            Stream::Tls(tls) => {
+                let length = tls.read(buffer)?;
+                tls.get_mut().held_data(length);
+                Ok(length)
+            }
         }
     }
 }

@@ -1,16 +1,23 @@
 //! The few system calls that std lacks, each behind a safe function. For Linux only.
 
 mod allocator;
+pub(crate) mod cancellation;
 mod environment;
+#[cfg(feature = "gateway")]
+mod listen;
 mod message_queue;
 mod poll;
+mod semaphore;
 mod socket;
 mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
 pub(crate) use environment::take_variable;
+#[cfg(feature = "gateway")]
+pub(crate) use listen::set_backlog;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
+pub(crate) use semaphore::Semaphore;
 pub(crate) use socket::{
     connect, connect_unix, keep_alive, limit_queue, push, reset_on_close, send, send_vectored,
     unacked, unsent, Connecting,

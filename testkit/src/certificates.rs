@@ -124,6 +124,11 @@ impl Authority {
         self.identity_for(name, 2)
     }
 
+    /// A certificate that has expired.
+    pub fn expired_identity(&self, name: &str) -> Identity {
+        self.identity_for(name, -1)
+    }
+
     /// A certificate that expires in so many days; a negative number has passed already.
     fn identity_for(&self, name: &str, days: i64) -> Identity {
         let key = Key::new();
@@ -139,7 +144,7 @@ impl Authority {
 
     /// A server whose certificate has expired.
     pub fn expired_acceptor(&self, name: &str) -> SslAcceptor {
-        self.identity_for(name, -1).acceptor()
+        self.expired_identity(name).acceptor()
     }
 }
 

@@ -40,7 +40,8 @@ impl Drop for Queue {
     }
 }
 
-/// A key for one test. A queue with this key is removed with it, whichever process has made it.
+/// A key for one test. A queue and a semaphore with this key are removed with it, whichever process
+/// has made them.
 pub struct Key(pub i32);
 
 impl Key {
@@ -68,5 +69,38 @@ impl Drop for Key {
         if id >= 0 {
             drop(Queue(id));
         }
+        // SAFETY: no pointers.
+        unsafe {
+            let id = libc::semget(self.0, 0, 0);
+            if id >= 0 {
+                libc::semctl(id, 0, libc::IPC_RMID);
+            }
+        }
+    }
+}
+
+/// A semaphore with the value 1, as of an agent that reads the queue with this key. The key removes
+/// it.
+pub struct Semaphore(i32);
+
+impl Semaphore {
+    pub fn held(key: i32) -> Self {
+        // SAFETY: no pointers.
+        let id = unsafe { libc::semget(key, 1, libc::IPC_CREAT | libc::IPC_EXCL | 0o666) };
+        assert!(id >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: SETVAL takes a number.
+        assert_eq!(unsafe { libc::semctl(id, 0, libc::SETVAL, 1) }, 0);
+        Semaphore(id)
+    }
+
+    /// Gives it to another user; false if this user may not do that.
+    pub fn give_to(&self, uid: u32) -> bool {
+        // SAFETY: a plain structure, for which all zeros are a value.
+        let mut status: libc::semid_ds = unsafe { std::mem::zeroed() };
+        // SAFETY: IPC_STAT writes one such structure.
+        assert_eq!(unsafe { libc::semctl(self.0, 0, libc::IPC_STAT, &mut status) }, 0);
+        status.sem_perm.uid = uid;
+        // SAFETY: IPC_SET reads one such structure.
+        unsafe { libc::semctl(self.0, 0, libc::IPC_SET, &mut status) == 0 }
     }
 }

@@ -1,17 +1,23 @@
 //! Why a connection is over.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::websocket::close::means_expired;
+use crate::websocket::close::{means_expired, NORMAL, REPLACED_BY};
 
 /// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// This end closed it, for this reason.
-    Local(&'static str),
-    /// The peer sent a close frame, with this code if it has one.
-    Peer(Option<u16>),
+    Local(Cow<'static, str>),
+    /// The peer sent a close frame.
+    Peer {
+        /// The code of the close frame, if it has one.
+        code: Option<u16>,
+        /// The reason in words. It is the peer's text and may hold any character. Often empty.
+        reason: String,
+    },
     /// The peer closed the byte stream without a close frame.
     EndOfStream,
     /// Reading failed.
@@ -29,7 +35,16 @@ pub enum End {
 impl End {
     /// Whether the peer says that the token is no longer valid.
     pub fn is_expired(&self) -> bool {
-        matches!(self, End::Peer(Some(code)) if means_expired(*code))
+        matches!(self, End::Peer { code: Some(code), .. } if means_expired(*code))
+    }
+
+    /// The address of the connection that has taken this one's place, if the gateway says so. It is
+    /// the peer's text.
+    pub fn replaced_by(&self) -> Option<&str> {
+        match self {
+            End::Peer { code: Some(NORMAL), reason } => reason.strip_prefix(REPLACED_BY),
+            _ => None,
+        }
     }
 }
 
@@ -37,8 +52,14 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             End::Local(why) => f.write_str(why),
-            End::Peer(Some(code)) => write!(f, "the peer closed the connection with code {code}"),
-            End::Peer(None) => f.write_str("the peer closed the connection"),
+            End::Peer { code: Some(code), reason } => {
+                write!(f, "the peer closed the connection with code {code}")?;
+                if reason.is_empty() {
+                    return Ok(());
+                }
+                write!(f, ": {reason}")
+            }
+            End::Peer { code: None, .. } => f.write_str("the peer closed the connection"),
             End::EndOfStream => f.write_str("the peer closed the connection (end of stream)"),
             End::Receive(e) => write!(f, "receive: {e}"),
             End::Send(e) => write!(f, "send: {e}"),

@@ -41,8 +41,17 @@ pub trait Transport: Read + Write {
     }
     /// Limits the bytes that wait unsent in the kernel before the transport reports no room.
     fn limit_unsent(&mut self, _bytes: usize) {}
+    /// The address of the peer, for messages to people.
+    fn peer(&self) -> String {
+        "another connection".to_owned()
+    }
     /// Tells the transport that `poll` reported it readable.
     fn arm(&mut self) {}
+    /// Asked after a read that returned `WouldBlock`: whether the transport has paused although it
+    /// may have more to read. `poll` does not report that, so the next turn reads again.
+    fn has_paused(&self) -> bool {
+        false
+    }
     /// Frees buffers that are empty.
     fn shrink(&mut self) {}
     /// Ends the stream in order, as far as that is possible without blocking.
@@ -329,12 +338,13 @@ impl<T: Transport> Connection<T> {
                     self.hear(now);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = false;
+                    self.readable = self.transport.has_paused();
                     // After a failed write or a silence, nothing that comes later matters.
                     let is_silent = self.state == State::Open && self.end.is_some();
-                    if self.broken || is_silent {
+                    if !self.readable && (self.broken || is_silent) {
                         self.ends(End::EndOfStream);
                     }
+                    return;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return self.ends(End::Receive(e.to_string())),
@@ -393,8 +403,9 @@ impl<T: Transport> Connection<T> {
         match (kind, self.receiver.current()) {
             // No frame may follow a close frame.
             (Kind::Ping, Some(Incoming::Ping(payload))) if is_open => self.sender.pong(payload),
-            (Kind::Close, Some(Incoming::Close(code))) => {
-                self.closed(code.map(answer_to), End::Peer(code), now);
+            (Kind::Close, Some(Incoming::Close { code, reason })) => {
+                let end = End::Peer { code, reason: String::from_utf8_lossy(reason).into_owned() };
+                self.closed(code.map(answer_to), end, now);
             }
             _ => {}
         }
@@ -423,7 +434,17 @@ impl<T: Transport> Connection<T> {
             self.sender.close(Some(code));
             self.state = State::Closing;
             self.timers.set(ConnectionTimer::Close, now + CLOSE_TIMEOUT);
-            self.end.get_or_insert(End::Local(reason));
+            self.end.get_or_insert(End::Local(reason.into()));
+        }
+    }
+
+    /// Like [`close`](Self::close), but tells the peer the reason, too.
+    pub fn close_saying(&mut self, code: u16, reason: String, now: Instant) {
+        if self.state == State::Open {
+            self.sender.close_saying(code, &reason);
+            self.state = State::Closing;
+            self.timers.set(ConnectionTimer::Close, now + CLOSE_TIMEOUT);
+            self.end.get_or_insert(End::Local(reason.into()));
         }
     }
 

@@ -59,7 +59,7 @@ pub(super) fn received(incoming: Incoming<'_>) -> Received<'_> {
         Incoming::TooLong { head, length } => {
             Received::Dropped { what: Dropped::TooLong(length), lossy: data_header(head) }
         }
-        Incoming::Text | Incoming::Ping(_) | Incoming::Close(_) => {
+        Incoming::Text | Incoming::Ping(_) | Incoming::Close { .. } => {
             Received::Dropped { what: Dropped::Text, lossy: None }
         }
         Incoming::Pong => Received::Pong,

@@ -12,6 +12,7 @@ use super::extension::{Credit, Extensions};
 
 #[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct Header<'a> {
+    #[serde(deserialize_with = "integer")]
     pub(super) frame_type: u64,
     #[serde(borrow, default)]
     pub(super) session_id: Text<'a>,
@@ -190,6 +191,10 @@ impl<'de> Deserialize<'de> for FrameId {
                 }
                 Ok(FrameId(Some(id)))
             }
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<FrameId, E> {
+                let id = integral(number, &self)?;
+                self.visit_u64(id)
+            }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<FrameId, E> {
                 let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
                 match text.parse() {
@@ -214,4 +219,31 @@ impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Flag(Value::deserialize(deserializer)? == Value::Bool(true)))
     }
+}
+
+/// The integer that a JSON number with a point, an exponent or a minus sign stands for: 1.0, 1e3, -0.
+/// Such a number is exact up to 2^53 only.
+fn integral<E: de::Error>(number: f64, expected: &dyn de::Expected) -> Result<u64, E> {
+    const EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+    if number.fract() == 0.0 && (0.0..=EXACT).contains(&number) {
+        return Ok(number as u64);
+    }
+    Err(E::invalid_value(de::Unexpected::Float(number), expected))
+}
+
+fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    struct IntegerVisitor;
+    impl Visitor<'_> for IntegerVisitor {
+        type Value = u64;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number from 0")
+        }
+        fn visit_u64<E>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<u64, E> {
+            integral(number, &self)
+        }
+    }
+    deserializer.deserialize_any(IntegerVisitor)
 }

@@ -236,6 +236,32 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_by_their_value_not_by_their_form() {
+        for (text, id) in [
+            ("1e3", 1000),
+            ("1.0", 1),
+            ("-0", 0),
+            ("-0.0", 0),
+            ("20E-1", 2),
+            ("9007199254740992.0", 1 << 53),
+        ] {
+            let header = format!("{{\"frame_type\":2e0,\"frame_id\":{text},\"session_id\":\"s\"}}");
+            let bytes = message(&header, b"");
+            let frame = Frame::parse(&bytes).unwrap();
+            assert_eq!((frame.frame_type, frame.frame_id), (FrameType::SessionCreate, Some(id)));
+        }
+        for text in ["1.5", "-1", "-1.0", "1e300", "9007199254740994.0", "1e-1", "true", "[]"] {
+            for header in [
+                format!("{{\"frame_type\":2,\"frame_id\":{text}}}"),
+                format!("{{\"frame_type\":{text},\"frame_id\":2}}"),
+            ] {
+                let error = Frame::parse(&message(&header, b"")).map(|_| ()).unwrap_err();
+                assert!(matches!(error, Malformed::NotJson(_)), "{header}: {error:?}");
+            }
+        }
+    }
+
+    #[test]
     fn malformed_messages_are_told_apart() {
         let parse = |bytes: &[u8]| Frame::parse(bytes).map(|_| ()).unwrap_err();
         assert_eq!(parse(b""), Malformed::Short(0));

@@ -34,8 +34,13 @@ pub enum TunnelEvent<'a> {
         /// The service type.
         service_type: &'a str,
     },
-    /// The device refused the session with this id.
-    DeviceRefused(&'a str),
+    /// The device refused a session, or did not answer in time.
+    DeviceRefused {
+        /// The session id.
+        id: &'a str,
+        /// Why: the device's text, which may hold any character.
+        why: &'a str,
+    },
     /// One of the ends released the session with this id.
     Released(Side, &'a str),
     /// A session lost bytes and is cut.
@@ -66,10 +71,15 @@ impl TunnelEvent<'_> {
     pub fn is_warning(&self) -> bool {
         use TunnelEvent::*;
         match self {
-            Cut { .. } | Stalled | Refused(_) | Incomplete | CreateFromDevice => true,
+            Cut { .. }
+            | Stalled
+            | DeviceRefused { .. }
+            | Refused(_)
+            | Incomplete
+            | CreateFromDevice => true,
             UnknownSession(_) | TunnelEvent::Dropped(..) | LeftOut(_) => true,
             DeviceConnected | AccessConnected(_) | DeviceLeft { .. } | AccessLeft { .. } => false,
-            Expired | SessionCreated { .. } | DeviceRefused(_) | Released(..) => false,
+            Expired | SessionCreated { .. } | Released(..) => false,
         }
     }
 }
@@ -84,7 +94,7 @@ impl fmt::Display for TunnelEvent<'_> {
             AccessLeft { key, why } => write!(f, "access {key} disconnected: {why}"),
             Expired => f.write_str("expired"),
             SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
-            DeviceRefused(id) => write!(f, "device refused {id:?}"),
+            DeviceRefused { id, why } => write!(f, "device refused {id:?}: {why:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),
             Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),

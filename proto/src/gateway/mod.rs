@@ -172,7 +172,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         match side {
             Side::Device => {
                 if let Some(mut old) = self.device.take() {
-                    old.close(close::NORMAL, "replaced by a new connection", now);
+                    let reason = format!("{}{}", close::REPLACED_BY, member.transport().peer());
+                    old.close_saying(close::NORMAL, reason, now);
                     self.leave_device(old);
                 }
                 self.observer.event(TunnelEvent::DeviceConnected);
@@ -398,10 +399,12 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 if session.deadline.is_none() {
                     return;
                 }
-                if Status::parse(frame.payload).is_some_and(|status| status.code == 0) {
+                let status = Status::parse(frame.payload);
+                if status.as_ref().is_some_and(|status| status.code == 0) {
                     self.accept(frame);
                 } else {
-                    self.observer.event(TunnelEvent::DeviceRefused(id));
+                    let why = status.map_or("an answer without a code".to_owned(), |s| s.msg);
+                    self.observer.event(TunnelEvent::DeviceRefused { id, why: &why });
                     self.refuse(id, frame.payload);
                 }
             }
@@ -740,9 +743,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let late = |session: &Session| session.deadline.is_some_and(|deadline| now >= deadline);
         for id in self.ids_of(late) {
             let Some(session) = self.sessions.get(&id) else { continue };
+            let why = "timeout: the device did not answer";
+            self.observer.event(TunnelEvent::DeviceRefused { id: &id, why });
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
-                let msg = status(response::REFUSED, "timeout: the device did not answer");
-                respond(access, &id, session, &msg);
+                respond(access, &id, session, &status(response::REFUSED, why));
             }
             self.end(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {

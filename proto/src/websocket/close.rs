@@ -15,6 +15,12 @@ pub const EXPIRED: u16 = 4001;
 /// The same in the C SDK.
 const EXPIRED_C_SDK: u16 = 401;
 
+/// Begins the reason with which the gateway closes a device's connection when another one takes its
+/// place. The address of the other connection follows.
+pub const REPLACED_BY: &str = "replaced by ";
+/// Longest reason of a close frame, in bytes: what a control frame holds behind the code.
+pub(crate) const MAX_REASON: usize = 123;
+
 /// Whether the peer refuses the token with this close code.
 pub fn means_expired(code: u16) -> bool {
     matches!(code, EXPIRED | EXPIRED_C_SDK)

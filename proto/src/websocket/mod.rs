@@ -106,7 +106,13 @@ mod tests {
         for step in [1, 2, 7, 1000] {
             assert_eq!(
                 read(&bytes, step).unwrap(),
-                ["binary one", "Ping([112])", "binary abc", "Text", "Close(Some(401))"]
+                [
+                    "binary one",
+                    "Ping([112])",
+                    "binary abc",
+                    "Text",
+                    "Close { code: Some(401), reason: [] }"
+                ]
             );
         }
     }

@@ -80,8 +80,13 @@ pub enum Incoming<'a> {
     Ping(&'a [u8]),
     /// A pong.
     Pong,
-    /// A close frame, with its code if there is one.
-    Close(Option<u16>),
+    /// A close frame.
+    Close {
+        /// Its code, if there is one.
+        code: Option<u16>,
+        /// The bytes behind the code: a text for people.
+        reason: &'a [u8],
+    },
 }
 
 /// The kind of the next message.
@@ -265,9 +270,12 @@ impl Receiver {
         let payload = &self.buffer[pending.payload.clone()];
         Some(match (pending.header.opcode, pending.what) {
             (OpCode::Control(Control::Ping), _) => Incoming::Ping(payload),
-            (OpCode::Control(Control::Close), _) => {
-                Incoming::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))
-            }
+            (OpCode::Control(Control::Close), _) => match payload.split_first_chunk() {
+                Some((code, reason)) => {
+                    Incoming::Close { code: Some(u16::from_be_bytes(*code)), reason }
+                }
+                None => Incoming::Close { code: None, reason: &[] },
+            },
             (OpCode::Control(_), _) => Incoming::Pong,
             (OpCode::Data(_), What::TooLong(length)) => {
                 let head =

@@ -5,6 +5,7 @@ use std::io::{self, Cursor, Write};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
 
+use super::close::MAX_REASON;
 use super::mask::copy_masked;
 use super::Role;
 
@@ -74,6 +75,16 @@ impl Sender {
         let code = code.map(u16::to_be_bytes);
         let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
         self.frame(OpCode::Control(Control::Close), payload, &[]);
+    }
+
+    /// Queues a close frame that gives a reason in words. Only its first 123 bytes are sent.
+    pub fn close_saying(&mut self, code: u16, reason: &str) {
+        let mut end = reason.len().min(MAX_REASON);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        let reason = &reason.as_bytes()[..end];
+        self.frame(OpCode::Control(Control::Close), &code.to_be_bytes(), reason);
     }
 
     fn frame(&mut self, opcode: OpCode, head: &[u8], payload: &[u8]) {

@@ -41,6 +41,8 @@ pub(crate) struct Dialer {
     pub(crate) resolver: Rc<Resolver>,
     /// When to probe a service that sends nothing. `None`: never.
     pub(crate) keep_alive: Option<Duration>,
+    /// How long a connect may take, with all addresses of a name.
+    pub(crate) connect_timeout: Duration,
 }
 
 impl Connect for Dialer {
@@ -50,9 +52,11 @@ impl Connect for Dialer {
     fn dial(&mut self, service_type: &str) -> Result<Dial, DialError> {
         let service = self.services.get(service_type).ok_or(DialError::NoService)?;
         match service.target() {
-            Target::Tcp { host, port } => tcp::TcpDial::new(&self.resolver, host, port.get())
-                .map(Dial::Tcp)
-                .map_err(DialError::Io),
+            Target::Tcp { host, port } => {
+                let deadline = Instant::now() + self.connect_timeout;
+                let dial = tcp::TcpDial::new(&self.resolver, host, port.get(), deadline);
+                dial.map(Dial::Tcp).map_err(DialError::Io)
+            }
             Target::Unix(path) => Ok(Dial::Unix(unix::UnixDial::new(path))),
         }
     }
@@ -60,7 +64,7 @@ impl Connect for Dialer {
     fn step(&mut self, dial: &mut Dial, ready: bool) -> Option<io::Result<LocalSocket>> {
         match dial {
             Dial::Tcp(dial) => {
-                let stream = dial.step(ready)?;
+                let stream = dial.step(ready, Instant::now())?;
                 Some(stream.and_then(|tcp| {
                     tcp.set_nodelay(true)?;
                     let local = LocalSocket::Tcp(tcp);
@@ -74,7 +78,7 @@ impl Connect for Dialer {
 
     fn deadline(&self, dial: &Dial) -> Option<Instant> {
         match dial {
-            Dial::Tcp(_) => None,
+            Dial::Tcp(dial) => dial.deadline(),
             Dial::Unix(dial) => dial.deadline(),
         }
     }

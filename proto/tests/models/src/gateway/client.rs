@@ -101,7 +101,7 @@ impl Client {
                     continue;
                 }
                 Some(Incoming::Binary { message, .. }) => binary = Some(message.to_vec()),
-                Some(Incoming::Close(_)) => (self.got_close, self.is_good) = (true, false),
+                Some(Incoming::Close { .. }) => (self.got_close, self.is_good) = (true, false),
                 Some(Incoming::Ping(_)) if self.is_good => self.sender.pong(b""),
                 Some(Incoming::Ping(_) | Incoming::Pong) => {}
                 Some(other) => panic!("{other:?}"),

@@ -544,5 +544,5 @@ impl Verdict {
 
 /// How a connection ends that a directive closes.
 fn directed() -> End {
-    End::Local(reason::TUNNEL_CLOSED)
+    End::Local(reason::TUNNEL_CLOSED.into())
 }

@@ -220,7 +220,7 @@ impl<S: LocalStream> Session<S> {
     }
 
     /// Whether both directions have ended and the local stream has been told so.
-    pub(crate) fn is_finished(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         self.has_eof && self.input_ended && self.output_shut
     }
 

@@ -79,6 +79,10 @@ fn turn<D: RelaySide<Stream = ProgramStream>>(
     for session in relay.sessions() {
         assert!(session.waiting() <= MAX_WINDOW, "{} bytes wait", session.waiting());
     }
+    let is_due = relay.deadline(now) <= now;
+    let left = relay.sessions().iter().filter(|session| session.is_finished()).count();
+    let waits = left > 0 && D::RELEASES_FINISHED && !is_due;
+    assert!(!waits, "{left} finished sessions wait for the next event");
     let waiting = relay.connection().waiting();
     assert!(waiting <= MAX_SEND, "{waiting} bytes wait for the gateway");
     true

@@ -474,7 +474,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
         let mut violation = None;
-        if has_credit && !session.lane_mut(to).admit(frame.payload.len()) {
+        if session.lane(to).ended && !frame.payload.is_empty() {
+            violation = Some(reason::DATA_AFTER_END);
+        } else if has_credit && !session.lane_mut(to).admit(frame.payload.len()) {
             violation = Some(reason::OVER_CREDIT);
         }
         match frame.credit {

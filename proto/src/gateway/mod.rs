@@ -612,15 +612,21 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     }
 
     fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
-        if !self.sessions.contains_key(id) {
-            return self.report_unknown(id, release::ACCESS_LOST, device, now);
+        match self.sessions.get(id) {
+            None => return self.report_unknown(id, release::ACCESS_LOST, device, now),
+            // It has ended already.
+            Some(session) if session.release.is_some() => return,
+            Some(_) => {}
         }
         self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Device, device)));
     }
 
     fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
-        if self.sessions.get(id).is_none_or(|session| session.access != key) {
-            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+        match self.sessions.get(id).filter(|session| session.access == key) {
+            None => return self.report_unknown(id, release::DEVICE_LOST, access, now),
+            // It has ended already.
+            Some(session) if session.release.is_some() => return,
+            Some(_) => {}
         }
         self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Access, access)));
     }

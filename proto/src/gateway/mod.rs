@@ -437,15 +437,20 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// The device has accepted a session. Passes the answer on.
     fn accept(&mut self, frame: &Frame<'_>) {
+        let held = self.held(Side::Device);
         let Tunnel { sessions, accesses, .. } = self;
         let Some(session) = sessions.get_mut(&*frame.session_id) else { return };
         session.deadline = None;
         session.extensions = session.extensions.and(frame.extensions);
+        if !session.extensions.credit {
+            // The lanes are not used. What was offered for them stands in nobody's way.
+            (session.to_device, session.to_access) = Default::default();
+        }
         let mut credit = 0;
         match frame.credit {
             _ if !session.extensions.credit => {}
             Credit::Bytes(bytes) if session.to_device.add_credit(bytes) => {
-                credit = session.to_device.pass_credit(0);
+                credit = session.to_device.pass_credit(held);
             }
             // The device grants nothing, so the access side may send nothing.
             _ => {}
@@ -562,11 +567,16 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         true
     }
 
+    /// What all lanes of a direction may hold at present.
+    fn held(&self, to: Side) -> u64 {
+        self.sessions.values().map(|session| session.lane(to).held()).sum()
+    }
+
     /// Tells the senders what the receivers have granted, as far as the gateway can keep it.
     fn pass_credits(&mut self) {
-        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
         for to in [Side::Device, Side::Access] {
-            let mut held: u64 = sessions.values().map(|session| session.lane(to).held()).sum();
+            let mut held = self.held(to);
+            let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
             for session in sessions.values_mut() {
                 let from = match to.other() {
                     Side::Device => device.as_mut(),
@@ -704,7 +714,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(device) = open_sender(self.device.as_mut()) else {
             return refuse(access, response::REFUSED, "the device is not connected");
         };
-        let credit = if extensions.credit { session.to_access.pass_credit(0) } else { 0 };
+        let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
+        let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };
         let fields = Fields { extensions, credit, eof: false };
         HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type)).write_with(
             next(&mut self.next_frame),

@@ -125,6 +125,12 @@ impl<S: LocalStream> Session<S> {
         self.buffer.len() + self.batched
     }
 
+    /// How many bytes may be granted to the peer or wait for the local stream. `None` without flow
+    /// control.
+    pub fn window(&self) -> Option<u64> {
+        self.flow.as_ref().map(Flow::window)
+    }
+
     /// Whether bytes or the end of the peer's direction wait for a write.
     pub(crate) fn wants_flush(&self) -> bool {
         self.waiting() > 0 || self.output_ended && !self.output_shut

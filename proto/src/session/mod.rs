@@ -125,6 +125,12 @@ impl<S: LocalStream> Session<S> {
         self.buffer.len() + self.batched
     }
 
+    /// How many bytes may be granted to the peer or wait for the local stream. `None` without flow
+    /// control.
+    pub fn window(&self) -> Option<u64> {
+        self.flow.as_ref().map(Flow::window)
+    }
+
     /// Whether bytes or the end of the peer's direction wait for a write.
     pub(crate) fn wants_flush(&self) -> bool {
         self.waiting() > 0 || self.output_ended && !self.output_shut
@@ -501,12 +507,15 @@ impl<S: LocalStream> Sessions<S> {
     /// Grants the peer what the local streams have taken.
     pub(crate) fn grant(&mut self, sender: &mut Sender, now: Instant) {
         let WindowLimits { first, session, growth } = self.limits.window;
-        let flows = self.open.iter().filter_map(|session| session.flow.as_ref());
+        let held = |session: &Session<S>| {
+            session.flow.as_ref().map(|flow| flow.held(session.waiting()).saturating_sub(first))
+        };
+        let flows = self.open.iter().filter_map(held);
         let count = flows.clone().count();
         if count == 0 {
             return;
         }
-        let grown: u64 = flows.map(|flow| flow.window().saturating_sub(first)).sum();
+        let grown: u64 = flows.sum();
         let share = growth / count as u64;
         let mut left = growth.saturating_sub(grown);
         for index in 0..self.open.len() {

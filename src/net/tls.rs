@@ -14,7 +14,7 @@ use openssl::ssl::{
     self, MidHandshakeSslStream, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslStream,
     SslVerifyMode, SslVersion,
 };
-use openssl::x509::verify::X509CheckFlags;
+use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use openssl::x509::{X509VerifyResult, X509};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
@@ -72,6 +72,9 @@ impl Connector {
     }
 
     pub(crate) fn connect<S: Read + Write>(&self, host: &str, stream: S) -> Handshake<S> {
+        // A dot at the end makes a name absolute for the resolver. It is in no certificate, and not
+        // allowed in the handshake (RFC 6066, 3).
+        let host = host.strip_suffix('.').unwrap_or(host);
         match self {
             Connector::System(connector) => connector.connect(host, stream).into(),
             Connector::Own { context, sni } => match session(context, host, *sni) {
@@ -116,6 +119,8 @@ fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, 
             | SslMode::RELEASE_BUFFERS,
     );
     context.set_verify(SslVerifyMode::PEER);
+    // An anchor may be an intermediate certificate or the server's own.
+    context.cert_store_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     for root in roots {
         context.cert_store_mut().add_cert(root.clone())?;
     }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,11 +22,15 @@ use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{info, warn, Code};
 use crate::net::tls::TlsContext;
-use crate::status::{TunnelRecord, TunnelStatus};
+use crate::status::{Notice, NoticeHandler, NoticeSink, TunnelRecord, TunnelStatus};
 
 /// Most commands that may wait for the start thread. A further one is refused, so that a flood from
 /// the IPC queue cannot grow the process while an event handler sleeps.
 const MAX_QUEUED_COMMANDS: usize = 4096;
+
+/// Most notices that may wait for the start thread. A further one is dropped and counted, so that
+/// sessions that open and close in a loop cannot grow the process while a handler sleeps.
+const MAX_QUEUED_NOTICES: usize = 1024;
 
 /// How long to wait before trying again to create a worker thread.
 const SPAWN_RETRY: Duration = Duration::from_secs(1);
@@ -40,6 +45,7 @@ pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
 enum Message {
     Command(TunnelId, Command),
     Worker(Report),
+    Notice(Notice),
     Stop,
 }
 
@@ -82,6 +88,18 @@ struct Inner {
     records: Mutex<Records>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
+    notice_handler: Mutex<Option<NoticeHandler>>,
+    notices: Arc<NoticeQueue>,
+}
+
+/// The state of the notices on their way to the start thread.
+#[derive(Default)]
+struct NoticeQueue {
+    /// Whether there is a handler.
+    wanted: AtomicBool,
+    queued: AtomicUsize,
+    /// Dropped since the last one that was queued.
+    dropped: AtomicU32,
 }
 
 /// Sends commands to a [`Manager`]. Its functions may be called from any thread, also from the
@@ -160,11 +178,10 @@ impl Handle {
         records.into_iter().map(|(id, record)| record.snapshot(id)).collect()
     }
 
-    /// Offers a local service. It replaces a service of the same type. Only connections opened from
-    /// now on offer it.
+    /// Offers a local service to the sessions opened from now on, also in open tunnels. It replaces a
+    /// service of the same type.
     pub fn add_service(&self, service: Service) {
-        let mut services = self.0.options.services.lock();
-        Arc::make_mut(&mut services).put(service);
+        self.0.options.services.lock().put(service);
     }
 
     /// Sets the security of the connections opened from now on.
@@ -177,6 +194,42 @@ impl Handle {
         *self.0.handler.lock() = handler;
     }
 
+    /// Changes limits for the connections opened from now on. Returns what `change` returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a limit is out of its range then. Nothing is changed in this case.
+    pub(crate) fn change_limits<T>(&self, change: impl FnOnce(&mut Limits) -> T) -> Result<T> {
+        let mut limits = self.0.options.limits.lock();
+        let mut changed = limits.clone();
+        let result = change(&mut changed);
+        changed.check()?;
+        *limits = changed;
+        Ok(result)
+    }
+
+    /// Replaces the handler of notices, which the start thread calls. `None`: no notices are made.
+    pub(crate) fn set_notice_handler(&self, handler: Option<NoticeHandler>) {
+        self.0.notices.wanted.store(handler.is_some(), Ordering::Release);
+        *self.0.notice_handler.lock() = handler;
+    }
+
+    /// Queues the notices of one tunnel for the start thread. Holds no `Handle`, because the records
+    /// are part of it.
+    fn notice_sink(&self, id: &TunnelId) -> NoticeSink {
+        let (queue, sender, id) = (self.0.notices.clone(), self.0.sender.clone(), id.clone());
+        Box::new(move |kind| {
+            if !queue.wanted.load(Ordering::Acquire) {
+                return;
+            }
+            if queue.queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED_NOTICES {
+                queue.queued.fetch_sub(1, Ordering::AcqRel);
+                queue.dropped.fetch_add(1, Ordering::AcqRel);
+                return;
+            }
+            let _ = sender.send(Message::Notice(Notice { tunnel_id: id.clone(), kind }));
+        })
+    }
+
     fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
         let mut ledger = self.0.ledger.lock();
         if ledger.stopped {
@@ -187,7 +240,7 @@ impl Handle {
         }
         let wanted = !matches!(command, Command::Delete);
         let known = ledger.slots.get(id).is_some_and(|slot| slot.wanted);
-        let most = self.0.options.limits.max_tunnels;
+        let most = self.0.options.limits.lock().max_tunnels;
         if wanted && !known && ledger.wanted() >= most {
             return Err(Error::TunnelLimit(most));
         }
@@ -256,8 +309,8 @@ impl ManagerBuilder {
         self.limits.check()?;
         let (sender, receiver) = crossbeam_channel::unbounded();
         let options = Arc::new(Options {
-            limits: self.limits,
-            services: Mutex::new(Arc::new(self.services)),
+            limits: Mutex::new(self.limits),
+            services: Arc::new(Mutex::new(self.services)),
             tls: Mutex::new(TlsContext::new(self.security)),
         });
         let handle = Handle(Arc::new(Inner {
@@ -266,6 +319,8 @@ impl ManagerBuilder {
             records: Mutex::default(),
             sender,
             handler: Mutex::new(self.handler),
+            notice_handler: Mutex::default(),
+            notices: Arc::default(),
         }));
         Ok(Manager { handle, receiver: Mutex::new(receiver) })
     }
@@ -394,6 +449,7 @@ impl StartThread<'_> {
             match message {
                 Ok(Message::Command(id, command)) => self.execute(id, command),
                 Ok(Message::Worker(report)) => self.report(report),
+                Ok(Message::Notice(notice)) => self.notify(&notice),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -427,7 +483,8 @@ impl StartThread<'_> {
     }
 
     fn create(&mut self, id: &TunnelId, params: ConnectParams) {
-        let record = Arc::new(TunnelRecord::new(&params));
+        let record = TunnelRecord::new(&params).with_notices(self.handle.notice_sink(id));
+        let record = Arc::new(record);
         let mut records = self.handle.0.records.lock();
         let at = records.partition_point(|(other, _)| other < id);
         records.insert(at, (id.clone(), record.clone()));
@@ -515,6 +572,17 @@ impl StartThread<'_> {
         let event = Event { kind, tunnel_id: id.clone() };
         if catch_unwind(AssertUnwindSafe(|| handler(self.handle, &event))).is_err() {
             warn!(Code::TunnelFailed, "the event handler panicked");
+        }
+    }
+
+    fn notify(&self, notice: &Notice) {
+        let queue = &self.handle.0.notices;
+        queue.queued.fetch_sub(1, Ordering::AcqRel);
+        let handler = self.handle.0.notice_handler.lock().clone();
+        let Some(handler) = handler else { return };
+        let dropped = queue.dropped.swap(0, Ordering::AcqRel);
+        if catch_unwind(AssertUnwindSafe(|| handler(notice, dropped))).is_err() {
+            warn!(Code::TunnelFailed, "the handler of notices panicked");
         }
     }
 

@@ -248,8 +248,8 @@ impl WorkerThread {
             Err(OpenError::Interrupted) => return Outcome::Directed,
             Err(OpenError::Unauthorized) => return Outcome::Expired,
             Err(OpenError::Failed(failure)) => {
-                log_failure(&self.id, &failure);
-                self.record.failed(&failure.to_string());
+                let code = log_failure(&self.id, &failure);
+                self.record.failed_with(code, &failure.to_string());
                 return Outcome::Failed;
             }
         };
@@ -273,12 +273,12 @@ impl WorkerThread {
             failed: &self.failed,
             progress: &|step| log_progress(params, step),
         };
-        let deadline = Instant::now() + self.options.limits.handshake_timeout;
+        let deadline = Instant::now() + self.options.limits().handshake_timeout;
         opener.open(params, &self.options.tls(), deadline)
     }
 
     fn relay(&self, opened: Opened, now: Instant) -> TunnelRelay {
-        let limits = &self.options.limits;
+        let limits = &self.options.limits();
         let connection =
             Connection::new(opened.stream, Role::Client, &opened.rest, upkeep(limits), now);
         let dialer = Dialer { services: self.options.services(), resolver: self.resolver.clone() };
@@ -324,7 +324,7 @@ impl WorkerThread {
     fn lost(&mut self, end: &End, epoch: u64, is_short: bool) -> Outcome {
         if !end.is_expired() {
             warn!(Code::TunnelReset, "tunnel {}: {end}", self.id);
-            self.record.failed(&end.to_string());
+            self.record.failed_with(Code::TunnelReset, &end.to_string());
         }
         info!(Code::Tunnel, "websocket {} closed", self.id);
         info!(Code::Tunnel, "end the cloud channel.");

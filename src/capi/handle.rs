@@ -6,16 +6,20 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
+use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::observe::{aiot_tunnel_notice_handler_t, notice_for_c, NoticeFunction};
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
-use super::{input, Outcome};
+use super::{input, Outcome, Refusal};
 use crate::config::Security;
 use crate::device::manager::{self, Manager};
 use crate::event::{Event, EventKind};
-use crate::state;
+use crate::ipc::{ListenOptions, Listener};
+use crate::logging::{warn, Code};
+use crate::status::Notice;
 
 /// Added to every handle's number. On 64-bit systems the sum is outside every process's address
 /// space: a caller that dereferences a handle crashes at once, and neither a small invented number
@@ -40,9 +44,10 @@ pub(super) fn create() -> Outcome<*mut c_void> {
         .security(Security::Plain)
         .on_event(move |_, event| called.call(event))
         .build()
-        .map_err(input::code)?;
+        .map_err(|e| Refusal::of("limits", &e))?;
     let state = Mutex::new(State { start_thread: None, ended: false });
-    let instance = Instance { manager, callback, state, returned: Condvar::new() };
+    let (returned, listener) = (Condvar::new(), Mutex::new(None));
+    let instance = Instance { manager, callback, state, returned, listener };
     registry.last = id;
     registry.live.insert(id, Arc::new(instance));
     Ok(ptr::without_provenance_mut(id))
@@ -50,15 +55,21 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 
 /// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or(state::USER_INPUT_EXEC_DISABLED)
+    input::non_null("handle", handle)?;
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(not_valid)
+}
+
+fn not_valid() -> Refusal {
+    let reason =
+        "not valid: it was released by aiot_tunnel_deinit, or aiot_tunnel_init did not return it";
+    Refusal::new(Code::ExecDisabled, "handle", reason)
 }
 
 /// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
-    input::non_null(handle)?;
+    input::non_null("handle", handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or(state::USER_INPUT_EXEC_DISABLED);
+    let instance = registry.live.remove(&handle.addr()).ok_or_else(not_valid);
     if registry.live.is_empty() {
         // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
@@ -73,6 +84,7 @@ pub(super) struct Instance {
     state: Mutex<State>,
     /// Signalled when the start thread has returned.
     returned: Condvar,
+    listener: Mutex<Option<Listener>>,
 }
 
 struct State {
@@ -90,19 +102,52 @@ impl Instance {
         &self.callback
     }
 
+    pub(super) fn shared_callback(&self) -> Arc<Callback> {
+        self.callback.clone()
+    }
+
+    /// Starts the listen thread.
+    pub(super) fn listen(&self, options: ListenOptions) -> Outcome {
+        let mut listener = self.listener.lock();
+        if self.state.lock().ended {
+            return Err(not_valid());
+        }
+        if listener.is_some() {
+            let reason = "the instance has a listen thread already";
+            return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
+        }
+        let started = Listener::start(self.commands(), options);
+        *listener = Some(started.map_err(|e| Refusal::of("queue", &e))?);
+        Ok(())
+    }
+
+    /// Ends the listen thread, if there is one, and waits for it.
+    fn end_listener(&self) {
+        let Some(listener) = self.listener.lock().take() else { return };
+        if !inside_log_callback() {
+            return listener.stop();
+        }
+        // The listen thread may be waiting to log a line. Without another thread, dropping it would wait
+        // for that for ever.
+        if let Err(e) = thread::Builder::new().spawn(move || listener.stop()) {
+            warn!(Code::TunnelFailed, "end the listen thread: {e}");
+        }
+    }
+
     /// Runs the manager on the calling thread, the start thread, until it is stopped.
     pub(super) fn run(&self) -> Outcome {
         let mut state = self.state.lock();
         if state.ended {
-            return Err(state::USER_INPUT_EXEC_DISABLED);
+            return Err(not_valid());
         }
         if state.start_thread.is_some() {
-            return Err(state::TUNNEL_RUNNING);
+            let reason = "another thread is inside aiot_tunnel_start with it";
+            return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
         }
         state.start_thread = Some(current_thread());
         drop(state);
         let _leave = Leave(self);
-        self.manager.run().map_err(input::code)
+        self.manager.run().map_err(|e| Refusal::of("handle", &e))
     }
 
     /// Stops the start thread and waits until it has returned, unless the caller is a
@@ -111,6 +156,9 @@ impl Instance {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
+        drop(state);
+        self.end_listener();
+        let mut state = self.state.lock();
         let inside_handler = state.start_thread == Some(current_thread());
         if inside_handler || inside_log_callback() {
             // Callers rely on getting no callback after deinit has returned.
@@ -142,6 +190,8 @@ pub(super) struct Callback {
     handle: usize,
     function: Mutex<Option<EventFunction>>,
     userdata: AtomicPtr<c_void>,
+    /// The handler of notices, and the address of its data.
+    notices: Mutex<Option<(NoticeFunction, usize)>>,
     silenced: AtomicBool,
 }
 
@@ -151,6 +201,7 @@ impl Callback {
             handle,
             function: Mutex::new(None),
             userdata: AtomicPtr::default(),
+            notices: Mutex::new(None),
             silenced: AtomicBool::new(false),
         }
     }
@@ -161,6 +212,26 @@ impl Callback {
 
     pub(super) fn set_userdata(&self, userdata: *mut c_void) {
         self.userdata.store(userdata, Ordering::Release);
+    }
+
+    pub(super) fn set_notice_function(
+        &self,
+        function: aiot_tunnel_notice_handler_t,
+        userdata: *mut c_void,
+    ) {
+        *self.notices.lock() = function.map(|function| (function, userdata.expose_provenance()));
+    }
+
+    pub(super) fn notice(&self, notice: &Notice, dropped: u32) {
+        let target = *self.notices.lock();
+        let Some((function, userdata)) = target else { return };
+        if self.silenced.load(Ordering::Acquire) {
+            return;
+        }
+        let notice = notice_for_c(notice, dropped);
+        let handle = ptr::without_provenance_mut(self.handle);
+        // SAFETY: the caller promised a function of this type; the notice outlives the call.
+        unsafe { function(handle, &notice, ptr::with_exposed_provenance_mut(userdata)) };
     }
 
     fn silence(&self) {

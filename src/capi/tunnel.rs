@@ -5,8 +5,8 @@ use std::mem::{transmute, MaybeUninit};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::state::{aiot_state_logcb_t, install};
-use super::{guard, guard_code, handle, input, Outcome};
+use super::state::{aiot_state_logcb_t, install, log_to_the_core};
+use super::{guard, guard_code, handle, input, Outcome, Refusal};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
 
@@ -77,8 +77,8 @@ pub enum aiot_tunnel_option_t {
     /// Security of the connections that are opened from now on. Data: aiot_sysdep_network_cred_t *.
     /// Without this option, connections are plain text.
     AIOT_TUNNELOPT_NETWORK_CRED,
-    /// Adds a local service for tunnels that connect from now on. A service of the same type is
-    /// replaced. Data: aiot_tunnel_service_t *.
+    /// Adds a local service for the sessions opened from now on, also in open tunnels. A service of
+    /// the same type is replaced. Data: aiot_tunnel_service_t *.
     AIOT_TUNNELOPT_ADD_SERVICE,
     /// Number of options; not an option itself.
     AIOT_TUNNELOPT_MAX,
@@ -115,10 +115,19 @@ pub(super) type EventFunction =
 ///
 /// May be called from any thread. Does not block.
 ///
+/// From the first call on, the library's log lines go to the callback of the Link SDK's core, if the
+/// program contains the core; see aiot_tunnel_set_logcb.
+///
 /// Returns a handle, or NULL if the instance cannot be created.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
-    guard(ptr::null_mut(), || handle::create().unwrap_or(ptr::null_mut()))
+    guard(ptr::null_mut(), || {
+        log_to_the_core();
+        handle::create().unwrap_or_else(|refusal| {
+            refusal.log("aiot_tunnel_init");
+            ptr::null_mut()
+        })
+    })
 }
 
 /// Sets an option of an instance, before or after aiot_tunnel_start. (Link SDK 4.x)
@@ -156,12 +165,12 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
     const NETWORK_CRED: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_NETWORK_CRED as u32;
     const ADD_SERVICE: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_ADD_SERVICE as u32;
     const MAX: u32 = aiot_tunnel_option_t::AIOT_TUNNELOPT_MAX as u32;
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(data)?;
+    guard_code("aiot_tunnel_setopt", || {
+        input::non_null("handle", handle)?;
+        input::non_null("data", data)?;
         let option = input::enum_number(option);
         if option >= MAX {
-            return Err(state::USER_INPUT_OUT_RANGE);
+            return Err(Refusal::out_of_range("option", format!("{option} is no option")));
         }
         let instance = handle::get(handle)?;
         match option {
@@ -183,7 +192,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
                 let service = unsafe { input::copied(data) };
                 instance.commands().add_service(input::service(&service)?);
             }
-            _ => return Err(state::USER_INPUT_OUT_RANGE),
+            _ => return Err(Refusal::out_of_range("option", format!("{option} is no option"))),
         }
         Ok(())
     })
@@ -210,8 +219,8 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 ///   thread has just released it.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_deinit(handle: *mut *mut c_void) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
+    guard_code("aiot_tunnel_deinit", || {
+        input::non_null("handle", handle)?;
         // SAFETY: the address of the caller's variable. Atomic: several threads may get here.
         let variable = unsafe { AtomicPtr::from_ptr(handle) };
         let instance = handle::remove(variable.load(Ordering::Acquire))?;
@@ -246,12 +255,12 @@ pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
     static EXEC_DISABLED: i32 = state::USER_INPUT_EXEC_DISABLED;
     static RUNNING: i32 = state::TUNNEL_RUNNING;
     static FAILED: i32 = state::TUNNEL_FAILED;
-    let code = match guard(Err(FAILED), || handle::get(handle)?.run()) {
-        Ok(()) => return ptr::null_mut(),
-        Err(state::USER_INPUT_NULL_POINTER) => &NULL_POINTER,
-        Err(state::USER_INPUT_EXEC_DISABLED) => &EXEC_DISABLED,
-        Err(state::TUNNEL_RUNNING) => &RUNNING,
-        Err(_) => &FAILED,
+    let code = match guard_code("aiot_tunnel_start", || handle::get(handle)?.run()) {
+        state::SUCCESS => return ptr::null_mut(),
+        state::USER_INPUT_NULL_POINTER => &NULL_POINTER,
+        state::USER_INPUT_EXEC_DISABLED => &EXEC_DISABLED,
+        state::TUNNEL_RUNNING => &RUNNING,
+        _ => &FAILED,
     };
     ptr::from_ref(code).cast_mut().cast()
 }
@@ -270,7 +279,7 @@ pub extern "C" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
 /// - STATE_USER_INPUT_EXEC_DISABLED (ours): the handle is not valid.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_stop", || {
         handle::get(handle)?.commands().stop();
         Ok(())
     })
@@ -307,10 +316,10 @@ pub unsafe extern "C" fn aiot_tunnel_add(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_add", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.add(&id, params).map_err(input::code)
+        commands.add(&id, params).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
@@ -326,10 +335,10 @@ pub unsafe extern "C" fn aiot_tunnel_update(
     tunnel_id: *mut c_char,
     params: *mut aiot_tunnel_connect_param_t,
 ) -> i32 {
-    guard_code(|| {
+    guard_code("aiot_tunnel_update", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.update(&id, params).map_err(input::code)
+        commands.update(&id, params).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
@@ -352,20 +361,23 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// - STATE_TUNNEL_BUSY (ours): 4096 commands are waiting already.
 #[no_mangle]
 pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut c_char) -> i32 {
-    guard_code(|| {
-        input::non_null(handle)?;
-        input::non_null(tunnel_id)?;
+    guard_code("aiot_tunnel_delete", || {
+        input::non_null("handle", handle)?;
+        input::non_null("tunnel_id", tunnel_id)?;
         let instance = handle::get(handle)?;
         // SAFETY: not NULL, and readable as the C caller promises.
         let id = unsafe { input::tunnel_id(tunnel_id) }?;
-        instance.commands().delete(&id).map_err(input::code)
+        instance.commands().delete(&id).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
-/// Sets the log callback, like aiot_state_set_logcb, under a name that only this library uses. For
-/// programs that also contain the Link SDK's core, whose own aiot_state_set_logcb takes precedence.
-/// Both functions set the same callback. Arguments, threads and result: see aiot_state_set_logcb.
-/// (Ours)
+/// Sets the log callback, like aiot_state_set_logcb, under a name that only this library uses.
+/// Arguments, threads and result: see aiot_state_set_logcb. (Ours)
+///
+/// A program that also contains the Link SDK's core calls the core's aiot_state_set_logcb, and this
+/// library's lines reach the callback set there. A callback set here takes precedence for this
+/// library's lines; NULL returns them to the core's callback. Without the core, both functions set
+/// the same callback.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_set_logcb(handler: aiot_state_logcb_t) -> i32 {
     install(handler)
@@ -396,14 +408,15 @@ unsafe fn connection(
     tunnel_id: *const c_char,
     params: *const aiot_tunnel_connect_param_t,
 ) -> Outcome<(crate::device::manager::Handle, TunnelId, ConnectParams)> {
-    input::non_null(handle)?;
-    input::non_null(tunnel_id)?;
-    input::non_null(params)?;
+    input::non_null("handle", handle)?;
+    input::non_null("tunnel_id", tunnel_id)?;
+    input::non_null("params", params)?;
     // SAFETY: not NULL, and readable as the caller promises; every bit pattern is valid.
     let params: aiot_tunnel_connect_param_t = unsafe { input::copied(params.cast()) };
-    for text in [params.host, params.port, params.path, params.token] {
-        input::non_null(text)?;
-    }
+    input::non_null("params.host", params.host)?;
+    input::non_null("params.port", params.port)?;
+    input::non_null("params.path", params.path)?;
+    input::non_null("params.token", params.token)?;
     let instance = handle::get(handle)?;
     // SAFETY: not NULL, and readable as the caller promises.
     let (id, params) = unsafe { (input::tunnel_id(tunnel_id)?, input::connect_params(&params)?) };

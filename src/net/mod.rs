@@ -4,6 +4,7 @@
 #[cfg(feature = "gateway")]
 pub(crate) mod accept;
 pub(crate) mod dial;
+mod exit;
 pub(crate) mod local;
 pub(crate) mod open;
 pub(crate) mod read_ahead;

@@ -208,7 +208,7 @@ impl<W: Wait> Opener<'_, W> {
             connector.map_err(|e| OpenError::Failed(Failure::Tls(format!("set up TLS: {e}"))))?;
         let (stream, default_port) = match connector {
             None => (Stream::Plain(Socket::new(tcp)), 80),
-            Some(connector) => (self.secure(&connector, params.host(), tcp, deadline)?, 443),
+            Some(connector) => (self.secure(connector.get(), params.host(), tcp, deadline)?, 443),
         };
         let target = Target {
             host: params.host(),

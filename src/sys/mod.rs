@@ -2,6 +2,7 @@
 
 mod allocator;
 mod environment;
+mod exit;
 mod message_queue;
 mod poll;
 mod socket;
@@ -9,6 +10,7 @@ mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
 pub(crate) use environment::take_variable;
+pub(crate) use exit::at_exit;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
 pub(crate) use socket::{

@@ -180,7 +180,7 @@ mod tests {
         let broken = &b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"[..];
         let cut = &certificate()[..200];
         for bad in [broken, cut, b"-----BEGIN CERTIFICATE-----\n", b"# a comment\n"] {
-            for bundle in [[&first, bad, &last], [bad, &first, &last], [&first, &last, bad]] {
+            for bundle in [[&first[..], bad, &last], [bad, &first, &last], [&first, &last, bad]] {
                 let tls = TlsConfig::new().with_ca_pem(&bundle.concat()).unwrap();
                 assert_eq!(tls.roots.unwrap().len(), 2, "{bad:?}");
             }

@@ -20,7 +20,12 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
         .access_limit(args.access_limit);
     builder = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => {
-            builder.tls_pem(&input::read(cert)?, &Zeroizing::new(input::read(key)?))?
+            let (chain, key) = (input::read(cert)?, Zeroizing::new(input::read(key)?));
+            if args.legacy_tls {
+                builder.legacy_tls_pem(&chain, &key)?
+            } else {
+                builder.tls_pem(&chain, &key)?
+            }
         }
         _ if args.plain => builder,
         _ => return Err("give --cert and --key for TLS, or --plain for none".into()),

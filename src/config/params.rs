@@ -128,7 +128,7 @@ mod tests {
         assert!(full.clone().with_header("X-B", &"x".repeat(1000)).is_ok());
         assert!(full
             .with_header("X-B", &"x".repeat(1024))
-            .and_then(|p| p.with_header("C", "xxxx"))
+            .and_then(|p| p.with_header("C", "xxxxxxxx"))
             .is_err());
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -94,8 +94,8 @@ pub(crate) fn spawn(
     record: Arc<TunnelRecord>,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<Worker> {
-    static SERIAL: AtomicU64 = AtomicU64::new(1);
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    static SERIAL: AtomicUsize = AtomicUsize::new(1);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed) as u64;
     let control = Arc::new(Control::new(first)?);
     let of_thread = control.clone();
     let run = move || {

@@ -10,7 +10,7 @@ use std::thread;
 use crate::sys::Waker;
 
 /// Stack of a resolver thread, in bytes. glibc's resolver keeps its buffers there.
-const STACK: usize = 128 * 1024;
+const STACK: usize = 256 * 1024;
 
 type Addresses = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 

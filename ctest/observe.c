@@ -158,6 +158,29 @@ static void limits_are_checked_and_applied(void)
     CHECK_CODE(aiot_tunnel_deinit(&handle), STATE_SUCCESS);
 }
 
+static void added_headers_are_checked_and_sent(void)
+{
+    char id[] = "header", host[] = "127.0.0.1", port[16], path[] = "/tunnel/header/dest?do=idle&header=x-route:a%20b";
+    char token[128];
+    aiot_tunnel_connect_param_t params = {host, port, path, token};
+    device_t device;
+
+    device_open(&device);
+    snprintf(port, sizeof(port), "%u", peer_number("PEER_PORT"));
+    snprintf(token, sizeof(token), "%s", getenv("PEER_TOKEN"));
+    CHECK_CODE(aiot_tunnel_add_header(NULL, "X-A", "b"), STATE_USER_INPUT_NULL_POINTER);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, NULL, "b"), STATE_USER_INPUT_NULL_POINTER);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, "X-A", NULL), STATE_USER_INPUT_NULL_POINTER);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, "X A", "b"), STATE_USER_INPUT_OUT_RANGE);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, "Host", "b"), STATE_USER_INPUT_OUT_RANGE);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, "X-A", "b\r\nc: d"), STATE_USER_INPUT_OUT_RANGE);
+    CHECK_CODE(aiot_tunnel_add_header(device.handle, "X-Route", "a b"), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(aiot_tunnel_add(device.handle, id, &params), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "header");
+    device_close(&device);
+}
+
 static void the_state_of_tunnels_and_their_sessions_is_visible(void)
 {
     char closed_port[] = "1", host[] = "127.0.0.1", path[] = "/", token[] = "hush-t", other[] = "t-refused";
@@ -281,6 +304,7 @@ int main(void)
 {
     RUN(refused_arguments_are_logged_with_their_reason);
     RUN(limits_are_checked_and_applied);
+    RUN(added_headers_are_checked_and_sent);
     RUN(the_state_of_tunnels_and_their_sessions_is_visible);
     RUN(the_listen_thread_survives_the_loss_of_its_queue);
     return 0;

@@ -660,6 +660,29 @@ int32_t aiot_tunnel_set_limit(void *handle,
                               uint32_t value);
 
 /**
+ * Adds a header to the requests that open WebSockets, for example one that a load balancer in front of
+ * the cloud wants. (Ours)
+ *
+ * name: 1 to 127 letters, digits and hyphens, NUL-terminated. The headers that the request has anyway
+ * are refused.
+ * value: at most 127 bytes of visible ASCII and blanks, with no blank at either end, NUL-terminated. Not
+ * a secret.
+ *
+ * Applies to the later calls of aiot_tunnel_add and aiot_tunnel_update; not to commands from
+ * aiot_tunnel_listen. All headers together have at most 2048 bytes. May be called from any thread. Does
+ * not block.
+ *
+ * Returns a state code. After an error, nothing is added.
+ * - STATE_SUCCESS
+ * - STATE_USER_INPUT_NULL_POINTER: an argument is NULL.
+ * - STATE_USER_INPUT_OUT_RANGE: name or value is not valid, or there are too many headers.
+ * - STATE_USER_INPUT_EXEC_DISABLED: the handle is not valid.
+ */
+int32_t aiot_tunnel_add_header(void *handle,
+                               const char *name,
+                               const char *value);
+
+/**
  * Writes what a tunnel does now. (Ours)
  *
  * tunnel_id: as for aiot_tunnel_add.

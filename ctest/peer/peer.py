@@ -174,6 +174,11 @@ class Connection:
         require(key not in used_keys, "Sec-WebSocket-Key was used before")
         used_keys.add(key)
         require(headers.get("user-agent", "").startswith("aiot-tunnel/"), "no User-Agent")
+        query = urllib.parse.urlsplit(target).query
+        wanted = urllib.parse.parse_qs(query).get("header")
+        if wanted:
+            name, _, value = wanted[0].partition(":")
+            require(headers.get(name) == value, f"no header {wanted[0]}")
         require("tunnel-access-token" in headers, "no tunnel-access-token")
         if headers["tunnel-access-token"] != TOKEN:
             self.refuse(401)

@@ -14,8 +14,9 @@ use super::observe::{aiot_tunnel_notice_handler_t, notice_for_c, NoticeFunction}
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
 use super::{input, Outcome, Refusal};
-use crate::config::Security;
+use crate::config::{ConnectParams, Port, Security, Token};
 use crate::device::manager::{self, Manager};
+use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::ipc::{ListenOptions, Listener};
 use crate::logging::{warn, Code};
@@ -47,7 +48,8 @@ pub(super) fn create() -> Outcome<*mut c_void> {
         .map_err(|e| Refusal::of("limits", &e))?;
     let state = Mutex::new(State { start_thread: None, ended: false });
     let (returned, listener) = (Condvar::new(), Mutex::new(None));
-    let instance = Instance { manager, callback, state, returned, listener };
+    let instance =
+        Instance { manager, callback, state, returned, listener, headers: Mutex::default() };
     registry.last = id;
     registry.live.insert(id, Arc::new(instance));
     Ok(ptr::without_provenance_mut(id))
@@ -85,6 +87,8 @@ pub(super) struct Instance {
     /// Signalled when the start thread has returned.
     returned: Condvar,
     listener: Mutex<Option<Listener>>,
+    /// Names and values of the headers that the caller adds to each request.
+    headers: Mutex<Vec<(String, String)>>,
 }
 
 struct State {
@@ -104,6 +108,30 @@ impl Instance {
 
     pub(super) fn shared_callback(&self) -> Arc<Callback> {
         self.callback.clone()
+    }
+
+    /// Adds a header to the requests of later commands.
+    pub(super) fn add_header(&self, name: &str, value: &str) -> Outcome {
+        let mut headers = self.headers.lock();
+        let refused = |e: Error| {
+            let argument = if e.is_about("header value") { "value" } else { "name" };
+            Refusal::of(argument, &e)
+        };
+        let empty =
+            Token::new("").and_then(|token| ConnectParams::new("host", Port::new(1)?, "/", token));
+        let all =
+            headers.iter().fold(empty, |params, (name, value)| params?.with_header(name, value));
+        all.and_then(|params| params.with_header(name, value)).map_err(refused)?;
+        headers.push((name.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    /// The connection data with the caller's headers.
+    pub(super) fn with_headers(&self, mut params: ConnectParams) -> Outcome<ConnectParams> {
+        for (name, value) in self.headers.lock().iter() {
+            params = params.with_header(name, value).map_err(|e| Refusal::of("name", &e))?;
+        }
+        Ok(params)
     }
 
     /// Starts the listen thread.

@@ -127,7 +127,7 @@ pub(super) unsafe fn copied<T: Copy>(data: *const c_void) -> T {
 ///
 /// # Safety
 /// `start` is not NULL, readable up to its NUL or for 128 bytes, and unchanged for `'a`.
-unsafe fn text<'a>(argument: &'static str, start: *const c_char) -> Outcome<&'a str> {
+pub(super) unsafe fn text<'a>(argument: &'static str, start: *const c_char) -> Outcome<&'a str> {
     // SAFETY: as the caller promises; strnlen does not read beyond the NUL.
     let length = unsafe { libc::strnlen(start, TEXT_SIZE) };
     if length == TEXT_SIZE {

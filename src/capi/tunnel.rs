@@ -420,5 +420,5 @@ unsafe fn connection(
     let instance = handle::get(handle)?;
     // SAFETY: not NULL, and readable as the caller promises.
     let (id, params) = unsafe { (input::tunnel_id(tunnel_id)?, input::connect_params(&params)?) };
-    Ok((instance.commands(), id, params))
+    Ok((instance.commands(), id, instance.with_headers(params)?))
 }

@@ -71,7 +71,9 @@ class Matrix:
         result = run(compiler, "-o", program, self.app, *order, *after, "-pthread", f"-Wl,-rpath,{self.folder}", *extra)
         if result.returncode:
             return "does not link:\n" + result.stderr
-        environment = os.environ | {"LD_LIBRARY_PATH": str(self.folder)}
+        # An installed library is found under its soname, beside the file that was linked.
+        places = f"{self.folder}:{pathlib.Path(self.options.shared).resolve().parent}"
+        environment = os.environ | {"LD_LIBRARY_PATH": places}
         result = run(program, env=environment, timeout=60)
         if result.returncode == 0:
             return "good"

@@ -67,7 +67,9 @@ static int child(const char *way, int delay_us)
     exit(0);
 }
 
-int main(int argc, char **argv)
+static const char *program;
+
+static void no_way_to_exit_crashes(void)
 {
     static const char *const ways[] = {"exit", "return", "quick_exit", "thread", "exit-handler", "exit-ours-first"};
     const char *runs_text = getenv("AIOT_EXIT_RUNS");
@@ -75,9 +77,6 @@ int main(int argc, char **argv)
     size_t way;
     int i, crashed;
 
-    if (argc > 2) {
-        return child(argv[1], atoi(argv[2]));
-    }
     for (way = 0; way < sizeof(ways) / sizeof(ways[0]); way++) {
         crashed = 0;
         for (i = 0; i < runs; i++) {
@@ -90,7 +89,7 @@ int main(int argc, char **argv)
             CHECK(process >= 0);
             if (process == 0) {
                 alarm(TIMEOUT_MS / 1000);
-                execl(argv[0], argv[0], ways[way], delay, (char *)NULL);
+                execl(program, program, ways[way], delay, (char *)NULL);
                 _exit(127);
             }
             CHECK(waitpid(process, &status, 0) == process);
@@ -101,5 +100,14 @@ int main(int argc, char **argv)
         printf("%s: %d of %d failed\n", ways[way], crashed, runs);
         CHECK(crashed == 0);
     }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 2) {
+        return child(argv[1], atoi(argv[2]));
+    }
+    program = argv[0];
+    RUN(no_way_to_exit_crashes);
     return 0;
 }

@@ -228,6 +228,8 @@ static void the_state_of_tunnels_and_their_sessions_is_visible(void)
     CHECK_CODE(update(&device, "t1", "echo"), STATE_SUCCESS);
     wait_for(&opened, 1);
     wait_for(&closed, 1);
+    CHECK_EVENT(&device.events, 3, AIOT_TUNNEL_EVT_DISCONNECT, "t1");
+    CHECK_EVENT(&device.events, 4, AIOT_TUNNEL_EVT_EXPIRED, "t1");
     device_close(&device);
     CHECK(value_of(&closed) <= value_of(&opened));
     CHECK(bytes_from_cloud > 0 && bytes_to_cloud > 0);

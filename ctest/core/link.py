@@ -40,8 +40,8 @@ class Matrix:
         self.options, self.folder, self.failed = options, folder, 0
         self.objects = []
 
-    def prepare(self, compiler):
-        flags = ["-std=c99", "-D_DEFAULT_SOURCE", "-D_XOPEN_SOURCE=700", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror",
+    def prepare(self, compiler, more=()):
+        flags = ["-std=c99", "-D_DEFAULT_SOURCE", "-D_XOPEN_SOURCE=700", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", *more,
                  f"-I{HERE}", f"-I{self.options.headers}"]
         self.objects = []
         for source in SOURCES + ["app"]:
@@ -51,7 +51,7 @@ class Matrix:
         self.app = self.objects.pop()
         archive, shared = self.folder / "libcore.a", self.folder / "libcore.so"
         archive.unlink(missing_ok=True)
-        build("ar", "rcs", archive, *self.objects)
+        build("gcc-ar" if more else "ar", "rcs", archive, *self.objects)
         build(compiler, "-shared", *self.objects, "-o", shared)
         self.cores = {"objects": self.objects, "archive": [archive], "shared": [shared],
                       "whole archive": ["-Wl,--whole-archive", archive, "-Wl,--no-whole-archive"]}
@@ -62,6 +62,8 @@ class Matrix:
             after = []
         else:
             ours, after = [self.options.static], shlex.split(self.options.libs)
+            if "-static" in extra:
+                after = ["-lgcc_eh" if library == "-lgcc_s" else library for library in after]
         cores = self.cores[core]
         order = [*cores, *ours] if first == "core" else [*ours, *cores]
         program = self.folder / "app"
@@ -69,7 +71,9 @@ class Matrix:
         result = run(compiler, "-o", program, self.app, *order, *after, "-pthread", f"-Wl,-rpath,{self.folder}", *extra)
         if result.returncode:
             return "does not link:\n" + result.stderr
-        environment = os.environ | {"LD_LIBRARY_PATH": str(self.folder)}
+        # An installed library is found under its soname, beside the file that was linked.
+        places = f"{self.folder}:{pathlib.Path(self.options.shared).resolve().parent}"
+        environment = os.environ | {"LD_LIBRARY_PATH": places}
         result = run(program, env=environment, timeout=60)
         if result.returncode == 0:
             return "good"
@@ -111,6 +115,14 @@ def main():
                                 matrix.check(compiler, core, first, linkage, ["-fuse-ld=gold"])
                             if shutil.which("ld.lld"):
                                 matrix.check(compiler, core, first, linkage, ["-fuse-ld=lld"])
+            if compiler == "gcc":
+                # A static executable: of the three kinds of core, objects and archives.
+                for core, first in [("objects", "core"), ("objects", "ours"), ("archive", "core")]:
+                    matrix.check(compiler, core, first, "static", ["-static"])
+                matrix.prepare(compiler, ["-flto"])
+                for core, first in [("objects", "core"), ("objects", "ours"), ("archive", "core")]:
+                    for linkage in ["shared", "static"]:
+                        matrix.check(compiler, core, first, linkage, ["-flto"])
     print(f"{matrix.failed} failed")
     return 1 if matrix.failed else 0
 

@@ -193,6 +193,10 @@ static PORTFILE: AtomicPtr<aiot_sysdep_portfile_t> = AtomicPtr::new(ptr::null_mu
 /// message on standard error says so.
 ///
 /// May be called from any thread, at any time. Does not block.
+#[allow(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "passed on, and the core's contract is the same"
+)]
 #[no_mangle]
 pub extern "C" fn aiot_sysdep_set_portfile(portfile: *mut aiot_sysdep_portfile_t) {
     PORTFILE.store(portfile, Ordering::Release);

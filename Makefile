@@ -14,8 +14,8 @@ export CARGO PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
 .PHONY: help setup build demo c-demo test lint headers clean install uninstall test-install test-spaces memcheck \
-  racecheck faults fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare microbench \
-  isolation scale compare
+  racecheck faults fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
+  microbench isolation scale compare
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -105,6 +105,7 @@ soak: setup-soak
 ##     NAME=isolation  what one tunnel in trouble costs the others
 ##     NAME=scale      one process with 10, 100 and 1,000 tunnels
 ##     NAME=compare    the tunnel beside ssh -R and rathole
+##     NAME=slow-link  a keystroke beside a file over slow links; needs root
 NAME := tunnel
 bench: bench-$(NAME)
 
@@ -124,8 +125,11 @@ bench-scale: setup-bench-scale
 bench-compare: setup-bench-compare build
 	scripts/compare --json "$(CURDIR)/target/compare.json" $(OPTIONS)
 
+bench-slow-link: setup-bench-slow-link build
+	$(CARGO) bench --bench slow-link -- --json "$(CURDIR)/target/slow-link.json" $(OPTIONS)
+
 bench-%:
-	@echo "There is no benchmark called $*; the names are tunnel, codec, isolation, scale and compare." >&2; exit 2
+	@echo "There is no benchmark called $*; the names are tunnel, codec, isolation, scale, compare and slow-link." >&2; exit 2
 
 # The benchmarks' former targets.
 microbench: bench-codec

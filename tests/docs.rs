@@ -19,7 +19,7 @@ fn every_row_of_the_reliability_table_names_a_test_that_exists() {
         for (file, name) in names {
             let file = if file.contains('/') { file.to_owned() } else { format!("tests/{file}") };
             let code = fs::read_to_string(root.join(&file)).unwrap_or_default();
-            let is_there = code.contains(&format!("fn {name}()"))
+            let is_there = code.contains(&format!("fn {name}("))
                 || code.contains(&format!("RUN({name})"))
                 || code.contains(&format!("void {name}(void)"));
             assert!(is_there, "{file} has no test {name}");

@@ -207,7 +207,7 @@ fn a_close_without_a_code_is_answered_with_an_empty_close() {
         receive(&mut connection, now);
         assert_eq!(deal(&mut connection, now), 0);
         connection.flush(now);
-        assert_eq!(connection.end(), Some(&End::Peer(None)));
+        assert_eq!(connection.end(), Some(&End::Peer { code: None, reason: String::new() }));
         let written = &connection.transport().written;
         // Masked, and without a payload: the code 1005 stands for this and must not be sent.
         assert!(written[..2] == [0x88, 0x80] && written.len() == 6, "{written:?}");

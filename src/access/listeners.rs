@@ -22,7 +22,7 @@ pub(super) struct Listeners<'a> {
     forwards: Vec<(&'a TcpListener, Arc<str>)>,
     settings: &'a Settings,
     waiting: Vec<Pending<LocalSocket>>,
-    /// Until when nothing is accepted.
+    /// Until when nothing is accepted. Kept until an accept succeeds.
     paused: Option<Instant>,
 }
 
@@ -63,13 +63,17 @@ impl<'a> Listeners<'a> {
             let Some((listener, service_type)) = self.forwards.get(index) else { break };
             match listener.accept().and_then(|(stream, _)| self.prepare(stream)) {
                 Ok(local) => {
+                    self.paused = None;
                     let until = Instant::now() + self.settings.queue_timeout;
                     self.waiting.push(Pending::new(local, service_type.clone(), Some(until)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
+                    // One line says it until an accept succeeds.
+                    if self.paused.is_none() {
+                        log::warn!("accept: {e}; trying again");
+                    }
                     self.paused = Some(Instant::now() + ACCEPT_PAUSE);
-                    log::warn!("accept a local connection: {e}; trying again");
                 }
             }
         }

@@ -116,16 +116,22 @@ pub fn keep_of(command: &mut Command) -> &mut Command {
 
 /// Reads the log of a program of this project, for a test that examines it. If logs are kept, it is
 /// kept as it arrives: a test that fails may never see its end.
-pub fn tee(mut from: impl Read) -> Vec<u8> {
-    let (mut all, mut file) = (Vec::new(), child_file());
+pub fn tee(from: impl Read) -> Vec<u8> {
+    let mut all = Vec::new();
+    tee_each(from, |part| all.extend_from_slice(part));
+    all
+}
+
+/// The same, for a test that examines the log while it is written: each part as it arrives.
+pub fn tee_each(mut from: impl Read, mut each: impl FnMut(&[u8])) {
+    let mut file = child_file();
     let mut buffer = [0; 8192];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        all.extend_from_slice(&buffer[..length]);
+        each(&buffer[..length]);
         if let Some(file) = &mut file {
             file.write_all(&buffer[..length]).unwrap();
         }
     }
-    all
 }
 
 fn child_file() -> Option<File> {

@@ -37,7 +37,7 @@ impl Namespace {
                 move_into_link_name_space(self.0.as_fd(), network).unwrap();
                 work()
             });
-            inside.join().unwrap()
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -50,12 +50,18 @@ impl Namespace {
 
     /// Runs the command `ip` inside; the error says what it printed.
     pub fn try_ip(&self, arguments: &str) -> Result<(), String> {
-        let output = self.within(|| Command::new("ip").args(arguments.split(' ')).output());
-        let output = output.map_err(|e| format!("ip {arguments}: {e}"))?;
+        self.try_run("ip", arguments)
+    }
+
+    /// Runs a command inside; the error says what it printed.
+    pub fn try_run(&self, program: &str, arguments: &str) -> Result<(), String> {
+        let output = self.within(|| Command::new(program).args(arguments.split(' ')).output());
+        let output = output.map_err(|e| format!("{program} {arguments}: {e}"))?;
         if output.status.success() {
             return Ok(());
         }
-        Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{program} {arguments}: {}", said.trim()))
     }
 }
 

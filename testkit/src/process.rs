@@ -2,13 +2,14 @@
 //! of them outlives its value. What `/proc` tells about them is in [`procfs`](crate::procfs).
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{kill_process, Pid, Signal};
+use rustix::process::{kill_process, kill_process_group, Pid, Signal};
 
 use crate::wait::TIMEOUT;
 
@@ -42,7 +43,12 @@ pub struct Process(Child);
 impl Process {
     /// Starts a program with its standard input piped.
     pub fn start(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::piped()).spawn();
+        Process::spawn(command.stdin(Stdio::piped()))
+    }
+
+    /// Starts a program whose standard input is the command's.
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn();
         let program = command.get_program().to_string_lossy();
         Process(child.unwrap_or_else(|e| panic!("start {program}: {e}")))
     }
@@ -105,6 +111,18 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Sends SIGKILL and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// Stops it as a debugger would: it keeps its sockets and does nothing. A drop ends it all the
+    /// same.
+    pub fn freeze(&mut self) {
+        self.signal(Signal::STOP);
+    }
+
     fn signal(&mut self, signal: Signal) {
         // Once it has been waited for, its id may be another process's.
         if !self.has_ended() {
@@ -134,6 +152,25 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A child with all processes that it starts: they end with its value, too.
+pub struct Group(pub Process);
+
+impl Group {
+    /// Starts a program whose standard input is the command's.
+    pub fn spawn(command: &mut Command) -> Self {
+        Group(Process::spawn(command.process_group(0)))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = Pid::from_raw(self.0.id() as i32) {
+            // An error says that none is left.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 

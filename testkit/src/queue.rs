@@ -48,6 +48,12 @@ impl Key {
     pub fn new() -> Self {
         Key(0x4000_0000 | (rand::random::<i32>() & 0x3fff_ffff))
     }
+
+    /// Whether there is a queue with this key.
+    pub fn exists(&self) -> bool {
+        // SAFETY: no pointers.
+        unsafe { libc::msgget(self.0, 0) >= 0 }
+    }
 }
 
 impl Default for Key {

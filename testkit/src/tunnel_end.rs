@@ -5,12 +5,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::{json, Value};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
 
 use crate::frame;
+use crate::sockets::is_temporary;
+use crate::wait::TIMEOUT;
 
 /// A plain or a TLS stream.
 pub trait Stream: Read + Write + Send {}
@@ -65,6 +68,24 @@ impl<S: Read + Write> TunnelEnd<S> {
         }
     }
 
+    /// The next tunnel frame, if one comes within a time. The time is one for each read.
+    pub fn receive_within(&mut self, time: Duration) -> Option<(Value, Vec<u8>)> {
+        self.tcp.set_read_timeout(Some(time)).unwrap();
+        let received = loop {
+            match self.socket.read() {
+                Ok(Message::Binary(message)) => {
+                    let (header, payload) = frame::parse_tunnel(&message);
+                    break Some((header, payload.to_vec()));
+                }
+                Ok(_) => {}
+                Err(tungstenite::Error::Io(e)) if is_temporary(&e) => break None,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        self.tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
+        received
+    }
+
     /// Waits for a close frame, answers it, and gives its code. Frames before it are left out.
     pub fn receive_close(&mut self) -> Option<u16> {
         loop {
@@ -88,6 +109,51 @@ impl<S: Read + Write> TunnelEnd<S> {
         assert_eq!(header["frame_id"], id);
         assert_eq!(header["service_type"], service);
         frame::code(&payload)
+    }
+
+    /// Asks a gateway for a session, as an access side does; the answer's code and the session's id.
+    pub fn ask(&mut self, service: &str) -> (i64, String) {
+        self.send(json!({"frame_type": 2, "frame_id": 1, "service_type": service}), b"");
+        let (header, payload) = self.receive();
+        assert_eq!(
+            (&header["frame_type"], &header["frame_id"]),
+            (&json!(1), &json!(1)),
+            "{header}"
+        );
+        let id = header["session_id"].as_str().unwrap_or_default();
+        (frame::code(&payload), id.to_owned())
+    }
+
+    /// Answers the next request for a session, as a device does that speaks the platform's protocol
+    /// and nothing else; the session's id.
+    pub fn answer(&mut self, code: i64) -> String {
+        let (create, _) = self.receive();
+        assert_eq!(create["frame_type"], 2, "{create}");
+        let id = create["session_id"].as_str().expect("a session's id").to_owned();
+        let header = json!({
+            "frame_type": 1,
+            "frame_id": create["frame_id"],
+            "session_id": id,
+            "service_type": create["service_type"],
+        });
+        self.send(header, json!({"code": code, "msg": "said by a test"}).to_string().as_bytes());
+        id
+    }
+
+    /// Receives a session's data up to its release; the bytes, and the release's code.
+    pub fn receive_to_release(&mut self, session: &str) -> (Vec<u8>, i64) {
+        let mut bytes = Vec::new();
+        loop {
+            let (header, payload) = self.receive();
+            if header["session_id"] != session {
+                continue;
+            }
+            match header["frame_type"].as_u64() {
+                Some(3) => return (bytes, frame::code(&payload)),
+                Some(4) => bytes.extend(payload),
+                _ => {}
+            }
+        }
     }
 
     /// Receives so many bytes of one session; no other frame may come in between.

@@ -23,9 +23,9 @@ pub const BUSY: u8 = b'N';
 
 /// Shared by all connections.
 #[derive(Default)]
-struct Counters {
+pub struct Counters {
     /// Bytes that sinks have read.
-    taken: AtomicU64,
+    pub taken: AtomicU64,
     /// Open connections.
     busy: AtomicU64,
 }
@@ -34,10 +34,17 @@ struct Counters {
 pub fn run() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap().port());
+    start(listener);
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// Serves the connections of a listener in this process, for as long as it runs.
+pub fn start(listener: TcpListener) -> Arc<Counters> {
     let counters = Arc::new(Counters::default());
+    let shared = counters.clone();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let counters = counters.clone();
+            let counters = shared.clone();
             thread::spawn(move || {
                 counters.busy.fetch_add(1, Ordering::Relaxed);
                 serve(stream, &counters);
@@ -45,7 +52,7 @@ pub fn run() {
             });
         }
     });
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    counters
 }
 
 fn serve(mut stream: TcpStream, counters: &Counters) -> Option<()> {

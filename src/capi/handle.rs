@@ -12,7 +12,7 @@ use std::thread;
 use parking_lot::{Condvar, Mutex};
 
 use super::observe::{
-    aiot_tunnel_notice_handler_t, aiot_tunnel_notice_t, notice_for_c, NoticeFunction,
+    aiot_tunnel_notice_handler_t, aiot_tunnel_notice_t, may_unwind, notice_for_c, NoticeFunction,
 };
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
@@ -268,7 +268,8 @@ impl Callback {
         function: aiot_tunnel_notice_handler_t,
         userdata: *mut c_void,
     ) {
-        *self.notices.lock() = function.map(|function| (function, userdata.expose_provenance()));
+        let userdata = userdata.expose_provenance();
+        *self.notices.lock() = function.map(|function| (may_unwind(function), userdata));
     }
 
     fn silence(&self) {

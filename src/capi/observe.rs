@@ -2,7 +2,7 @@
 //! running tunnels, and the listen thread.
 
 use std::ffi::{c_char, c_void};
-use std::mem::{offset_of, size_of, MaybeUninit};
+use std::mem::{offset_of, size_of, transmute, MaybeUninit};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{guard_code, handle, input, Outcome, Refusal};
@@ -163,6 +163,13 @@ pub type aiot_tunnel_notice_handler_t = Option<
 /// The function inside [`aiot_tunnel_notice_handler_t`]. It may end its thread, which unwinds it.
 pub(super) type NoticeFunction =
     unsafe extern "C-unwind" fn(*mut c_void, *const aiot_tunnel_notice_t, *mut c_void);
+
+pub(super) fn may_unwind(
+    function: unsafe extern "C" fn(*mut c_void, *const aiot_tunnel_notice_t, *mut c_void),
+) -> NoticeFunction {
+    // SAFETY: the types differ only in what the callee may do: unwind.
+    unsafe { transmute(function) }
+}
 
 /// Which message queue aiot_tunnel_listen_with reads, and who may write to it. (Ours)
 #[repr(C)]

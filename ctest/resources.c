@@ -69,7 +69,8 @@ static void check(const char *function, int error, int skip, int times, const ch
         index++;
     }
     index++;
-    wait_for_no_more_than(idle_fds, idle_threads + 1);
+    /* The start thread, and the thread that calls the log callback. */
+    wait_for_no_more_than(idle_fds, idle_threads + 2);
     fds = count_of("fd");
     threads = count_of("task");
 

@@ -400,9 +400,9 @@
  * come before the event, and all lines come before aiot_tunnel_start returns.
  *
  * It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
- * no room (128 KiB wait) are left out, and their number is reported. Two calls wait for a callback
- * that takes longer than a second for a line: aiot_tunnel_start, before it returns, and
- * aiot_state_set_logcb. So do not hold a lock that the callback takes while you wait for
+ * no room (128 KiB wait) are left out, and their number is reported. An event waits up to three
+ * seconds for the lines that lead to it. Two calls wait until a call of the callback has returned:
+ * aiot_tunnel_start, before it returns, and aiot_state_set_logcb. So do not hold a lock that the callback takes while you wait for
  * aiot_tunnel_start or call aiot_tunnel_deinit.
  *
  * It may call every function of this library; lines that these cause are not reported. It must

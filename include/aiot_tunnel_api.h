@@ -508,7 +508,7 @@ int32_t aiot_tunnel_setopt(void *handle,
  * May be called from any thread. If a thread is inside aiot_tunnel_start, that call is made to
  * return, and aiot_tunnel_deinit waits for it: usually less than 200 ms, plus the time that the
  * event handler takes. Events may arrive during the wait, and never after aiot_tunnel_deinit has
- * returned. Do not hold a lock that the event handler takes: the wait would never end.
+ * returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that the event handler takes: the wait would never end.
  *
  * Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
  * is delivered, and aiot_tunnel_start returns soon afterwards.
@@ -531,6 +531,10 @@ int32_t aiot_tunnel_deinit(void **handle);
  * nothing to do. Commands that were queued before the call are executed first, in the order of
  * their calls. Before the function returns, all tunnels are closed, with a DISCONNECT for each
  * open one, and all threads of the instance have ended.
+ *
+ * One kind of thread remains: a lookup of a host name that the system has not answered yet cannot be
+ * interrupted. All instances of the process share at most 16 threads for lookups. Each ends when the
+ * system's resolver gives up, usually after 10 to 30 s. Do not unload the library (dlclose) before.
  *
  * May be called from any thread, but only one thread at a time may be inside it for one handle.
  *

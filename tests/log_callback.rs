@@ -36,6 +36,8 @@ fn a_log_callback_that_hangs_stops_no_tunnel_and_gets_its_lines_later() {
     assert_eq!(aiot_state_set_logcb(Some(callback)), 0);
     let cloud = Cloud::plain();
     let mut running = Running::start(plain().service(echo("e")));
+    // Dropped before the manager, so that a failure of the test does not wait for the callback.
+    let open = open;
     running.handle.add(&id("t"), cloud.params()).unwrap();
     let mut device = cloud.accept();
     running.expect(EventKind::Connect, "t");

@@ -40,8 +40,9 @@ const BETWEEN_KEYS: std::ops::Range<u64> = 20..120;
 /// How often a wait looks whether the program has been interrupted.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The targets: a keystroke's median in multiples of plain TCP's, and the bulk stream's rate as a
-/// part of plain TCP's.
+/// The targets, for links of at most this rate in kbit/s: a keystroke's median in multiples of plain
+/// TCP's, and the bulk stream's rate as a part of plain TCP's.
+const SLOW: u64 = 1_000;
 const KEY_TARGET: f64 = 3.0;
 const BULK_TARGET: f64 = 0.85;
 
@@ -338,6 +339,7 @@ fn row(
     let bulk = figures.bulk.zip(plain.bulk).map(|(rate, plain)| rate / plain);
     let met = match way {
         Way::Tcp | Way::Ssh => None,
+        _ if kbit > SLOW => None,
         // The target for a foreign cloud is that of the keystroke alone.
         Way::Foreign => Some(keys <= KEY_TARGET),
         Way::Tunnel => Some(keys <= KEY_TARGET && bulk.is_some_and(|part| part >= BULK_TARGET)),

@@ -12,7 +12,7 @@ use crate::frame::{
 };
 use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
-use crate::session::{Local, LocalStream, Outputs, Sessions};
+use crate::session::{Local, LocalStream, Outputs, ReleaseCodes, Sessions};
 
 pub use crate::observer::SessionError;
 
@@ -137,7 +137,7 @@ impl<S: LocalStream> AccessSide<S> {
             // No local stream waits for this session any more.
             let is_known = sessions.find(id).is_some() || sessions.has_ended(id);
             if is_success && !is_known {
-                sessions.write_release(id, reason::TOO_LATE, out.sender);
+                sessions.write_cut(id, reason::TOO_LATE, out.sender);
             }
             return;
         };
@@ -221,7 +221,8 @@ impl<S: LocalStream> AccessSide<S> {
 
 impl<S: LocalStream> RelaySide for AccessSide<S> {
     type Stream = S;
-    const RELEASE_CODE: u8 = release::BY_ACCESS;
+    const RELEASE_CODES: ReleaseCodes =
+        ReleaseCodes { orderly: release::BY_ACCESS, cut: release::ACCESS_LOST };
     const STALLED: &'static str = reason::PROGRAM_STALLED;
     const RELEASES_FINISHED: bool = false;
 

@@ -10,7 +10,7 @@ use crate::frame::{
 };
 use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
-use crate::session::{LocalStream, Outputs, Sessions};
+use crate::session::{LocalStream, Outputs, ReleaseCodes, Sessions};
 use crate::websocket::Sender;
 use crate::Ready;
 
@@ -223,7 +223,9 @@ impl<C: Connect> DeviceSide<C> {
 
 impl<C: Connect> RelaySide for DeviceSide<C> {
     type Stream = C::Stream;
-    const RELEASE_CODE: u8 = release::BY_DEVICE;
+    // The cloud knows code 1 only. The text tells of a cut.
+    const RELEASE_CODES: ReleaseCodes =
+        ReleaseCodes { orderly: release::BY_DEVICE, cut: release::BY_DEVICE };
     const STALLED: &'static str = reason::STALLED;
     const RELEASES_FINISHED: bool = true;
 

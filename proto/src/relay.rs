@@ -11,7 +11,9 @@ use crate::connection::{Connection, End, Received, Transport};
 use crate::frame::{reason, Frame, FrameType};
 use crate::observer::{Event, Journal, Observer};
 use crate::schedule::{Room, Schedule, READ};
-use crate::session::{Lingering, LocalStream, Outputs, Session, SessionLimits, Sessions, Taken};
+use crate::session::{
+    Lingering, LocalStream, Outputs, ReleaseCodes, Session, SessionLimits, Sessions, Taken,
+};
 use crate::websocket::close;
 use crate::Ready;
 
@@ -20,8 +22,8 @@ use crate::Ready;
 pub trait RelaySide {
     /// The type of the local streams.
     type Stream: LocalStream;
-    /// The code of the releases that this side sends.
-    const RELEASE_CODE: u8;
+    /// The codes of the releases that this side sends.
+    const RELEASE_CODES: ReleaseCodes;
     /// The text of the release of a session whose local stream takes nothing.
     const STALLED: &'static str;
     /// Whether this side releases a session once both directions have ended.
@@ -115,7 +117,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     ) -> Self {
         Relay {
             connection,
-            sessions: Sessions::new(limits.session, D::RELEASE_CODE, lingering),
+            sessions: Sessions::new(limits.session, D::RELEASE_CODES, lingering),
             side,
             journal: Journal::new(observer, limits.log_window),
             schedule: Schedule::default(),
@@ -184,8 +186,12 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
 
     /// When [`turn`](Self::turn) has to be called even if `poll` reports nothing.
     pub fn deadline(&self, now: Instant) -> Instant {
-        // The write that failed came after the turn's look at its sessions.
-        if self.sessions.open.iter().any(Session::has_failed) {
+        // These came after the turn's look at its sessions.
+        let is_due = |session: &Session<_>| {
+            let is_finished = D::RELEASES_FINISHED && session.is_finished();
+            session.has_failed() || session.is_lost() || is_finished
+        };
+        if self.sessions.open.iter().any(is_due) {
             return now;
         }
         let mut nearest = self.connection.deadline(now, self.wants_input());

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use aiot_tunnel_models::relay::{ServiceEnd, World};
+use aiot_tunnel_models::relay::{Limits, ServiceEnd, World};
 
 const MANY: usize = 1 << 30;
 
 /// A world with one open session, whose service takes nothing.
 fn world() -> World {
-    let mut world = World::default();
+    // The connection itself must outlive the stall timeouts.
+    let pong_timeout = Duration::from_secs(600);
+    let mut world = World::new(Limits { pong_timeout, ..Limits::default() });
     world.cloud_creates(0, true, 1);
     arrive(&mut world);
     assert_eq!(world.relay.sessions().len(), 1);

@@ -21,10 +21,11 @@ use super::{call_sink, line, Code, Line, HAS_SINK, INSIDE_SINK};
 
 /// Most bytes of lines that wait for the sink.
 const MAX_WAITING: usize = 128 * 1024;
-/// How long to wait for a sink that takes no line.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for the sink. Long enough for a busy machine: callers rely on the order of lines
+/// and events.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How many times as long the end waits for a sink that takes lines, but slowly.
-const LAST_SECONDS: u32 = 5;
+const LAST_WAITS: u32 = 2;
 /// Stack of the thread, in bytes. The C caller's callback runs on it.
 const STACK: usize = 256 * 1024;
 
@@ -65,7 +66,7 @@ impl Drop for Delivering {
     /// are dropped. A call of the sink that has begun is waited for, because it cannot be ended.
     fn drop(&mut self) {
         // A slow sink gets more time than one that takes nothing.
-        (0..LAST_SECONDS).for_each(|_| settle());
+        (0..LAST_WAITS).for_each(|_| settle());
         let mut queue = QUEUE.lock();
         queue.managers -= 1;
         if queue.managers > 0 {
@@ -100,8 +101,8 @@ pub(super) fn deliver(line: Line) {
     CHANGED.notify_all();
 }
 
-/// Waits until the sink has taken the lines that were written so far, for a second at most. Does not
-/// wait again until a sink that takes nothing takes a line.
+/// Waits until the sink has taken the lines that were written so far, for three seconds at most.
+/// Does not wait again until a sink that takes nothing takes a line.
 pub(crate) fn settle() {
     if !HAS_SINK.load(Ordering::Acquire) || INSIDE_SINK.get() {
         return;

@@ -15,7 +15,7 @@ const MOST: usize = 64 * 1024;
 const MOST_READS: usize = 1024;
 /// A peer that sends this many bytes without application data is given up. A handshake takes some
 /// kilobytes, at most 100 KiB of which are certificates.
-const MOST_WITHOUT_DATA: usize = 1024 * 1024;
+const MOST_WITHOUT_DATA: usize = 256 * 1024;
 /// How many other bytes each byte of application data allows. The smallest record has one byte of
 /// data and 22 others.
 const ALLOWED_FOR_DATA: usize = 64;
@@ -145,7 +145,10 @@ mod tests {
         let (mut read, mut piece) = (Vec::new(), [0; 5]);
         loop {
             match ahead.read(&mut piece) {
-                Ok(length) => read.extend_from_slice(&piece[..length]),
+                Ok(length) => {
+                    read.extend_from_slice(&piece[..length]);
+                    ahead.held_data(length);
+                }
                 Err(_) if ahead.has_paused() => {}
                 Err(e) => break assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
             }

@@ -220,7 +220,7 @@ impl<S: LocalStream> Session<S> {
     }
 
     /// Whether both directions have ended and the local stream has been told so.
-    pub(crate) fn is_finished(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         self.has_eof && self.input_ended && self.output_shut
     }
 
@@ -365,14 +365,23 @@ impl<S: LocalStream> Session<S> {
     }
 }
 
+/// The codes of the releases that one end sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReleaseCodes {
+    /// After an orderly end.
+    pub orderly: u8,
+    /// After a cut. A peer of another kind knows it by the code alone.
+    pub cut: u8,
+}
+
 /// The sessions of one connection.
 pub struct Sessions<S: LocalStream> {
     pub(crate) open: Vec<Session<S>>,
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
-    /// The code of the releases that this end sends.
-    release_code: u8,
+    /// The codes of the releases that this end sends: after an orderly end, and after a cut.
+    codes: ReleaseCodes,
     next_key: u64,
     /// The last frame id that this end used.
     frame_id: u64,
@@ -383,7 +392,7 @@ pub struct Sessions<S: LocalStream> {
 impl<S: LocalStream> Sessions<S> {
     pub(crate) fn new(
         limits: SessionLimits,
-        release_code: u8,
+        codes: ReleaseCodes,
         lingering: Vec<Lingering<S>>,
     ) -> Self {
         Sessions {
@@ -391,7 +400,7 @@ impl<S: LocalStream> Sessions<S> {
             lingering,
             limits,
             recent: RecentIds::default(),
-            release_code,
+            codes,
             next_key: 0,
             frame_id: 0,
             header: Vec::new(),
@@ -525,14 +534,24 @@ impl<S: LocalStream> Sessions<S> {
             return;
         }
         cx.journal.tell_limited(cx.now, Event::UnknownSession { id });
-        self.write_release(id, reason::UNKNOWN_SESSION, cx.sender);
+        self.write_release(id, self.codes.orderly, reason::UNKNOWN_SESSION, cx.sender);
     }
 
     /// Ends a session whose local stream is connected, and tells the peer.
     pub(crate) fn release(&mut self, index: usize, why: &str, cx: &mut Outputs<'_, impl Observer>) {
+        self.release_as(index, self.codes.orderly, why, cx);
+    }
+
+    fn release_as(
+        &mut self,
+        index: usize,
+        code: u8,
+        why: &str,
+        cx: &mut Outputs<'_, impl Observer>,
+    ) {
         let id = self.open[index].id.clone();
         self.close(index, cx);
-        self.say_released(&id, why, cx);
+        self.say_released(&id, code, why, cx);
     }
 
     /// Cuts the local stream of a session. It ends in a reset once its bytes are delivered.
@@ -549,7 +568,7 @@ impl<S: LocalStream> Sessions<S> {
             cx.journal.tell(Event::Cut { id: &session.id, reason: why });
             local.cut();
         }
-        self.release(index, why, cx);
+        self.release_as(index, self.codes.cut, why, cx);
     }
 
     /// Ends a session whose local stream takes nothing. The stream does not linger, because the
@@ -561,18 +580,23 @@ impl<S: LocalStream> Sessions<S> {
         }
         cx.journal.tell(Event::Cut { id: &session.id, reason: why });
         cx.journal.tell(Event::Closed { id: &session.id });
-        self.say_released(&session.id, why, cx);
+        self.say_released(&session.id, self.codes.cut, why, cx);
     }
 
-    fn say_released(&mut self, id: &str, why: &str, cx: &mut Outputs<'_, impl Observer>) {
+    fn say_released(&mut self, id: &str, code: u8, why: &str, cx: &mut Outputs<'_, impl Observer>) {
         cx.journal.tell(Event::Released { id });
-        self.write_release(id, why, cx.sender);
+        self.write_release(id, code, why, cx.sender);
     }
 
-    pub(crate) fn write_release(&mut self, id: &str, why: &str, sender: &mut Sender) {
+    fn write_release(&mut self, id: &str, code: u8, why: &str, sender: &mut Sender) {
         let frame_id = self.next_frame_id();
-        frame::write_release(sender, id, frame_id, &frame::status(self.release_code, why));
+        frame::write_release(sender, id, frame_id, &frame::status(code, why));
         self.recent.push(id);
+    }
+
+    /// Releases a session that has no local stream.
+    pub(crate) fn write_cut(&mut self, id: &str, why: &str, sender: &mut Sender) {
+        self.write_release(id, self.codes.cut, why, sender);
     }
 
     /// Removes a session from the table. Its local stream lingers until its last bytes are

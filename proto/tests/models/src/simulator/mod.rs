@@ -190,13 +190,16 @@ impl World {
                 TunnelLimits { sessions: self.plan.sessions, stall: Duration::from_secs(10) };
             self.gateway = Some(Tunnel::new(limits, ()));
         }
+        let mut accesses = false;
+        for access in &mut self.accesses {
+            accesses |= access.work(now);
+        }
         let worked = [
             ("programs", programs),
             ("connects", self.connect(now)),
             ("device", self.device.work(now)),
             ("gateway", self.work_gateway(now)),
-            // Every access side has its turn.
-            ("access", self.accesses.iter_mut().fold(false, |any, one| one.work(now) || any)),
+            ("access", accesses),
         ];
         worked.into_iter().filter(|(_, worked)| *worked).map(|(who, _)| who).collect()
     }

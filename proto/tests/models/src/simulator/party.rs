@@ -66,7 +66,7 @@ fn turn<D: RelaySide<Stream = ProgramStream>>(
     now: Instant,
 ) -> bool {
     let (connection, sessions, hung_up) = poll(relay, now);
-    let lingers = relay.lingering().iter().any(|one| is_ready(one));
+    let lingers = relay.lingering().iter().any(is_ready);
     let is_quiet = sessions.iter().chain([&connection]).all(|ready| *ready == Ready::default());
     if is_quiet && !hung_up && !lingers && relay.deadline(now) > now {
         return false;
@@ -79,6 +79,10 @@ fn turn<D: RelaySide<Stream = ProgramStream>>(
     for session in relay.sessions() {
         assert!(session.waiting() <= MAX_WINDOW, "{} bytes wait", session.waiting());
     }
+    let is_due = relay.deadline(now) <= now;
+    let left = relay.sessions().iter().filter(|session| session.is_finished()).count();
+    let waits = left > 0 && D::RELEASES_FINISHED && !is_due;
+    assert!(!waits, "{left} finished sessions wait for the next event");
     let waiting = relay.connection().waiting();
     assert!(waiting <= MAX_SEND, "{waiting} bytes wait for the gateway");
     true
@@ -106,8 +110,11 @@ impl Lingerers {
     }
 }
 
+/// The service of one client: what it does, the salts of its streams, and its programs.
+type ClientService = (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>);
+
 struct ServiceTable {
-    scripts: HashMap<String, (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>)>,
+    scripts: HashMap<String, ClientService>,
     clock: Clock,
 }
 

@@ -274,6 +274,19 @@ def check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key):
         queue.remove()
 
 
+def check_survives_the_loss_of_its_queue(program, key):
+    with Demo(program, *common_arguments(key)) as demo:
+        demo.expect("demo_tunnel_listen_task Listen ")
+        Queue(key).remove()
+        demo.expect("demo_tunnel_listen_task Listen again")
+        Queue(key).send(message(0))
+        demo.expect(f"close tunnel_id {ID} not found!")
+        # While there is none, too.
+        Queue(key).remove()
+        demo.stop(signal.SIGTERM)
+    assert not Queue(key).exists(), "the demo left its queue behind"
+
+
 def check_stops_at_once(program, key):
     for _ in range(3):
         with Demo(program, *common_arguments(key)) as demo:
@@ -300,6 +313,7 @@ def main():
         check_the_listings(program, key)
         check_a_queue_that_exists_is_used_and_left(program, key)
         check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key)
+        check_survives_the_loss_of_its_queue(program, key)
         check_stops_at_once(program, key)
     finally:
         queue = Queue(key)  # left behind by a demo that was killed

@@ -36,6 +36,8 @@
 
 /* Time between two attempts to wake the listen thread. */
 #define WAKE_AGAIN_MS 20
+/* Time between two attempts to open a queue that was removed. */
+#define REOPEN_MS 1000
 
 /* The message of the business process. Strings are NUL-terminated; the library checks that. */
 typedef struct {
@@ -62,7 +64,9 @@ typedef struct {
 
 typedef struct {
     void *tunnel_handle;
-    int queue;
+    key_t queue_key;
+    int queue;   /* protected by lock, except in the listen thread, which alone changes it */
+    int created; /* this process has created the queue */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int stopping; /* protected by lock: the listen thread is to end */
@@ -138,79 +142,6 @@ static void demo_tunnel_do_operation(void *tunnel_handle, char *data, int32_t le
     explicit_bzero(&info, sizeof(info));
 }
 
-static int demo_listener_is_stopping(demo_listener_t *listener)
-{
-    int stopping;
-
-    pthread_mutex_lock(&listener->lock);
-    stopping = listener->stopping;
-    pthread_mutex_unlock(&listener->lock);
-    return stopping;
-}
-
-/* Step 4: sleeps in msgrcv until a message arrives. */
-static void *demo_tunnel_listen_task(void *arg)
-{
-    demo_listener_t *listener = arg;
-    demo_message_t message;
-    int failed = 0;
-
-    printf("demo_tunnel_listen_task Listen \n");
-    while (!failed) {
-        ssize_t len = msgrcv(listener->queue, &message, sizeof(message.data), MESSAGE_TYPE,
-                             MSG_NOERROR);
-        if (demo_listener_is_stopping(listener)) {
-            break;
-        }
-        if (len >= 0) {
-            printf("msg recv data len %d, \n", (int)len);
-            demo_tunnel_do_operation(listener->tunnel_handle, message.data, (int32_t)len);
-        } else if (errno != EINTR) {
-            /* The queue was removed: no message can arrive any more. */
-            perror("msgrcv");
-            failed = 1;
-        }
-        explicit_bzero(&message, sizeof(message));
-    }
-    explicit_bzero(&message, sizeof(message));
-
-    pthread_mutex_lock(&listener->lock);
-    listener->ended = 1;
-    pthread_cond_signal(&listener->changed);
-    pthread_mutex_unlock(&listener->lock);
-    if (failed) {
-        kill(getpid(), SIGTERM);
-    }
-    return NULL;
-}
-
-/* Wakes the listen thread with an empty message and waits until it has ended. */
-static void demo_listener_stop(demo_listener_t *listener)
-{
-    const struct {
-        long type;
-        char data[1];
-    } wake_up = {MESSAGE_TYPE, {0}};
-
-    pthread_mutex_lock(&listener->lock);
-    listener->stopping = 1;
-    while (!listener->ended) {
-        struct timespec until;
-
-        /* If the queue is full, the thread is awake anyway. The message is repeated, because a
-         * second listener on this queue may receive it instead. */
-        (void)msgsnd(listener->queue, &wake_up, 0, IPC_NOWAIT);
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += WAKE_AGAIN_MS * 1000000L;
-        if (until.tv_nsec >= 1000000000L) {
-            until.tv_nsec -= 1000000000L;
-            until.tv_sec++;
-        }
-        pthread_cond_timedwait(&listener->changed, &listener->lock, &until);
-    }
-    pthread_mutex_unlock(&listener->lock);
-}
-
 /* Checks a queue that already existed; 1 when it is safe. A process that can write to the queue can
  * open a tunnel to any host. The owner can always write, so it must be root or this user; for
  * others the mode decides, and it is narrowed to 0600. */
@@ -257,6 +188,110 @@ static int demo_queue_open(key_t key, int *created)
         }
     }
     return queue;
+}
+
+static int demo_listener_is_stopping(demo_listener_t *listener)
+{
+    int stopping;
+
+    pthread_mutex_lock(&listener->lock);
+    stopping = listener->stopping;
+    pthread_mutex_unlock(&listener->lock);
+    return stopping;
+}
+
+/* Waits for this time, or until `changed` is signalled. The lock is held. */
+static void demo_wait(demo_listener_t *listener, long ms)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += ms % 1000 * 1000000L;
+    if (until.tv_nsec >= 1000000000L) {
+        until.tv_nsec -= 1000000000L;
+        until.tv_sec++;
+    }
+    pthread_cond_timedwait(&listener->changed, &listener->lock, &until);
+}
+
+/* The queue is gone; some systems remove a user's queues at logout. The tunnels stay open meanwhile,
+ * because they may be the only way to this device. Tries until there is a queue again; 0 when the
+ * listen thread is to end instead. */
+static int demo_queue_reopen(demo_listener_t *listener)
+{
+    int reopened = 0;
+
+    pthread_mutex_lock(&listener->lock);
+    while (!listener->stopping && !reopened) {
+        demo_wait(listener, REOPEN_MS);
+        if (!listener->stopping) {
+            int created = 0, queue = demo_queue_open(listener->queue_key, &created);
+
+            reopened = queue >= 0;
+            if (reopened) {
+                listener->queue = queue;
+                listener->created = created;
+            }
+        }
+    }
+    pthread_mutex_unlock(&listener->lock);
+    return reopened;
+}
+
+/* Step 4: sleeps in msgrcv until a message arrives. */
+static void *demo_tunnel_listen_task(void *arg)
+{
+    demo_listener_t *listener = arg;
+    demo_message_t message;
+    int ended = 0;
+
+    printf("demo_tunnel_listen_task Listen \n");
+    while (!ended) {
+        ssize_t len = msgrcv(listener->queue, &message, sizeof(message.data), MESSAGE_TYPE,
+                             MSG_NOERROR);
+        if (demo_listener_is_stopping(listener)) {
+            break;
+        }
+        if (len >= 0) {
+            printf("msg recv data len %d, \n", (int)len);
+            demo_tunnel_do_operation(listener->tunnel_handle, message.data, (int32_t)len);
+        } else if (errno != EINTR) {
+            perror("msgrcv");
+            ended = !demo_queue_reopen(listener);
+            if (!ended) {
+                printf("demo_tunnel_listen_task Listen again\n");
+            }
+        }
+        explicit_bzero(&message, sizeof(message));
+    }
+    explicit_bzero(&message, sizeof(message));
+
+    pthread_mutex_lock(&listener->lock);
+    listener->ended = 1;
+    pthread_cond_signal(&listener->changed);
+    pthread_mutex_unlock(&listener->lock);
+    return NULL;
+}
+
+/* Wakes the listen thread with an empty message and waits until it has ended. */
+static void demo_listener_stop(demo_listener_t *listener)
+{
+    const struct {
+        long type;
+        char data[1];
+    } wake_up = {MESSAGE_TYPE, {0}};
+
+    pthread_mutex_lock(&listener->lock);
+    listener->stopping = 1;
+    pthread_cond_broadcast(&listener->changed);
+    while (!listener->ended) {
+        /* If the queue is full, the thread is awake anyway. The message is repeated, because a
+         * second listener on this queue may receive it instead. */
+        (void)msgsnd(listener->queue, &wake_up, 0, IPC_NOWAIT);
+        demo_wait(listener, WAKE_AGAIN_MS);
+    }
+    pthread_mutex_unlock(&listener->lock);
 }
 
 /* Reads a file into a NUL-terminated buffer, which the caller frees. NULL if it cannot be read. */
@@ -347,12 +382,12 @@ static int32_t demo_configure(void *tunnel_handle, const demo_settings_t *settin
 /* Steps 4 and 5, until a signal arrives; 0 on success. */
 static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
 {
-    demo_listener_t listener = {tunnel_handle, -1, PTHREAD_MUTEX_INITIALIZER,
+    demo_listener_t listener = {tunnel_handle, key, -1, 0, PTHREAD_MUTEX_INITIALIZER,
                                 PTHREAD_COND_INITIALIZER, 0, 0};
     pthread_t thread;
-    int created = 0, received = 0, error;
+    int received = 0, error;
 
-    listener.queue = demo_queue_open(key, &created);
+    listener.queue = demo_queue_open(key, &listener.created);
     if (listener.queue < 0) {
         perror("msgget");
         return -1;
@@ -360,16 +395,12 @@ static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
     error = pthread_create(&thread, NULL, demo_tunnel_listen_task, &listener);
     if (error == 0) {
         sigwait(signals, &received);
-        /* The listen thread sends this signal itself when its queue is gone. */
-        pthread_mutex_lock(&listener.lock);
-        error = listener.ended;
-        pthread_mutex_unlock(&listener.lock);
         demo_listener_stop(&listener);
         pthread_join(thread, NULL);
     } else {
         printf("create demo_tunnel_listen_task error!\n");
     }
-    if (created) {
+    if (listener.created) {
         msgctl(listener.queue, IPC_RMID, NULL);
     }
     return error == 0 ? 0 : -1;

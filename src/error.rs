@@ -70,6 +70,11 @@ impl Error {
         Error::InvalidInput { field, reason: reason.into() }
     }
 
+    /// Whether the value for this field was refused.
+    pub(crate) fn is_about(&self, name: &str) -> bool {
+        matches!(self, Error::InvalidInput { field, .. } if *field == name)
+    }
+
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
         Error::Io { what: what.into(), source }
     }

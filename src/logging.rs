@@ -41,6 +41,18 @@ pub(crate) enum Code {
     Channel = state::PORT_NETWORK_CONNECT_FAILED,
     Dns = state::PORT_NETWORK_DNS_FAILED,
     Handshake = state::PORT_TLS_INVALID_HANDSHAKE,
+    // The lines of a refused call of the C interface have the code that the call returns.
+    NullPointer = state::USER_INPUT_NULL_POINTER,
+    OutRange = state::USER_INPUT_OUT_RANGE,
+    ExecDisabled = state::USER_INPUT_EXEC_DISABLED,
+    CredOption = state::PORT_TLS_INVALID_CRED_OPTION,
+    ServerCert = state::PORT_TLS_INVALID_SERVER_CERT,
+    ClientCert = state::PORT_TLS_INVALID_CLIENT_CERT,
+    ClientKey = state::PORT_TLS_INVALID_CLIENT_KEY,
+    TunnelLimit = state::TUNNEL_LIMIT,
+    TunnelBusy = state::TUNNEL_BUSY,
+    TunnelRunning = state::TUNNEL_RUNNING,
+    TunnelUnknown = state::TUNNEL_UNKNOWN,
 }
 
 /// Receives the code of a line (negative) and the whole line, which ends in `\r\n`.

@@ -75,3 +75,5 @@ pub const TUNNEL_LIMIT: i32 = -0x1C84;
 pub const TUNNEL_BUSY: i32 = -0x1C85;
 /// aiot_tunnel_start already runs for this handle, in another thread. Ours.
 pub const TUNNEL_RUNNING: i32 = -0x1C86;
+/// No tunnel has this id. Ours.
+pub const TUNNEL_UNKNOWN: i32 = -0x1C87;

@@ -12,7 +12,7 @@ use aiot_tunnel_proto::session::Counters;
 use parking_lot::Mutex;
 
 use crate::config::{ConnectParams, Port, TunnelId};
-use crate::logging::one_line;
+use crate::logging::{one_line, Code};
 
 /// Longest error text that is kept, in characters.
 const MAX_ERROR: usize = 512;
@@ -88,8 +88,32 @@ pub struct SessionStatus {
     pub bytes_to_cloud: u64,
 }
 
+/// What an [`Event`](crate::Event) does not say, about one tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) tunnel_id: TunnelId,
+    pub(crate) kind: NoticeKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoticeKind {
+    /// An attempt has failed, or a connection was lost.
+    Failed {
+        code: Code,
+        text: String,
+    },
+    SessionOpened(SessionStatus),
+    SessionClosed(SessionStatus),
+}
+
+/// Where a record sends its notices. Must not block.
+pub(crate) type NoticeSink = Box<dyn Fn(NoticeKind) + Send + Sync>;
+
 /// What is known of one tunnel: written by its worker, read by snapshots.
-pub(crate) struct TunnelRecord(Mutex<Fields>);
+pub(crate) struct TunnelRecord {
+    fields: Mutex<Fields>,
+    notices: Option<NoticeSink>,
+}
 
 struct Fields {
     host: String,
@@ -117,66 +141,95 @@ struct Session {
 impl TunnelRecord {
     /// The record of a tunnel that has yet to connect.
     pub(crate) fn new(params: &ConnectParams) -> Self {
-        TunnelRecord(Mutex::new(Fields {
-            host: params.host().to_owned(),
-            port: params.port(),
-            phase: Phase::Connecting,
-            since: Instant::now(),
-            attempts: 0,
-            last_error: None,
-            sessions: Vec::new(),
-        }))
+        TunnelRecord { fields: Mutex::new(Fields::new(params)), notices: None }
+    }
+
+    /// Sends a notice of each failure, and of each session's begin and end.
+    pub(crate) fn with_notices(mut self, sink: NoticeSink) -> Self {
+        self.notices = Some(sink);
+        self
     }
 
     /// The tunnel gets new connection data; the history of the old ones is forgotten.
     pub(crate) fn restart(&self, params: &ConnectParams) {
-        let TunnelRecord(new) = TunnelRecord::new(params);
-        *self.0.lock() = new.into_inner();
+        let mut fields = self.fields.lock();
+        self.end_sessions(&mut fields);
+        *fields = Fields::new(params);
     }
 
     /// An attempt to connect begins.
     pub(crate) fn connecting(&self) {
-        let mut fields = self.0.lock();
+        let mut fields = self.fields.lock();
         fields.attempts = fields.attempts.saturating_add(1);
-        fields.enter(Phase::Connecting);
+        self.enter(&mut fields, Phase::Connecting);
     }
 
     /// The WebSocket is open.
     pub(crate) fn connected(&self) {
-        let mut fields = self.0.lock();
+        let mut fields = self.fields.lock();
         fields.attempts = 0;
-        fields.enter(Phase::Connected);
+        self.enter(&mut fields, Phase::Connected);
     }
 
     /// The next attempt comes at `until`.
     pub(crate) fn waiting(&self, until: Instant) {
-        self.0.lock().enter(Phase::Waiting { until });
+        self.enter(&mut self.fields.lock(), Phase::Waiting { until });
+    }
+
+    /// [`failed_with`](Self::failed_with) the code that stands for no particular cause.
+    pub(crate) fn failed(&self, why: &str) {
+        self.failed_with(Code::TunnelFailed, why);
     }
 
     /// An attempt has failed, or a connection was lost. `why` may hold text from a peer.
-    pub(crate) fn failed(&self, why: &str) {
-        let text = one_line(why).chars().take(MAX_ERROR).collect();
-        let mut fields = self.0.lock();
+    pub(crate) fn failed_with(&self, code: Code, why: &str) {
+        let text: String = one_line(why).chars().take(MAX_ERROR).collect();
+        let mut fields = self.fields.lock();
+        self.end_sessions(&mut fields);
+        self.notice(|| NoticeKind::Failed { code, text: text.clone() });
         fields.last_error = Some(text);
-        fields.sessions.clear();
     }
 
     /// A session's local service is connected. `counters` are the worker's to count in.
     pub(crate) fn session_opened(&self, id: &str, service_type: &str, counters: Arc<Counters>) {
         let (id, service_type) = (id.to_owned(), service_type.to_owned());
         let session = Session { id, service_type, opened: Instant::now(), counters };
-        self.0.lock().sessions.push(session);
+        let mut fields = self.fields.lock();
+        self.notice(|| NoticeKind::SessionOpened(session.status(session.opened)));
+        fields.sessions.push(session);
     }
 
     /// A session is no longer open. Of the open sessions, no two have one id.
     pub(crate) fn session_closed(&self, id: &str) {
-        self.0.lock().sessions.retain(|session| session.id != id);
+        let mut fields = self.fields.lock();
+        for session in fields.sessions.extract_if(.., |session| session.id == id) {
+            self.notice(|| NoticeKind::SessionClosed(session.status(Instant::now())));
+        }
+    }
+
+    fn enter(&self, fields: &mut Fields, phase: Phase) {
+        fields.phase = phase;
+        fields.since = Instant::now();
+        // A new connection has no session yet, and none is open without a connection.
+        self.end_sessions(fields);
+    }
+
+    fn end_sessions(&self, fields: &mut Fields) {
+        for session in fields.sessions.drain(..) {
+            self.notice(|| NoticeKind::SessionClosed(session.status(Instant::now())));
+        }
+    }
+
+    fn notice(&self, kind: impl FnOnce() -> NoticeKind) {
+        if let Some(sink) = &self.notices {
+            sink(kind());
+        }
     }
 
     pub(crate) fn snapshot(&self, id: TunnelId) -> TunnelStatus {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let ago = |time: Instant| now.saturating_duration_since(time);
-        let fields = self.0.lock();
+        let fields = self.fields.lock();
         let state = match fields.phase {
             Phase::Connecting => TunnelState::Connecting,
             Phase::Connected => TunnelState::Connected,
@@ -184,13 +237,6 @@ impl TunnelRecord {
                 let left = until.saturating_duration_since(now);
                 TunnelState::Waiting { retry_at: clock.checked_add(left).unwrap_or(clock) }
             }
-        };
-        let session = |session: &Session| SessionStatus {
-            id: session.id.clone(),
-            service_type: session.service_type.clone(),
-            age: ago(session.opened),
-            bytes_from_cloud: session.counters.received(),
-            bytes_to_cloud: session.counters.sent(),
         };
         TunnelStatus {
             id,
@@ -200,17 +246,41 @@ impl TunnelRecord {
             since: clock.checked_sub(ago(fields.since)).unwrap_or(clock),
             attempts: fields.attempts,
             last_error: fields.last_error.clone(),
-            sessions: fields.sessions.iter().map(session).collect(),
+            sessions: fields.sessions.iter().map(|session| session.status(now)).collect(),
         }
     }
 }
 
+/// The sessions of a tunnel that was deleted end with its record.
+impl Drop for TunnelRecord {
+    fn drop(&mut self) {
+        self.end_sessions(&mut self.fields.lock());
+    }
+}
+
 impl Fields {
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.since = Instant::now();
-        // A new connection has no session yet, and none is open without a connection.
-        self.sessions.clear();
+    fn new(params: &ConnectParams) -> Self {
+        Fields {
+            host: params.host().to_owned(),
+            port: params.port(),
+            phase: Phase::Connecting,
+            since: Instant::now(),
+            attempts: 0,
+            last_error: None,
+            sessions: Vec::new(),
+        }
+    }
+}
+
+impl Session {
+    fn status(&self, now: Instant) -> SessionStatus {
+        SessionStatus {
+            id: self.id.clone(),
+            service_type: self.service_type.clone(),
+            age: now.saturating_duration_since(self.opened),
+            bytes_from_cloud: self.counters.received(),
+            bytes_to_cloud: self.counters.sent(),
+        }
     }
 }
 
@@ -257,6 +327,27 @@ mod tests {
         record.failed(&format!("a\r\nb{}", "é".repeat(10_000)));
         let text = snapshot(&record).last_error.unwrap();
         assert!(text.starts_with("a??b") && text.chars().count() == MAX_ERROR);
+    }
+
+    #[test]
+    fn a_failure_and_the_begin_and_end_of_each_session_are_noticed() {
+        let (sender, notices) = std::sync::mpsc::channel();
+        let record = record().with_notices(Box::new(move |kind| sender.send(kind).unwrap()));
+        record.connected();
+        let counters = Arc::new(Counters::default());
+        record.session_opened("s1", "_SSH", counters.clone());
+        record.session_opened("s2", "web", Arc::default());
+        counters.add_received(5);
+        record.session_closed("s1");
+        record.failed_with(Code::TunnelReset, "lost");
+        drop(record);
+        let notices: Vec<NoticeKind> = notices.iter().collect();
+        let [opened, _, closed, other, failed] = &notices[..] else { panic!("{notices:?}") };
+        assert!(matches!(opened, NoticeKind::SessionOpened(s) if s.id == "s1"));
+        assert!(matches!(closed, NoticeKind::SessionClosed(s) if s.bytes_from_cloud == 5));
+        assert!(matches!(other, NoticeKind::SessionClosed(s) if s.id == "s2"));
+        let text = "lost".to_owned();
+        assert_eq!(*failed, NoticeKind::Failed { code: Code::TunnelReset, text });
     }
 
     #[test]

@@ -55,6 +55,7 @@ fn exactly_the_listed_symbols_are_exported() {
 mod layout {
     use std::mem::{offset_of, size_of};
 
+    use aiot_tunnel::capi::observe::*;
     use aiot_tunnel::capi::state::*;
     use aiot_tunnel::capi::sysdep::*;
     use aiot_tunnel::capi::tunnel::*;
@@ -102,6 +103,24 @@ mod layout {
             aiot_tunnel_event_type {}
             aiot_tunnel_option_t {}
             aiot_tunnel_service_t { r#type, ip, port }
+            aiot_tunnel_limit_t {}
+            aiot_tunnel_listen_t { size, key, mode, has_owner, owner }
+            aiot_tunnel_notice_handler_t {}
+            aiot_tunnel_notice_t {
+                size, r#type, code, dropped, bytes_from_cloud, bytes_to_cloud, text, tunnel_id,
+                session_id, service_type
+            }
+            aiot_tunnel_notice_type_t {}
+            aiot_tunnel_session_t {
+                size, reserved, age_ms, bytes_from_cloud, bytes_to_cloud, session_id, service_type
+            }
+            aiot_tunnel_session_visitor_t {}
+            aiot_tunnel_state_t {}
+            aiot_tunnel_status_t {
+                size, state, since_ms, retry_at_ms, attempts, sessions, port, reserved, tunnel_id,
+                host, last_error
+            }
+            aiot_tunnel_status_visitor_t {}
         };
         assert_eq!(layout, include_str!("abi/layout.txt"));
     }

@@ -45,21 +45,21 @@ fn every_refusal_of_a_call_has_a_line_with_its_reason() {
         unsafe { aiot_tunnel_add(handle, text(c"t"), &mut params) }
     };
     for (code, parts) in [
-        (add(c"h", c"70000", token), ["port", "65535"]),
-        (add(c"h", c"", token), ["port", "65535"]),
-        (add(c"", c"443", token), ["host", "empty"]),
-        (add(c"h", c"443", c"hush device"), ["token", "(-0x0102)"]),
+        (add(c"h", c"70000", token), ["params.port: ", "65535"]),
+        (add(c"h", c"", token), ["params.port: ", "65535"]),
+        (add(c"", c"443", token), ["params.host: ", "empty"]),
+        (add(c"h", c"443", c"hush device"), ["params.token: ", "visible"]),
     ] {
         let line = LINES.lock().unwrap().remove(0);
         assert_eq!(code, state::USER_INPUT_OUT_RANGE);
-        assert!(line.contains("aiot_tunnel_add is refused: "), "{line}");
+        assert!(line.contains("[LK-0102] aiot_tunnel_add: "), "{line}");
         assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
         assert!(!line.contains("hush"), "{line}");
     }
     // SAFETY: NULL is an argument that the function checks.
     let code = unsafe { aiot_tunnel_add(handle, null_mut(), null_mut()) };
     assert_eq!(code, state::USER_INPUT_NULL_POINTER);
-    assert!(line().contains("aiot_tunnel_add is refused: tunnel_id is NULL (-0x0101)"));
+    assert!(line().contains("[LK-0101] aiot_tunnel_add: tunnel_id: is NULL"));
 
     let mut service = aiot_tunnel_service_t { r#type: [0; 128], ip: [0; 128], port: 22 };
     service.r#type[0] = b'x' as c_char;
@@ -68,14 +68,14 @@ fn every_refusal_of_a_call_has_a_line_with_its_reason() {
     // SAFETY: the data is a service.
     let code = unsafe { aiot_tunnel_setopt(handle, option, data) };
     assert_eq!(code, state::USER_INPUT_OUT_RANGE);
-    assert!(line().contains("aiot_tunnel_setopt is refused: service x: host"));
+    assert!(line().contains("aiot_tunnel_setopt: service.ip: "));
 
     let mut released = handle;
     // SAFETY: the address of a handle.
     assert_eq!(unsafe { aiot_tunnel_deinit(&mut released) }, 0);
     assert_eq!(aiot_tunnel_stop(handle), state::USER_INPUT_EXEC_DISABLED);
-    assert!(line().contains("aiot_tunnel_stop is refused: the handle is not valid"));
+    assert!(line().contains("aiot_tunnel_stop: handle: not valid"));
     assert!(!aiot_tunnel_start(handle).is_null());
-    assert!(line().contains("aiot_tunnel_start is refused: the handle is not valid"));
+    assert!(line().contains("aiot_tunnel_start: handle: not valid"));
     assert_eq!(aiot_state_set_logcb(None), 0);
 }

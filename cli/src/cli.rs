@@ -74,6 +74,10 @@ pub(crate) struct GatewayArgs {
     /// Private key of the certificate (PEM file, not encrypted)
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
+    /// Also accept TLS 1.2 with RSA key exchange, for devices with the vendor's C SDK. Without
+    /// forward secrecy: who gets the key later can read recorded connections
+    #[arg(long, requires = "cert")]
+    pub(crate) legacy_tls: bool,
     /// Serve ws, without TLS
     #[arg(long, conflicts_with = "cert")]
     pub(crate) plain: bool,

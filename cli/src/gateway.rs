@@ -24,7 +24,12 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
         .access_limit(args.access_limit);
     builder = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => {
-            builder.tls_pem(&input::read(cert)?, &input::read_secret(key)?)?
+            let (chain, key) = (input::read(cert)?, input::read_secret(key)?);
+            if args.legacy_tls {
+                builder.legacy_tls_pem(&chain, &key)?
+            } else {
+                builder.tls_pem(&chain, &key)?
+            }
         }
         _ if args.plain => {
             warnings::about_plain_text(&args.listen.ip().to_string(), "--plain");

@@ -11,6 +11,8 @@ COMMAND has these variables in its environment:
     PEER_TOKEN      the token that the peer accepts; any other gets 401
     PEER_TLS        1 with --tls, otherwise 0
     PEER_CA, PEER_CLIENT_CERT, PEER_CLIENT_KEY    PEM files
+    PEER_CERT       the peer's own certificate
+    PEER_INTERMEDIATE   the certificate that issued it, as an intermediate of an unknown root
     PEER_ECHO_PORT  a local service that sends back what it receives
     PEER_RESET_PORT a local service that resets each connection after its first bytes
 
@@ -20,6 +22,7 @@ The query of a device's path, /tunnel/ID/dest?do=..., selects a scenario:
     idle                              stay open until the device sends a close frame
     any                               like idle, but the device may leave during the handshake
     echo[&sessions=N&bytes=N]         compare the bytes of N simultaneous _ECHO sessions; close 4001
+    late                              ask for _LATE until the device offers it; close 4001
     unknown                           ask for a service that is not offered: code 2; close 4001
     reset[&times=N]                   open _RESET sessions until each is released; close 4001
     status&code=N                     refuse the handshake with an HTTP status
@@ -170,6 +173,12 @@ class Connection:
         require(len(base64.b64decode(key, validate=True)) == 16, "Sec-WebSocket-Key")
         require(key not in used_keys, "Sec-WebSocket-Key was used before")
         used_keys.add(key)
+        require(headers.get("user-agent", "").startswith("aiot-tunnel/"), "no User-Agent")
+        query = urllib.parse.urlsplit(target).query
+        wanted = urllib.parse.parse_qs(query).get("header")
+        if wanted:
+            name, _, value = wanted[0].partition(":")
+            require(headers.get(name) == value, f"no header {wanted[0]}")
         require("tunnel-access-token" in headers, "no tunnel-access-token")
         if headers["tunnel-access-token"] != TOKEN:
             self.refuse(401)
@@ -460,6 +469,20 @@ class Peer:
             connection.expect_response(number, session.name, 0)
         connection.close(EXPIRED)
 
+    def do_late(self, connection, _query):
+        deadline = time.monotonic() + TIMEOUT
+        for n in range(1, 1000000):
+            number = connection.send_frame(CREATE, f"s{n}", service_type="_LATE")
+            while True:
+                header, payload = connection.next_frame()
+                if header["frame_type"] == RESPONSE and header["frame_id"] == number:
+                    break
+            if json.loads(payload)["code"] == 0:
+                break
+            require(time.monotonic() < deadline, "the service added later is not offered")
+            time.sleep(0.02)
+        connection.close(EXPIRED)
+
     def do_unknown(self, connection, _query):
         connection.create_session("s1", "_NOBODY", code=2)
         connection.close(EXPIRED)
@@ -556,6 +579,14 @@ def make_certificates(folder):
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test CA",
             "-keyout", "ca.key", "-out", "ca.pem")
+    # The CA once more, as it looks when an unknown root has issued it.
+    openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=unknown root",
+            "-keyout", "root.key", "-out", "root.pem")
+    openssl("req", "-new", "-key", "ca.key", "-subj", "/CN=test CA", "-out", "ca.csr")
+    with open(os.path.join(folder, "ext"), "w", encoding="ascii") as file:
+        file.write("basicConstraints=critical,CA:TRUE\n")
+    openssl("x509", "-req", "-in", "ca.csr", "-CA", "root.pem", "-CAkey", "root.key",
+            "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", "intermediate.pem")
     for name, extension in [
         ("server", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
         ("client", "extendedKeyUsage=clientAuth"),
@@ -597,6 +628,8 @@ def run(command, peer, folder, timeout):
         PEER_TOKEN=TOKEN,
         PEER_TLS="1" if peer.tls else "0",
         PEER_CA=os.path.join(folder, "ca.pem"),
+        PEER_CERT=os.path.join(folder, "server.pem"),
+        PEER_INTERMEDIATE=os.path.join(folder, "intermediate.pem"),
         PEER_CLIENT_CERT=os.path.join(folder, "client.pem"),
         PEER_CLIENT_KEY=os.path.join(folder, "client.key"),
         # OpenSSL loads the system's root certificates even if they are not used. Under valgrind

@@ -1,24 +1,28 @@
 //! Counts the bytes of one session. Another thread can read the counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(any(not(target_has_atomic = "64"), test))]
+mod narrow;
 
-/// Byte counters. The thread that owns the session writes them without a lock; any thread reads
-/// them.
+#[cfg(not(target_has_atomic = "64"))]
+use narrow::Count;
+
+/// Byte counters. The thread that owns the session writes them without a lock where the processor has
+/// 64-bit atomics; any thread reads them.
 #[derive(Debug, Default)]
 pub struct Counters {
-    received: AtomicU64,
-    sent: AtomicU64,
+    received: Count,
+    sent: Count,
 }
 
 impl Counters {
     /// Payload bytes received from the peer.
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.received.get()
     }
 
     /// Payload bytes queued for the peer.
     pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.sent.get()
     }
 
     /// The bytes in both directions.
@@ -29,11 +33,27 @@ impl Counters {
     /// Counts received bytes. Only the owner may call it: one writer can use a load and a store,
     /// which cost less than an atomic addition.
     pub fn add_received(&self, bytes: usize) {
-        self.received.store(self.received() + bytes as u64, Ordering::Relaxed);
+        self.received.add(bytes as u64);
     }
 
     /// Counts sent bytes. Only the owner may call it.
     pub fn add_sent(&self, bytes: usize) {
-        self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
+        self.sent.add(bytes as u64);
+    }
+}
+
+/// A number with one writer.
+#[cfg(target_has_atomic = "64")]
+#[derive(Debug, Default)]
+struct Count(std::sync::atomic::AtomicU64);
+
+#[cfg(target_has_atomic = "64")]
+impl Count {
+    fn get(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn add(&self, more: u64) {
+        self.0.store(self.get() + more, std::sync::atomic::Ordering::Relaxed);
     }
 }

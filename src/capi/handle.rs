@@ -7,17 +7,22 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
+use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::observe::{
+    aiot_tunnel_notice_handler_t, aiot_tunnel_notice_t, may_unwind, notice_for_c, NoticeFunction,
+};
 use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
 use super::{input, Outcome, Refusal};
-use crate::config::Security;
-use crate::device::manager::{self, Manager, Run};
+use crate::config::{ConnectParams, Port, Security, Token};
+use crate::device::manager::{self, Delivery, Manager, Run};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
-use crate::state;
+use crate::ipc::{ListenOptions, Listener};
+use crate::logging::{warn, Code};
 
 /// Added to every handle's number. On 64-bit systems the sum is outside every process's address
 /// space: a caller that dereferences a handle crashes at once, and neither a small invented number
@@ -36,10 +41,12 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry { last: FIRST, live: BTre
 pub(super) fn create() -> Outcome<*mut c_void> {
     let mut registry = REGISTRY.lock();
     let id = registry.last + 1;
-    let manager = Manager::builder().security(Security::Plain).build()?;
+    let builder = Manager::builder().security(Security::Plain);
+    let manager = builder.build().map_err(|e| Refusal::of("limits", &e))?;
     let state = Mutex::new(State { start_thread: None, ended: false });
-    let instance =
-        Instance { manager, callback: Callback::new(id), state, returned: Condvar::new() };
+    let (callback, returned) = (Callback::new(id), Condvar::new());
+    let (listener, headers) = (Mutex::new(None), Mutex::default());
+    let instance = Instance { manager, callback, state, returned, listener, headers };
     registry.last = id;
     registry.live.insert(id, Arc::new(instance));
     Ok(ptr::without_provenance_mut(id))
@@ -48,24 +55,25 @@ pub(super) fn create() -> Outcome<*mut c_void> {
 /// The instance of a valid handle.
 pub(super) fn get(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null("handle", handle)?;
-    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(stale)
+    REGISTRY.lock().live.get(&handle.addr()).cloned().ok_or_else(not_valid)
+}
+
+fn not_valid() -> Refusal {
+    let reason =
+        "not valid: it was released by aiot_tunnel_deinit, or aiot_tunnel_init did not return it";
+    Refusal::new(Code::ExecDisabled, "handle", reason)
 }
 
 /// Removes an instance from the registry. If two callers race, exactly one gets it.
 pub(super) fn remove(handle: *mut c_void) -> Outcome<Arc<Instance>> {
     input::non_null("*handle", handle)?;
     let mut registry = REGISTRY.lock();
-    let instance = registry.live.remove(&handle.addr()).ok_or_else(stale);
+    let instance = registry.live.remove(&handle.addr()).ok_or_else(not_valid);
     if registry.live.is_empty() {
         // An empty map keeps its last node, and dlclose would leak it.
         registry.live = BTreeMap::new();
     }
     instance
-}
-
-fn stale() -> Refusal {
-    let why = "the handle is not valid: it was released, or it is no handle";
-    Refusal::new(state::USER_INPUT_EXEC_DISABLED, why)
 }
 
 /// What a handle identifies. The registry and every call in progress keep it alive.
@@ -75,6 +83,9 @@ pub(super) struct Instance {
     state: Mutex<State>,
     /// Signalled when the start thread has returned.
     returned: Condvar,
+    listener: Mutex<Option<Listener>>,
+    /// Names and values of the headers that the caller adds to each request.
+    headers: Mutex<Vec<(String, String)>>,
 }
 
 struct State {
@@ -92,12 +103,67 @@ impl Instance {
         &self.callback
     }
 
+    /// Adds a header to the requests of later commands.
+    pub(super) fn add_header(&self, name: &str, value: &str) -> Outcome {
+        let mut headers = self.headers.lock();
+        let refused = |e: Error| {
+            let argument = if e.is_about("header value") { "value" } else { "name" };
+            Refusal::of(argument, &e)
+        };
+        let empty =
+            Token::new("").and_then(|token| ConnectParams::new("host", Port::new(1)?, "/", token));
+        let all =
+            headers.iter().fold(empty, |params, (name, value)| params?.with_header(name, value));
+        all.and_then(|params| params.with_header(name, value)).map_err(refused)?;
+        headers.push((name.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    /// The connection data with the caller's headers.
+    pub(super) fn with_headers(&self, mut params: ConnectParams) -> Outcome<ConnectParams> {
+        for (name, value) in self.headers.lock().iter() {
+            params = params.with_header(name, value).map_err(|e| Refusal::of("name", &e))?;
+        }
+        Ok(params)
+    }
+
+    /// Starts the listen thread.
+    pub(super) fn listen(&self, options: ListenOptions) -> Outcome {
+        let mut listener = self.listener.lock();
+        if self.state.lock().ended {
+            return Err(not_valid());
+        }
+        if listener.is_some() {
+            let reason = "the instance has a listen thread already";
+            return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
+        }
+        let started = Listener::start(self.commands(), options);
+        *listener = Some(started.map_err(|e| Refusal::of("queue", &e))?);
+        Ok(())
+    }
+
+    /// Ends the listen thread, if there is one, and waits for it.
+    fn end_listener(&self) {
+        let Some(listener) = self.listener.lock().take() else { return };
+        if !inside_log_callback() {
+            return listener.stop();
+        }
+        // The listen thread may be waiting to log a line. Without another thread, dropping it would wait
+        // for that for ever.
+        if let Err(e) = thread::Builder::new().spawn(move || listener.stop()) {
+            warn!(Code::TunnelFailed, "end the listen thread: {e}");
+        }
+    }
+
     /// Stops the start thread and waits until it has returned, unless the caller is a
     /// callback that the start thread may be waiting for.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
+        drop(state);
+        self.end_listener();
+        let mut state = self.state.lock();
         let inside_handler = state.start_thread == Some(current_thread());
         if inside_handler || inside_log_callback() {
             // Callers rely on getting no callback after deinit has returned.
@@ -140,26 +206,27 @@ impl Drop for Inside {
 pub(super) fn start(instance: Arc<Instance>) -> Outcome {
     let mut state = instance.state.lock();
     if state.ended {
-        return Err(stale());
+        return Err(not_valid());
     }
     if state.start_thread.is_some() {
-        return Err(Error::AlreadyRunning.into());
+        let reason = "another thread is inside aiot_tunnel_start with it";
+        return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
     }
     state.start_thread = Some(current_thread());
     drop(state);
     let inside = Inside(instance);
-    let run = inside.0.manager.begin()?;
+    let run = inside.0.manager.begin().map_err(|e| Refusal::of("handle", &e))?;
     RUNS.with_borrow_mut(|runs| runs.push(StartThread { run, inside }));
     Ok(())
 }
 
-/// Runs the manager until its event handler is to be called. Returns `None` when it has ended.
+/// Runs the manager until a handler is to be called. Returns `None` when it has ended.
 pub(super) fn next_call() -> Option<Call> {
     // Taken out meanwhile: a log callback may start another instance.
     let mut started = RUNS.with_borrow_mut(Vec::pop)?;
     let call = loop {
-        let event = started.run.next()?;
-        if let Some(call) = started.inside.0.callback.call(&event) {
+        let delivery = started.run.next()?;
+        if let Some(call) = started.inside.0.callback.call(&delivery) {
             break call;
         }
     };
@@ -172,6 +239,8 @@ pub(super) struct Callback {
     handle: usize,
     function: Mutex<Option<EventFunction>>,
     userdata: AtomicPtr<c_void>,
+    /// The handler of notices, and the address of its data.
+    notices: Mutex<Option<(NoticeFunction, usize)>>,
     silenced: AtomicBool,
 }
 
@@ -181,6 +250,7 @@ impl Callback {
             handle,
             function: Mutex::new(None),
             userdata: AtomicPtr::default(),
+            notices: Mutex::new(None),
             silenced: AtomicBool::new(false),
         }
     }
@@ -193,48 +263,85 @@ impl Callback {
         self.userdata.store(userdata, Ordering::Release);
     }
 
+    pub(super) fn set_notice_function(
+        &self,
+        function: aiot_tunnel_notice_handler_t,
+        userdata: *mut c_void,
+    ) {
+        let userdata = userdata.expose_provenance();
+        *self.notices.lock() = function.map(|function| (may_unwind(function), userdata));
+    }
+
     fn silence(&self) {
         self.silenced.store(true, Ordering::Release);
     }
 
-    /// The call that delivers an event. `None` if there is nobody to deliver it to.
-    fn call(&self, event: &Event) -> Option<Call> {
-        let function = (*self.function.lock())?;
+    /// The call that delivers this. `None` if there is nobody to deliver it to.
+    fn call(&self, delivery: &Delivery) -> Option<Call> {
         if self.silenced.load(Ordering::Acquire) {
             return None;
         }
-        let kind = match event.kind {
-            EventKind::Connect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_CONNECT,
-            EventKind::Disconnect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_DISCONNECT,
-            EventKind::Expired => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_EXPIRED,
-        };
-        let mut event_for_c = aiot_tunnel_event_t { r#type: kind, tunnel_id: [0; 128] };
-        // The last byte stays NUL, even for the longest id.
-        let room = &mut event_for_c.tunnel_id[..127];
-        for (to, from) in room.iter_mut().zip(event.tunnel_id.as_str().bytes()) {
-            *to = from as _;
+        let handle = ptr::without_provenance_mut(self.handle);
+        match delivery {
+            Delivery::Event(event) => {
+                let function = (*self.function.lock())?;
+                let userdata = self.userdata.load(Ordering::Acquire);
+                Some(Call::Event { function, handle, event: event_for_c(event), userdata })
+            }
+            Delivery::Notice(notice, dropped) => {
+                let (function, userdata) = (*self.notices.lock())?;
+                let userdata = ptr::with_exposed_provenance_mut(userdata);
+                let notice = notice_for_c(notice, *dropped);
+                Some(Call::Notice { function, handle, notice, userdata })
+            }
         }
-        Some(Call {
-            function,
-            handle: ptr::without_provenance_mut(self.handle),
-            event: event_for_c,
-            userdata: self.userdata.load(Ordering::Acquire),
-        })
     }
 }
 
-/// A call of the event handler. It holds nothing that would have to be dropped.
-pub(super) struct Call {
-    function: EventFunction,
-    handle: *mut c_void,
-    event: aiot_tunnel_event_t,
-    userdata: *mut c_void,
+fn event_for_c(event: &Event) -> aiot_tunnel_event_t {
+    let kind = match event.kind {
+        EventKind::Connect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_CONNECT,
+        EventKind::Disconnect => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_DISCONNECT,
+        EventKind::Expired => aiot_tunnel_event_type::AIOT_TUNNEL_EVT_EXPIRED,
+    };
+    let mut event_for_c = aiot_tunnel_event_t { r#type: kind, tunnel_id: [0; 128] };
+    // The last byte stays NUL, even for the longest id.
+    let room = &mut event_for_c.tunnel_id[..127];
+    for (to, from) in room.iter_mut().zip(event.tunnel_id.as_str().bytes()) {
+        *to = from as _;
+    }
+    event_for_c
+}
+
+/// A call of a handler. It holds nothing that would have to be dropped.
+#[expect(clippy::large_enum_variant, reason = "a box would have to be dropped")]
+pub(super) enum Call {
+    Event {
+        function: EventFunction,
+        handle: *mut c_void,
+        event: aiot_tunnel_event_t,
+        userdata: *mut c_void,
+    },
+    Notice {
+        function: NoticeFunction,
+        handle: *mut c_void,
+        notice: aiot_tunnel_notice_t,
+        userdata: *mut c_void,
+    },
 }
 
 impl Call {
     /// Calls the handler. This may not return: see `aiot_tunnel_start`.
     pub(super) fn make(&self) {
-        // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
-        unsafe { (self.function)(self.handle, &self.event, self.userdata) };
+        match self {
+            Call::Event { function, handle, event, userdata } => {
+                // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
+                unsafe { function(*handle, event, *userdata) };
+            }
+            Call::Notice { function, handle, notice, userdata } => {
+                // SAFETY: the caller promised a function of this type; the notice outlives the call.
+                unsafe { function(*handle, notice, *userdata) };
+            }
+        }
     }
 }

@@ -9,17 +9,15 @@ use super::sysdep::{aiot_sysdep_network_cred_option_t, aiot_sysdep_network_cred_
 use super::tunnel::{aiot_tunnel_connect_param_t, aiot_tunnel_service_t};
 use super::{Outcome, Refusal};
 use crate::config::{ConnectParams, Port, Security, Service, TlsConfig, Token, TunnelId};
-use crate::error::Error;
-use crate::state;
+use crate::logging::Code;
 
 /// Size of the longest string of the C interface, with its NUL. Firmware passes the 128-byte fields
 /// of an IPC message on as they are, and a hostile message may have no NUL in them.
 const TEXT_SIZE: usize = 128;
 
-/// Checks the pointer of an argument. `name` is the name of the argument.
-pub(super) fn non_null<T>(name: &str, pointer: *const T) -> Outcome {
+pub(super) fn non_null<T>(argument: &'static str, pointer: *const T) -> Outcome {
     if pointer.is_null() {
-        return Err(Refusal::new(state::USER_INPUT_NULL_POINTER, format!("{name} is NULL")));
+        return Err(Refusal::null(argument));
     }
     Ok(())
 }
@@ -34,8 +32,10 @@ pub(super) fn enum_number<E>(value: MaybeUninit<E>) -> u32 {
 /// # Safety
 /// `id` is not NULL and readable up to its NUL or for 128 bytes.
 pub(super) unsafe fn tunnel_id(id: *const c_char) -> Outcome<TunnelId> {
+    const ARGUMENT: &str = "tunnel_id";
     // SAFETY: as the caller promises.
-    Ok(TunnelId::new(unsafe { text("tunnel_id", id) }?)?)
+    let id = unsafe { text(ARGUMENT, id) }?;
+    TunnelId::new(id).map_err(|e| Refusal::of(ARGUMENT, &e))
 }
 
 /// # Safety
@@ -46,28 +46,33 @@ pub(super) unsafe fn connect_params(
     // SAFETY: as the caller promises, for each of the four.
     let (host, port, path, token) = unsafe {
         (
-            text("host", params.host)?,
-            text("port", params.port)?,
-            text("path", params.path)?,
-            text("token", params.token)?,
+            text("params.host", params.host)?,
+            text("params.port", params.port)?,
+            text("params.path", params.path)?,
+            text("params.token", params.token)?,
         )
     };
-    let port = port.parse::<Port>()?;
+    let port = port.parse::<Port>().map_err(|e| Refusal::of("params.port", &e))?;
     // No copy in between: the token is wiped when dropped.
-    let token = Token::new(token)?;
-    Ok(ConnectParams::new(host, port, path, token)?)
+    let token = Token::new(token).map_err(|e| Refusal::of("params.token", &e))?;
+    ConnectParams::new(host, port, path, token).map_err(|e| {
+        let argument = if e.is_about("path") { "params.path" } else { "params.host" };
+        Refusal::of(argument, &e)
+    })
 }
 
 pub(super) fn service(service: &aiot_tunnel_service_t) -> Outcome<Service> {
-    // SAFETY: both are arrays of 128 bytes, the bound of the scan.
-    let (name, ip) =
-        unsafe { (text("type", service.r#type.as_ptr())?, text("ip", service.ip.as_ptr())?) };
-    let refused = |why: String| Refusal::new(state::USER_INPUT_OUT_RANGE, why);
     let port = u16::try_from(service.port)
-        .map_err(|_| refused(format!("service {name}: port {} is over 65535", service.port)))?;
-    let named = |e: Error| Refusal::new(e.state_code(), format!("service {name}: {e}"));
-    let port = Port::new(port).map_err(named)?;
-    Service::new(name, ip, port).map_err(named)
+        .map_err(|_| Refusal::out_of_range("service.port", "greater than 65535"))?;
+    let port = Port::new(port).map_err(|e| Refusal::of("service.port", &e))?;
+    // SAFETY: both are arrays of 128 bytes, the bound of the scan.
+    let (name, ip) = unsafe {
+        (text("service.type", service.r#type.as_ptr())?, text("service.ip", service.ip.as_ptr())?)
+    };
+    Service::new(name, ip, port).map_err(|e| {
+        let argument = if e.is_about("host") { "service.ip" } else { "service.type" };
+        Refusal::of(argument, &e)
+    })
 }
 
 /// # Safety
@@ -78,9 +83,9 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
     match enum_number(cred.option) {
         NONE => return Ok(Security::Plain),
         CA => {}
-        other => {
-            let why = format!("credential: option {other} is neither NONE nor SVRCERT_CA");
-            return Err(Refusal::new(state::PORT_TLS_INVALID_CRED_OPTION, why));
+        _ => {
+            let reason = "neither NONE nor SVRCERT_CA; pre-shared keys are not supported";
+            return Err(Refusal::new(Code::CredOption, "cred.option", reason));
         }
     }
     // SAFETY: as the caller promises, for each of the three.
@@ -91,18 +96,19 @@ pub(super) unsafe fn security(cred: &aiot_sysdep_network_cred_t) -> Outcome<Secu
             pem(cred.x509_client_privkey, cred.x509_client_privkey_len),
         )
     };
-    let missing = |code, what: &str| Refusal::new(code, format!("credential: {what} is missing"));
-    let ca = ca.ok_or_else(|| missing(state::PORT_TLS_INVALID_SERVER_CERT, "x509_server_cert"))?;
-    let tls = TlsConfig::new().with_sni(cred.sni_enabled != 0).with_ca_pem(ca)?;
+    let missing = |code, argument| Refusal::new(code, argument, "NULL or empty");
+    let ca = ca.ok_or_else(|| missing(Code::ServerCert, "cred.x509_server_cert"))?;
+    let tls = TlsConfig::new()
+        .with_sni(cred.sni_enabled != 0)
+        .with_ca_pem(ca)
+        .map_err(|e| Refusal::of("cred.x509_server_cert", &e))?;
     let tls = match (cert, key) {
         (None, None) => tls,
-        (Some(cert), Some(key)) => tls.with_client_pem(cert, key)?,
-        (Some(_), None) => {
-            return Err(missing(state::PORT_TLS_INVALID_CLIENT_KEY, "x509_client_privkey"));
-        }
-        (None, Some(_)) => {
-            return Err(missing(state::PORT_TLS_INVALID_CLIENT_CERT, "x509_client_cert"));
-        }
+        (Some(cert), Some(key)) => tls
+            .with_client_pem(cert, key)
+            .map_err(|e| Refusal::of("cred.x509_client_cert and cred.x509_client_privkey", &e))?,
+        (Some(_), None) => return Err(missing(Code::ClientKey, "cred.x509_client_privkey")),
+        (None, Some(_)) => return Err(missing(Code::ClientCert, "cred.x509_client_cert")),
     };
     Ok(Security::Tls(tls))
 }
@@ -117,21 +123,19 @@ pub(super) unsafe fn copied<T: Copy>(data: *const c_void) -> T {
     unsafe { ptr::read_unaligned(data.cast()) }
 }
 
-/// The string before the NUL. `name` is the name of the argument. An error if there is no NUL within [`TEXT_SIZE`] bytes.
+/// The string before the NUL. An error if there is no NUL within [`TEXT_SIZE`] bytes.
 ///
 /// # Safety
 /// `start` is not NULL, readable up to its NUL or for 128 bytes, and unchanged for `'a`.
-unsafe fn text<'a>(name: &str, start: *const c_char) -> Outcome<&'a str> {
+pub(super) unsafe fn text<'a>(argument: &'static str, start: *const c_char) -> Outcome<&'a str> {
     // SAFETY: as the caller promises; strnlen does not read beyond the NUL.
     let length = unsafe { libc::strnlen(start, TEXT_SIZE) };
-    // The value itself is not in the reason: it may be a token.
-    let refused = |what: &str| Refusal::new(state::USER_INPUT_OUT_RANGE, format!("{name} {what}"));
     if length == TEXT_SIZE {
-        return Err(refused("has no NUL within 128 bytes"));
+        return Err(Refusal::out_of_range(argument, "no NUL within 128 bytes"));
     }
     // SAFETY: strnlen has read these bytes.
     let bytes = unsafe { slice::from_raw_parts(start.cast::<u8>(), length) };
-    str::from_utf8(bytes).map_err(|_| refused("is not UTF-8"))
+    str::from_utf8(bytes).map_err(|_| Refusal::out_of_range(argument, "not UTF-8"))
 }
 
 /// PEM text without the NULs at its end: some callers include them in the length, some do not.

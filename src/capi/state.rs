@@ -2,7 +2,10 @@
 //! `src/state.rs`.
 
 use std::cell::Cell;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
+use std::mem::transmute;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
 
 use super::guard_code;
@@ -21,15 +24,20 @@ use crate::logging;
 /// It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
 /// no room (128 KiB wait) are left out, and their number is reported. An event waits up to three
 /// seconds for the lines that lead to it. Two calls wait until a call of the callback has returned:
-/// aiot_tunnel_start, before it returns, and aiot_state_set_logcb. So do not hold a lock that the callback takes while you wait for
-/// aiot_tunnel_start or call aiot_tunnel_deinit.
+/// aiot_tunnel_start, before it returns, and aiot_state_set_logcb. So do not hold a lock that the
+/// callback takes while you wait for aiot_tunnel_start or call aiot_tunnel_deinit.
 ///
 /// It may call every function of this library; lines that these cause are not reported. It must
-/// return normally (no longjmp, no C++ exception, no pthread_exit). The return value is ignored. (Link SDK 4.x)
+/// return normally (no longjmp, no C++ exception, no pthread_exit). The return value is ignored.
+/// (Link SDK 4.x)
 pub type aiot_state_logcb_t = Option<unsafe extern "C" fn(code: i32, message: *mut c_char) -> i32>;
 
+/// The function inside [`aiot_state_logcb_t`].
+type LogFunction = unsafe extern "C" fn(i32, *mut c_char) -> i32;
+
 /// Sets the function that receives the library's log lines, one for the whole process; NULL, the
-/// initial state, switches them off.
+/// initial state, switches them off. In a program that also contains the Link SDK's core, the name
+/// is the core's, and the lines reach the callback that the core has; see aiot_tunnel_set_logcb.
 ///
 /// May be called from any thread, at any time, before any init as well. When it returns, the
 /// former callback no longer runs and will not be called again; it may therefore block for as
@@ -38,7 +46,8 @@ pub type aiot_state_logcb_t = Option<unsafe extern "C" fn(code: i32, message: *m
 /// Returns STATE_SUCCESS. (Link SDK 4.x)
 #[no_mangle]
 pub extern "C" fn aiot_state_set_logcb(handler: aiot_state_logcb_t) -> i32 {
-    install("aiot_state_set_logcb", handler)
+    // The core's function is meant, but this library comes first: the core's lines shall arrive, too.
+    install("aiot_state_set_logcb", handler, core::set_handler)
 }
 
 thread_local! {
@@ -51,20 +60,112 @@ pub(super) fn inside_log_callback() -> bool {
     INSIDE_CALLBACK.get()
 }
 
-pub(super) fn install(function: &str, handler: aiot_state_logcb_t) -> i32 {
+/// The callback that the C caller has set, an `aiot_state_logcb_t`. NULL: none.
+static CALLBACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+/// Whether the sink was installed because the program contains the core.
+static CORE_HAS_THE_SINK: AtomicBool = AtomicBool::new(false);
+
+/// Sets the callback for the exported function called `function`. `also` gets the callback, too.
+pub(super) fn install(
+    function: &str,
+    handler: aiot_state_logcb_t,
+    also: fn(aiot_state_logcb_t),
+) -> i32 {
     guard_code(function, || {
-        logging::set_sink(handler.map(|handler| -> logging::Sink {
-            Arc::new(move |code, line| {
-                let mut message = Vec::with_capacity(line.len() + 1);
-                message.extend_from_slice(line.as_bytes());
-                message.push(0);
-                INSIDE_CALLBACK.set(true);
-                // SAFETY: the caller promised a function of this type; the message is writable,
-                // ends in NUL (a line holds no other) and outlives the call.
-                unsafe { handler(code, message.as_mut_ptr().cast()) };
-                INSIDE_CALLBACK.set(false);
-            })
-        }));
+        // Before the sink looks for the new callback: the lines that wait are for the former one.
+        logging::settle();
+        also(handler);
+        let callback = handler.map_or(ptr::null_mut(), |handler| handler as *mut c_void);
+        CALLBACK.store(callback, Ordering::Release);
+        let wanted = handler.is_some() || core::handler().is_some();
+        // Waits for the former callback, also if the sink stays the same.
+        logging::set_sink(wanted.then(sink));
         Ok(())
     })
+}
+
+/// Sends the log lines to the callback of the Link SDK's core, if the program contains the core and
+/// the caller has set no other one.
+pub(super) fn log_to_the_core() {
+    if core::handler().is_some() && !CORE_HAS_THE_SINK.swap(true, Ordering::AcqRel) {
+        logging::set_sink(Some(sink()));
+    }
+}
+
+/// Whether the program contains the Link SDK's core.
+pub(super) fn core_is_linked() -> bool {
+    core::handler().is_some()
+}
+
+/// Calls the callback that is set at the time of the line.
+fn sink() -> logging::Sink {
+    Arc::new(|code, line| {
+        let Some(handler) = callback() else { return };
+        let mut message = Vec::with_capacity(line.len() + 1);
+        message.extend_from_slice(line.as_bytes());
+        message.push(0);
+        INSIDE_CALLBACK.set(true);
+        // SAFETY: whoever set the callback promised a function of this type; the message is
+        // writable, ends in NUL (a line holds no other) and outlives the call.
+        unsafe { handler(code, message.as_mut_ptr().cast()) };
+        INSIDE_CALLBACK.set(false);
+    })
+}
+
+fn callback() -> aiot_state_logcb_t {
+    let own = CALLBACK.load(Ordering::Acquire);
+    if own.is_null() {
+        return core::handler()?.get();
+    }
+    // SAFETY: `install` has stored a function of this type.
+    Some(unsafe { transmute::<*mut c_void, LogFunction>(own) })
+}
+
+/// The object in which the Link SDK's core keeps the callback of its `aiot_state_set_logcb`.
+mod core {
+    use super::*;
+
+    // A weak reference: its address is NULL in a program without the core. Rust has no stable way to
+    // write one, so the assembler makes a word that holds the address.
+    std::arch::global_asm!(
+        ".weak g_logcb_handler",
+        ".pushsection .data.rel.ro.aiot_tunnel_core_logcb,\"aw\",%progbits",
+        ".balign 8",
+        ".globl aiot_tunnel_core_logcb",
+        ".hidden aiot_tunnel_core_logcb",
+        ".type aiot_tunnel_core_logcb, %object",
+        "aiot_tunnel_core_logcb:",
+        ".dc.a g_logcb_handler",
+        ".size aiot_tunnel_core_logcb, . - aiot_tunnel_core_logcb",
+        ".popsection",
+    );
+
+    extern "C" {
+        static aiot_tunnel_core_logcb: *const Handler;
+    }
+
+    /// Written by the core without a lock.
+    #[repr(transparent)]
+    pub(super) struct Handler(AtomicPtr<c_void>);
+
+    pub(super) fn handler() -> Option<&'static Handler> {
+        // SAFETY: the word was written by the linker; it holds NULL, or the address of an object of
+        // the core's that has the size of a function pointer and lives as long as the program.
+        unsafe { ptr::read_volatile(&raw const aiot_tunnel_core_logcb).as_ref() }
+    }
+
+    pub(super) fn set_handler(function: aiot_state_logcb_t) {
+        if let Some(handler) = handler() {
+            let function = function.map_or(ptr::null_mut(), |function| function as *mut c_void);
+            handler.0.store(function, Ordering::Release);
+        }
+    }
+
+    impl Handler {
+        pub(super) fn get(&self) -> aiot_state_logcb_t {
+            let function = self.0.load(Ordering::Acquire);
+            // SAFETY: the core keeps a function of this type, or NULL, which is `None`.
+            unsafe { transmute::<*mut c_void, aiot_state_logcb_t>(function) }
+        }
+    }
 }

@@ -1,9 +1,12 @@
 //! `aiot_sysdep_api.h`: network credentials and the firmware's port file.
 
-use std::ffi::{c_char, c_void};
-use std::mem::MaybeUninit;
+use std::ffi::{c_char, c_void, CStr};
+use std::mem::{transmute, MaybeUninit};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::OnceLock;
+
+use super::port;
 
 /// How the connection to the cloud is secured. (Link SDK 4.x)
 #[repr(C)]
@@ -125,7 +128,7 @@ pub struct aiot_sysdep_portfile_t {
     pub core_sysdep_network_setopt: Option<
         unsafe extern "C" fn(
             handle: *mut c_void,
-            option: core_sysdep_network_option_t,
+            option: MaybeUninit<core_sysdep_network_option_t>,
             data: *mut c_void,
         ) -> i32,
     >,
@@ -165,27 +168,17 @@ pub struct aiot_sysdep_portfile_t {
     pub core_sysdep_mutex_deinit: Option<unsafe extern "C" fn(mutex: *mut *mut c_void)>,
 }
 
-/// A port file for programs that contain no other one. All members are NULL, because this library
-/// calls none of them. A program with a port file of its own, for example the Link SDK's, defines
-/// this object itself, and that definition is used. (Link SDK 4.x)
+/// A port file for programs that contain no other one. Its functions work; of the sockets, only TCP
+/// clients without TLS do, which is what the Link SDK's core needs below its own TLS. This library
+/// calls none of them. (Link SDK 4.x)
+///
+/// A program with a port file of its own, for example the Link SDK's, defines this object itself,
+/// and that definition is used. If it is in a shared library that comes after this one, this object
+/// gets its content before main starts. If it is in a static library, name that library before
+/// this one on the linker's command line; otherwise the linker takes this object and leaves the
+/// other out, and a message on standard error says so when the core uses it.
 #[no_mangle]
-pub static mut g_aiot_sysdep_portfile: aiot_sysdep_portfile_t = aiot_sysdep_portfile_t {
-    core_sysdep_malloc: None,
-    core_sysdep_free: None,
-    core_sysdep_time: None,
-    core_sysdep_sleep: None,
-    core_sysdep_network_init: None,
-    core_sysdep_network_setopt: None,
-    core_sysdep_network_establish: None,
-    core_sysdep_network_recv: None,
-    core_sysdep_network_send: None,
-    core_sysdep_network_deinit: None,
-    core_sysdep_rand: None,
-    core_sysdep_mutex_init: None,
-    core_sysdep_mutex_lock: None,
-    core_sysdep_mutex_unlock: None,
-    core_sysdep_mutex_deinit: None,
-};
+pub static mut g_aiot_sysdep_portfile: aiot_sysdep_portfile_t = port::PORT;
 
 static PORTFILE: AtomicPtr<aiot_sysdep_portfile_t> = AtomicPtr::new(ptr::null_mut());
 
@@ -194,10 +187,24 @@ static PORTFILE: AtomicPtr<aiot_sysdep_portfile_t> = AtomicPtr::new(ptr::null_mu
 ///
 /// portfile: stays the caller's and is never dereferenced. NULL removes the stored one.
 ///
+/// In a program that also contains the Link SDK's core, the core's function is meant. If the call
+/// reaches this one because this library comes first, it is passed on to the core's. If the linker
+/// has left the core's out, because the core is a static library that comes after this one, a
+/// message on standard error says so.
+///
 /// May be called from any thread, at any time. Does not block.
+#[allow(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "passed on, and the core's contract is the same"
+)]
 #[no_mangle]
 pub extern "C" fn aiot_sysdep_set_portfile(portfile: *mut aiot_sysdep_portfile_t) {
     PORTFILE.store(portfile, Ordering::Release);
+    match beside::SET.get() {
+        // SAFETY: the core's function of this name has this type.
+        Some(next) => unsafe { transmute::<*mut c_void, SetFunction>(next)(portfile) },
+        None => warn_if_the_core_was_left_out(),
+    }
 }
 
 /// Returns the pointer that was last passed to aiot_sysdep_set_portfile, or NULL. (Link SDK 4.x)
@@ -205,5 +212,77 @@ pub extern "C" fn aiot_sysdep_set_portfile(portfile: *mut aiot_sysdep_portfile_t
 /// May be called from any thread, at any time. Does not block.
 #[no_mangle]
 pub extern "C" fn aiot_sysdep_get_portfile() -> *mut aiot_sysdep_portfile_t {
-    PORTFILE.load(Ordering::Acquire)
+    match beside::GET.get() {
+        // SAFETY: the core's function of this name has this type.
+        Some(next) => unsafe { transmute::<*mut c_void, GetFunction>(next)() },
+        None => PORTFILE.load(Ordering::Acquire),
+    }
+}
+
+type SetFunction = unsafe extern "C" fn(*mut aiot_sysdep_portfile_t);
+type GetFunction = unsafe extern "C" fn() -> *mut aiot_sysdep_portfile_t;
+
+/// The core is in the program, and yet its port file, or its functions for it, are not: the linker took
+/// this library's first, and then had no reason to take the core's out of its archive.
+pub(super) fn warn_if_the_core_was_left_out() {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if super::state::core_is_linked() && !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!(
+            "libaiot_tunnel: the Link SDK's core uses the port file of this library, because \
+             -laiot_tunnel comes before the core's static library, and the linker has left the core's \
+             port file out. Name the core's library before -laiot_tunnel."
+        );
+    }
+}
+
+/// The core's definitions, in a program that finds this library's first.
+mod beside {
+    use super::*;
+
+    pub(super) static SET: Next = Next::new(c"aiot_sysdep_set_portfile");
+    pub(super) static GET: Next = Next::new(c"aiot_sysdep_get_portfile");
+    static PORT: Next = Next::new(c"g_aiot_sysdep_portfile");
+
+    /// A symbol of a shared library that is searched after the one that contains this code.
+    pub(super) struct Next {
+        name: &'static CStr,
+        found: OnceLock<Option<usize>>,
+    }
+
+    impl Next {
+        const fn new(name: &'static CStr) -> Self {
+            Next { name, found: OnceLock::new() }
+        }
+
+        pub(super) fn get(&self) -> Option<*mut c_void> {
+            let look_up = || {
+                // SAFETY: the name ends in NUL.
+                let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+                (!found.is_null()).then(|| found.expose_provenance())
+            };
+            self.found.get_or_init(look_up).map(ptr::with_exposed_provenance_mut)
+        }
+    }
+
+    /// Gives the program's port file the content of the core's, when the program has taken the object
+    /// from this library. Runs before main, so that the program sees only the core's.
+    extern "C" fn adopt_the_cores_port() {
+        let Some(next) = PORT.get() else { return };
+        // SAFETY: the name ends in NUL.
+        let ours = unsafe { libc::dlsym(libc::RTLD_DEFAULT, PORT.name.as_ptr()) };
+        if ours.is_null() || ours == next {
+            return;
+        }
+        let (ours, next) = (ours.cast::<aiot_sysdep_portfile_t>(), next.cast_const().cast());
+        // SAFETY: both are objects of this type. Nothing of the program runs yet.
+        unsafe {
+            if port::is_default(&*ours) {
+                ptr::copy_nonoverlapping::<aiot_sysdep_portfile_t>(next, ours, 1);
+            }
+        }
+    }
+
+    #[used]
+    #[cfg_attr(target_os = "linux", link_section = ".init_array")]
+    static BEFORE_MAIN: extern "C" fn() = adopt_the_cores_port;
 }

@@ -5,7 +5,7 @@ use std::mem::{transmute, MaybeUninit};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::state::{aiot_state_logcb_t, install};
+use super::state::{aiot_state_logcb_t, install, log_to_the_core};
 use super::{guard, guard_code, handle, input, Outcome, Refusal};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
@@ -78,8 +78,8 @@ pub enum aiot_tunnel_option_t {
     /// Security of the connections that are opened from now on. Data: aiot_sysdep_network_cred_t *.
     /// Without this option, connections are plain text.
     AIOT_TUNNELOPT_NETWORK_CRED,
-    /// Adds a local service for tunnels that connect from now on. A service of the same type is
-    /// replaced. Data: aiot_tunnel_service_t *.
+    /// Adds a local service for the sessions opened from now on, also in open tunnels. A service of
+    /// the same type is replaced. Data: aiot_tunnel_service_t *.
     AIOT_TUNNELOPT_ADD_SERVICE,
     /// Number of options; not an option itself.
     AIOT_TUNNELOPT_MAX,
@@ -121,12 +121,16 @@ pub(super) type EventFunction =
 ///
 /// May be called from any thread. Does not block.
 ///
+/// From the first call on, the library's log lines go to the callback of the Link SDK's core, if the
+/// program contains the core; see aiot_tunnel_set_logcb.
+///
 /// Returns a handle, or NULL if the instance cannot be created.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
     guard(ptr::null_mut(), || {
+        log_to_the_core();
         handle::create().unwrap_or_else(|refusal| {
-            refusal.report("aiot_tunnel_init");
+            refusal.log("aiot_tunnel_init");
             ptr::null_mut()
         })
     })
@@ -171,12 +175,8 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
         input::non_null("handle", handle)?;
         input::non_null("data", data)?;
         let option = input::enum_number(option);
-        let unknown = || {
-            let why = format!("there is no option {option}");
-            Refusal::new(state::USER_INPUT_OUT_RANGE, why)
-        };
         if option >= MAX {
-            return Err(unknown());
+            return Err(Refusal::out_of_range("option", format!("{option} is no option")));
         }
         let instance = handle::get(handle)?;
         match option {
@@ -198,7 +198,7 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
                 let service = unsafe { input::copied(data) };
                 instance.commands().add_service(input::service(&service)?);
             }
-            _ => return Err(unknown()),
+            _ => return Err(Refusal::out_of_range("option", format!("{option} is no option"))),
         }
         Ok(())
     })
@@ -213,7 +213,8 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 /// May be called from any thread. If a thread is inside aiot_tunnel_start, that call is made to
 /// return, and aiot_tunnel_deinit waits for it: usually less than 200 ms, plus the time that the
 /// event handler takes. Events may arrive during the wait, and never after aiot_tunnel_deinit has
-/// returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that the event handler takes: the wait would never end.
+/// returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that
+/// the event handler takes: the wait would never end.
 ///
 /// Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
 /// is delivered, and aiot_tunnel_start returns soon afterwards.
@@ -272,7 +273,10 @@ pub extern "C-unwind" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
     let former = cancellation::disable();
     let mut result = guard(Err(state::TUNNEL_FAILED), || {
         let started = handle::get(handle).and_then(handle::start);
-        started.map_err(|refusal| refusal.report("aiot_tunnel_start"))
+        started.map_err(|refusal| {
+            refusal.log("aiot_tunnel_start");
+            refusal.code()
+        })
     });
     while result.is_ok() {
         match guard(Err(state::TUNNEL_FAILED), || Ok(handle::next_call())) {
@@ -354,7 +358,7 @@ pub unsafe extern "C" fn aiot_tunnel_add(
     guard_code("aiot_tunnel_add", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.add(&id, params).map_err(Refusal::from)
+        commands.add(&id, params).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
@@ -373,7 +377,7 @@ pub unsafe extern "C" fn aiot_tunnel_update(
     guard_code("aiot_tunnel_update", || {
         // SAFETY: texts and params are readable as the C caller promises.
         let (commands, id, params) = unsafe { connection(handle, tunnel_id, params) }?;
-        commands.update(&id, params).map_err(Refusal::from)
+        commands.update(&id, params).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
@@ -402,17 +406,20 @@ pub unsafe extern "C" fn aiot_tunnel_delete(handle: *mut c_void, tunnel_id: *mut
         let instance = handle::get(handle)?;
         // SAFETY: not NULL, and readable as the C caller promises.
         let id = unsafe { input::tunnel_id(tunnel_id) }?;
-        instance.commands().delete(&id).map_err(Refusal::from)
+        instance.commands().delete(&id).map_err(|e| Refusal::of("tunnel_id", &e))
     })
 }
 
-/// Sets the log callback, like aiot_state_set_logcb, under a name that only this library uses. For
-/// programs that also contain the Link SDK's core, whose own aiot_state_set_logcb takes precedence.
-/// Both functions set the same callback. Arguments, threads and result: see aiot_state_set_logcb.
-/// (Ours)
+/// Sets the log callback, like aiot_state_set_logcb, under a name that only this library uses.
+/// Arguments, threads and result: see aiot_state_set_logcb. (Ours)
+///
+/// A program that also contains the Link SDK's core calls the core's aiot_state_set_logcb, and this
+/// library's lines reach the callback set there. A callback set here takes precedence for this
+/// library's lines; NULL returns them to the core's callback. Without the core, both functions set
+/// the same callback.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_set_logcb(handler: aiot_state_logcb_t) -> i32 {
-    install("aiot_tunnel_set_logcb", handler)
+    install("aiot_tunnel_set_logcb", handler, |_| ())
 }
 
 /// Returns the version of the running library as "MAJOR.MINOR.PATCH", NUL-terminated.
@@ -445,16 +452,12 @@ unsafe fn connection(
     input::non_null("params", params)?;
     // SAFETY: not NULL, and readable as the caller promises; every bit pattern is valid.
     let params: aiot_tunnel_connect_param_t = unsafe { input::copied(params.cast()) };
-    for (name, text) in [
-        ("params->host", params.host),
-        ("params->port", params.port),
-        ("params->path", params.path),
-        ("params->token", params.token),
-    ] {
-        input::non_null(name, text)?;
-    }
+    input::non_null("params.host", params.host)?;
+    input::non_null("params.port", params.port)?;
+    input::non_null("params.path", params.path)?;
+    input::non_null("params.token", params.token)?;
     let instance = handle::get(handle)?;
     // SAFETY: not NULL, and readable as the caller promises.
     let (id, params) = unsafe { (input::tunnel_id(tunnel_id)?, input::connect_params(&params)?) };
-    Ok((instance.commands(), id, params))
+    Ok((instance.commands(), id, instance.with_headers(params)?))
 }

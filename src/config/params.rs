@@ -1,8 +1,10 @@
 //! Connection data of a tunnel.
 
-use super::text::{check_host, check_visible, unbracketed, MAX_PATH};
+use aiot_tunnel_proto::frame::TOKEN_HEADER;
+
+use super::text::{check_host, check_name, check_visible, unbracketed, MAX_PATH};
 use super::{Port, Token};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Where one end of a tunnel connects, and with which token: what the cloud's notify message
 /// carries.
@@ -12,6 +14,8 @@ pub struct ConnectParams {
     port: Port,
     path: String,
     pub(crate) token: Token,
+    /// Header lines of the caller's, each with its line end.
+    headers: String,
 }
 
 impl ConnectParams {
@@ -29,7 +33,34 @@ impl ConnectParams {
         check_host(host)?;
         check_visible("path", path, 0, MAX_PATH)?;
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(ConnectParams { host: host.to_owned(), port, path: format!("{slash}{path}"), token })
+        let path = format!("{slash}{path}");
+        Ok(ConnectParams { host: host.to_owned(), port, path, token, headers: String::new() })
+    }
+
+    /// Adds a header line to the request that opens the WebSocket, for example one that a proxy or a
+    /// load balancer in front of the tunnel service wants. It is not secret: it may appear in `Debug`
+    /// output.
+    ///
+    /// - `name`: 1 to 127 letters, digits and hyphens. The headers that the request has anyway are
+    ///   refused: `Host`, `Connection`, `Upgrade`, `User-Agent`, the token's, and all that begin with
+    ///   `Sec-WebSocket-`.
+    /// - `value`: at most 1024 bytes of visible ASCII and blanks, with no blank at either end.
+    ///
+    /// All headers of one request together have at most 2048 bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput), which names the field.
+    pub fn with_header(mut self, name: &str, value: &str) -> Result<Self> {
+        self.headers += &header_line(name, value)?;
+        if self.headers.len() > MAX_HEADERS {
+            return Err(Error::invalid("header", format!("more than {MAX_HEADERS} bytes in all")));
+        }
+        Ok(self)
+    }
+
+    /// The caller's header lines, each with its line end.
+    pub(crate) fn headers(&self) -> &str {
+        &self.headers
     }
 
     /// Host name or address of the tunnel service, without brackets.
@@ -53,9 +84,53 @@ impl ConnectParams {
     }
 }
 
+/// Most bytes of the caller's header lines.
+const MAX_HEADERS: usize = 2048;
+const MAX_HEADER_VALUE: usize = 1024;
+
+fn header_line(name: &str, value: &str) -> Result<String> {
+    const FIELD: &str = "header name";
+    check_name(FIELD, name)?;
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(Error::invalid(FIELD, "only letters, digits and hyphens are allowed"));
+    }
+    let reserved = ["host", "connection", "upgrade", "user-agent", TOKEN_HEADER];
+    let lower = name.to_ascii_lowercase();
+    if lower.starts_with("sec-websocket-") || reserved.iter().any(|r| r.eq_ignore_ascii_case(name))
+    {
+        return Err(Error::invalid(FIELD, "the request has this header already"));
+    }
+    check_visible("header value", &value.replace(' ', "."), 0, MAX_HEADER_VALUE)?;
+    if value.trim() != value {
+        return Err(Error::invalid("header value", "has a blank at one end"));
+    }
+    Ok(format!("{name}: {value}\r\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_cannot_change_the_shape_of_the_request() {
+        let params = || ConnectParams::new("h", Port::new(1).unwrap(), "/", token()).unwrap();
+        let good = params().with_header("X-Device", "a b").unwrap().with_header("Via", "").unwrap();
+        assert_eq!(good.headers(), "X-Device: a b\r\nVia: \r\n");
+        for name in
+            ["", "a b", "a:", "a\r\n", "host", "Sec-WebSocket-Key", "User-Agent", TOKEN_HEADER]
+        {
+            assert!(params().with_header(name, "v").is_err(), "{name:?}");
+        }
+        for value in ["a\r\nb", "\0", "é", " a", "a ", &"x".repeat(1025)] {
+            assert!(params().with_header("X-A", value).is_err(), "{value:?}");
+        }
+        let full = params().with_header("X-A", &"x".repeat(1000)).unwrap();
+        assert!(full.clone().with_header("X-B", &"x".repeat(1000)).is_ok());
+        assert!(full
+            .with_header("X-B", &"x".repeat(1024))
+            .and_then(|p| p.with_header("C", "xxxxxxxx"))
+            .is_err());
+    }
 
     fn token() -> Token {
         Token::new("t").unwrap()

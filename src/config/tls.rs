@@ -71,16 +71,17 @@ impl TlsConfig {
         Self::default()
     }
 
-    /// Trusts the certificates of this PEM bundle instead of the system's roots.
+    /// Trusts the certificates of this PEM bundle instead of the system's roots. Each of them may be a
+    /// root, an intermediate certificate, or the server's own certificate. The host name and the time
+    /// are checked in each case.
+    ///
+    /// A certificate that cannot be read is skipped, with a line in the log, as long as the bundle
+    /// holds one that can.
     ///
     /// # Errors
-    /// [`Error::InvalidCa`] when the bundle holds no certificate, or one that cannot be read.
+    /// [`Error::InvalidCa`] when the bundle holds no certificate that can be read.
     pub fn with_ca_pem(mut self, pem: &[u8]) -> Result<Self> {
-        let roots = X509::stack_from_pem(pem).map_err(|e| Error::InvalidCa(e.to_string()))?;
-        if roots.is_empty() {
-            return Err(Error::InvalidCa("the PEM text holds no certificate".into()));
-        }
-        self.roots = Some(roots);
+        self.roots = Some(ca_certificates(pem)?);
         Ok(self)
     }
 
@@ -101,6 +102,41 @@ impl TlsConfig {
         self.sni = sni;
         self
     }
+}
+
+fn ca_certificates(bundle: &[u8]) -> Result<Vec<X509>> {
+    let mut certificates = Vec::new();
+    let mut skipped = Vec::new();
+    for (index, block) in certificate_blocks(bundle).enumerate() {
+        match X509::from_pem(block) {
+            Ok(certificate) => certificates.push(certificate),
+            Err(e) => skipped.push((index + 1, e)),
+        }
+    }
+    if certificates.is_empty() {
+        let why = match skipped.first() {
+            None => "the PEM text holds no certificate".to_owned(),
+            Some((_, e)) => e.to_string(),
+        };
+        return Err(Error::InvalidCa(why));
+    }
+    for (number, e) in skipped {
+        warn!(Code::ServerCert, "certificate {number} of the CA bundle is skipped: {e}");
+    }
+    Ok(certificates)
+}
+
+/// The bundle's certificates, each from its `BEGIN` line up to the next one.
+fn certificate_blocks(bundle: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    let mut starts: Vec<usize> =
+        (0..bundle.len()).filter(|&at| bundle[at..].starts_with(BEGIN)).collect();
+    starts.push(bundle.len());
+    let blocks: Vec<&[u8]> = starts.windows(2).map(|ends| &bundle[ends[0]..ends[1]]).collect();
+    blocks.into_iter().filter(|block| {
+        let line = block.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        line.windows(b"CERTIFICATE-----".len()).any(|part| part == b"CERTIFICATE-----")
+    })
 }
 
 fn client_identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity> {
@@ -137,6 +173,36 @@ pub(crate) fn validity_problem(certificate: &X509) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The certificate of a root that is nobody's.
+    fn certificate() -> Vec<u8> {
+        use openssl::asn1::Asn1Time;
+        use openssl::ec::{EcGroup, EcKey};
+        use openssl::hash::MessageDigest;
+        use openssl::nid::Nid;
+
+        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap();
+        let mut builder = X509::builder().unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        builder.build().to_pem().unwrap()
+    }
+
+    #[test]
+    fn a_broken_certificate_among_good_ones_is_skipped() {
+        let (first, last) = (certificate(), certificate());
+        let broken = &b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"[..];
+        let cut = &certificate()[..200];
+        for bad in [broken, cut, b"-----BEGIN CERTIFICATE-----\n", b"# a comment\n"] {
+            for bundle in [[&first[..], bad, &last], [bad, &first, &last], [&first, &last, bad]] {
+                let tls = TlsConfig::new().with_ca_pem(&bundle.concat()).unwrap();
+                assert_eq!(tls.roots.unwrap().len(), 2, "{bad:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_ca_bundle_without_a_certificate_is_refused() {

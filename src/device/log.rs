@@ -33,8 +33,8 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
     }
 }
 
-/// Logs why an attempt failed.
-pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
+/// Logs why an attempt failed. Returns the code of the line.
+pub(super) fn log_failure(id: &TunnelId, failure: &Failure) -> Code {
     let code = match failure {
         Failure::Lookup(_) => Code::Dns,
         Failure::Connect(_) => Code::Channel,
@@ -44,6 +44,7 @@ pub(super) fn log_failure(id: &TunnelId, failure: &Failure) {
         Failure::Broken(_) => Code::TunnelReset,
     };
     warn!(code, "tunnel {id}: {failure}");
+    code
 }
 
 /// Logs that another device took the place of this one. Each of the two would go on to replace the

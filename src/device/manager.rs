@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,15 @@ use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{self, info, warn, Code};
 use crate::net::tls::TlsContext;
-use crate::status::{TunnelRecord, TunnelStatus};
+use crate::status::{Notice, NoticeSink, TunnelRecord, TunnelStatus};
 
 /// Most commands that may wait for the start thread. A further one is refused, so that a flood from
 /// the IPC queue cannot grow the process while an event handler sleeps.
 const MAX_QUEUED_COMMANDS: usize = 4096;
+
+/// Most notices that may wait for the start thread. A further one is dropped and counted, so that
+/// sessions that open and close in a loop cannot grow the process while a handler sleeps.
+const MAX_QUEUED_NOTICES: usize = 1024;
 
 /// How long to wait before trying again to create a worker thread.
 const SPAWN_RETRY: Duration = Duration::from_secs(1);
@@ -41,6 +45,7 @@ pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
 enum Message {
     Command(TunnelId, Command),
     Worker(Report),
+    Notice(Notice),
     Stop,
 }
 
@@ -83,6 +88,17 @@ struct Inner {
     records: Mutex<Records>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
+    notices: Arc<NoticeQueue>,
+}
+
+/// The state of the notices on their way to the start thread.
+#[derive(Default)]
+struct NoticeQueue {
+    /// Whether somebody wants them.
+    wanted: AtomicBool,
+    queued: AtomicUsize,
+    /// Dropped since the last one that was queued.
+    dropped: AtomicU32,
 }
 
 /// Sends commands to a [`Manager`]. Its functions may be called from any thread, also from the
@@ -161,11 +177,10 @@ impl Handle {
         records.into_iter().map(|(id, record)| record.snapshot(id)).collect()
     }
 
-    /// Offers a local service. It replaces a service of the same type. Only connections opened from
-    /// now on offer it.
+    /// Offers a local service to the sessions opened from now on, also in open tunnels. It replaces a
+    /// service of the same type.
     pub fn add_service(&self, service: Service) {
-        let mut services = self.0.options.services.lock();
-        Arc::make_mut(&mut services).put(service);
+        self.0.options.services.lock().put(service);
     }
 
     /// Sets the security of the connections opened from now on.
@@ -189,6 +204,41 @@ impl Handle {
         }
     }
 
+    /// Changes limits for the connections opened from now on. Returns what `change` returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a limit is out of its range then. Nothing is changed in this case.
+    pub(crate) fn change_limits<T>(&self, change: impl FnOnce(&mut Limits) -> T) -> Result<T> {
+        let mut limits = self.0.options.limits.lock();
+        let mut changed = limits.clone();
+        let result = change(&mut changed);
+        changed.check()?;
+        *limits = changed;
+        Ok(result)
+    }
+
+    /// Whether notices are made from now on. [`Run::next`] returns them.
+    pub(crate) fn want_notices(&self, wanted: bool) {
+        self.0.notices.wanted.store(wanted, Ordering::Release);
+    }
+
+    /// Queues the notices of one tunnel for the start thread. Holds no `Handle`, because the records
+    /// are part of it.
+    fn notice_sink(&self, id: &TunnelId) -> NoticeSink {
+        let (queue, sender, id) = (self.0.notices.clone(), self.0.sender.clone(), id.clone());
+        Box::new(move |kind| {
+            if !queue.wanted.load(Ordering::Acquire) {
+                return;
+            }
+            if queue.queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED_NOTICES {
+                queue.queued.fetch_sub(1, Ordering::AcqRel);
+                queue.dropped.fetch_add(1, Ordering::AcqRel);
+                return;
+            }
+            let _ = sender.send(Message::Notice(Notice { tunnel_id: id.clone(), kind }));
+        })
+    }
+
     fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
         let mut ledger = self.0.ledger.lock();
         if ledger.stopped {
@@ -199,7 +249,7 @@ impl Handle {
         }
         let wanted = !matches!(command, Command::Delete);
         let known = ledger.slots.get(id).is_some_and(|slot| slot.wanted);
-        let most = self.0.options.limits.max_tunnels;
+        let most = self.0.options.limits.lock().max_tunnels;
         if wanted && !known && ledger.wanted() >= most {
             return Err(Error::TunnelLimit(most));
         }
@@ -268,8 +318,8 @@ impl ManagerBuilder {
         self.limits.check()?;
         let (sender, receiver) = crossbeam_channel::unbounded();
         let options = Arc::new(Options {
-            limits: self.limits,
-            services: Mutex::new(Arc::new(self.services)),
+            limits: Mutex::new(self.limits),
+            services: Arc::new(Mutex::new(self.services)),
             tls: Mutex::new(TlsContext::new(self.security)),
         });
         let handle = Handle(Arc::new(Inner {
@@ -278,6 +328,7 @@ impl ManagerBuilder {
             records: Mutex::default(),
             sender,
             handler: Mutex::new(self.handler),
+            notices: Arc::default(),
         }));
         Ok(Manager { handle, receiver, running: Arc::default() })
     }
@@ -339,8 +390,11 @@ impl Manager {
     /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
         let mut run = self.begin()?;
-        while let Some(event) = run.next() {
-            self.handle.deliver(&event);
+        while let Some(delivery) = run.next() {
+            // Only the C interface wants notices, and it has a loop of its own.
+            if let Delivery::Event(event) = delivery {
+                self.handle.deliver(&event);
+            }
         }
         Ok(())
     }
@@ -407,9 +461,16 @@ pub(crate) struct Run {
     _delivering: logging::Delivering,
 }
 
-/// One thing to do after a message. The event handler of an event runs before the next one is done.
+/// What a handler is to be called for.
+pub(crate) enum Delivery {
+    Event(Event),
+    /// With the number of notices that were dropped before it.
+    Notice(Notice, u32),
+}
+
+/// One thing to do after a message. The handler of an event runs before the next one is done.
 enum Deed {
-    Deliver(Event),
+    Deliver(Delivery),
     /// Gives the tunnel's worker its present connection data.
     Reconnect(TunnelId),
     /// Tells a worker to end.
@@ -417,14 +478,17 @@ enum Deed {
 }
 
 impl Run {
-    /// Executes commands until there is an event to deliver. Returns `None` at the end. Blocks.
-    pub(crate) fn next(&mut self) -> Option<Event> {
+    /// Executes commands until there is something to deliver. Returns `None` at the end. Blocks.
+    pub(crate) fn next(&mut self) -> Option<Delivery> {
         loop {
             match self.deeds.pop_front() {
-                Some(Deed::Deliver(event)) => {
-                    // The lines that led to the event come before it.
-                    logging::settle();
-                    return Some(event);
+                Some(Deed::Deliver(delivery)) => {
+                    // The lines that led to an event come before it. Notices do not wait: there may be
+                    // many, and the log callback may be slow.
+                    if matches!(delivery, Delivery::Event(_)) {
+                        logging::settle();
+                    }
+                    return Some(delivery);
                 }
                 Some(Deed::Reconnect(id)) => self.reconnect(&id),
                 Some(Deed::Retire(worker, how)) => {
@@ -455,6 +519,7 @@ impl Run {
         match message {
             Ok(Message::Command(id, command)) => self.execute(id, command),
             Ok(Message::Worker(report)) => self.report(report),
+            Ok(Message::Notice(notice)) => self.notify(notice),
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => self.stop(),
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -490,7 +555,8 @@ impl Run {
     }
 
     fn create(&mut self, id: &TunnelId, params: ConnectParams) {
-        let record = Arc::new(TunnelRecord::new(&params));
+        let record = TunnelRecord::new(&params).with_notices(self.handle.notice_sink(id));
+        let record = Arc::new(record);
         let mut records = self.handle.0.records.lock();
         let at = records.partition_point(|(other, _)| other < id);
         records.insert(at, (id.clone(), record.clone()));
@@ -570,7 +636,17 @@ impl Run {
     }
 
     fn emit(&mut self, kind: EventKind, id: &TunnelId) {
-        self.deeds.push_back(Deed::Deliver(Event { kind, tunnel_id: id.clone() }));
+        let event = Event { kind, tunnel_id: id.clone() };
+        self.deeds.push_back(Deed::Deliver(Delivery::Event(event)));
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        let queue = &self.handle.0.notices;
+        queue.queued.fetch_sub(1, Ordering::AcqRel);
+        if queue.wanted.load(Ordering::Acquire) {
+            let dropped = queue.dropped.swap(0, Ordering::AcqRel);
+            self.deeds.push_back(Deed::Deliver(Delivery::Notice(notice, dropped)));
+        }
     }
 
     fn spawn(

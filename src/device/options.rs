@@ -7,16 +7,21 @@ use parking_lot::Mutex;
 use crate::config::{Limits, Services};
 use crate::net::tls::TlsContext;
 
-/// Options that the workers share. They are read when a connection is opened.
+/// Options that the workers share. Limits and TLS are read when a connection is opened, services
+/// when a session is.
 pub(crate) struct Options {
-    pub(crate) limits: Limits,
-    pub(super) services: Mutex<Arc<Services>>,
+    pub(super) limits: Mutex<Limits>,
+    pub(super) services: Arc<Mutex<Services>>,
     pub(super) tls: Mutex<TlsContext>,
 }
 
 impl Options {
-    pub(crate) fn services(&self) -> Arc<Services> {
-        self.services.lock().clone()
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits.lock().clone()
+    }
+
+    pub(crate) fn services(&self) -> Arc<Mutex<Services>> {
+        self.services.clone()
     }
 
     pub(crate) fn tls(&self) -> TlsContext {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -99,8 +99,8 @@ pub(crate) fn spawn(
     record: Arc<TunnelRecord>,
     report: impl Fn(Report) + Send + 'static,
 ) -> io::Result<Worker> {
-    static SERIAL: AtomicU64 = AtomicU64::new(1);
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    static SERIAL: AtomicUsize = AtomicUsize::new(1);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed) as u64;
     let control = Arc::new(Control::new(first)?);
     let of_thread = control.clone();
     let run = move || {
@@ -255,8 +255,8 @@ impl WorkerThread {
             Err(OpenError::Interrupted) => return Outcome::Directed,
             Err(OpenError::Unauthorized) => return Outcome::Expired,
             Err(OpenError::Failed(failure)) => {
-                log_failure(&self.id, &failure);
-                self.record.failed(&failure.to_string());
+                let code = log_failure(&self.id, &failure);
+                self.record.failed_with(code, &failure.to_string());
                 return Outcome::Failed;
             }
         };
@@ -280,12 +280,12 @@ impl WorkerThread {
             failed: &self.failed,
             progress: &|step| log_progress(params, step),
         };
-        let deadline = Instant::now() + self.options.limits.handshake_timeout;
+        let deadline = Instant::now() + self.options.limits().handshake_timeout;
         opener.open(params, &self.options.tls(), deadline)
     }
 
     fn relay(&self, opened: Opened, now: Instant) -> TunnelRelay {
-        let limits = &self.options.limits;
+        let limits = &self.options.limits();
         let connection =
             Connection::new(opened.stream, Role::Client, &opened.rest, upkeep(limits), now);
         let dialer = Dialer {
@@ -339,7 +339,7 @@ impl WorkerThread {
     fn lost(&mut self, end: &End, epoch: u64, lived: Duration) -> Outcome {
         if !end.is_expired() {
             warn!(Code::TunnelReset, "tunnel {}: {end}", self.id);
-            self.record.failed(&end.to_string());
+            self.record.failed_with(Code::TunnelReset, &end.to_string());
         }
         info!(Code::Tunnel, "websocket {} closed", self.id);
         info!(Code::Tunnel, "end the cloud channel.");

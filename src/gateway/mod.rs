@@ -193,7 +193,22 @@ impl GatewayBuilder {
     /// # Errors
     /// [`Error::InvalidInput`] when certificate and key cannot be read or do not belong together.
     pub fn tls_pem(mut self, chain: &[u8], key: &[u8]) -> Result<Self> {
-        self.tls = Some(acceptor(chain, key)?);
+        self.tls = Some(acceptor(chain, key, &[])?);
+        Ok(self)
+    }
+
+    /// Serves `wss`, as [`tls_pem`](Self::tls_pem) does, also to devices that offer nothing but TLS 1.2
+    /// with RSA key exchange, such as those with the vendor's C SDK and its mbedTLS. The certificate must
+    /// have an RSA key. A client that can do better is served better.
+    ///
+    /// RSA key exchange has no forward secrecy: whoever gets hold of the server's key later can read
+    /// every recorded connection of such a device, its tokens included. Use a certificate of its own for
+    /// this gateway, and take this away when the devices have a newer SDK.
+    ///
+    /// # Errors
+    /// As for [`tls_pem`](Self::tls_pem).
+    pub fn legacy_tls_pem(mut self, chain: &[u8], key: &[u8]) -> Result<Self> {
+        self.tls = Some(acceptor(chain, key, LEGACY_CIPHERS)?);
         Ok(self)
     }
 
@@ -429,10 +444,27 @@ impl Drop for Gateway {
     }
 }
 
+/// What the acceptor offers for TLS 1.2 by itself: forward secrecy, and authenticated encryption.
+const MODERN_CIPHERS: &[&str] = &[
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "DHE-RSA-AES128-GCM-SHA256",
+    "DHE-RSA-AES256-GCM-SHA384",
+];
+/// RSA key exchange, for devices that know nothing else.
+const LEGACY_CIPHERS: &[&str] =
+    &["AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA256", "AES256-SHA256"];
+
 /// Accepts TLS 1.2 and 1.3, with the ciphers of version 5 of Mozilla's recommendation. The acceptor
 /// of native-tls stops at TLS 1.2. It also prefers ChaCha20, which costs both ends much time on
 /// processors with AES instructions.
-fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
+///
+/// `more_ciphers` are offered behind those.
+fn acceptor(chain: &[u8], key: &[u8], more_ciphers: &[&str]) -> Result<SslAcceptor> {
     // The callback refuses encrypted keys. Without it, OpenSSL would ask for a password on the
     // terminal.
     let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))
@@ -448,6 +480,12 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
     let mut acceptor =
         SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).map_err(invalid)?;
     acceptor.set_options(SslOptions::NO_RENEGOTIATION);
+    if !more_ciphers.is_empty() {
+        let ciphers = [MODERN_CIPHERS, more_ciphers].concat().join(":");
+        acceptor.set_cipher_list(&ciphers).map_err(invalid)?;
+        // Otherwise a device could choose a legacy cipher although it knows a better one.
+        acceptor.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
+    }
     acceptor.set_certificate(own).map_err(invalid)?;
     for certificate in others {
         acceptor.add_extra_chain_cert(certificate.clone()).map_err(invalid)?;
@@ -458,7 +496,50 @@ fn acceptor(chain: &[u8], key: &[u8]) -> Result<SslAcceptor> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use openssl::asn1::Asn1Time;
+    use openssl::hash::MessageDigest;
+    use openssl::rsa::Rsa;
+    use openssl::ssl::{SslConnector, SslVerifyMode, SslVersion};
+
     use super::*;
+
+    /// The cipher that a client with TLS 1.2 and this list gets. `None` if the handshake fails.
+    fn cipher(more_ciphers: &[&str], client_offers: &str) -> Option<String> {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let mut certificate = X509::builder().unwrap();
+        certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        certificate.set_pubkey(&key).unwrap();
+        certificate.sign(&key, MessageDigest::sha256()).unwrap();
+        let chain = certificate.build().to_pem().unwrap();
+        let key = key.private_key_to_pem_pkcs8().unwrap();
+        let acceptor = acceptor(&chain, &key, more_ciphers).unwrap();
+
+        let (client, server) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || drop(acceptor.accept(server)));
+        let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        connector.set_verify(SslVerifyMode::NONE);
+        connector.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+        connector.set_cipher_list(client_offers).unwrap();
+        let session = connector.build().connect("localhost", client);
+        let chosen = session.ok().and_then(|s| Some(s.ssl().current_cipher()?.name().to_owned()));
+        server.join().unwrap();
+        chosen
+    }
+
+    #[test]
+    fn rsa_key_exchange_is_accepted_only_when_asked_for() {
+        for legacy in LEGACY_CIPHERS {
+            assert_eq!(cipher(&[], legacy), None);
+            assert_eq!(cipher(LEGACY_CIPHERS, legacy).as_deref(), Some(*legacy));
+        }
+        let both = "AES128-SHA256:ECDHE-RSA-AES128-GCM-SHA256";
+        assert!(cipher(LEGACY_CIPHERS, both).unwrap().starts_with("ECDHE"));
+        assert_eq!(cipher(LEGACY_CIPHERS, "AES128-SHA"), None);
+    }
 
     #[test]
     fn an_expiry_holds_for_every_time_that_the_clock_can_show() {

@@ -4,6 +4,7 @@
 #[cfg(feature = "gateway")]
 pub(crate) mod accept;
 pub(crate) mod dial;
+mod exit;
 mod explain;
 pub(crate) mod local;
 pub(crate) mod open;

@@ -214,7 +214,7 @@ impl<W: Wait> Opener<'_, W> {
             connector.map_err(|e| OpenError::Failed(Failure::Tls(format!("set up TLS: {e}"))))?;
         let (stream, default_port) = match connector {
             None => (Stream::Plain(Socket::new(tcp)), 80),
-            Some(connector) => (self.secure(&connector, params.host(), tcp, deadline)?, 443),
+            Some(connector) => (self.secure(connector.get(), params.host(), tcp, deadline)?, 443),
         };
         let target = Target {
             host: params.host(),
@@ -223,7 +223,7 @@ impl<W: Wait> Opener<'_, W> {
             path: params.path(),
             token: params.token.expose(),
         };
-        let opened = self.upgrade(stream, &target, deadline)?;
+        let opened = self.upgrade(stream, &target, params.headers(), deadline)?;
         (self.progress)(Progress::Opened);
         Ok(opened)
     }
@@ -263,13 +263,15 @@ impl<W: Wait> Opener<'_, W> {
         &self,
         mut stream: Stream,
         target: &Target<'_>,
+        headers: &str,
         deadline: Instant,
     ) -> Result<Opened, OpenError> {
         const WHAT: &str = "WebSocket handshake";
         let broken =
             |what: &str, e: io::Error| OpenError::Failed(Failure::Broken(format!("{what}: {e}")));
         let handshake = ClientHandshake::default();
-        let request = handshake.request(target);
+        let mut request = handshake.request(target);
+        add_headers(&mut request, headers);
         write_all(&mut stream, &request, self.wait, deadline).map_err(|e| match e {
             HandshakeError::Wait(e) => not_waited(WHAT, e),
             HandshakeError::Io(e) => broken("send the request", e),
@@ -301,6 +303,17 @@ impl<W: Wait> Opener<'_, W> {
             }
             return Ok(Opened { stream, rest });
         }
+    }
+}
+
+/// Puts the caller's header lines before the empty line at the end. The request's buffer has room for
+/// them.
+fn add_headers(request: &mut Vec<u8>, headers: &str) {
+    const END: &[u8] = b"\r\n";
+    if request.ends_with(END) {
+        request.truncate(request.len() - END.len());
+        request.extend_from_slice(headers.as_bytes());
+        request.extend_from_slice(END);
     }
 }
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::sys::Waker;
 
 /// Stack of a resolver thread, in bytes. glibc's resolver keeps its buffers there.
-const STACK: usize = 128 * 1024;
+const STACK: usize = 256 * 1024;
 /// Most names that are looked up at a time. Further ones wait. It takes as many names whose servers do
 /// not answer to delay the others.
 const MAX_THREADS: usize = 16;

@@ -14,11 +14,12 @@ use openssl::ssl::{
     self, MidHandshakeSslStream, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslStream,
     SslVerifyMode, SslVersion,
 };
-use openssl::x509::verify::X509CheckFlags;
+use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use openssl::x509::{X509VerifyResult, X509};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::exit::{self, Gated};
 use crate::config::{ClientIdentity, Security, TlsConfig};
 
 /// Longest plain text of a TLS record, in bytes (RFC 8446, 5.1). One write makes one record.
@@ -30,25 +31,29 @@ pub(crate) const MAX_RECORD: usize = 16 * 1024;
 pub(crate) struct TlsContext(Arc<Context>);
 
 struct Context {
-    security: Security,
+    security: Gated<Security>,
     /// Locked while the connector is made. Loading the system's roots takes a tenth of a second,
     /// and twenty workers that start together must not all do it.
-    connector: Mutex<Option<Connector>>,
+    connector: Mutex<Option<Gated<Connector>>>,
 }
 
 impl TlsContext {
     pub(crate) fn new(security: Security) -> Self {
-        TlsContext(Arc::new(Context { security, connector: Mutex::new(None) }))
+        let (security, connector) = (Gated::new(security), Mutex::new(None));
+        TlsContext(Arc::new(Context { security, connector }))
     }
 
     /// The connector. `None` if the setting is plain text. Blocks while another thread makes it.
-    pub(crate) fn connector(&self) -> Result<Option<Connector>, String> {
-        let Security::Tls(config) = &self.0.security else { return Ok(None) };
+    pub(crate) fn connector(&self) -> Result<Option<Gated<Connector>>, String> {
+        let Security::Tls(config) = self.0.security.get() else { return Ok(None) };
+        // Only now: OpenSSL is initialised, since there is a configuration.
+        exit::watch();
+        let Some(_inside) = exit::enter() else { return Err(exit::closed().to_string()) };
         let mut made = self.0.connector.lock();
         if made.is_none() {
-            *made = Some(Connector::new(config)?);
+            *made = Some(Gated::new(Connector::new(config)?));
         }
-        Ok(made.clone())
+        Ok(made.as_ref().map(|connector| Gated::new(connector.get().clone())))
     }
 }
 
@@ -72,6 +77,12 @@ impl Connector {
     }
 
     pub(crate) fn connect<S: Read + Write>(&self, host: &str, stream: S) -> Handshake<S> {
+        // A dot at the end makes a name absolute for the resolver. It is in no certificate, and not
+        // allowed in the handshake (RFC 6066, 3).
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let Some(_inside) = exit::enter() else {
+            return Handshake::Failed(exit::closed().to_string());
+        };
         match self {
             Connector::System(connector) => connector.connect(host, stream).into(),
             Connector::Own { context, sni } => match session(context, host, *sni) {
@@ -116,6 +127,8 @@ fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, 
             | SslMode::RELEASE_BUFFERS,
     );
     context.set_verify(SslVerifyMode::PEER);
+    // An anchor may be an intermediate certificate or the server's own.
+    context.cert_store_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     for root in roots {
         context.cert_store_mut().add_cert(root.clone())?;
     }
@@ -157,23 +170,26 @@ pub(crate) enum Handshake<S> {
 }
 
 pub(crate) enum MidHandshake<S> {
-    System(native_tls::MidHandshakeTlsStream<S>),
-    Own(MidHandshakeSslStream<S>),
+    System(Gated<native_tls::MidHandshakeTlsStream<S>>),
+    Own(Gated<MidHandshakeSslStream<S>>),
 }
 
 impl<S: Read + Write> MidHandshake<S> {
     pub(crate) fn get_mut(&mut self) -> &mut S {
         match self {
-            MidHandshake::System(middle) => middle.get_mut(),
-            MidHandshake::Own(middle) => middle.get_mut(),
+            MidHandshake::System(middle) => middle.get_mut().get_mut(),
+            MidHandshake::Own(middle) => middle.get_mut().get_mut(),
         }
     }
 
     /// Continues the handshake. Call it when the stream is ready.
     pub(crate) fn go_on(self) -> Handshake<S> {
+        let Some(_inside) = exit::enter() else {
+            return Handshake::Failed(exit::closed().to_string());
+        };
         match self {
-            MidHandshake::System(middle) => middle.handshake().into(),
-            MidHandshake::Own(middle) => middle.handshake().into(),
+            MidHandshake::System(middle) => middle.into_inner().handshake().into(),
+            MidHandshake::Own(middle) => middle.into_inner().handshake().into(),
         }
     }
 }
@@ -181,9 +197,9 @@ impl<S: Read + Write> MidHandshake<S> {
 impl<S> From<Result<native_tls::TlsStream<S>, native_tls::HandshakeError<S>>> for Handshake<S> {
     fn from(result: Result<native_tls::TlsStream<S>, native_tls::HandshakeError<S>>) -> Self {
         match result {
-            Ok(stream) => Handshake::Done(TlsStream::System(stream)),
+            Ok(stream) => Handshake::Done(TlsStream::System(Gated::new(stream))),
             Err(native_tls::HandshakeError::WouldBlock(middle)) => {
-                Handshake::Waits(MidHandshake::System(middle))
+                Handshake::Waits(MidHandshake::System(Gated::new(middle)))
             }
             Err(native_tls::HandshakeError::Failure(e)) => Handshake::Failed(e.to_string()),
         }
@@ -193,9 +209,9 @@ impl<S> From<Result<native_tls::TlsStream<S>, native_tls::HandshakeError<S>>> fo
 impl<S> From<Result<SslStream<S>, ssl::HandshakeError<S>>> for Handshake<S> {
     fn from(result: Result<SslStream<S>, ssl::HandshakeError<S>>) -> Self {
         match result {
-            Ok(stream) => Handshake::Done(TlsStream::Own(stream)),
+            Ok(stream) => Handshake::Done(TlsStream::Own(Gated::new(stream))),
             Err(ssl::HandshakeError::WouldBlock(middle)) => {
-                Handshake::Waits(MidHandshake::Own(middle))
+                Handshake::Waits(MidHandshake::Own(Gated::new(middle)))
             }
             Err(ssl::HandshakeError::SetupFailure(e)) => Handshake::Failed(e.to_string()),
             Err(ssl::HandshakeError::Failure(middle)) => {
@@ -211,55 +227,123 @@ impl<S> From<Result<SslStream<S>, ssl::HandshakeError<S>>> for Handshake<S> {
 
 /// A TLS stream.
 pub(crate) enum TlsStream<S> {
-    System(native_tls::TlsStream<S>),
-    Own(SslStream<S>),
+    System(Gated<native_tls::TlsStream<S>>),
+    Own(Gated<SslStream<S>>),
 }
 
 impl<S: Read + Write> TlsStream<S> {
     pub(crate) fn get_ref(&self) -> &S {
         match self {
-            TlsStream::System(stream) => stream.get_ref(),
-            TlsStream::Own(stream) => stream.get_ref(),
+            TlsStream::System(stream) => stream.get().get_ref(),
+            TlsStream::Own(stream) => stream.get().get_ref(),
         }
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut S {
         match self {
-            TlsStream::System(stream) => stream.get_mut(),
-            TlsStream::Own(stream) => stream.get_mut(),
+            TlsStream::System(stream) => stream.get_mut().get_mut(),
+            TlsStream::Own(stream) => stream.get_mut().get_mut(),
         }
     }
 
     /// Sends the TLS close notification, as far as the stream takes it.
     pub(crate) fn shutdown(&mut self) {
+        let Some(_inside) = exit::enter() else { return };
         match self {
-            TlsStream::System(stream) => drop(stream.shutdown()),
-            TlsStream::Own(stream) => drop(stream.shutdown()),
+            TlsStream::System(stream) => drop(stream.get_mut().shutdown()),
+            TlsStream::Own(stream) => drop(stream.get_mut().shutdown()),
         }
     }
 }
 
 impl<S: Read + Write> Read for TlsStream<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let _inside = exit::enter().ok_or_else(exit::closed)?;
         match self {
-            TlsStream::System(stream) => stream.read(buffer),
-            TlsStream::Own(stream) => stream.read(buffer),
+            TlsStream::System(stream) => stream.get_mut().read(buffer),
+            TlsStream::Own(stream) => stream.get_mut().read(buffer),
         }
     }
 }
 
 impl<S: Read + Write> Write for TlsStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _inside = exit::enter().ok_or_else(exit::closed)?;
         match self {
-            TlsStream::System(stream) => stream.write(bytes),
-            TlsStream::Own(stream) => stream.write(bytes),
+            TlsStream::System(stream) => stream.get_mut().write(bytes),
+            TlsStream::Own(stream) => stream.get_mut().write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let _inside = exit::enter().ok_or_else(exit::closed)?;
         match self {
-            TlsStream::System(stream) => stream.flush(),
-            TlsStream::Own(stream) => stream.flush(),
+            TlsStream::System(stream) => stream.get_mut().flush(),
+            TlsStream::Own(stream) => stream.get_mut().flush(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::PKey;
+    use openssl::ssl::SslAcceptor;
+    use openssl::x509::extension::SubjectAlternativeName;
+    use openssl::x509::X509Name;
+
+    use super::*;
+
+    /// Connects to a server that has a certificate for `localhost` of its own making. Returns the name
+    /// that the handshake carried, or why it failed.
+    fn name_seen_by_server(host: &str) -> Result<Option<String>, String> {
+        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap();
+        let mut builder = X509::builder().unwrap();
+        builder.set_version(2).unwrap();
+        let mut name = X509Name::builder().unwrap();
+        name.append_entry_by_text("CN", "test").unwrap();
+        let name = name.build();
+        builder.set_subject_name(&name).unwrap();
+        builder.set_issuer_name(&name).unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        let mut names = SubjectAlternativeName::new();
+        let names = names.dns("localhost").build(&builder.x509v3_context(None, None)).unwrap();
+        builder.append_extension(names).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        let certificate = builder.build();
+
+        let config = TlsConfig::new().with_ca_pem(&certificate.to_pem().unwrap()).unwrap();
+        let (client, server) = UnixStream::pair().unwrap();
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        acceptor.set_certificate(&certificate).unwrap();
+        let acceptor = acceptor.build();
+        let server = thread::spawn(move || {
+            let stream = acceptor.accept(server).ok()?;
+            stream.ssl().servername(ssl::NameType::HOST_NAME).map(str::to_owned)
+        });
+        let outcome = match Connector::new(&config).unwrap().connect(host, client) {
+            Handshake::Done(_) => Ok(()),
+            Handshake::Failed(why) => Err(why),
+            Handshake::Waits(_) => panic!("the sockets block"),
+        };
+        let name = server.join().unwrap();
+        outcome.map(|()| name)
+    }
+
+    #[test]
+    fn a_dot_at_the_end_of_the_host_is_neither_compared_nor_sent() {
+        assert_eq!(name_seen_by_server("localhost").unwrap().as_deref(), Some("localhost"));
+        assert_eq!(name_seen_by_server("localhost.").unwrap().as_deref(), Some("localhost"));
+        assert!(name_seen_by_server("localhost..").is_err());
     }
 }

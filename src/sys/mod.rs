@@ -3,6 +3,7 @@
 mod allocator;
 pub(crate) mod cancellation;
 mod environment;
+mod exit;
 #[cfg(feature = "gateway")]
 mod listen;
 mod message_queue;
@@ -13,6 +14,7 @@ mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
 pub(crate) use environment::take_variable;
+pub(crate) use exit::at_exit;
 #[cfg(feature = "gateway")]
 pub(crate) use listen::set_backlog;
 pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};

@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 
 use crate::frame::{SUBPROTOCOL, TOKEN_HEADER};
 
+/// What a request says about its sender, for the logs of proxies and servers.
+const USER_AGENT: &str = concat!("aiot-tunnel/", env!("CARGO_PKG_VERSION"));
+
 /// The parameters of a request.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
@@ -92,6 +95,7 @@ impl ClientHandshake {
             request,
             "GET {} HTTP/1.1\r\n\
              Host: {host}{port}\r\n\
+             User-Agent: {USER_AGENT}\r\n\
              Connection: Upgrade\r\n\
              Upgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\n\

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::device::{Connect, DialError};
+use parking_lot::Mutex;
 
 use super::local::LocalSocket;
 use super::resolver::Resolver;
@@ -37,7 +38,8 @@ impl Dial {
 
 /// Connects a device's sessions to its local services.
 pub(crate) struct Dialer {
-    pub(crate) services: Arc<Services>,
+    /// Locked while a session looks for its service, so that one added later is found.
+    pub(crate) services: Arc<Mutex<Services>>,
     pub(crate) resolver: Rc<Resolver>,
     /// When to probe a service that sends nothing. `None`: never.
     pub(crate) keep_alive: Option<Duration>,
@@ -50,7 +52,8 @@ impl Connect for Dialer {
     type Stream = LocalSocket;
 
     fn dial(&mut self, service_type: &str) -> Result<Dial, DialError> {
-        let service = self.services.get(service_type).ok_or(DialError::NoService)?;
+        let services = self.services.lock();
+        let service = services.get(service_type).ok_or(DialError::NoService)?;
         match service.target() {
             Target::Tcp { host, port } => {
                 let deadline = Instant::now() + self.connect_timeout;
@@ -84,7 +87,7 @@ impl Connect for Dialer {
     }
 
     fn address(&self, service_type: &str) -> String {
-        let service = self.services.get(service_type);
-        service.map(|service| service.target().to_string()).unwrap_or_default()
+        let services = self.services.lock();
+        services.get(service_type).map(|service| service.target().to_string()).unwrap_or_default()
     }
 }

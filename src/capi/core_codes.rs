@@ -1,0 +1,116 @@
+//! The state codes of the Link SDK's core that this library neither returns nor logs. They stand in
+//! `aiot_state_api.h`, so that a program that also contains the core compiles with that header alone.
+//! Names and values are the core's (4.x). `src/state.rs` has the other codes.
+
+/// Product, device and JSON data. This code and those that follow up to the log callback are the
+/// codes of the Link SDK's core. This library neither returns nor logs them.
+pub const USER_INPUT_MISSING_PRODUCT_KEY: i32 = -0x0104;
+pub const USER_INPUT_MISSING_DEVICE_NAME: i32 = -0x0105;
+pub const USER_INPUT_MISSING_DEVICE_SECRET: i32 = -0x0106;
+pub const USER_INPUT_MISSING_PRODUCT_SECRET: i32 = -0x0107;
+pub const USER_INPUT_JSON_PARSE_FAILED: i32 = -0x010A;
+
+/// Network functions of the port file.
+pub const SYS_DEPEND_NWK_INVALID_OPTION: i32 = -0x0202;
+pub const SYS_DEPEND_NWK_READ_LESSDATA: i32 = -0x0205;
+pub const SYS_DEPEND_NWK_WRITE_LESSDATA: i32 = -0x0206;
+pub const SYS_DEPEND_NWK_READ_OVERTIME: i32 = -0x0207;
+pub const SYS_DEPEND_NWK_SEND_ERR: i32 = -0x0209;
+pub const SYS_DEPEND_NWK_RECV_ERR: i32 = -0x020A;
+
+/// MQTT. Where its codes begin.
+pub const MQTT_BASE: i32 = -0x0300;
+pub const MQTT_CONNACK_FMT_ERROR: i32 = -0x0301;
+pub const MQTT_CONNACK_RCODE_UNACCEPTABLE_PROTOCOL_VERSION: i32 = -0x0302;
+pub const MQTT_CONNACK_RCODE_SERVER_UNAVAILABLE: i32 = -0x0303;
+pub const MQTT_CONNACK_RCODE_BAD_USERNAME_PASSWORD: i32 = -0x0304;
+pub const MQTT_CONNACK_RCODE_NOT_AUTHORIZED: i32 = -0x0305;
+pub const MQTT_CONNACK_RCODE_UNKNOWN: i32 = -0x0306;
+pub const MQTT_PUBLIST_PACKET_ID_ROLL: i32 = -0x0307;
+pub const MQTT_TOPIC_INVALID: i32 = -0x0308;
+pub const MQTT_LOG_TOPIC: i32 = -0x0309;
+pub const MQTT_LOG_HEXDUMP: i32 = -0x030A;
+pub const MQTT_CONNECT_SUCCESS: i32 = -0x030B;
+pub const MQTT_MALFORMED_REMAINING_LEN: i32 = -0x030C;
+pub const MQTT_MALFORMED_REMAINING_BYTES: i32 = -0x030D;
+pub const MQTT_PACKET_TYPE_UNKNOWN: i32 = -0x030E;
+pub const MQTT_SUBACK_RCODE_FAILURE: i32 = -0x030F;
+pub const MQTT_SUBACK_RCODE_UNKNOWN: i32 = -0x0310;
+pub const MQTT_TOPIC_COMPARE_FAILED: i32 = -0x0311;
+pub const MQTT_DEINIT_TIMEOUT: i32 = -0x0312;
+pub const MQTT_LOG_CONNECT: i32 = -0x0313;
+pub const MQTT_LOG_RECONNECTING: i32 = -0x0314;
+pub const MQTT_LOG_CONNECT_TIMEOUT: i32 = -0x0315;
+pub const MQTT_LOG_DISCONNECT: i32 = -0x0316;
+pub const MQTT_LOG_USERNAME: i32 = -0x0317;
+pub const MQTT_LOG_PASSWORD: i32 = -0x0318;
+pub const MQTT_LOG_CLIENTID: i32 = -0x0319;
+pub const MQTT_LOG_TLS_PSK: i32 = -0x031A;
+pub const MQTT_TOPIC_TOO_LONG: i32 = -0x031B;
+pub const MQTT_PUB_PAYLOAD_TOO_LONG: i32 = -0x031C;
+pub const MQTT_LOG_BACKUP_IP: i32 = -0x031D;
+pub const MQTT_RECV_INVALID_PINRESP_PACKET: i32 = -0x031E;
+pub const MQTT_RECV_INVALID_PUBLISH_PACKET: i32 = -0x031F;
+pub const MQTT_RECV_INVALID_PUBACK_PACKET: i32 = -0x0320;
+pub const MQTT_UNKNOWN_PROPERTY_OPTION: i32 = -0x0321;
+pub const MQTT_INVALID_PROTOCOL_VERSION: i32 = -0x0322;
+pub const MQTT_RECV_INVALID_SERVER_DISCONNECT_PACKET: i32 = -0x0323;
+pub const MQTT_INVALID_USER_PERPERTY_DATA: i32 = -0x0324;
+pub const MQTT_INVALID_USER_PERPERTY_LEN: i32 = -0x0325;
+pub const MQTT_INVALID_TX_PACK_SIZE: i32 = -0x0326;
+pub const MQTT_RECEIVE_MAX_EXCEEDED: i32 = -0x0327;
+pub const MQTT_INVALID_SUBSCRIPTION_IDENTIFIER: i32 = -0x0328;
+pub const MQTT_INVALID_PROPERTY_LEN: i32 = -0x0329;
+
+/// HTTP. Where its codes begin.
+pub const HTTP_BASE: i32 = -0x0400;
+pub const HTTP_STATUS_LINE_INVALID: i32 = -0x0401;
+pub const HTTP_READ_BODY_FINISHED: i32 = -0x0402;
+pub const HTTP_DEINIT_TIMEOUT: i32 = -0x0403;
+pub const HTTP_AUTH_CODE_FAILED: i32 = -0x0404;
+pub const HTTP_AUTH_NOT_FINISHED: i32 = -0x0405;
+pub const HTTP_AUTH_TOKEN_FAILED: i32 = -0x0406;
+pub const HTTP_NEED_AUTH: i32 = -0x0407;
+pub const HTTP_RECV_NOT_FINISHED: i32 = -0x0408;
+pub const HTTP_HEADER_BUFFER_TOO_SHORT: i32 = -0x0409;
+pub const HTTP_HEADER_INVALID: i32 = -0x040A;
+pub const HTTP_LOG_SEND_HEADER: i32 = -0x040B;
+pub const HTTP_LOG_SEND_CONTENT: i32 = -0x040C;
+pub const HTTP_LOG_RECV_HEADER: i32 = -0x040D;
+pub const HTTP_LOG_RECV_CONTENT: i32 = -0x040E;
+pub const HTTP_LOG_DISCONNECT: i32 = -0x040F;
+pub const HTTP_LOG_AUTH: i32 = -0x0410;
+pub const HTTP_AUTH_NOT_EXPECTED: i32 = -0x0411;
+pub const HTTP_READ_BODY_EMPTY: i32 = -0x0412;
+
+/// The port file and its TLS. Arguments of the port file's functions.
+pub const PORT_INPUT_NULL_POINTER: i32 = -0x0F01;
+pub const PORT_INPUT_OUT_RANGE: i32 = -0x0F02;
+pub const PORT_MISSING_HOST: i32 = -0x0F04;
+pub const PORT_TCP_CLIENT_NOT_IMPLEMENT: i32 = -0x0F05;
+pub const PORT_TCP_SERVER_NOT_IMPLEMENT: i32 = -0x0F06;
+pub const PORT_UDP_CLIENT_NOT_IMPLEMENT: i32 = -0x0F07;
+pub const PORT_UDP_SERVER_NOT_IMPLEMENT: i32 = -0x0F08;
+pub const PORT_NETWORK_UNKNOWN_OPTION: i32 = -0x0F09;
+pub const PORT_NETWORK_UNKNOWN_SOCKET_TYPE: i32 = -0x0F0A;
+pub const PORT_NETWORK_SOCKET_CREATE_FAILED: i32 = -0x0F0C;
+pub const PORT_NETWORK_SOCKET_CONFIG_FAILED: i32 = -0x0F0D;
+pub const PORT_NETWORK_SOCKET_BIND_FAILED: i32 = -0x0F0E;
+pub const PORT_NETWORK_SELECT_FAILED: i32 = -0x0F11;
+pub const PORT_NETWORK_SEND_FAILED: i32 = -0x0F12;
+pub const PORT_NETWORK_RECV_FAILED: i32 = -0x0F13;
+pub const PORT_NETWORK_SEND_CONNECTION_CLOSED: i32 = -0x0F14;
+pub const PORT_NETWORK_RECV_CONNECTION_CLOSED: i32 = -0x0F15;
+pub const PORT_TLS_INVALID_MAX_FRAGMENT: i32 = -0x0F17;
+pub const PORT_TLS_SOCKET_CREATE_FAILED: i32 = -0x0F1B;
+pub const PORT_TLS_SOCKET_CONNECT_FAILED: i32 = -0x0F1C;
+pub const PORT_TLS_INVALID_RECORD: i32 = -0x0F1D;
+pub const PORT_TLS_RECV_FAILED: i32 = -0x0F1E;
+pub const PORT_TLS_SEND_FAILED: i32 = -0x0F1F;
+pub const PORT_TLS_RECV_CONNECTION_CLOSED: i32 = -0x0F20;
+pub const PORT_TLS_SEND_CONNECTION_CLOSED: i32 = -0x0F21;
+pub const PORT_TLS_CONFIG_PSK_FAILED: i32 = -0x0F22;
+pub const PORT_DTLS_CONFIG_PSK_FAILED: i32 = -0x0F24;
+pub const PORT_DTLS_HANDSHAKE_FAILED: i32 = -0x0F25;
+pub const PORT_NETWORK_DTLS_CONNECT_FAILED: i32 = -0x0F26;
+pub const PORT_DTLS_HANDSHAKE_IN_PROGRESS: i32 = -0x0F27;

@@ -224,7 +224,8 @@ impl<S: LocalStream> Session<S> {
         self.has_eof && self.input_ended && self.output_shut
     }
 
-    /// Whether bytes are lost: the local stream takes no more, and nothing more is read from it.
+    /// Whether bytes are lost: the local stream no longer takes bytes, and its own direction has
+    /// ended.
     pub(crate) fn is_lost(&self) -> bool {
         let is_closed = self.local.as_ref().is_some_and(Local::is_closed);
         is_closed && self.input_ended && !self.output_shut

@@ -371,7 +371,7 @@ impl<S: LocalStream> Session<S> {
 pub struct ReleaseCodes {
     /// After an orderly end.
     pub orderly: u8,
-    /// After a cut. A peer of another kind knows it by the code alone.
+    /// After a cut. A peer that does not know the texts of this project sees only the code.
     pub cut: u8,
 }
 
@@ -381,7 +381,7 @@ pub struct Sessions<S: LocalStream> {
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
-    /// The codes of the releases that this end sends: after an orderly end, and after a cut.
+    /// The codes of the releases that this end sends.
     codes: ReleaseCodes,
     next_key: u64,
     /// The last frame id that this end used.

@@ -4,12 +4,15 @@
 //!
 //! This module does not sleep and reads no clock; its owner does both.
 //!
-//! A session whose ends have agreed on flow control waits alone: the gateway keeps what was granted
-//! ([`lane`]). A session without flow control cannot. So the device's connection is not read while
-//! an access connection with such sessions is over its high-water mark, and an access connection
-//! with such sessions is not read while the device's connection is. If it stays full, takes nothing
-//! for the stall timeout, and there are other access connections, it is closed with code 1008. Its
-//! sessions are released towards the device (code 2), and the other access connections go on.
+//! A session with flow control waits alone: the gateway keeps what was granted ([`lane`]). A
+//! *plain* session, one without flow control, makes the connection wait that feeds it. The device's
+//! connection is not read while an access connection with plain sessions is over its high-water
+//! mark. An access connection with plain sessions is not read while the device's connection is over
+//! its mark.
+//!
+//! An access connection with plain sessions that takes nothing for the stall timeout is closed with
+//! code 1008 if there are other access connections, because it holds them up. Its sessions are
+//! released towards the device (code 2), and the others go on.
 
 mod event;
 mod lane;
@@ -69,7 +72,7 @@ struct Session {
     /// With flow control, what waits in either direction.
     to_device: Lane,
     to_access: Lane,
-    /// The session has ended. This release goes to the end of this side once its lane is empty.
+    /// The session has ended. This release goes to this side once the lane to it is empty.
     release: Option<(Side, Vec<u8>)>,
 }
 
@@ -105,7 +108,8 @@ impl Session {
 pub struct TunnelLimits {
     /// The number of sessions the tunnel may have at once.
     pub sessions: usize,
-    /// How long a full access connection may take next to nothing before it is closed.
+    /// How long a full access connection may take nothing before it is closed. One that takes
+    /// large steps has more time.
     pub stall: Duration,
 }
 

@@ -230,7 +230,8 @@ impl<S: LocalStream> Session<S> {
         self.has_eof && self.input_ended && self.output_shut
     }
 
-    /// Whether bytes are lost: the local stream takes no more, and nothing more is read from it.
+    /// Whether bytes are lost: the local stream no longer takes bytes, and its own direction has
+    /// ended.
     pub(crate) fn is_lost(&self) -> bool {
         let is_closed = self.local.as_ref().is_some_and(Local::is_closed);
         is_closed && self.input_ended && !self.output_shut
@@ -376,7 +377,7 @@ impl<S: LocalStream> Session<S> {
 pub struct ReleaseCodes {
     /// After an orderly end.
     pub orderly: u8,
-    /// After a cut. A peer of another kind knows it by the code alone.
+    /// After a cut. A peer that does not know the texts of this project sees only the code.
     pub cut: u8,
 }
 
@@ -386,7 +387,7 @@ pub struct Sessions<S: LocalStream> {
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
-    /// The codes of the releases that this end sends: after an orderly end, and after a cut.
+    /// The codes of the releases that this end sends.
     codes: ReleaseCodes,
     next_key: u64,
     /// The last frame id that this end used.

@@ -146,7 +146,9 @@ impl<S: LocalStream> AccessSide<S> {
             self.ask_at = out.now;
             self.opened(frame, opening.pending, sessions, out);
         } else if is_full && opening.pending.until.is_some() && !self.over {
-            self.waiting.push_front(opening.pending);
+            let until = opening.pending.until;
+            let place = self.waiting.partition_point(|pending| pending.until <= until);
+            self.waiting.insert(place, opening.pending);
             self.full_at = sessions.open.len();
             self.ask_at = out.now + ASK_AGAIN;
         } else {

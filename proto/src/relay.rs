@@ -371,7 +371,10 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                 None if sessions.limits.half_close_timeout.is_some() => session.end_input(now),
                 error => {
                     let why = side.end_of_stream(session.service_type(), error.as_ref());
-                    sessions.release(index, &why, &mut out);
+                    match error {
+                        None => sessions.release(index, &why, &mut out),
+                        Some(_) => sessions.cut(index, &why, &mut out),
+                    }
                 }
             }
         }
@@ -504,6 +507,11 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     /// Ends the connection, and every session as [`cut_all`](Self::cut_all) does. Returns the local
     /// streams that still have bytes to deliver.
     pub fn into_lingering(mut self, now: Instant) -> Vec<Lingering<D::Stream>> {
+        self.take_lingering(now)
+    }
+
+    /// Like [`into_lingering`](Self::into_lingering). The relay must not be used any more.
+    pub fn take_lingering(&mut self, now: Instant) -> Vec<Lingering<D::Stream>> {
         self.connection.lift_limits();
         self.connection.flush(now);
         self.cut_all(now);

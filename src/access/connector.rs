@@ -100,7 +100,7 @@ impl Wait for Accepting<'_, '_> {
         let mut listeners = self.listeners.borrow_mut();
         loop {
             let now = Instant::now();
-            listeners.give_up_late(now);
+            listeners.step(now);
             let awaited = fd.or(self.wait.lookups.map(AsFd::as_fd));
             let mut fds = vec![PollFd::new(self.wait.stop.as_fd(), true, false)];
             fds.extend(awaited.map(|awaited| PollFd::new(awaited, !write, write)));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::Pending;
+use aiot_tunnel_proto::session::Lingering;
 use aiot_tunnel_proto::Ready;
 
 use super::{log, Forward, Settings};
@@ -22,6 +23,8 @@ pub(super) struct Listeners<'a> {
     forwards: Vec<(&'a TcpListener, Arc<str>)>,
     settings: &'a Settings,
     waiting: Vec<Pending<LocalSocket>>,
+    /// The local streams of lost connections that still have bytes to deliver.
+    lingering: Vec<Lingering<LocalSocket>>,
     /// Until when nothing is accepted. Kept until an accept succeeds.
     paused: Option<Instant>,
 }
@@ -38,6 +41,7 @@ impl<'a> Listeners<'a> {
             forwards: forwards.map(|one| (&one.listener, one.service_type.clone())).collect(),
             settings,
             waiting: Vec::new(),
+            lingering: Vec::new(),
             paused: None,
         })
     }
@@ -53,7 +57,8 @@ impl<'a> Listeners<'a> {
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let waiting = self.waiting.iter().filter_map(Pending::until).min();
         let paused = self.paused.filter(|until| now < *until);
-        waiting.into_iter().chain(paused).min()
+        let lingering = self.lingering.iter().map(|one| one.deadline(now));
+        lingering.chain(waiting).chain(paused).min()
     }
 
     /// Accepts from the listeners that are ready. `ready` is in the order of [`fds`](Self::fds).
@@ -97,8 +102,20 @@ impl<'a> Listeners<'a> {
         self.waiting.splice(0..0, pending);
     }
 
-    /// Resets the connections that have waited for too long.
-    pub(super) fn give_up_late(&mut self, now: Instant) {
+    /// Keeps the local streams of a lost connection.
+    pub(super) fn linger(&mut self, lingering: Vec<Lingering<LocalSocket>>) {
+        self.lingering.extend(lingering);
+    }
+
+    /// Takes the local streams of lost connections.
+    pub(super) fn take_lingering(&mut self) -> Vec<Lingering<LocalSocket>> {
+        std::mem::take(&mut self.lingering)
+    }
+
+    /// Serves the local streams of lost connections, and resets the connections that have waited
+    /// for too long.
+    pub(super) fn step(&mut self, now: Instant) {
+        self.lingering.retain_mut(|lingering| !lingering.step(now, &mut [0; 4096]));
         let before = self.waiting.len();
         self.waiting.retain(|pending| !pending.is_late(now));
         let count = before - self.waiting.len();

@@ -269,7 +269,9 @@ impl Client {
                 Ok(opened) => {
                     connected = true;
                     log::info!("connected to the tunnel");
-                    Relay::new(opened, &self.settings, &self.stop, true).run(Some(&mut listeners))
+                    let lingering = Some(listeners.take_lingering());
+                    let mut relay = Relay::new(opened, &self.settings, &self.stop, lingering);
+                    relay.run(Some(&mut listeners))
                 }
                 Err(e) => Err(e),
             };
@@ -312,7 +314,7 @@ impl Client {
             result
         })?;
         ours.set_nonblocking(true)?;
-        let mut relay = Relay::new(opened, &self.settings, &self.stop, false);
+        let mut relay = Relay::new(opened, &self.settings, &self.stop, None);
         relay.open(LocalSocket::Unix(ours), &self.service_type);
         let result = relay.run(None);
         drop(relay);

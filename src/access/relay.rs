@@ -10,7 +10,7 @@ use aiot_tunnel_proto::frame::{reason, Extensions};
 use aiot_tunnel_proto::gateway;
 use aiot_tunnel_proto::observer::{Event, Observer};
 use aiot_tunnel_proto::relay::RelayLimits;
-use aiot_tunnel_proto::session::{SessionLimits, WindowLimits};
+use aiot_tunnel_proto::session::{Lingering, SessionLimits, WindowLimits};
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::LogLimiter;
 
@@ -87,8 +87,9 @@ impl<'a> Relay<'a> {
         opened: Opened,
         settings: &Settings,
         stop: &'a Waker,
-        listening: bool,
+        lingering: Option<Vec<Lingering<LocalSocket>>>,
     ) -> Self {
+        let listening = lingering.is_some();
         let now = Instant::now();
         let connection = Connection::new(opened.stream, Role::Client, &opened.rest, UPKEEP, now);
         let session = SessionLimits {
@@ -106,7 +107,8 @@ impl<'a> Relay<'a> {
         let outcomes = Outcomes { listening, result: Ok(()) };
         let extensions = if settings.extensions { Extensions::ALL } else { Extensions::NONE };
         let side = AccessSide::new(AccessLimits { extensions }, now);
-        let relay = AccessRelay::new(connection, side, limits, outcomes, Vec::new());
+        let relay =
+            AccessRelay::new(connection, side, limits, outcomes, lingering.unwrap_or_default());
         Relay { relay, stop, polled: PollSet::default() }
     }
 
@@ -140,7 +142,10 @@ impl<'a> Relay<'a> {
         // If the last session had already ended, the loss of the connection takes nothing from it.
         let was_over = is_single && self.relay.is_over();
         if let (Some(listeners), false) = (listeners, stopped) {
+            // What has no session yet, and what is still being delivered, waits for the next
+            // connection.
             listeners.give_back(self.relay.side_mut().take_pending());
+            listeners.linger(self.relay.take_lingering(Instant::now()));
         }
         self.close(stopped, !is_single)?;
         if stopped && is_single && !was_over {

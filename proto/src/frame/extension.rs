@@ -97,7 +97,8 @@ impl Fields {
             out.extend_from_slice(self.extensions.name().as_bytes());
             out.push(b'"');
         }
-        if self.credit > 0 {
+        // An offer of flow control says its credit even if it is 0.
+        if self.credit > 0 || self.extensions.credit {
             out.extend_from_slice(b",\"credit\":");
             out.extend_from_slice(itoa::Buffer::new().format(self.credit).as_bytes());
         }

@@ -54,6 +54,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: usize = 2 * HIGH_WATER;
 /// A lane with at most this many waiting bytes goes first. A keystroke does not wait for a file.
 const SHORT_LANE: usize = 4096;
+/// One of this many turns goes to the lane that has waited longest, short or long.
+const LANE_TURNS: u64 = 8;
 
 struct Session {
     access: u64,
@@ -405,7 +407,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 }
                 let status = Status::parse(frame.payload);
                 if status.as_ref().is_some_and(|status| status.code == 0) {
-                    self.accept(frame);
+                    self.accept(frame, device);
                 } else {
                     let why = status.map_or("an answer without a code".to_owned(), |s| s.msg);
                     self.observer.event(TunnelEvent::DeviceRefused { id, why: &why });
@@ -443,11 +445,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     }
 
     /// The device has accepted a session. Passes the answer on.
-    fn accept(&mut self, frame: &Frame<'_>) {
+    fn accept(&mut self, frame: &Frame<'_>, device: &mut Sender) {
         let held = self.held(Side::Device);
         let Tunnel { sessions, accesses, .. } = self;
         let Some(session) = sessions.get_mut(&*frame.session_id) else { return };
-        session.deadline = None;
         session.extensions = session.extensions.and(frame.extensions);
         if !session.extensions.credit {
             // The lanes are not used. What was offered for them stands in nobody's way.
@@ -459,9 +460,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             Credit::Bytes(bytes) if session.to_device.add_credit(bytes) => {
                 credit = session.to_device.pass_credit(held);
             }
-            // The device grants nothing, so the access side may send nothing.
-            _ => {}
+            // The device grants nothing yet.
+            Credit::Absent => {}
+            Credit::Bytes(_) | Credit::Invalid => {
+                let id = &*frame.session_id;
+                return self.cut(id, reason::BAD_CREDIT, Some((Side::Device, device)));
+            }
         }
+        session.deadline = None;
         let Some(access) = open_sender(accesses.get_mut(&session.access)) else { return };
         let fields = Fields { extensions: session.extensions, credit, eof: false };
         let (id, service_type) = (&*frame.session_id, &session.service_type);
@@ -555,9 +561,11 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let of_member = |session: &&mut Session| {
             (to == Side::Device || session.access == access) && session.lane(to).is_waiting()
         };
+        // Long lanes have a turn of their own, so that many short ones do not starve them.
+        let is_for_all = self.lane_turns.is_multiple_of(LANE_TURNS);
         let turn = |session: &&mut Session| {
             let lane = session.lane(to);
-            (lane.waiting() > SHORT_LANE, lane.served)
+            (lane.waiting() > SHORT_LANE && !is_for_all, lane.served)
         };
         let Some(session) = sessions.values_mut().filter(of_member).min_by_key(turn) else {
             return false;

@@ -250,7 +250,9 @@ impl<S: LocalStream> Session<S> {
     /// When a session with one ended direction has been silent for too long. `None`: never.
     pub(crate) fn silent_at(&self, limit: Option<Duration>) -> Option<Instant> {
         let waits = if self.has_eof { self.is_finished() } else { self.input_ended };
-        self.last_byte.zip(limit).filter(|_| waits).map(|(last, limit)| last + limit)
+        // A local stream that still has bytes to take is slow, not silent.
+        let is_silent = waits && self.waiting() == 0;
+        self.last_byte.zip(limit).filter(|_| is_silent).map(|(last, limit)| last + limit)
     }
 
     /// The local stream has ended its direction.
@@ -352,7 +354,10 @@ impl<S: LocalStream> Session<S> {
     /// has ended it.
     pub(crate) fn write_buffer(&mut self, now: Instant) {
         let Some(local) = &mut self.local else { return };
-        self.buffer.write(local);
+        if !self.buffer.is_empty() {
+            self.buffer.write(local);
+            self.last_byte = self.last_byte.map(|_| now);
+        }
         if let Some(blocked) = &mut self.blocked {
             blocked.update(local.taken(), now);
         }
@@ -615,7 +620,8 @@ impl<S: LocalStream> Sessions<S> {
         let session = self.open.remove(index);
         let Some(local) = session.local else { return };
         cx.journal.tell(Event::Closed { id: &session.id });
-        let stall_timeout = self.limits.stall_timeout;
+        // A session with flow control may stand still for as long as it likes, at its end, too.
+        let stall_timeout = self.limits.stall_timeout.filter(|_| session.flow.is_none());
         let mut lingering = Lingering::new(local, session.buffer, stall_timeout, cx.now);
         if !lingering.step(cx.now, &mut [0; 4096]) {
             self.lingering.push(lingering);

@@ -179,6 +179,11 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             && self.connection.reads()
     }
 
+    /// Whether to wait for the peer's close, because an open connection is not read.
+    pub fn watches_end(&self) -> bool {
+        !self.wants_input() && self.connection.is_open() && self.connection.end().is_none()
+    }
+
     /// Whether local streams are to be read.
     pub fn wants_local(&self) -> bool {
         self.connection.is_open() && !self.connection.over_high_water()

@@ -175,9 +175,10 @@ impl<'a> Relay<'a> {
         set.clear();
         set.push(self.stop.as_fd(), until.is_none(), false);
         let gateway = relay.connection().transport().as_fd();
-        match wants_input {
-            true => set.push(gateway, true, wants_room),
-            false => set.push_until_closed(gateway, wants_room),
+        let watches_end = relay.watches_end();
+        match watches_end {
+            true => set.push_until_closed(gateway, wants_room),
+            false => set.push(gateway, wants_input, wants_room),
         }
         for session in relay.sessions() {
             let wants_read = wants_local && session.wants_read();
@@ -201,7 +202,7 @@ impl<'a> Relay<'a> {
         let ready = set.poll(deadlines.into_iter().min().unwrap_or(deadline))?;
         let stopped = ready[0].read;
         relay.connection_mut().ready(wants_input && ready[1].read, ready[1].write);
-        if !wants_input && ready[1].read {
+        if watches_end && ready[1].read {
             relay.connection_mut().hang_up();
         }
         relay.turn(Instant::now(), &ready[2..2 + count]);

@@ -36,9 +36,10 @@ pub(super) fn turn(
     set.clear();
     set.push(control.waker.as_fd(), true, false);
     let cloud = relay.connection().transport().as_fd();
-    match wants_input {
-        true => set.push(cloud, true, wants_room),
-        false => set.push_until_closed(cloud, wants_room),
+    let watches_end = relay.watches_end();
+    match watches_end {
+        true => set.push_until_closed(cloud, wants_room),
+        false => set.push(cloud, wants_input, wants_room),
     }
     for session in relay.sessions() {
         let wants_read = wants_local && session.wants_read();
@@ -63,7 +64,7 @@ pub(super) fn turn(
         control.waker.reset();
     }
     relay.connection_mut().ready(wants_input && ready[1].read, ready[1].write);
-    if !wants_input && ready[1].read {
+    if watches_end && ready[1].read {
         relay.connection_mut().hang_up();
     }
     relay.side_mut().ready(&ready[dials..]);

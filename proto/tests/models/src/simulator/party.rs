@@ -66,7 +66,7 @@ fn turn<D: RelaySide<Stream = ProgramStream>>(
     now: Instant,
 ) -> bool {
     let (connection, sessions, hung_up) = poll(relay, now);
-    let lingers = relay.lingering().iter().any(|one| is_ready(one));
+    let lingers = relay.lingering().iter().any(is_ready);
     let is_quiet = sessions.iter().chain([&connection]).all(|ready| *ready == Ready::default());
     if is_quiet && !hung_up && !lingers && relay.deadline(now) > now {
         return false;
@@ -106,8 +106,11 @@ impl Lingerers {
     }
 }
 
+/// What a service does, the salts of its bytes, and the programs that it became.
+type ServiceScript = (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>);
+
 struct ServiceTable {
-    scripts: HashMap<String, (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>)>,
+    scripts: HashMap<String, ServiceScript>,
     clock: Clock,
 }
 

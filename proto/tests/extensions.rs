@@ -323,11 +323,13 @@ fn a_service_that_takes_nothing_stands_still_alone() {
 
 #[test]
 fn what_is_granted_in_a_tunnel_has_a_limit_whatever_stands_still() {
-    let mut cloud = Cloud::with_sessions(3, BOTH);
+    let mut cloud = Cloud::new();
     let mut granted = [WINDOW as u64; 3];
     let mut sent = [0; 3];
     // One after the other takes a lot, and then nothing more.
     for id in 0..3 {
+        cloud.creates(id, BOTH);
+        cloud.hears();
         for _ in 0..40 {
             cloud.service(id).borrow_mut().takes = MANY;
             cloud.world.now += Duration::from_millis(25);

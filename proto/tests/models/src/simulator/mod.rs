@@ -192,15 +192,18 @@ impl World {
                 TunnelLimits { sessions: self.plan.sessions, stall: Duration::from_secs(10) };
             self.gateway = Some(Tunnel::new(limits, ()));
         }
+        let connects = self.connect(now);
+        let device = self.device.work(now);
+        let gateway = self.work_gateway(now);
         let mut accesses = false;
         for access in &mut self.accesses {
             accesses |= access.work(now);
         }
         let worked = [
             ("programs", programs),
-            ("connects", self.connect(now)),
-            ("device", self.device.work(now)),
-            ("gateway", self.work_gateway(now)),
+            ("connects", connects),
+            ("device", device),
+            ("gateway", gateway),
             ("access", accesses),
         ];
         worked.into_iter().filter(|(_, worked)| *worked).map(|(who, _)| who).collect()

@@ -110,11 +110,11 @@ impl Lingerers {
     }
 }
 
-/// The service of one client: what it does, the salts of its streams, and its programs.
-type ClientService = (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>);
+/// What a service does, the salts of its bytes, and the programs that it became.
+type ServiceScript = (Script, (u64, u64), Rc<RefCell<Vec<SharedProgram>>>);
 
 struct ServiceTable {
-    scripts: HashMap<String, ClientService>,
+    scripts: HashMap<String, ServiceScript>,
     clock: Clock,
 }
 

@@ -167,8 +167,8 @@ pub(crate) struct AccessArgs {
     /// may have or the tunnel service is away; then it is reset
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) queue_timeout: u64,
-    /// How long a session of a foreign device goes on after the local end of the stream, while no
-    /// byte comes or goes
+    /// How long a session without half-close goes on without a byte after the local program has
+    /// ended its stream; then it is cut
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) half_close_timeout: u64,
     /// After how long without traffic a local connection is probed; 0: never

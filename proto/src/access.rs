@@ -45,7 +45,7 @@ impl<S: LocalStream> Pending<S> {
         Pending { local: Local::new(stream), service_type, until }
     }
 
-    /// Until when it may wait. `None`: for as long as it takes, but not for a free session.
+    /// Until when it may wait for a free session. `None`: it does not wait for one.
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
@@ -134,7 +134,7 @@ impl<S: LocalStream> AccessSide<S> {
         let is_success = code == i64::from(response::SUCCESS) && !id.is_empty();
         let asked = |opening: &mut Opening<S>| Some(opening.frame_id) == frame.frame_id;
         let Some(opening) = self.opening.extract_if(.., asked).next() else {
-            // No local stream waits for this session any more.
+            // No local stream is waiting for this session.
             let is_known = sessions.find(id).is_some() || sessions.has_ended(id);
             if is_success && !is_known {
                 sessions.write_cut(id, reason::TOO_LATE, out.sender);

@@ -74,7 +74,7 @@ pub struct DeviceSide<C: Connect> {
     connect: C,
     limits: DeviceLimits,
     dialing: Vec<Dialing<C::Dial>>,
-    /// The connection has ended. No session is opened any more.
+    /// The connection has ended. No further session is opened.
     over: bool,
 }
 

@@ -6,11 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-/// A receiver may make no progress for the time limit for each such number of bytes in its last
-/// step. With a limit of 10 s, the slowest receiver that counts as alive takes 4 KiB/s.
+/// The last step of a receiver allows it one time limit without progress for each such number of
+/// bytes. With a limit of 10 s, a receiver that takes 4 KiB/s counts as alive.
 const BYTES_PER_LIMIT: u64 = 40 * 1024;
-/// Most bytes of the first step that count. Before it, nothing is known about the receiver's
-/// pace: this is a sixteenth of the largest receive buffer of a usual Linux system (6 MiB).
+/// What the receiver has taken before the measurement counts as its first step, up to this many
+/// bytes. Nothing else is known about its pace then. The figure is a sixteenth of the largest
+/// receive buffer of a usual Linux system (6 MiB).
 const FIRST_STEP: u64 = 384 * 1024;
 /// Bytes taken within this time of each other belong to one step.
 const STEP: Duration = Duration::from_secs(1);

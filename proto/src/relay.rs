@@ -186,12 +186,12 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
 
     /// When [`turn`](Self::turn) has to be called even if `poll` reports nothing.
     pub fn deadline(&self, now: Instant) -> Instant {
-        // These came after the turn's look at its sessions.
-        let is_due = |session: &Session<_>| {
+        // The end came after the turn's look at its sessions.
+        let is_over = |session: &Session<_>| {
             let is_finished = D::RELEASES_FINISHED && session.is_finished();
             session.has_failed() || session.is_lost() || is_finished
         };
-        if self.sessions.open.iter().any(is_due) {
+        if self.sessions.open.iter().any(is_over) {
             return now;
         }
         let mut nearest = self.connection.deadline(now, self.wants_input());

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_models::gateway::{Action, ClientEnd, Operation, Step, World};
+use aiot_tunnel_models::relay::{Offer, BAD_CREDITS};
 use aiot_tunnel_models::{each_piece, handshake};
+use aiot_tunnel_proto::frame::Extensions;
 use aiot_tunnel_proto::Side;
 use proptest::prelude::*;
 
@@ -106,6 +108,118 @@ fn an_access_side_that_takes_nothing_is_given_up_when_its_time_is_up() {
     steps.extend((0..8).map(|_| data(Side::Device, 65_536, 4)));
     steps.push(step(Operation::TimePasses { millis: 10_001 }, REST));
     World::run(&steps);
+}
+
+const ALL: Offer = Offer { eof: true, credit: Some(1 << 20) };
+
+/// A device and two access sides with one session each, with this offer.
+fn two_sessions(offer: Offer) -> Vec<Step> {
+    let mut steps = vec![connect(Side::Device, REST)];
+    for access in 0..2 {
+        steps.push(connect(Side::Access, REST));
+        steps.push(step(Operation::Offers { access, offer }, REST));
+        steps.push(step(Operation::Answer { device: 0, session: 0, code: 0 }, REST));
+    }
+    steps
+}
+
+fn does(side: Side, client: u8, does: Action) -> Step {
+    step(Operation::Client { side, client, does }, REST)
+}
+
+/// Data, credit and an end in both directions of the first two sessions, and then their releases.
+fn traffic() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for session in 0..2 {
+        for side in [Side::Device, Side::Access] {
+            // The device has both sessions, each access side has one.
+            let client = if side == Side::Device { 0 } else { session };
+            steps.push(does(side, client, Action::Data { session, length: 65_536, frames: 4 }));
+            steps.push(does(side, client, Action::Grant { session, bytes: 300_000 }));
+            steps.push(does(side, client, Action::Finish { session, length: 200 }));
+        }
+    }
+    for session in 0..2 {
+        steps.push(does(Side::Device, 0, Action::Release { session }));
+    }
+    steps
+}
+
+#[test]
+fn the_fields_of_the_extensions_pass_as_far_as_both_ends_agree() {
+    for offer in [
+        ALL,
+        Offer { eof: true, credit: None },
+        Offer { eof: false, credit: Some(100) },
+        Offer { eof: true, credit: Some(0) },
+        Offer::default(),
+    ] {
+        for (eof, credit) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut steps = vec![connect(Side::Device, REST), connect(Side::Access, REST)];
+            for access in 0..2 {
+                let extensions = Extensions { eof, credit };
+                steps.push(step(Operation::Offers { access, offer }, REST));
+                let accepts = Operation::Accepts { device: 0, session: 0, extensions };
+                steps.push(step(accepts, REST));
+                steps.push(connect(Side::Access, REST));
+            }
+            steps.extend(traffic());
+            World::run(&steps);
+        }
+    }
+}
+
+#[test]
+fn a_paused_access_side_with_flow_control_holds_up_nobody() {
+    let mut steps = two_sessions(ALL);
+    steps.push(does(Side::Access, 0, Action::Takes { bytes: 0 }));
+    // More than the gateway keeps for a connection without flow control.
+    for _ in 0..6 {
+        for session in 0..2 {
+            steps.push(does(Side::Device, 0, Action::Data { session, length: 65_536, frames: 4 }));
+        }
+        steps.push(step(Operation::TimePasses { millis: 9_999 }, REST));
+    }
+    steps.push(does(Side::Access, 1, Action::Grant { session: 0, bytes: 3 << 20 }));
+    steps.extend(traffic());
+    World::run(&steps);
+}
+
+#[test]
+fn a_receiver_that_grants_much_costs_the_gateway_its_limit_only() {
+    let offer = Offer { eof: true, credit: Some(1 << 40) };
+    let mut steps = two_sessions(offer);
+    for access in 0..2 {
+        steps.push(step(Operation::Offers { access, offer }, REST));
+        steps.push(step(Operation::Answer { device: 0, session: 0, code: 0 }, REST));
+    }
+    for access in 0..2 {
+        steps.push(does(Side::Access, access, Action::Takes { bytes: 0 }));
+    }
+    for session in (0..4).cycle().take(160) {
+        steps.push(does(Side::Device, 0, Action::Data { session, length: 65_536, frames: 4 }));
+    }
+    World::run(&steps);
+}
+
+#[test]
+fn who_breaks_the_protocol_of_the_extensions_loses_its_session_alone() {
+    let mut misdeeds: Vec<_> = (0..BAD_CREDITS.len() as u8)
+        .map(|which| vec![Action::BadCredit { session: 0, which }])
+        .collect();
+    misdeeds.push(vec![Action::OverCredit { session: 0, excess: 0 }]);
+    let end = Action::Finish { session: 0, length: 7 };
+    misdeeds.push(vec![end, Action::DataAfterEnd { session: 0 }]);
+    for side in [Side::Device, Side::Access] {
+        for misdeed in &misdeeds {
+            for offer in [ALL, Offer { eof: true, credit: None }] {
+                let mut steps = two_sessions(offer);
+                steps.extend(misdeed.iter().map(|action| does(side, 0, action.clone())));
+                steps.extend(traffic());
+                World::run(&steps);
+            }
+        }
+    }
 }
 
 /// Random inputs without end, for as long as `HUNT_SECONDS` says.

@@ -2,7 +2,7 @@
 //! broke a promise.
 
 use aiot_tunnel_models::each_piece;
-use aiot_tunnel_models::relay::{Answer, Operation, ServiceEnd, World};
+use aiot_tunnel_models::relay::{Answer, Offer, Operation, ServiceEnd, World};
 use proptest::prelude::*;
 use Operation::*;
 
@@ -30,6 +30,30 @@ proptest! {
 
     #[test]
     fn the_relay_keeps_its_promises_whatever_happens(operations in operations()) {
+        World::run(&operations);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn sessions_with_extensions_keep_their_promises_whatever_happens(
+        pieces in proptest::collection::vec(any::<[u8; 8]>(), 0..300),
+    ) {
+        let offer = Offer { eof: true, credit: Some(5000) };
+        let mut operations: Vec<Operation> =
+            (0..3).map(|id| CloudOffers { id, offer, fragments: 1 }).collect();
+        operations.extend([ARRIVES, TURN, CloudTakes { length: MUCH }, TURN]);
+        // Every other operation is one that such sessions are made of.
+        const KINDS: [u8; 12] = [3, 8, 9, 10, 14, 16, 19, 21, 26, 27, 27, 28];
+        let pieces: Vec<[u8; 8]> = pieces.into_iter().map(|mut piece| {
+            if piece[7] & 1 == 0 {
+                piece[0] = KINDS[usize::from(piece[0]) % KINDS.len()];
+            }
+            piece
+        }).collect();
+        operations.extend(each_piece::<Operation, 8>(&pieces));
         World::run(&operations);
     }
 }

@@ -10,9 +10,8 @@
 //!
 //! With a device of this project, each session has half-close and flow control. With others, a
 //! session whose local program has ended its stream goes on until the device ends it, or until no
-//! byte has come or gone for the [half-close timeout](Client::with_half_close_timeout). There the
-//! sessions share one stream, so a local program that takes nothing holds up the others, and its
-//! session is cut after 10 s.
+//! byte has come or gone for the [half-close timeout](Client::with_half_close_timeout). There a
+//! local program that takes nothing holds up the other sessions, so its session is cut after 10 s.
 
 mod connector;
 mod listeners;
@@ -78,8 +77,8 @@ pub enum Error {
     /// The session did not end in order.
     #[error("session lost: code {code}, {msg}")]
     Released {
-        /// The release code. Codes from 2 are losses. Code 1 is a loss if the text says that the
-        /// device cut the session.
+        /// The release code. Codes from 2 are losses. Codes 0 and 1 are losses if the text says
+        /// so, or if a session with half-close had not ended in both directions.
         code: i64,
         /// The text of the release, quoted.
         msg: String,

@@ -42,8 +42,8 @@ pub struct Limits {
     pub send_buffer: usize,
     /// How long a local service may take nothing while its full `session_buffer` stops the other
     /// sessions of its tunnel. Then its session is released, so that the others go on. A service
-    /// that takes its bytes in large steps has more time: with the default, as long as it takes
-    /// 4 KiB/s. A session with flow control, or one without siblings, may stand still for as long
+    /// that takes its bytes in large, rare steps has more time: with the default, 4 KiB/s are
+    /// enough. A session with flow control, or one without siblings, may stand still for as long
     /// as it likes. Default 10 s.
     pub stall_timeout: Duration,
     /// After how long without traffic the kernel probes a local service over TCP. A service that

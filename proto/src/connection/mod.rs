@@ -155,13 +155,14 @@ pub struct Connection<T: Transport> {
     pace: Pace,
     /// The limit of unsent bytes in the kernel, as it is set.
     unsent_limit: usize,
-    /// The connection takes its last bytes, whatever the limits.
+    /// The connection ends. It takes its last bytes without a limit.
     is_ending: bool,
-    /// The length of a write that would have blocked. TLS must be given as much again.
+    /// The length of a write that would have blocked. TLS must be offered at least as many bytes
+    /// again.
     blocked_write: usize,
 }
 
-/// The full limit of unsent bytes in the kernel.
+/// The limit of unsent bytes in the kernel on a fast link.
 pub const UNSENT_LIMIT: usize = 128 * 1024;
 
 impl<T: Transport> Connection<T> {

@@ -50,16 +50,16 @@ pub mod reason {
     pub const BAD_CREDIT: &str = "an impossible credit";
     /// The peer sent data after the end of its direction.
     pub const DATA_AFTER_END: &str = "data after the end of the stream";
-    /// The device accepted the session when nobody waited for it any more.
+    /// The device accepted the session after the other end had stopped waiting for it.
     pub const TOO_LATE: &str = "the answer came too late";
     /// No byte came or went for the idle limit.
     pub const IDLE: &str = "the session was idle for too long";
-    /// The begin of the text if the local connection of the access side failed. The error follows.
+    /// The start of the text if the local connection of the access side failed. The error follows.
     pub const LOCAL_CONNECTION: &str = "local connection: ";
 }
 
-/// Whether a release with this status tells that the stream was cut. Texts of other devices and
-/// clouds prove nothing: their codes 0 and 1 are orderly ends.
+/// Whether the code or the text of a release says that the stream was cut. Texts of other devices
+/// and clouds prove nothing, so their codes 0 and 1 are orderly ends.
 pub fn tells_of_cut(status: &Status, service_type: &str) -> bool {
     if status.code != i64::from(release::BY_ACCESS) && status.code != i64::from(release::BY_DEVICE)
     {

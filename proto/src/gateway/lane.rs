@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 /// Most bytes that one direction of a session may hold in the gateway, including the bytes that its
-/// sender may still send. What a receiver grants beyond is passed on later.
+/// sender may still send. If a receiver grants more, the sender is told of the rest later.
 const SESSION_CREDIT: u64 = 2 * 1024 * 1024;
 /// The same for all sessions in one direction of a tunnel. Each session may have
 /// [`FIRST_CREDIT`] all the same.
@@ -65,7 +65,8 @@ impl Lane {
         credit
     }
 
-    /// Takes a payload into account. Returns false if the sender was not granted as much.
+    /// Takes a payload into account. Returns false if the sender was not granted as much, or has
+    /// ended its direction.
     pub(super) fn admit(&mut self, length: usize) -> bool {
         let left = self.granted.checked_sub(length as u64).filter(|_| !self.ended || length == 0);
         self.granted = left.unwrap_or(self.granted);
@@ -76,7 +77,7 @@ impl Lane {
         self.queue.extend(payload);
     }
 
-    /// Takes the next bytes to pass on, at most `most`, as two slices.
+    /// Moves the next bytes to pass on, at most `most`, to `into`. Clears `into` first.
     pub(super) fn next(&mut self, most: usize, into: &mut Vec<u8>) {
         into.clear();
         into.extend(self.queue.drain(..most.min(self.queue.len())));
@@ -85,7 +86,7 @@ impl Lane {
         }
     }
 
-    /// Drops what waits.
+    /// Drops what waits, and ends the direction.
     pub(super) fn clear(&mut self) {
         *self = Lane { ended: true, ..Lane::default() };
     }

@@ -4,12 +4,15 @@
 //!
 //! This module does not sleep and reads no clock; its owner does both.
 //!
-//! A session whose ends have agreed on flow control waits alone: the gateway keeps what was granted
-//! ([`lane`]). A session without flow control cannot. So the device's connection is not read while
-//! an access connection with such sessions is over its high-water mark, and an access connection
-//! with such sessions is not read while the device's connection is. If it stays full, takes nothing
-//! for the stall timeout, and there are other access connections, it is closed with code 1008. Its
-//! sessions are released towards the device (code 2), and the other access connections go on.
+//! A session with flow control waits alone: the gateway keeps what was granted ([`lane`]). A
+//! *plain* session, one without flow control, makes the connection wait that feeds it. The device's
+//! connection is not read while an access connection with plain sessions is over its high-water
+//! mark. An access connection with plain sessions is not read while the device's connection is over
+//! its mark.
+//!
+//! An access connection with plain sessions that takes nothing for the stall timeout is closed with
+//! code 1008 if there are other access connections, because it holds them up. Its sessions are
+//! released towards the device (code 2), and the others go on.
 
 mod event;
 mod lane;
@@ -69,7 +72,7 @@ struct Session {
     /// With flow control, what waits in either direction.
     to_device: Lane,
     to_access: Lane,
-    /// The session has ended. This release goes to the end of this side once its lane is empty.
+    /// The session has ended. This release goes to this side once the lane to it is empty.
     release: Option<(Side, Vec<u8>)>,
 }
 
@@ -105,7 +108,8 @@ impl Session {
 pub struct TunnelLimits {
     /// The number of sessions the tunnel may have at once.
     pub sessions: usize,
-    /// How long a full access connection may take next to nothing before it is closed.
+    /// How long a full access connection may take nothing before it is closed. One that takes
+    /// large steps has more time.
     pub stall: Duration,
 }
 
@@ -440,15 +444,20 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// The device has accepted a session. Passes the answer on.
     fn accept(&mut self, frame: &Frame<'_>) {
+        let held = self.held(Side::Device);
         let Tunnel { sessions, accesses, .. } = self;
         let Some(session) = sessions.get_mut(&*frame.session_id) else { return };
         session.deadline = None;
         session.extensions = session.extensions.and(frame.extensions);
+        if !session.extensions.credit {
+            // The lanes are not used. What was offered for them stands in nobody's way.
+            (session.to_device, session.to_access) = Default::default();
+        }
         let mut credit = 0;
         match frame.credit {
             _ if !session.extensions.credit => {}
             Credit::Bytes(bytes) if session.to_device.add_credit(bytes) => {
-                credit = session.to_device.pass_credit(0);
+                credit = session.to_device.pass_credit(held);
             }
             // The device grants nothing, so the access side may send nothing.
             _ => {}
@@ -477,7 +486,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
         let mut violation = None;
-        if has_credit && !session.lane_mut(to).admit(frame.payload.len()) {
+        if session.lane(to).ended && !frame.payload.is_empty() {
+            violation = Some(reason::DATA_AFTER_END);
+        } else if has_credit && !session.lane_mut(to).admit(frame.payload.len()) {
             violation = Some(reason::OVER_CREDIT);
         }
         match frame.credit {
@@ -563,11 +574,16 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         true
     }
 
+    /// What all lanes of a direction may hold at present.
+    fn held(&self, to: Side) -> u64 {
+        self.sessions.values().map(|session| session.lane(to).held()).sum()
+    }
+
     /// Tells the senders what the receivers have granted, as far as the gateway can keep it.
     fn pass_credits(&mut self) {
-        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
         for to in [Side::Device, Side::Access] {
-            let mut held: u64 = sessions.values().map(|session| session.lane(to).held()).sum();
+            let mut held = self.held(to);
+            let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
             for session in sessions.values_mut() {
                 let from = match to.other() {
                     Side::Device => device.as_mut(),
@@ -613,15 +629,21 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     }
 
     fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
-        if !self.sessions.contains_key(id) {
-            return self.report_unknown(id, release::ACCESS_LOST, device, now);
+        match self.sessions.get(id) {
+            None => return self.report_unknown(id, release::ACCESS_LOST, device, now),
+            // It has ended already.
+            Some(session) if session.release.is_some() => return,
+            Some(_) => {}
         }
         self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Device, device)));
     }
 
     fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
-        if self.sessions.get(id).is_none_or(|session| session.access != key) {
-            return self.report_unknown(id, release::DEVICE_LOST, access, now);
+        match self.sessions.get(id).filter(|session| session.access == key) {
+            None => return self.report_unknown(id, release::DEVICE_LOST, access, now),
+            // It has ended already.
+            Some(session) if session.release.is_some() => return,
+            Some(_) => {}
         }
         self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Access, access)));
     }
@@ -699,7 +721,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(device) = open_sender(self.device.as_mut()) else {
             return refuse(access, response::REFUSED, "the device is not connected");
         };
-        let credit = if extensions.credit { session.to_access.pass_credit(0) } else { 0 };
+        let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
+        let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };
         let fields = Fields { extensions, credit, eof: false };
         HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type)).write_with(
             next(&mut self.next_frame),

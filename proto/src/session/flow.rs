@@ -51,6 +51,12 @@ impl Flow {
         self.window
     }
 
+    /// The number of bytes that the peer may send or that wait. After the window has become
+    /// smaller, they may exceed it.
+    pub(crate) fn held(&self, waiting: usize) -> u64 {
+        self.window.max(self.granted + waiting as u64)
+    }
+
     /// The peer grants more. Returns false if it breaks the protocol.
     pub(crate) fn add_credit(&mut self, bytes: u64) -> bool {
         let sum = self.may_send.checked_add(bytes).filter(|sum| *sum <= MAX_CREDIT);

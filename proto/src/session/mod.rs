@@ -125,6 +125,12 @@ impl<S: LocalStream> Session<S> {
         self.buffer.len() + self.batched
     }
 
+    /// How many bytes may be granted to the peer or wait for the local stream. `None` without flow
+    /// control.
+    pub fn window(&self) -> Option<u64> {
+        self.flow.as_ref().map(Flow::window)
+    }
+
     /// Whether bytes or the end of the peer's direction wait for a write.
     pub(crate) fn wants_flush(&self) -> bool {
         self.waiting() > 0 || self.output_ended && !self.output_shut
@@ -224,7 +230,8 @@ impl<S: LocalStream> Session<S> {
         self.has_eof && self.input_ended && self.output_shut
     }
 
-    /// Whether bytes are lost: the local stream takes no more, and nothing more is read from it.
+    /// Whether bytes are lost: the local stream no longer takes bytes, and its own direction has
+    /// ended.
     pub(crate) fn is_lost(&self) -> bool {
         let is_closed = self.local.as_ref().is_some_and(Local::is_closed);
         is_closed && self.input_ended && !self.output_shut
@@ -370,7 +377,7 @@ impl<S: LocalStream> Session<S> {
 pub struct ReleaseCodes {
     /// After an orderly end.
     pub orderly: u8,
-    /// After a cut. A peer of another kind knows it by the code alone.
+    /// After a cut. A peer that does not know the texts of this project sees only the code.
     pub cut: u8,
 }
 
@@ -380,7 +387,7 @@ pub struct Sessions<S: LocalStream> {
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
-    /// The codes of the releases that this end sends: after an orderly end, and after a cut.
+    /// The codes of the releases that this end sends.
     codes: ReleaseCodes,
     next_key: u64,
     /// The last frame id that this end used.
@@ -501,12 +508,15 @@ impl<S: LocalStream> Sessions<S> {
     /// Grants the peer what the local streams have taken.
     pub(crate) fn grant(&mut self, sender: &mut Sender, now: Instant) {
         let WindowLimits { first, session, growth } = self.limits.window;
-        let flows = self.open.iter().filter_map(|session| session.flow.as_ref());
+        let held = |session: &Session<S>| {
+            session.flow.as_ref().map(|flow| flow.held(session.waiting()).saturating_sub(first))
+        };
+        let flows = self.open.iter().filter_map(held);
         let count = flows.clone().count();
         if count == 0 {
             return;
         }
-        let grown: u64 = flows.map(|flow| flow.window().saturating_sub(first)).sum();
+        let grown: u64 = flows.sum();
         let share = growth / count as u64;
         let mut left = growth.saturating_sub(grown);
         for index in 0..self.open.len() {

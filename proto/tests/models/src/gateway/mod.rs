@@ -7,16 +7,19 @@ mod line;
 mod operation;
 mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::connection::Connection;
-use aiot_tunnel_proto::frame::{status, Frame, FrameType, HeaderTemplate, Status};
+use aiot_tunnel_proto::frame::{
+    status, Credit, Extensions, Fields, Frame, FrameType, HeaderTemplate, Status,
+};
 use aiot_tunnel_proto::gateway::{Tunnel, TunnelLimits, HIGH_WATER, UPKEEP};
 use aiot_tunnel_proto::session::REMEMBERED;
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{Ready, Side};
 
+use crate::relay::{Offer, BAD_CREDITS};
 use client::Client;
 use line::Line;
 pub use operation::{Action, ClientEnd, Operation, PoisonKind, Step};
@@ -32,6 +35,11 @@ const GREETING: &[u8] = b"HTTP/1.1 101 and so on";
 /// What may wait for a connection: an access connection is read up to twice its high-water mark, and
 /// a receive buffer's length of pongs and a frame may come on top.
 const MAX_WAITING: usize = 2 * HIGH_WATER + HIGH_WATER / 2 + 4096;
+/// Most bytes that one direction of a session holds in the gateway, and of all sessions together.
+/// Each may have its first window all the same.
+const SESSION_CREDIT: u64 = 2 << 20;
+const TUNNEL_CREDIT: u64 = 4 << 20;
+const FIRST_CREDIT: u64 = 64 * 1024;
 /// Turns after which a tunnel that still moves never comes to rest.
 const MANY_TURNS: usize = 200_000;
 /// What the bytes of a session never are.
@@ -43,6 +51,8 @@ pub struct World {
     now: Instant,
     clients: Vec<Client>,
     sessions: BTreeMap<String, Session>,
+    /// What was offered, by the frame id of the create.
+    offers: HashMap<u64, Offer>,
     next_frame: u64,
 }
 
@@ -54,6 +64,7 @@ impl World {
             now: Instant::now(),
             clients: Vec::new(),
             sessions: BTreeMap::new(),
+            offers: HashMap::new(),
             next_frame: 1,
         }
     }
@@ -86,12 +97,22 @@ impl World {
             }
             Operation::Create { access, long } => {
                 if let Some(access) = self.pick(Side::Access, *access) {
-                    self.create(access, *long);
+                    self.create(access, *long, Offer::default());
+                }
+            }
+            Operation::Offers { access, offer } => {
+                if let Some(access) = self.pick(Side::Access, *access) {
+                    self.create(access, false, *offer);
                 }
             }
             Operation::Answer { device, session, code } => {
                 if let Some(device) = self.pick(Side::Device, *device) {
-                    self.answer(device, *session, *code);
+                    self.answer(device, *session, *code, Extensions::ALL);
+                }
+            }
+            Operation::Accepts { device, session, extensions } => {
+                if let Some(device) = self.pick(Side::Device, *device) {
+                    self.answer(device, *session, 0, *extensions);
                 }
             }
             Operation::Client { side, client, does } => {
@@ -110,6 +131,11 @@ impl World {
             Action::TooMuch { session, length } => self.too_much(client, *session, *length),
             Action::Poison { session, kind } => self.poison(client, *session, *kind),
             Action::Release { session } => self.release(client, *session),
+            Action::Grant { session, bytes } => self.grant(client, *session, *bytes),
+            Action::Finish { session, length } => self.end(client, *session, *length),
+            Action::BadCredit { session, which } => self.bad_credit(client, *session, *which),
+            Action::OverCredit { session, excess } => self.over_credit(client, *session, *excess),
+            Action::DataAfterEnd { session } => self.data_after_end(client, *session),
             Action::Message(message) => {
                 if !is_lawful(message) {
                     self.clients[client].sender.binary(message, b"");
@@ -152,15 +178,25 @@ impl World {
     }
 
     fn send(&mut self, from: usize, frame: (FrameType, &str, Option<&str>, u64), payload: &[u8]) {
+        self.send_with(from, frame, Fields::default(), payload);
+    }
+
+    fn send_with(
+        &mut self,
+        from: usize,
+        frame: (FrameType, &str, Option<&str>, u64),
+        fields: Fields,
+        payload: &[u8],
+    ) {
         let (frame_type, id, service, frame_id) = frame;
         let mut header = Vec::new();
-        HeaderTemplate::new(frame_type, id, service).write(frame_id, &mut header);
+        HeaderTemplate::new(frame_type, id, service).write_with(frame_id, fields, &mut header);
         self.clients[from].sender.binary(&header, payload);
         self.clients[from].transmit();
     }
 
     /// `long`: the service type is longer than one may be.
-    fn create(&mut self, access: usize, long: bool) {
+    fn create(&mut self, access: usize, long: bool, offer: Offer) {
         let frame_id = self.next_frame;
         self.next_frame += 1;
         let mut service = format!("a{access}-{frame_id}");
@@ -168,15 +204,26 @@ impl World {
             service += &"x".repeat(1900);
         }
         self.clients[access].pending.push(frame_id);
-        self.send(access, (FrameType::SessionCreate, "", Some(&service), frame_id), b"");
+        self.offers.insert(frame_id, offer);
+        let extensions = Extensions { eof: offer.eof, credit: offer.credit.is_some() };
+        let fields = Fields { extensions, credit: offer.credit.unwrap_or_default(), eof: false };
+        let frame = (FrameType::SessionCreate, "", Some(&*service), frame_id);
+        self.send_with(access, frame, fields, b"");
     }
 
-    fn answer(&mut self, device: usize, session: u8, code: u8) {
+    fn answer(&mut self, device: usize, session: u8, code: u8, most: Extensions) {
         let unanswered = &mut self.clients[device].unanswered;
         let Some(nth) = usize::from(session).checked_rem(unanswered.len()) else { return };
         let id = unanswered.remove(nth);
-        self.session(&id).code = Some(code);
-        self.send(device, (FrameType::CommonResponse, &id, None, 1), &status(code, "so it is"));
+        let session = self.session(&id);
+        session.code = Some(code);
+        session.extensions = session.extensions.and(most);
+        let credit = if session.extensions.credit { FIRST_CREDIT } else { 0 };
+        session.directions[TO_DEVICE].granted = credit;
+        // A device may claim what was not asked for. It does not hold.
+        let fields = Fields { extensions: most, credit, eof: false };
+        let frame = (FrameType::CommonResponse, &*id, None, 1);
+        self.send_with(device, frame, fields, &status(code, "so it is"));
     }
 
     fn session(&mut self, id: &str) -> &mut Session {
@@ -201,11 +248,80 @@ impl World {
     fn data(&mut self, from: usize, session: u8, length: usize) {
         let Some(id) = self.session_of(from, session) else { return };
         let (out, _) = directions(self.clients[from].side);
-        let direction = &mut self.session(&id).directions[out];
+        let most = self.session(&id).may_send(out);
+        if most > 0 {
+            self.send_data(from, &id, length.min(most), Fields::default());
+        }
+    }
+
+    /// Data with the right content.
+    fn send_data(&mut self, from: usize, id: &str, length: usize, fields: Fields) {
+        let (out, _) = directions(self.clients[from].side);
+        let direction = &mut self.session(id).directions[out];
         let at = direction.sent;
         direction.sent += length as u64;
-        let payload = content(&id, out, at, length);
-        self.send(from, (FrameType::DataTransport, &id, None, at), &payload);
+        let payload = content(id, out, at, length);
+        self.send_with(from, (FrameType::DataTransport, id, None, at), fields, &payload);
+    }
+
+    fn grant(&mut self, from: usize, session: u8, bytes: u64) {
+        let Some(id) = self.session_of(from, session) else { return };
+        let (_, back) = directions(self.clients[from].side);
+        let session = self.session(&id);
+        if session.extensions.credit {
+            session.directions[back].granted += bytes;
+        }
+        self.send_data(from, &id, 0, Fields { credit: bytes, ..Fields::default() });
+    }
+
+    fn end(&mut self, from: usize, session: u8, length: usize) {
+        let Some(id) = self.session_of(from, session) else { return };
+        let (out, _) = directions(self.clients[from].side);
+        let session = self.session(&id);
+        if session.directions[out].ended {
+            return;
+        }
+        let length = length.min(session.may_send(out));
+        session.directions[out].ended = session.extensions.eof;
+        self.send_data(from, &id, length, Fields { eof: true, ..Fields::default() });
+    }
+
+    fn bad_credit(&mut self, from: usize, session: u8, which: u8) {
+        let Some(id) = self.session_of(from, session) else { return };
+        let session = self.session(&id);
+        session.is_cut |= session.extensions.credit;
+        session.surely |= session.extensions.credit;
+        let text = BAD_CREDITS[usize::from(which) % BAD_CREDITS.len()];
+        let header = format!(r#"{{"frame_type":4,"session_id":"{id}","credit":{text}}}"#);
+        let length = (header.len() as u16).to_be_bytes();
+        self.clients[from].sender.binary(&[&length[..], header.as_bytes()].concat(), b"");
+        self.clients[from].transmit();
+    }
+
+    fn over_credit(&mut self, from: usize, session: u8, excess: u8) {
+        let Some(id) = self.session_of(from, session) else { return };
+        let (out, _) = directions(self.clients[from].side);
+        let session = self.session(&id);
+        if !session.extensions.credit || session.directions[out].ended {
+            return;
+        }
+        session.is_cut = true;
+        let mut left = session.may_send(out) + 1 + usize::from(excess);
+        while left > 0 {
+            let length = left.min(65_536);
+            self.send_data(from, &id, length, Fields::default());
+            left -= length;
+        }
+    }
+
+    fn data_after_end(&mut self, from: usize, session: u8) {
+        let Some(id) = self.session_of(from, session) else { return };
+        let (out, _) = directions(self.clients[from].side);
+        let session = self.session(&id);
+        if session.directions[out].ended {
+            (session.is_cut, session.surely) = (true, true);
+            self.send(from, (FrameType::DataTransport, &id, None, 1), &[POISON; 3]);
+        }
     }
 
     /// More data in one frame than the gateway keeps.
@@ -287,6 +403,29 @@ impl World {
             assert!(member.waiting() <= MAX_WAITING, "{} bytes wait", member.waiting());
         }
         assert!(self.tunnel.session_count() <= SESSION_LIMIT);
+        for which in [TO_ACCESS, TO_DEVICE] {
+            let is_open = |session: &&Session| {
+                let ended = session.directions.iter().any(|one| one.released || one.over);
+                session.extensions.credit && session.open_at_access && !ended && !session.is_cut
+            };
+            // A connection that is lost may have lost bytes.
+            let is_good = |session: &&Session| {
+                self.clients[session.access].is_good && self.clients[session.device].is_good
+            };
+            let open = self.sessions.values().filter(is_open).filter(is_good);
+            let held: Vec<u64> = open.map(|session| session.held(which)).collect();
+            for held in &held {
+                assert!(*held <= SESSION_CREDIT + MAX_WAITING as u64, "{held} are held");
+            }
+            let most = TUNNEL_CREDIT + held.len() as u64 * (FIRST_CREDIT + MAX_WAITING as u64);
+            assert!(held.iter().sum::<u64>() <= most, "{held:?} are held");
+        }
+        let is_plain = |session: &Session| session.code == Some(0) && !session.extensions.credit;
+        if !self.sessions.values().any(is_plain) {
+            for (member, reads) in self.tunnel.members() {
+                assert!(reads || member.waiting() > 2 * HIGH_WATER, "flow control blocks");
+            }
+        }
         assert!(self.tunnel.remembered() <= REMEMBERED);
     }
 
@@ -324,18 +463,41 @@ impl World {
         match frame.frame_type {
             FrameType::SessionCreate => {
                 assert!(!self.sessions.contains_key(id), "ids are unique");
-                let session = Session::asked(n, &frame.service_type);
+                let mut session = Session::asked(n, &frame.service_type);
+                self.is_offered(frame, &mut session);
                 self.sessions.insert(id.to_owned(), session);
                 self.clients[n].unanswered.push(id.to_owned());
             }
             FrameType::DataTransport => {
                 let session = self.session(id);
                 assert_eq!(session.device, n, "data of another device's session");
-                session.receives(id, TO_DEVICE, frame.payload);
+                session.receives(id, TO_DEVICE, frame);
             }
             FrameType::SessionRelease => self.released_at_device(n, frame),
             FrameType::CommonResponse => panic!("a response towards a device"),
         }
+    }
+
+    /// The device is offered what the access side has offered.
+    fn is_offered(&self, frame: &Frame<'_>, session: &mut Session) {
+        let offer = self.offers[&session.frame_id];
+        let bytes = offer.credit.unwrap_or_default();
+        session.extensions = frame.extensions;
+        // An offer of nothing may be left out.
+        let credit = frame.extensions.credit;
+        assert_eq!(frame.extensions, Extensions { eof: offer.eof, credit });
+        assert!(credit == offer.credit.is_some() || bytes == 0);
+        match frame.credit {
+            Credit::Bytes(passed) => {
+                assert!(credit && (bytes.min(FIRST_CREDIT)..=SESSION_CREDIT).contains(&passed));
+                session.directions[TO_ACCESS].granted = bytes;
+                session.is_told(TO_ACCESS, passed);
+            }
+            Credit::Absent => assert_eq!(bytes, 0),
+            Credit::Invalid => panic!("no credit"),
+        }
+        // A device that is offered no credit agrees on none.
+        session.extensions.credit &= frame.credit != Credit::Absent;
     }
 
     fn released_at_device(&mut self, n: usize, frame: &Frame<'_>) {
@@ -353,7 +515,10 @@ impl World {
             // The access side's own, or that of a create which nobody waits for.
             0 if direction.released => assert_eq!(direction.received, direction.sent),
             0 => assert!(!session.open_at_access),
-            2 if session.is_cut => {}
+            // That of a create which nobody waits for: the stream of the service is cut.
+            2 if session.is_cut || !session.open_at_access => {}
+            // The device's answer came too late.
+            2 if !session.open_at_access => {}
             2 => {
                 assert!(!access.is_good || access.is_slow, "it is there");
                 // All that it sent before it left came before this.
@@ -371,7 +536,7 @@ impl World {
             FrameType::DataTransport => {
                 let session = self.session(&frame.session_id);
                 assert!(session.access == n && session.open_at_access, "data of another's session");
-                session.receives(&frame.session_id, TO_ACCESS, frame.payload);
+                session.receives(&frame.session_id, TO_ACCESS, frame);
             }
             FrameType::SessionRelease => self.released_at_access(n, frame),
             FrameType::SessionCreate => panic!("a session_create towards an access side"),
@@ -398,6 +563,13 @@ impl World {
         if code == 0 {
             assert_eq!(session.code, Some(0), "the device has not said so");
             session.open_at_access = true;
+            assert_eq!(frame.extensions, session.extensions);
+            match frame.credit {
+                Credit::Bytes(bytes) if session.extensions.credit => {
+                    session.is_told(TO_DEVICE, bytes);
+                }
+                other => assert!(other == Credit::Absent && !session.extensions.credit),
+            }
         } else {
             assert!(code == 2 || session.code.is_some_and(|own| i64::from(own) == code));
         }
@@ -444,11 +616,23 @@ impl World {
             if !access.is_good || !device.is_good || !session.open_at_access {
                 continue;
             }
+            let [to_access, to_device] = &session.directions;
+            let are_told =
+                (to_access.over || to_device.released) && (to_device.over || to_access.released);
+            assert!(!session.surely || are_told, "{id}: it is not cut at both ends");
             for direction in &session.directions {
                 // One that its receiver has released meanwhile need not be complete.
                 let ended = session.directions.iter().any(|either| either.released || either.over);
                 let whole = direction.received == direction.sent;
                 assert!(whole || ended, "{id}: {} of {}", direction.received, direction.sent);
+                if ended || session.is_cut {
+                    continue;
+                }
+                assert_eq!(direction.ended, direction.end_came, "{id}: an end is missing");
+                let is_stuck =
+                    direction.told == direction.sent && direction.granted > direction.told;
+                let has_credit = session.extensions.credit && !direction.ended;
+                assert!(!has_credit || !is_stuck, "{id}: credit is missing");
             }
         }
         // With everybody gone nothing stays.

@@ -1,5 +1,7 @@
 //! What can happen to a tunnel of the gateway.
 
+use crate::relay::Offer;
+use aiot_tunnel_proto::frame::Extensions;
 use aiot_tunnel_proto::Side;
 use arbitrary::{Arbitrary, Result, Unstructured};
 
@@ -11,6 +13,8 @@ const CHUNKS: [usize; 6] = [1, 3, 50, 1500, 70_000, usize::MAX];
 const MILLIS: [u64; 8] = [0, 1, 900, 2_000, 9_999, 10_001, 31_000, 61_000];
 /// One more than is kept, and more than a message may have.
 const TOO_LONG: [usize; 2] = [65_537, 90_000];
+/// Nothing, little, a window, and more than the gateway keeps.
+const CREDITS: [u64; 7] = [0, 1, 5000, 65_536, 300_000, 3 << 20, 1 << 40];
 const ROOMS: [usize; 6] = [0, 0, 1, 1000, usize::MAX, usize::MAX];
 const TURNS: [usize; 4] = [0, 1, 2, 40];
 
@@ -38,11 +42,22 @@ pub enum Operation {
         /// With a service type that is too long.
         long: bool,
     },
-    /// A device answers a create.
+    /// An access side asks for a session with extensions.
+    Offers {
+        access: u8,
+        offer: Offer,
+    },
+    /// A device answers a create. It accepts all extensions that are offered.
     Answer {
         device: u8,
         session: u8,
         code: u8,
+    },
+    /// A device accepts a session with at most these extensions.
+    Accepts {
+        device: u8,
+        session: u8,
+        extensions: Extensions,
     },
     Client {
         side: Side,
@@ -74,6 +89,30 @@ pub enum Action {
         kind: PoisonKind,
     },
     Release {
+        session: u8,
+    },
+    /// Credit for the other end. Without flow control, it means nothing.
+    Grant {
+        session: u8,
+        bytes: u64,
+    },
+    /// The last data of a direction. Without half-close, it is data.
+    Finish {
+        session: u8,
+        length: usize,
+    },
+    /// One of [`BAD_CREDITS`](crate::relay::BAD_CREDITS).
+    BadCredit {
+        session: u8,
+        which: u8,
+    },
+    /// More than was granted, as far as the sender knows.
+    OverCredit {
+        session: u8,
+        excess: u8,
+    },
+    /// Data behind the end of a direction.
+    DataAfterEnd {
         session: u8,
     },
     /// Any bytes as a message, unless they are what the client might lawfully say.
@@ -126,8 +165,27 @@ impl<'a> Arbitrary<'a> for Operation {
                 chunk: *u.choose(&CHUNKS)?,
                 ahead: u.arbitrary()?,
             },
-            2 => Operation::Create { access: which, long: u.arbitrary::<u8>()? == u8::MAX },
-            3 => Operation::Answer { device: which, session: u.arbitrary()?, code: 0 },
+            2 => match u.arbitrary::<u8>()? {
+                u8::MAX => Operation::Create { access: which, long: true },
+                how if how & 1 == 0 => Operation::Create { access: which, long: false },
+                how => Operation::Offers { access: which, offer: offer(how / 2) },
+            },
+            3 => {
+                let session: u8 = u.arbitrary()?;
+                match session >> 5 {
+                    6 => Operation::Accepts {
+                        device: which,
+                        session,
+                        extensions: Extensions { eof: true, credit: false },
+                    },
+                    7 => Operation::Accepts {
+                        device: which,
+                        session,
+                        extensions: Extensions { eof: false, credit: true },
+                    },
+                    _ => Operation::Answer { device: which, session, code: 0 },
+                }
+            }
             4 => Operation::Answer {
                 device: which,
                 session: u.arbitrary()?,
@@ -154,16 +212,36 @@ fn action(kind: u8, u: &mut Unstructured<'_>) -> Result<Action> {
             let length = usize::from(u.arbitrary::<u8>()?).min(u.len());
             Action::Message(u.bytes(length)?.to_vec())
         }
-        10 => match u.int_in_range(0..=2)? {
+        10 => match u.int_in_range(0..=7)? {
             0 => Action::Ping,
             1 => Action::LongMessage,
-            _ => Action::Pong,
+            2 => Action::Pong,
+            3 => Action::Finish { session: u.arbitrary()?, length: *u.choose(&LENGTHS)? },
+            _ => Action::Grant { session: u.arbitrary()?, bytes: *u.choose(&CREDITS)? },
         },
         11 => Action::End(u.arbitrary()?),
         12 => Action::Takes { bytes: *u.choose(&ROOMS)? },
         13 => Action::ArrivesIn { chunk: *u.choose(&CHUNKS)? },
-        _ => Action::TooMuch { session: u.arbitrary()?, length: *u.choose(&TOO_LONG)? },
+        _ => {
+            let session = u.arbitrary()?;
+            match u.int_in_range(0..=4)? {
+                0 | 1 => Action::TooMuch { session, length: *u.choose(&TOO_LONG)? },
+                2 => Action::BadCredit { session, which: u.arbitrary()? },
+                3 => Action::OverCredit { session, excess: u.arbitrary()? },
+                _ => Action::DataAfterEnd { session },
+            }
+        }
     })
+}
+
+/// Mostly all extensions.
+fn offer(how: u8) -> Offer {
+    let credit = Some(CREDITS[usize::from(how) % CREDITS.len()]);
+    match how % 8 {
+        0 => Offer { eof: true, credit: None },
+        1 => Offer { eof: false, credit },
+        _ => Offer { eof: true, credit },
+    }
 }
 
 /// Mostly data.

@@ -1,5 +1,6 @@
 //! A session, as the model knows it from its two ends.
 
+use aiot_tunnel_proto::frame::{Credit, Extensions, Frame};
 use aiot_tunnel_proto::Side;
 
 pub(super) struct Session {
@@ -14,8 +15,12 @@ pub(super) struct Session {
     /// [`TO_ACCESS`] and [`TO_DEVICE`].
     pub(super) directions: [Direction; 2],
     pub(super) open_at_access: bool,
-    /// One of its ends sent more at once than the gateway keeps.
+    /// What the access side offers; once the device has answered, what holds.
+    pub(super) extensions: Extensions,
+    /// One of its ends broke the protocol of the extensions, or sent more at once than the gateway keeps.
     pub(super) is_cut: bool,
+    /// There is no doubt about it.
+    pub(super) surely: bool,
 }
 
 #[derive(Default)]
@@ -26,6 +31,13 @@ pub(super) struct Direction {
     pub(super) released: bool,
     /// The receiver has been told.
     pub(super) over: bool,
+    /// With flow control: the number of bytes that the receiver has granted, and of how many the
+    /// sender knows.
+    pub(super) granted: u64,
+    pub(super) told: u64,
+    /// With half-close: the sender has ended the direction, and the receiver knows.
+    pub(super) ended: bool,
+    pub(super) end_came: bool,
 }
 
 /// Towards the access side.
@@ -60,13 +72,58 @@ impl Session {
             code: None,
             directions: Default::default(),
             open_at_access: false,
+            extensions: Extensions::NONE,
             is_cut: false,
+            surely: false,
         }
     }
 
-    pub(super) fn receives(&mut self, id: &str, which: usize, payload: &[u8]) {
+    /// The number of bytes that may be sent in a direction.
+    pub(super) fn may_send(&self, which: usize) -> usize {
+        let direction = &self.directions[which];
+        match (direction.ended, self.extensions.credit) {
+            (true, _) => 0,
+            (false, true) => direction.told.saturating_sub(direction.sent) as usize,
+            (false, false) => usize::MAX,
+        }
+    }
+
+    /// What may be held for a direction, as its ends see it.
+    pub(super) fn held(&self, which: usize) -> u64 {
+        self.directions[which].told.saturating_sub(self.directions[which].received)
+    }
+
+    /// A data frame comes to the receiver of a direction.
+    pub(super) fn receives(&mut self, id: &str, which: usize, frame: &Frame<'_>) {
+        self.receives_payload(id, which, frame.payload);
+        assert_eq!(frame.extensions, Extensions::NONE);
+        let has_credit = self.extensions.credit;
+        match frame.credit {
+            Credit::Absent => {}
+            Credit::Bytes(bytes) if has_credit => self.is_told(1 - which, bytes),
+            other => panic!("{other:?} that was not agreed on"),
+        }
+        let direction = &mut self.directions[which];
+        let within = direction.received <= direction.granted;
+        assert!(!has_credit || within, "more than the receiver has granted");
+        if frame.eof {
+            assert!(direction.ended && !direction.end_came, "an end that was not sent");
+            assert!(direction.received == direction.sent || self.is_cut, "an end before the data");
+            direction.end_came = true;
+        }
+    }
+
+    /// The sender of a direction is told of credit.
+    pub(super) fn is_told(&mut self, which: usize, bytes: u64) {
+        let direction = &mut self.directions[which];
+        direction.told += bytes;
+        assert!(direction.told <= direction.granted, "credit that nobody has granted");
+    }
+
+    fn receives_payload(&mut self, id: &str, which: usize, payload: &[u8]) {
         let direction = &mut self.directions[which];
         assert!(!direction.over, "data after the release");
+        assert!(!direction.end_came || payload.is_empty(), "data after the end");
         let expected = content(id, which, direction.received, payload.len());
         assert!(payload == expected, "other bytes, or in another order");
         direction.received += payload.len() as u64;

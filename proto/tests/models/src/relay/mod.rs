@@ -21,8 +21,10 @@ use aiot_tunnel_proto::session::{Lingering, SessionLimits, WindowLimits, MAX_BAT
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::Ready;
 
+use serde_json::Value;
+
 use content::{assert_content, content, down, up};
-pub use operation::{Misbehaviour, Operation, ServiceEnd};
+pub use operation::{Misbehaviour, Offer, Operation, ServiceEnd, BAD_CREDITS};
 use said::{Accepted, Said};
 pub use service::{Answer, Service, ServiceStream, Services, SharedService};
 pub use wire::{CloudWire, Wire};
@@ -76,12 +78,49 @@ impl Limits {
     }
 }
 
+/// What may be granted or wait in a session with flow control.
+const WINDOW: WindowLimits =
+    WindowLimits { first: 64 * 1024, session: 256 * 1024, growth: 256 * 1024 };
+/// What the cloud grants each session in the end: more than any service has to send.
+const PLENTY: u64 = 1 << 40;
+
+/// A session_create, and what the cloud has sent for its session.
+struct Create {
+    /// The position in the bytes of its id.
+    at: usize,
+    frame_id: u64,
+    /// The extensions that hold if the device accepts it.
+    has_eof: bool,
+    has_credit: bool,
+    /// The number of bytes that the cloud has granted, and that it has sent.
+    granted: u64,
+    sent: usize,
+    /// Where the cloud has ended its direction.
+    eof_at: Option<usize>,
+    /// The cloud has released it.
+    released: bool,
+    /// The cloud has broken the protocol of the extensions, or may have.
+    broke: bool,
+    surely: bool,
+}
+
+/// What the cloud knows of the latest session of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seat {
+    /// There is none with extensions.
+    Free,
+    /// It is not answered.
+    Pending,
+    /// The device has granted so many bytes.
+    Open(u64),
+}
+
 /// What the cloud has sent for one session id.
 #[derive(Default)]
 struct Told {
     bytes: usize,
-    /// Positions in `bytes`, with the frame ids, which grow.
-    creates: Vec<(usize, u64)>,
+    /// In the order of their frame ids.
+    creates: Vec<Create>,
     releases: Vec<(usize, u64)>,
     /// A frame was too long to be kept, so sessions of this id may end early.
     lost: bool,
@@ -99,6 +138,8 @@ pub struct World {
     next_frame: u64,
     /// Frame ids that must be answered, and whose they are.
     asked: HashMap<u64, usize>,
+    /// What the device has said so far.
+    said: Said,
 }
 
 impl Default for World {
@@ -127,7 +168,7 @@ impl World {
             stall_timeout: Some(limits.stall_timeout),
             half_close_timeout: None,
             idle_timeout: None,
-            window: WindowLimits { first: 64 * 1024, session: 256 * 1024, growth: 256 * 1024 },
+            window: WINDOW,
         };
         let relay_limits = RelayLimits { session, log_window: limits.ping_interval };
         let relay = DeviceRelay::new(connection, side, relay_limits, (), Vec::new());
@@ -141,6 +182,7 @@ impl World {
             told: Default::default(),
             next_frame: 1000,
             asked: HashMap::new(),
+            said: Said::default(),
         }
     }
 
@@ -167,6 +209,11 @@ impl World {
             Operation::CloudReleases { id, asks, fragments } => {
                 self.cloud_releases(id, asks, fragments);
             }
+            Operation::CloudOffers { id, offer, fragments } => {
+                self.cloud_offers(id, offer, fragments);
+            }
+            Operation::CloudGrants { id, bytes } => self.cloud_grants(id, bytes),
+            Operation::CloudEnds { id, length } => self.cloud_ends(id, length),
             Operation::CloudMisbehaves { how, fragments } => self.cloud_misbehaves(how, fragments),
             Operation::Arrives { length } => self.wire.state().arrived += length,
             Operation::CloudTakes { length } => self.wire.state().takes += length,
@@ -213,7 +260,9 @@ impl World {
         self.relay.connection_mut().ready(polled.connection.read, polled.connection.write);
         self.relay.side_mut().ready(&polled.dials);
         self.relay.turn(self.now, &polled.sessions);
+        self.said.listen(&self.wire.state().from_device);
         self.check_budget();
+        self.check_credit();
         self.relay.end().map_or(Ok(()), |end| Err(end.clone()))
     }
 
@@ -265,9 +314,19 @@ impl World {
             assert_eq!(payloads, 0, "a batch outlives its turn");
             assert!(room <= MAX_BATCH, "a batch has room for {room} payloads");
         }
-        let waiting = sessions.iter().map(|session| session.waiting());
-        for length in waiting.chain(lingering.iter().map(Lingering::waiting)) {
-            assert!(length <= self.limits.session_buffer, "{length} bytes wait for a service");
+        let plain = self.limits.session_buffer;
+        for session in sessions {
+            let most = session.window().map_or(plain, |_| WINDOW.session as usize);
+            assert!(session.waiting() <= most, "{} bytes wait for a service", session.waiting());
+        }
+        for length in lingering.iter().map(Lingering::waiting) {
+            let most = plain.max(WINDOW.session as usize);
+            assert!(length <= most, "{length} bytes wait for a service");
+        }
+        let connection = self.relay.connection();
+        if connection.reads() && connection.waiting() < connection.hard_limit() {
+            let blocks = sessions.iter().any(|one| one.window().is_none() && one.waiting() > 0);
+            assert!(self.relay.wants_input() || blocks, "a session with credit blocks");
         }
         let waiting = self.relay.connection().waiting();
         let most = 2 * self.limits.send_buffer + SEND_EXCESS;
@@ -276,20 +335,165 @@ impl World {
         assert!(held <= MAX_RECEIVE_BUFFER, "the receive buffer has {held} bytes");
     }
 
+    /// What the device sends, and what it grants, stays within what is allowed.
+    fn check_credit(&self) {
+        let (mut all, mut count) = (0, 0);
+        for (id, told) in self.told.iter().enumerate() {
+            for (answer, service) in self.said.accepted[id].iter().zip(self.services.opened(id)) {
+                // A test may have written the create itself.
+                let mut creates = told.creates.iter();
+                let create = creates.find(|create| create.frame_id == answer.frame_id);
+                let Some(create) = create else { continue };
+                let sent = answer.bytes.len() as u64;
+                assert!(!answer.has_credit || sent <= create.granted, "s{id}: more than granted");
+                let service = service.borrow();
+                let is_open = answer.has_credit && !answer.released && !service.closed;
+                if is_open && !create.released && !service.spoiled {
+                    let held = answer.granted.saturating_sub(service.received.len() as u64);
+                    assert!(held <= WINDOW.session, "s{id}: {held} bytes are granted");
+                    (all, count) = (all + held, count + 1);
+                }
+            }
+        }
+        let most = count * WINDOW.first + WINDOW.growth;
+        assert!(all <= most, "{all} bytes are granted in {count} sessions");
+    }
+
+    /// What the cloud knows of the latest session of an id.
+    fn seat(&self, id: usize) -> Seat {
+        let has_any = |create: &&Create| create.has_eof || create.has_credit;
+        let latest = self.told[id].creates.last().filter(has_any);
+        let Some(create) = latest.filter(|create| !create.released) else { return Seat::Free };
+        if !self.said.answered.contains_key(&create.frame_id) {
+            return Seat::Pending;
+        }
+        let mut accepted = self.said.accepted[id].iter();
+        match accepted.find(|answer| answer.frame_id == create.frame_id) {
+            Some(answer) if !answer.released => Seat::Open(answer.granted),
+            _ => Seat::Free,
+        }
+    }
+
+    /// The number of bytes that the cloud may send for an id.
+    pub fn may_send(&self, id: usize) -> usize {
+        let (seat, create) = (self.seat(id), self.told[id].creates.last());
+        match (seat, create) {
+            (Seat::Free, _) | (_, None) => usize::MAX,
+            (_, Some(create)) if create.eof_at.is_some() => 0,
+            (_, Some(create)) if !create.has_credit => usize::MAX,
+            (Seat::Pending, _) => 0,
+            (Seat::Open(granted), Some(create)) => (granted as usize).saturating_sub(create.sent),
+        }
+    }
+
+    /// The latest create of an id, while the cloud may think that its session with extensions lives.
+    fn latest(&mut self, id: usize) -> Option<&mut Create> {
+        let is_free = self.seat(id) == Seat::Free;
+        self.told[id].creates.last_mut().filter(|_| !is_free)
+    }
+
     /// `known`: whether there is such a service.
     pub fn cloud_creates(&mut self, id: usize, known: bool, fragments: usize) {
-        let frame_id = self.frame_id();
         let name = if known { format!("v{id}") } else { "nope".to_owned() };
-        self.told[id].creates.push((self.told[id].bytes, frame_id));
+        self.create(id, &name, Offer::default(), fragments);
+    }
+
+    /// A create that offers extensions.
+    pub fn cloud_offers(&mut self, id: usize, offer: Offer, fragments: usize) {
+        self.create(id, &format!("v{id}"), offer, fragments);
+    }
+
+    fn create(&mut self, id: usize, name: &str, offer: Offer, fragments: usize) {
+        // A cloud knows which session its credit is for.
+        if self.seat(id) != Seat::Free {
+            return;
+        }
+        let frame_id = self.frame_id();
+        let is_valid = |bytes: &u64| *bytes <= i64::MAX as u64;
+        let granted = offer.credit.filter(is_valid);
+        let Told { bytes, creates, .. } = &mut self.told[id];
+        creates.push(Create {
+            at: *bytes,
+            frame_id,
+            has_eof: offer.eof,
+            has_credit: granted.is_some(),
+            granted: granted.unwrap_or_default(),
+            sent: 0,
+            eof_at: None,
+            released: false,
+            broke: false,
+            surely: false,
+        });
         self.asked.insert(frame_id, id);
+        let names = match (offer.eof, offer.credit) {
+            (true, Some(_)) => r#","ext":"eof,credit""#,
+            (true, None) => r#","ext":"zip, eof""#,
+            (false, Some(_)) => r#","ext":"credit""#,
+            (false, None) => "",
+        };
+        let credit = offer.credit.map_or(String::new(), |bytes| format!(r#","credit":{bytes}"#));
         let header = format!(
-            r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{name}"}}"#
+            r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{name}"{names}{credit}}}"#
         );
         self.wire.state().frame(&header, &[], fragments);
     }
 
+    /// A data frame with these fields.
+    fn data_frame(&mut self, id: usize, fields: &str, payload: &[u8]) {
+        let frame_id = self.frame_id();
+        let header =
+            format!(r#"{{"frame_type":4,"frame_id":{frame_id},"session_id":"s{id}"{fields}}}"#);
+        self.wire.state().frame(&header, payload, 1);
+    }
+
+    pub fn cloud_grants(&mut self, id: usize, bytes: u64) {
+        if let Some(create) = self.latest(id).filter(|create| create.has_credit) {
+            create.granted += bytes;
+        }
+        self.data_frame(id, &format!(r#","credit":{bytes}"#), &[]);
+    }
+
+    pub fn cloud_ends(&mut self, id: usize, length: usize) {
+        let payload = self.next_content(id, length.min(MAX_PAYLOAD).min(self.may_send(id)));
+        let at = self.told[id].bytes;
+        if let Some(create) = self.latest(id).filter(|create| create.has_eof) {
+            create.eof_at.get_or_insert(at);
+        }
+        self.data_frame(id, r#","eof":true"#, &payload);
+    }
+
+    fn bad_credit(&mut self, id: usize, which: u8) {
+        if let Some(create) = self.latest(id).filter(|create| create.has_credit) {
+            (create.broke, create.surely) = (true, true);
+        }
+        let text = BAD_CREDITS[usize::from(which) % BAD_CREDITS.len()];
+        self.data_frame(id, &format!(r#","credit":{text}"#), &[]);
+    }
+
+    fn over_credit(&mut self, id: usize, excess: u8) {
+        let mut left = self.may_send(id).saturating_add(1 + usize::from(excess));
+        let Some(create) = self.latest(id).filter(|create| create.has_credit) else { return };
+        create.broke = true;
+        while left > 0 {
+            let payload = self.next_content(id, left.min(MAX_PAYLOAD));
+            left -= payload.len();
+            self.data_frame(id, "", &payload);
+        }
+    }
+
+    fn data_after_end(&mut self, id: usize) {
+        let Some(create) = self.latest(id).filter(|create| create.eof_at.is_some()) else { return };
+        (create.broke, create.surely) = (true, true);
+        let payload = self.next_content(id, 7);
+        self.data_frame(id, "", &payload);
+    }
+
     pub fn cloud_sends(&mut self, id: usize, length: usize, fragments: usize) {
-        let payload = self.next_content(id, length.min(MAX_PAYLOAD));
+        let most = self.may_send(id);
+        if most == 0 {
+            return;
+        }
+        let payload = self.next_content(id, length.min(MAX_PAYLOAD).min(most));
         let frame_id = self.frame_id();
         let header = if frame_id.is_multiple_of(2) {
             format!(r#"{{"frame_type":4,"frame_id":{frame_id},"session_id":"s{id}"}}"#)
@@ -305,6 +509,9 @@ impl World {
     pub fn cloud_releases(&mut self, id: usize, asks: bool, fragments: usize) {
         let frame_id = self.frame_id();
         self.told[id].releases.push((self.told[id].bytes, frame_id));
+        if let Some(create) = self.told[id].creates.last_mut() {
+            create.released = true;
+        }
         let field = if asks {
             self.asked.insert(frame_id, id);
             format!(r#","frame_id":{frame_id}"#)
@@ -347,6 +554,18 @@ impl World {
                 drop(wire);
                 self.cloud_sends_too_much(id, 68_000 + 200 * usize::from(excess), fragments);
             }
+            Misbehaviour::BadCredit { id, which } => {
+                drop(wire);
+                self.bad_credit(id, which);
+            }
+            Misbehaviour::OverCredit { id, excess } => {
+                drop(wire);
+                self.over_credit(id, excess);
+            }
+            Misbehaviour::DataAfterEnd { id } => {
+                drop(wire);
+                self.data_after_end(id);
+            }
         }
     }
 
@@ -360,8 +579,12 @@ impl World {
 
     /// Why the device has released the latest session of an id, if it has.
     pub fn release_of(&self, id: usize) -> Option<String> {
-        let said = Said::read(&self.wire.state().from_device);
-        said.accepted[id].last()?.why.clone()
+        self.said.accepted[id].last()?.why.clone()
+    }
+
+    /// The frames of the device that the cloud has taken: headers and payloads.
+    pub fn frames_of_device(&self) -> Vec<(Value, Vec<u8>)> {
+        said::frames(&self.wire.state().from_device)
     }
 
     fn frame_id(&mut self) -> u64 {
@@ -372,6 +595,9 @@ impl World {
     fn next_content(&mut self, id: usize, length: usize) -> Vec<u8> {
         let bytes = content(down(id), self.told[id].bytes, length).collect::<Vec<_>>().concat();
         self.told[id].bytes += length;
+        if let Some(create) = self.told[id].creates.last_mut() {
+            create.sent += length;
+        }
         bytes
     }
 
@@ -384,6 +610,7 @@ impl World {
                 (wire.arrived, wire.takes) = (usize::MAX, usize::MAX);
             }
             self.services.favour();
+            self.cloud_favours();
             let wakes = self.wakes();
             if let Err(end) = self.turn(false) {
                 return self.ended(Some(end));
@@ -399,9 +626,20 @@ impl World {
         panic!("no end of turns");
     }
 
+    /// The cloud grants each session plenty.
+    fn cloud_favours(&mut self) {
+        for id in 0..IDS {
+            let is_open = matches!(self.seat(id), Seat::Open(_));
+            let latest = self.latest(id);
+            if is_open && latest.is_some_and(|one| one.has_credit && one.granted < PLENTY) {
+                self.cloud_grants(id, PLENTY);
+            }
+        }
+    }
+
     /// Whether the worker's wait returns at once, or may be longer than what there is to do: a transport
     /// that has reported room and took nothing is left alone for a while.
-    fn wakes(&self) -> bool {
+    pub fn wakes(&self) -> bool {
         let connection = self.relay.connection();
         let is_left_alone = connection.waiting() > 0 && !connection.wants_room(self.now);
         let is_due = self.relay.deadline(self.now) <= self.now;
@@ -422,7 +660,7 @@ impl World {
         self.wire.state().takes = usize::MAX;
         self.services.favour();
         let alive = end.is_none();
-        let World { limits, began, now, wire, services, relay, told, asked, .. } = self;
+        let World { limits, began, now, wire, services, relay, told, asked, mut said, .. } = self;
         let open: Vec<SharedService> = relay
             .sessions()
             .iter()
@@ -437,7 +675,7 @@ impl World {
         assert!(lingering.is_empty(), "a closed session lingers");
 
         let wire = wire.state();
-        let said = Said::read(&wire.from_device);
+        said.listen(&wire.from_device);
         let verdict = Verdict {
             alive,
             directed: end == Some(directed()),
@@ -501,44 +739,77 @@ impl Verdict {
         open: bool,
     ) {
         let what = format!("s{id}, the {nth}th");
-        let create = told.creates.iter().find(|(_, frame)| *frame == answer.frame_id);
-        let (from, _) = create.expect("a create that was answered was sent");
-        assert_content(&what, down(id), *from, &service.received);
+        let create = told.create(answer.frame_id);
+        let agreed = (answer.has_eof, answer.has_credit);
+        assert_eq!(agreed, (create.has_eof, create.has_credit), "{what}: the terms");
+        let from = create.at;
+        assert_content(&what, down(id), from, &service.received);
         let release = told.releases.iter().find(|(_, frame)| *frame > answer.frame_id);
         let released = release.map(|(at, _)| *at);
-        let (to, all) = (from + service.received.len(), released.unwrap_or(told.bytes));
+        let to = from + service.received.len();
+        let all = released.unwrap_or(told.bytes).min(create.eof_at.unwrap_or(usize::MAX));
         assert!(to <= all, "{what}: bytes after its release");
         assert_content(&what, up(id, nth), 0, &answer.bytes);
         assert!(answer.bytes.len() <= service.sent, "{what}: bytes that were not sent");
 
-        if service.shut && !service.reset && !service.spoiled {
+        // Without half-close, the end of a service is the end of its session.
+        let ended_in_order = service.end == Some(Ok(()));
+        let spoiled = service.spoiled || ended_in_order && !create.has_eof;
+        let is_whole = create.eof_at == Some(to);
+        let is_finished = is_whole && answer.eof;
+        if create.has_eof {
+            assert!(!service.shut || spoiled || is_whole, "{what}: an orderly end of a part");
+            let is_orderly = service.closed && !service.reset;
+            assert!(!is_orderly || spoiled || is_finished, "{what}: a release is taken for an end");
+        } else if service.shut && !service.reset && !spoiled {
             assert!(released.is_some() && to == all, "{what}: an orderly end of a part");
         }
+        let is_all_sent = service.end.is_some() && answer.bytes.len() == service.sent;
+        assert!(!answer.eof || is_all_sent, "{what}: an end of a part is told");
         // After the cloud's release, the device's answers data for no session.
         let by_device = answer.released && released.is_none();
-        if self.arrived && !service.spoiled {
+        if self.arrived && !spoiled {
             let short = to < all;
-            assert!(!short || told.lost || !self.patient, "{what}: bytes are missing");
+            let may_be_short = told.lost || create.broke || !self.patient;
+            assert!(!short || may_be_short, "{what}: bytes are missing");
             assert!(!short || service.reset, "{what}: cut short, and not told");
-            let cause = short || told.lost || self.directed;
+            let cause = short || told.lost || create.broke || self.directed || is_finished;
             assert!(!by_device || cause, "{what}: released for no reason");
+            if create.surely && !is_finished {
+                assert!(service.reset, "{what}: the cloud broke the protocol unpunished");
+                assert!(answer.released || !self.alive, "{what}: a cut that was not told");
+            }
         }
-        if service.told_of_reset {
+        if service.told_of_reset && !answer.eof {
             let orderly =
                 answer.why.as_ref().is_some_and(|why| why.ends_with("closed the connection"));
             assert!(!orderly, "{what}: a reset is told as an orderly end");
         }
-        if !self.alive || !self.patient || told.lost {
+        if !self.alive || !self.patient || told.lost || create.broke {
             return;
         }
-        let ended_in_order = service.end == Some(Ok(()));
         let reset = service.spoiled && !ended_in_order || service.write_error.is_some();
         if open || by_device && !reset {
             assert_eq!(answer.bytes.len(), service.sent, "{what}: local bytes are missing");
         }
-        if service.spoiled && released.is_none() && service.end.is_some() {
+        if released.is_some() || service.end.is_none() {
+            return;
+        }
+        if create.has_eof && !service.spoiled {
+            assert!(answer.eof, "{what}: its end was not told");
+            assert_eq!(by_device, is_whole, "{what}: not released when both ends were said");
+        } else if spoiled && !answer.eof {
             assert!(by_device, "{what}: its end was not reported");
         }
+    }
+}
+
+impl Told {
+    /// The create with this frame id.
+    fn create(&self, frame_id: u64) -> &Create {
+        let mut creates = self.creates.iter();
+        let create = creates.find(|create| create.frame_id == frame_id);
+        create.expect("a create that was answered was sent")
     }
 }
 

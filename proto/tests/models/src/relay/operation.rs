@@ -25,6 +25,22 @@ pub enum Operation {
         asks: bool,
         fragments: usize,
     },
+    /// A session_create that offers extensions.
+    CloudOffers {
+        id: usize,
+        offer: Offer,
+        fragments: usize,
+    },
+    /// The cloud grants credit. Without flow control, it means nothing.
+    CloudGrants {
+        id: usize,
+        bytes: u64,
+    },
+    /// The cloud ends its direction with so many bytes. Without half-close, they are bytes alone.
+    CloudEnds {
+        id: usize,
+        length: usize,
+    },
     CloudMisbehaves {
         how: Misbehaviour,
         fragments: usize,
@@ -72,6 +88,26 @@ pub enum Operation {
     },
 }
 
+/// The extensions that a session_create offers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offer {
+    pub eof: bool,
+    /// The number of bytes that the cloud grants at first.
+    pub credit: Option<u64>,
+}
+
+/// The text of a credit that is no number of bytes, or too large a one.
+pub const BAD_CREDITS: [&str; 8] = [
+    "-1",
+    "\"5\"",
+    "1.5",
+    "1e2",
+    "true",
+    "9223372036854775808",
+    "18446744073709551615",
+    "99999999999999999999999",
+];
+
 /// What a cloud should not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
 pub enum Misbehaviour {
@@ -96,6 +132,23 @@ pub enum Misbehaviour {
         #[arbitrary(with = id)]
         id: usize,
         excess: u8,
+    },
+    /// One of [`BAD_CREDITS`].
+    BadCredit {
+        #[arbitrary(with = id)]
+        id: usize,
+        which: u8,
+    },
+    /// More than the device has granted, as far as the cloud knows.
+    OverCredit {
+        #[arbitrary(with = id)]
+        id: usize,
+        excess: u8,
+    },
+    /// Data behind the end of its direction.
+    DataAfterEnd {
+        #[arbitrary(with = id)]
+        id: usize,
     },
 }
 
@@ -144,6 +197,11 @@ impl<'a> Arbitrary<'a> for Operation {
                 1 => Operation::Directive,
                 _ => Operation::Turn { spurious: false },
             },
+            26 => Operation::CloudOffers { id: id(u)?, offer: offer(u)?, fragments: fragments(u)? },
+            27 => match u.int_in_range(0..=3)? {
+                0 => Operation::CloudEnds { id: id(u)?, length: length(u)? },
+                _ => Operation::CloudGrants { id: id(u)?, bytes: length(u)? as u64 },
+            },
             _ => Operation::Turn { spurious: kind >= 224 },
         })
     }
@@ -174,6 +232,16 @@ fn answer(u: &mut Unstructured<'_>) -> Result<Answer> {
 
 fn id(u: &mut Unstructured<'_>) -> Result<usize> {
     u.int_in_range(0..=IDS - 1)
+}
+
+/// Mostly all extensions.
+fn offer(u: &mut Unstructured<'_>) -> Result<Offer> {
+    let credit = Some(*u.choose(&[0, 1, 100, 5000, 65_536, 1 << 20, u64::MAX])?);
+    Ok(match u.int_in_range(0..=7)? {
+        0 => Offer { eof: false, credit },
+        1 => Offer { eof: true, credit: None },
+        _ => Offer { eof: true, credit },
+    })
 }
 
 /// Mostly in one piece.

@@ -13,6 +13,10 @@ pub(super) struct Said {
     pub(super) answered: HashMap<u64, i64>,
     /// The sessions that it opened, in order, by id.
     pub(super) accepted: [Vec<Accepted>; IDS],
+    /// How many bytes of its messages were read.
+    read: usize,
+    /// The last id of a frame that it originated.
+    own_frame: u64,
 }
 
 /// A session that the device has opened.
@@ -20,32 +24,36 @@ pub(super) struct Accepted {
     /// Of the create that it answers.
     pub(super) frame_id: u64,
     pub(super) bytes: Vec<u8>,
+    /// The extensions that hold.
+    pub(super) has_eof: bool,
+    pub(super) has_credit: bool,
+    /// The number of bytes that it has granted.
+    pub(super) granted: u64,
+    /// It has ended its direction.
+    pub(super) eof: bool,
     pub(super) released: bool,
     /// Why the device has released it.
     pub(super) why: Option<String>,
 }
 
 impl Said {
-    pub(super) fn read(wire: &[u8]) -> Self {
-        let mut said = Said::default();
-        let mut own_frame = 0;
-        let mut rest = wire;
+    /// Reads the messages that were not read yet. `wire` holds all bytes from the first on.
+    pub(super) fn listen(&mut self, wire: &[u8]) {
+        let mut rest = &wire[self.read..];
         while let Some((opcode, message)) = next_message(&mut rest) {
+            self.read = wire.len() - rest.len();
             if opcode != 2 {
                 assert!(matches!(opcode, 8..=10), "opcode {opcode}");
                 continue;
             }
-            let length = usize::from(u16::from_be_bytes([message[0], message[1]]));
-            let (header, payload) = message[2..].split_at(length);
-            let header: Value = serde_json::from_slice(header).expect("a header in JSON");
+            let (header, payload) = parts(&message);
             let is_response = header["frame_type"] == 1;
             if !is_response {
-                own_frame += 1;
-                assert_eq!(header["frame_id"], own_frame, "frame ids are counted from 1");
+                self.own_frame += 1;
+                assert_eq!(header["frame_id"], self.own_frame, "frame ids are counted from 1");
             }
-            said.frame(&header, payload);
+            self.frame(&header, &payload);
         }
-        said
     }
 
     fn frame(&mut self, header: &Value, payload: &[u8]) {
@@ -62,10 +70,8 @@ impl Said {
                 }
             }
             Some(4) => {
-                assert!((1..=4096).contains(&payload.len()));
                 let latest = id.and_then(|id| self.latest(id)).expect("data of an open session");
-                assert!(!latest.released, "data after the release");
-                latest.bytes.extend_from_slice(payload);
+                latest.data(header, payload);
             }
             other => panic!("frame type {other:?}"),
         }
@@ -81,7 +87,19 @@ impl Said {
         let released = status["msg"] == "connected and released";
         if code == 0 && (released || status["msg"] == "success") {
             assert!(header["service_type"].is_string());
-            let accepted = Accepted { frame_id, bytes: Vec::new(), released, why: None };
+            let names = header["ext"].as_str().unwrap_or_default();
+            let has_credit = names.contains("credit");
+            assert_eq!(header["credit"].is_u64(), has_credit, "{header}");
+            let accepted = Accepted {
+                frame_id,
+                bytes: Vec::new(),
+                has_eof: names.contains("eof"),
+                has_credit,
+                granted: header["credit"].as_u64().unwrap_or_default(),
+                eof: false,
+                released,
+                why: None,
+            };
             self.accepted[id.expect("one of ours")].push(accepted);
         }
     }
@@ -92,6 +110,36 @@ impl Said {
         let open = accepted.iter().rposition(|session| !session.released);
         let latest = open.or(accepted.len().checked_sub(1))?;
         accepted.get_mut(latest)
+    }
+}
+
+/// The frames among the messages: headers and payloads.
+pub(super) fn frames(mut wire: &[u8]) -> Vec<(Value, Vec<u8>)> {
+    let messages = std::iter::from_fn(|| next_message(&mut wire));
+    messages.filter(|(opcode, _)| *opcode == 2).map(|(_, message)| parts(&message)).collect()
+}
+
+/// The header and the payload of a frame.
+fn parts(message: &[u8]) -> (Value, Vec<u8>) {
+    let length = usize::from(u16::from_be_bytes([message[0], message[1]]));
+    let (header, payload) = message[2..].split_at(length);
+    (serde_json::from_slice(header).expect("a header in JSON"), payload.to_vec())
+}
+
+impl Accepted {
+    fn data(&mut self, header: &Value, payload: &[u8]) {
+        assert!(!self.released, "data after the release");
+        assert!(!self.eof || payload.is_empty(), "data after the end");
+        let is_end = header["eof"] == true;
+        let credit = header["credit"].as_u64();
+        assert!(self.has_eof || header["eof"].is_null(), "an end that was not agreed on");
+        assert!(self.has_credit || header["credit"].is_null(), "credit that was not agreed on");
+        assert!(!(is_end && self.eof), "two ends");
+        assert!(payload.len() <= 4096);
+        assert!(!payload.is_empty() || is_end || credit.is_some_and(|bytes| bytes > 0));
+        self.eof |= is_end;
+        self.granted += credit.unwrap_or_default();
+        self.bytes.extend_from_slice(payload);
     }
 }
 

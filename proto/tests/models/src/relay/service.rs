@@ -30,12 +30,14 @@ pub struct Service {
     pub sent: usize,
     pub read: usize,
     pub(super) end: Option<Result<(), ErrorKind>>,
-    /// Whether it did what ends a session early.
+    /// Whether it did what ends a session early. An end in order does so without half-close only.
     pub(super) spoiled: bool,
     /// The device has closed the stream with a reset.
     pub reset: bool,
     /// The device has ended its direction of the stream in order.
     pub shut: bool,
+    /// The device has dropped the stream.
+    pub closed: bool,
 }
 
 pub type SharedService = Rc<RefCell<Service>>;
@@ -56,6 +58,7 @@ impl Service {
             spoiled: false,
             reset: false,
             shut: false,
+            closed: false,
         }
     }
 
@@ -70,7 +73,7 @@ impl Service {
 
     /// Ends its stream, or lets the next write find it ended.
     pub fn ends(&mut self, how: ServiceEnd) {
-        self.spoiled = true;
+        self.spoiled |= how != ServiceEnd::InOrder;
         match how {
             ServiceEnd::Reset => self.end = Some(Err(ErrorKind::ConnectionReset)),
             ServiceEnd::Gone => self.write_error = Some(ErrorKind::BrokenPipe),
@@ -93,7 +96,8 @@ pub struct ServiceStream {
 
 impl Drop for ServiceStream {
     fn drop(&mut self) {
-        self.service.borrow_mut().reset = self.resets;
+        let mut service = self.service.borrow_mut();
+        (service.reset, service.closed) = (self.resets, true);
     }
 }
 
@@ -125,6 +129,8 @@ impl LocalStream for ServiceStream {
             }
             return Err(kind.into());
         }
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        assert!(!service.shut || wanted == 0, "bytes behind the end of the stream");
         let mut written = 0;
         for slice in slices {
             let length = slice.len().min(service.takes);
@@ -132,7 +138,6 @@ impl LocalStream for ServiceStream {
             service.takes -= length;
             written += length;
         }
-        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         if written == 0 && wanted > 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -188,7 +193,7 @@ impl Services {
         Ref::map(self.0.borrow(), |table| &table.all[..])
     }
 
-    pub(super) fn next_connect(&self, session: usize, answer: Answer) {
+    pub fn next_connect(&self, session: usize, answer: Answer) {
         self.0.borrow_mut().answers[session] = answer;
     }
 

@@ -47,7 +47,7 @@ impl Wire {
     }
 
     /// Puts a tunnel frame on the wire.
-    pub(super) fn frame(&mut self, header: &str, payload: &[u8], fragments: usize) {
+    pub fn frame(&mut self, header: &str, payload: &[u8], fragments: usize) {
         let length = (header.len() as u16).to_be_bytes();
         self.message(2, &[&length[..], header.as_bytes(), payload].concat(), fragments);
     }

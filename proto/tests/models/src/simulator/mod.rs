@@ -2,10 +2,12 @@
 //! clients, and the links between them. The parties are the state machines of the package; the
 //! links and the programs at the far ends are models.
 //!
-//! A world is made from a seed, so a failure replays exactly. Whatever happens to links and
-//! parties, each program receives the bytes that its far end has sent, in order; it sees an orderly
-//! end only if its far end has ended in order and nothing is missing; memory stays within its
-//! budget; and nobody spins or sleeps while there is work.
+//! A world is made from a seed, which replays a failure. These promises hold whatever happens to
+//! links and parties:
+//! - Each program receives the bytes that its far end has sent, in order.
+//! - It sees an orderly end only if its far end has ended in order and nothing is missing.
+//! - Memory stays within its budget.
+//! - No party spins, and none sleeps while there is work for it.
 
 mod party;
 mod plan;
@@ -28,7 +30,7 @@ pub use program::{Program, Saw, Script, SharedProgram, Then};
 pub use wire::LinkShape;
 use wire::{Clock, Link, LinkEnd};
 
-/// Rounds at one moment after which a party spins.
+/// A party that needs more rounds than this at one moment is spinning.
 const MANY_ROUNDS: usize = 20_000;
 /// How long a party that was lost stays away.
 const AWAY: Duration = Duration::from_millis(1500);
@@ -113,7 +115,7 @@ impl World {
         }
     }
 
-    /// Lets everything go well until nothing moves any more.
+    /// Lets everything go well until nothing moves.
     fn settle(&mut self) {
         let last = self.now() + Duration::from_secs(3600);
         while self.now() < last && !self.is_settled() {
@@ -161,7 +163,7 @@ impl World {
         self.links.iter().filter(move |(_, of)| *of == side).map(|(link, _)| link)
     }
 
-    /// Lets everybody do what there is to do at this moment.
+    /// Lets every party do what there is to do at this moment.
     fn work(&mut self) {
         let mut last = Vec::new();
         for _ in 0..MANY_ROUNDS {
@@ -173,7 +175,7 @@ impl World {
         panic!("{last:?} spin");
     }
 
-    /// Lets everybody do one thing. Returns who did something.
+    /// Lets every party do one thing. Returns the parties that did something.
     fn round(&mut self) -> Vec<&'static str> {
         let now = self.now();
         self.links.retain(|(link, _)| !link.is_over());
@@ -302,7 +304,7 @@ impl World {
 /// `one` saw an orderly end only if its far end has ended in order and nothing is missing.
 fn judge_one(what: &str, one: &Program, far: &Program, extensions: bool) {
     assert!(one.received <= far.sent, "{what} received more than was sent");
-    // Who resets a stream does not look at its end.
+    // A program that resets its stream does not look at its end.
     if one.saw != Some(Saw::Eof) || one.has_reset {
         return;
     }

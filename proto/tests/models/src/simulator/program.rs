@@ -18,7 +18,7 @@ struct Queue {
     bytes: VecDeque<u8>,
     fin: bool,
     reset: bool,
-    /// Nobody reads any more.
+    /// The reader is gone.
     closed: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct Script {
     pub after_eof: bool,
     /// Bytes in a second that it reads.
     pub reads: f64,
-    /// When it reads nothing, counted from its begin.
+    /// From when until when it reads nothing, counted from its start.
     pub pause: Option<(Duration, Duration)>,
 }
 

@@ -1,6 +1,6 @@
 /*
  * Threads that are ended from outside (pthread_cancel) or end themselves (pthread_exit) inside the
- * library and its event handler. The process goes on, and the instance can still be released.
+ * library and its handlers. The process goes on, and the instance can still be released.
  */
 #include "harness.h"
 
@@ -146,6 +146,27 @@ static void a_handler_may_be_cancelled(void)
     a_handler_may_end_its_thread(BE_CANCELLED, PTHREAD_CANCELED);
 }
 
+static void end_thread(void *handle, const aiot_tunnel_notice_t *notice, void *userdata)
+{
+    CHECK(handle == scene.device.handle && userdata == &scene);
+    CHECK(notice->type == AIOT_TUNNEL_NOTICE_FAILED);
+    pthread_exit(&exit_value);
+}
+
+static void a_handler_of_notices_may_exit_its_thread(void)
+{
+    char id[] = "t1", host[] = "127.0.0.1", closed_port[] = "1", path[] = "/", token[] = "hush-t";
+    aiot_tunnel_connect_param_t params = {host, closed_port, path, token};
+    int threads = count_of("task");
+
+    device_open(&scene.device);
+    CHECK_CODE(aiot_tunnel_set_notice_handler(scene.device.handle, end_thread, &scene), STATE_SUCCESS);
+    device_start(&scene.device);
+    CHECK_CODE(aiot_tunnel_add(scene.device.handle, id, &params), STATE_SUCCESS);
+    CHECK(joined(scene.device.thread) == &exit_value);
+    check_over(threads);
+}
+
 static void deinit_waits_for_a_thread_that_exits(void)
 {
     open_scene(RETURN, EXIT);
@@ -209,6 +230,7 @@ int main(void)
     RUN(a_cancelled_start_thread_does_not_hold_deinit_up);
     RUN(a_handler_may_exit_its_thread);
     RUN(a_handler_may_be_cancelled);
+    RUN(a_handler_of_notices_may_exit_its_thread);
     RUN(deinit_waits_for_a_thread_that_exits);
     RUN(a_thread_that_calls_may_be_cancelled);
     return 0;

@@ -402,11 +402,12 @@
  * It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
  * no room (128 KiB wait) are left out, and their number is reported. An event waits up to three
  * seconds for the lines that lead to it. Two calls wait until a call of the callback has returned:
- * aiot_tunnel_start, before it returns, and aiot_state_set_logcb. So do not hold a lock that the callback takes while you wait for
- * aiot_tunnel_start or call aiot_tunnel_deinit.
+ * aiot_tunnel_start, before it returns, and aiot_state_set_logcb. So do not hold a lock that the
+ * callback takes while you wait for aiot_tunnel_start or call aiot_tunnel_deinit.
  *
  * It may call every function of this library; lines that these cause are not reported. It must
- * return normally (no longjmp, no C++ exception, no pthread_exit). The return value is ignored. (Link SDK 4.x)
+ * return normally (no longjmp, no C++ exception, no pthread_exit). The return value is ignored.
+ * (Link SDK 4.x)
  */
 typedef int32_t (*aiot_state_logcb_t)(int32_t code, char *message);
 

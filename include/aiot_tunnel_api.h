@@ -508,7 +508,8 @@ int32_t aiot_tunnel_setopt(void *handle,
  * May be called from any thread. If a thread is inside aiot_tunnel_start, that call is made to
  * return, and aiot_tunnel_deinit waits for it: usually less than 200 ms, plus the time that the
  * event handler takes. Events may arrive during the wait, and never after aiot_tunnel_deinit has
- * returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that the event handler takes: the wait would never end.
+ * returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that
+ * the event handler takes: the wait would never end.
  *
  * Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
  * is delivered, and aiot_tunnel_start returns soon afterwards.
@@ -721,7 +722,7 @@ int32_t aiot_tunnel_get_status(void *handle,
  * Calls a function for each tunnel of an instance, in the order of the ids. (Ours)
  *
  * visitor: called on the calling thread before this function returns. It may call every function of
- * this library. It must return normally: no longjmp, no C++ exception.
+ * this library. It must return normally: no longjmp, no C++ exception, no pthread_exit.
  * userdata: passed to the visitor.
  *
  * May be called from any thread. Does not block by itself, and does not delay data.

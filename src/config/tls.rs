@@ -146,7 +146,7 @@ fn client_identity(chain: &[u8], key: &[u8]) -> Result<ClientIdentity> {
     };
     // The callback refuses encrypted keys; without it OpenSSL would ask on the terminal.
     let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))
-        .map_err(|_| Error::InvalidClientKey("not a PEM private key, or encrypted".into()))?;
+        .map_err(|_| Error::InvalidClientKey("not a key in PEM form, or encrypted".into()))?;
     let public = own.public_key().map_err(|e| Error::InvalidClientCert(e.to_string()))?;
     if !key.public_eq(&public) {
         return Err(Error::InvalidClientKey("does not belong to the client certificate".into()));

@@ -468,7 +468,7 @@ fn acceptor(chain: &[u8], key: &[u8], more_ciphers: &[&str]) -> Result<SslAccept
     // The callback refuses encrypted keys. Without it, OpenSSL would ask for a password on the
     // terminal.
     let key = PKey::private_key_from_pem_callback(key, |_| Ok(0))
-        .map_err(|_| Error::invalid("server key", "not a PEM private key, or encrypted"))?;
+        .map_err(|_| Error::invalid("server key", "not a key in PEM form, or encrypted"))?;
     let invalid = |e: ErrorStack| Error::invalid("server certificate", e.to_string());
     let chain = X509::stack_from_pem(chain).map_err(invalid)?;
     let Some((own, others)) = chain.split_first() else {

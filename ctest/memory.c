@@ -23,8 +23,8 @@ static atomic_int refused;
 
 static int32_t log_line(int32_t code, char *message)
 {
-    (void)code;
-    refused += strstr(message, ": TLS handshake with ") != NULL;
+    (void)message;
+    refused += code == STATE_PORT_TLS_INVALID_HANDSHAKE;
     return 0;
 }
 

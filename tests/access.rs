@@ -93,6 +93,9 @@ impl Operator {
     }
 }
 
+/// The release code of a session that the access side cuts. A foreign device knows a cut by its code
+/// alone.
+const CUT: i64 = 2;
 const OK: &str = r#"{"code":0,"msg":"ok"}"#;
 /// A device's release after its service has closed the connection.
 const BYE: &str = r#"{"code":1,"msg":"service _SSH closed the connection"}"#;
@@ -311,7 +314,7 @@ fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
     lost(&|operator| operator.release("s1", r#"{"code":3,"msg":"the device has gone"}"#));
     // Data too long to keep.
     lost(&|operator| operator.data("s1", &[0; 65_537]));
-    assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
     let mut local = TcpStream::connect(address).unwrap();
     local.set_read_timeout(Some(TIMEOUT)).unwrap();
     operator.answer("s2", OK);
@@ -373,7 +376,7 @@ fn data_that_is_too_long_to_keep_fails_the_session() {
         operator.data("s1", b"half a sen");
         operator.data("s1", &vec![0; length]);
         operator.data("s1", b"tence");
-        assert_eq!(operator.receive_all("s1"), (Vec::new(), 0));
+        assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
         assert_eq!(operator.0.receive_close(), Some(1000));
         let output = program.finish();
         assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
@@ -484,7 +487,7 @@ fn an_interrupt_ends_the_program_though_nobody_reads_its_stdout() {
     program.interrupt();
     program.wait_unread();
     let (_, code) = operator.receive_all("s1");
-    assert_eq!(code, 0);
+    assert_eq!(code, CUT);
     assert_eq!(operator.0.receive_close(), Some(1000));
 }
 
@@ -508,8 +511,7 @@ fn an_interrupt_ends_listening_and_its_sessions() {
     local.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"there you are");
     program.interrupt();
-    // A foreign device knows a cut by its code alone.
-    assert_eq!(operator.receive_all("s1"), (Vec::new(), 2));
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
     assert_eq!(operator.0.receive_close(), Some(1000));
     drop(operator);
     assert_is_reset(&mut local);

@@ -199,6 +199,11 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         if self.sessions.open.iter().any(is_over) {
             return now;
         }
+        if self.connection.is_gone() && self.sessions.open.is_empty() {
+            // Only the last bytes are left. A connection that is gone needs no attention.
+            let lingering = self.sessions.lingering.iter().map(|one| one.deadline(now));
+            return lingering.min().unwrap_or(now);
+        }
         let mut nearest = self.connection.deadline(now, self.wants_input());
         let limits = &self.sessions.limits;
         if let Some(limit) = limits.stall_timeout.filter(|_| self.sessions.open.len() > 1) {

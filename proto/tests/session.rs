@@ -83,3 +83,15 @@ fn a_lingering_stream_that_is_dropped_with_bytes_left_is_reset() {
     drop(lingering);
     assert!(services.all()[0].borrow().reset);
 }
+
+#[test]
+fn a_connection_that_is_gone_does_not_keep_the_last_bytes_awake() {
+    let mut world = world();
+    world.cloud_sends(0, 1000, 1);
+    arrive(&mut world);
+    world.wire.state().closed = true;
+    assert!(world.turn(false).is_err());
+    world.relay.cut_all(world.now);
+    assert!(world.relay.connection().is_gone() && !world.relay.lingering().is_empty());
+    assert!(world.relay.deadline(world.now) > world.now, "its owner would spin");
+}

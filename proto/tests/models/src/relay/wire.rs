@@ -15,7 +15,7 @@ pub struct Wire {
     /// How far the device may read.
     pub arrived: usize,
     /// Nothing more comes from the cloud.
-    pub(super) closed: bool,
+    pub closed: bool,
     pub(super) from_device: Vec<u8>,
     /// Bytes that the cloud takes.
     pub takes: usize,

@@ -20,11 +20,7 @@ use super::tls::{Connector, Handshake, TlsContext};
 use super::wait::HandshakeError;
 use super::{Socket, Stream, Wait, WaitError};
 use crate::config::ConnectParams;
-use crate::sys;
 
-/// Most bytes that may wait in the kernel before they are sent. A fast link sends them in a
-/// millisecond, a very slow one in ten seconds (docs/performance.md).
-const MAX_QUEUE: i32 = 128 * 1024;
 /// How many failed addresses are remembered.
 const MAX_FAILED: usize = 32;
 
@@ -236,7 +232,6 @@ impl<W: Wait> Opener<'_, W> {
                 OpenError::Failed(Failure::Connect(format!("{}: {e}", what())))
             }
         })?;
-        sys::limit_queue(&tcp, MAX_QUEUE);
         Ok(tcp)
     }
 

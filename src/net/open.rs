@@ -413,7 +413,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Port, Security, Token};
-    use crate::sys::{PollFd, Waker};
+    use crate::sys::{self, PollFd, Waker};
 
     struct Plainly;
     impl Wait for Plainly {

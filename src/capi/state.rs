@@ -2,7 +2,7 @@
 //! `src/state.rs`.
 
 use std::cell::Cell;
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_void, CStr};
 use std::mem::transmute;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -95,6 +95,35 @@ pub(super) fn log_to_the_core() {
 /// Whether the program contains the Link SDK's core.
 pub(super) fn core_is_linked() -> bool {
     core::handler().is_some()
+}
+
+/// The program sets its callback with another `aiot_state_set_logcb`, the core's, but the object in which
+/// the core keeps it cannot be found: no line would arrive, and nobody would know why.
+pub(super) fn warn_if_lines_cannot_arrive() {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let none = CALLBACK.load(Ordering::Acquire).is_null() && !core_is_linked();
+    if none && defined_elsewhere(c"aiot_state_set_logcb") && !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!(
+            "libaiot_tunnel: the Link SDK's core does not receive the log lines of this library, because \
+             the program does not export the core's g_logcb_handler. Link with \
+             -Wl,-u,g_logcb_handler, or name the core before -laiot_tunnel, or set a callback with \
+             aiot_tunnel_set_logcb."
+        );
+    }
+}
+
+/// Whether the program finds the exported function `name` in another place than this library.
+fn defined_elsewhere(name: &CStr) -> bool {
+    let holder = |address: *const c_void| {
+        // SAFETY: the structure holds integers and pointers only, for which zero is a value.
+        let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+        // SAFETY: any address may be asked for; the result is written to the structure.
+        (unsafe { libc::dladdr(address, &mut info) } != 0).then_some(info.dli_fbase)
+    };
+    // SAFETY: the name ends in NUL.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    let ours: *const AtomicBool = &raw const CORE_HAS_THE_SINK;
+    !found.is_null() && holder(found) != holder(ours.cast())
 }
 
 /// Calls the callback that is set at the time of the line.

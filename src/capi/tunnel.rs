@@ -5,7 +5,7 @@ use std::mem::{transmute, MaybeUninit};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::state::{aiot_state_logcb_t, install, log_to_the_core};
+use super::state::{aiot_state_logcb_t, install, log_to_the_core, warn_if_lines_cannot_arrive};
 use super::{guard, guard_code, handle, input, Outcome, Refusal};
 use crate::config::{ConnectParams, TunnelId};
 use crate::state;
@@ -272,6 +272,7 @@ pub extern "C-unwind" fn aiot_tunnel_start(handle: *mut c_void) -> *mut c_void {
     // before the handler is called.
     let former = cancellation::disable();
     let mut result = guard(Err(state::TUNNEL_FAILED), || {
+        warn_if_lines_cannot_arrive();
         let started = handle::get(handle).and_then(handle::start);
         started.map_err(|refusal| {
             refusal.log("aiot_tunnel_start");

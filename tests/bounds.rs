@@ -38,6 +38,12 @@ fn data(session: &str, payload: &[u8]) -> Vec<u8> {
     server_tunnel(&json!({"frame_type": 4, "session_id": session}).to_string(), payload)
 }
 
+/// Limits for a test in which a second thread writes to the tunnel. The pong of the first one would get
+/// into the middle of a frame, however slow the machine is.
+fn without_pings(stall_timeout: u64) -> Value {
+    json!({"stall_timeout": stall_timeout, "ping_interval": 3_600_000, "pong_timeout": 7_200_000})
+}
+
 /// A device under attack: one tunnel that is attacked, and one beside it.
 struct Victim {
     process: DeviceProcess,
@@ -243,7 +249,7 @@ fn a_service_name_of_2_kb_is_refused_or_dropped() {
 fn a_local_service_that_never_reads_while_64_mb_come_costs_its_session_only() {
     let (keep, kept) = mpsc::channel();
     let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
-    let mut victim = Victim::new(json!({"stall_timeout": 500}), &[deaf]);
+    let mut victim = Victim::new(without_pings(500), &[deaf]);
     assert_eq!(victim.device.create("deaf", "deaf"), 0);
     let mut raw = victim.device.tcp.try_clone().unwrap();
     let flood = thread::spawn(move || {
@@ -268,7 +274,7 @@ fn a_local_service_that_never_reads_while_64_mb_come_costs_its_session_only() {
 fn nine_deaf_services_filled_to_the_brim_stay_within_the_tunnels_memory() {
     let (keep, kept) = mpsc::channel();
     let deaf = service("deaf", move |stream| keep.send(stream).unwrap());
-    let mut victim = Victim::new(json!({"stall_timeout": 300}), &[deaf]);
+    let mut victim = Victim::new(without_pings(300), &[deaf]);
     for round in 0..3 {
         for n in 0..9 {
             assert_eq!(victim.device.create(&format!("deaf{round}-{n}"), "deaf"), 0);
@@ -368,7 +374,7 @@ fn fragments_without_end_are_bounded_and_a_message_in_fragments_arrives() {
 
 #[test]
 fn a_flood_of_pings_whose_pongs_are_not_read_stops_being_read() {
-    let mut victim = Victim::new(json!({}), &[]);
+    let mut victim = Victim::new(without_pings(10_000), &[]);
     let mut raw = victim.device.tcp.try_clone().unwrap();
     let pings = server(PING, &[b'p'; 125]).repeat(500);
     raw.set_nonblocking(true).unwrap();

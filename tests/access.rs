@@ -176,6 +176,23 @@ impl Program {
     }
 }
 
+/// A program that listens, over a tunnel that is open.
+fn listening() -> (Fake, Program, SocketAddr, Operator) {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
+    let address = program.address();
+    let operator = fake.accept();
+    (fake, program, address, operator)
+}
+
+/// A local connection whose session `s1` is open.
+fn session(address: SocketAddr, operator: &mut Operator) -> TcpStream {
+    let local = TcpStream::connect(address).unwrap();
+    local.set_read_timeout(Some(TIMEOUT)).unwrap();
+    operator.answer("s1", OK);
+    local
+}
+
 /// The bytes up to the reset that must come at the end.
 fn read_until_reset(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -294,10 +311,7 @@ fn every_way_to_say_that_the_device_closed_is_an_orderly_end() {
 
 #[test]
 fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
-    let address = program.address();
-    let mut operator = fake.accept();
+    let (_fake, _program, address, mut operator) = listening();
     // More than the program queues: the kernels hold some of it when the session ends.
     let sent = random::bytes(1, 200_000);
     let mut lost = |end: &dyn Fn(&mut Operator)| {
@@ -325,10 +339,7 @@ fn a_local_connection_of_a_lost_session_is_reset_when_what_came_is_delivered() {
 
 #[test]
 fn an_upload_does_not_starve_a_later_session() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
-    let address = program.address();
-    let mut operator = fake.accept();
+    let (_fake, _program, address, mut operator) = listening();
     let mut uploading = TcpStream::connect(address).unwrap();
     operator.answer("s1", OK);
     let end = uploading.try_clone().unwrap();
@@ -499,13 +510,8 @@ fn assert_is_reset(local: &mut TcpStream) {
 
 #[test]
 fn an_interrupt_ends_listening_and_its_sessions() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
-    let address = program.address();
-    let mut operator = fake.accept();
-    let mut local = TcpStream::connect(address).unwrap();
-    local.set_read_timeout(Some(TIMEOUT)).unwrap();
-    operator.answer("s1", OK);
+    let (_fake, mut program, address, mut operator) = listening();
+    let mut local = session(address, &mut operator);
     operator.data("s1", b"there you are");
     let mut bytes = [0; 13];
     local.read_exact(&mut bytes).unwrap();
@@ -522,13 +528,8 @@ fn an_interrupt_ends_listening_and_its_sessions() {
 #[test]
 fn without_descriptors_for_newcomers_the_open_sessions_do_not_notice() {
     use rustix::process::{prlimit, Pid, Resource, Rlimit};
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
-    let address = program.address();
-    let mut operator = fake.accept();
-    let mut local = TcpStream::connect(address).unwrap();
-    local.set_read_timeout(Some(TIMEOUT)).unwrap();
-    operator.answer("s1", OK);
+    let (_fake, mut program, address, mut operator) = listening();
+    let mut local = session(address, &mut operator);
     let mut echo = |turns: u8| {
         for turn in 0..turns {
             local.write_all(&[turn]).unwrap();
@@ -578,21 +579,14 @@ fn an_interrupt_ends_a_connect_that_nobody_answers() {
 
 #[test]
 fn a_lost_tunnel_is_opened_anew_for_those_who_listen() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--listen", "127.0.0.1:0"]);
-    let address = program.address();
-    let mut operator = fake.accept();
-    let mut local = TcpStream::connect(address).unwrap();
-    local.set_read_timeout(Some(TIMEOUT)).unwrap();
-    operator.answer("s1", OK);
+    let (fake, mut program, address, mut operator) = listening();
+    let mut local = session(address, &mut operator);
     operator.data("s1", b"last words");
     drop(operator);
     assert_eq!(read_until_reset(&mut local), b"last words");
 
     let mut operator = fake.accept();
-    let mut local = TcpStream::connect(address).unwrap();
-    local.set_read_timeout(Some(TIMEOUT)).unwrap();
-    operator.answer("s1", OK);
+    let mut local = session(address, &mut operator);
     operator.data("s1", b"again");
     operator.release("s1", BYE);
     let mut bytes = Vec::new();

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use aiot_tunnel_proto::session::Counters;
+use aiot_tunnel_proto::session::SessionRecord;
 use parking_lot::Mutex;
 
 use crate::config::{ConnectParams, Port, TunnelId};
@@ -132,10 +132,8 @@ enum Phase {
 }
 
 struct Session {
-    id: String,
-    service_type: String,
     opened: Instant,
-    counters: Arc<Counters>,
+    record: Arc<SessionRecord>,
 }
 
 impl TunnelRecord {
@@ -190,10 +188,9 @@ impl TunnelRecord {
         fields.last_error = Some(text);
     }
 
-    /// A session's local service is connected. `counters` are the worker's to count in.
-    pub(crate) fn session_opened(&self, id: &str, service_type: &str, counters: Arc<Counters>) {
-        let (id, service_type) = (id.to_owned(), service_type.to_owned());
-        let session = Session { id, service_type, opened: Instant::now(), counters };
+    /// A session's local service is connected. The worker counts the bytes in `record`.
+    pub(crate) fn session_opened(&self, record: Arc<SessionRecord>) {
+        let session = Session { opened: Instant::now(), record };
         let mut fields = self.fields.lock();
         self.notice(|| NoticeKind::SessionOpened(session.status(session.opened)));
         fields.sessions.push(session);
@@ -202,7 +199,7 @@ impl TunnelRecord {
     /// A session is no longer open. Of the open sessions, no two have one id.
     pub(crate) fn session_closed(&self, id: &str) {
         let mut fields = self.fields.lock();
-        for session in fields.sessions.extract_if(.., |session| session.id == id) {
+        for session in fields.sessions.extract_if(.., |session| session.record.id() == id) {
             self.notice(|| NoticeKind::SessionClosed(session.status(Instant::now())));
         }
     }
@@ -275,11 +272,11 @@ impl Fields {
 impl Session {
     fn status(&self, now: Instant) -> SessionStatus {
         SessionStatus {
-            id: self.id.clone(),
-            service_type: self.service_type.clone(),
+            id: self.record.id().to_owned(),
+            service_type: self.record.service_type().to_owned(),
             age: now.saturating_duration_since(self.opened),
-            bytes_from_cloud: self.counters.received(),
-            bytes_to_cloud: self.counters.sent(),
+            bytes_from_cloud: self.record.counters().received(),
+            bytes_to_cloud: self.record.counters().sent(),
         }
     }
 }
@@ -334,10 +331,10 @@ mod tests {
         let (sender, notices) = std::sync::mpsc::channel();
         let record = record().with_notices(Box::new(move |kind| sender.send(kind).unwrap()));
         record.connected();
-        let counters = Arc::new(Counters::default());
-        record.session_opened("s1", "_SSH", counters.clone());
-        record.session_opened("s2", "web", Arc::default());
-        counters.add_received(5);
+        let session = Arc::new(SessionRecord::new("s1", "_SSH"));
+        record.session_opened(session.clone());
+        record.session_opened(Arc::new(SessionRecord::new("s2", "web")));
+        session.counters().add_received(5);
         record.session_closed("s1");
         record.failed_with(Code::TunnelReset, "lost");
         drop(record);
@@ -354,12 +351,12 @@ mod tests {
     fn sessions_are_listed_while_they_are_open_with_their_bytes() {
         let record = record();
         record.connected();
-        let counters = Arc::new(Counters::default());
-        record.session_opened("s1", "_SSH", counters.clone());
-        record.session_opened("s2", "web", Arc::default());
-        counters.add_received(5);
-        counters.add_sent(7);
-        counters.add_sent(1);
+        let session = Arc::new(SessionRecord::new("s1", "_SSH"));
+        record.session_opened(session.clone());
+        record.session_opened(Arc::new(SessionRecord::new("s2", "web")));
+        session.counters().add_received(5);
+        session.counters().add_sent(7);
+        session.counters().add_sent(1);
         let sessions = snapshot(&record).sessions;
         assert_eq!((&*sessions[0].id, &*sessions[0].service_type), ("s1", "_SSH"));
         assert_eq!((sessions[0].bytes_from_cloud, sessions[0].bytes_to_cloud), (5, 8));

@@ -177,8 +177,7 @@ impl<S: LocalStream> AccessSide<S> {
         };
         let Some(index) = sessions.find_key(key) else { return };
         sessions.open[index].agree(extensions, flow);
-        let counters = sessions.open[index].counters();
-        out.journal.tell(Event::Opened { id, service_type, counters });
+        out.journal.tell(Event::Opened(sessions.open[index].record()));
         if extensions.credit && !is_valid {
             sessions.cut(index, reason::BAD_CREDIT, out);
         }

@@ -6,6 +6,40 @@ mod narrow;
 #[cfg(not(target_has_atomic = "64"))]
 use narrow::Count;
 
+/// The names of a session and its byte counters. Whoever observes the session shares it with its owner.
+#[derive(Debug)]
+pub struct SessionRecord {
+    id: Box<str>,
+    service_type: Box<str>,
+    counters: Counters,
+}
+
+impl SessionRecord {
+    /// The record of a session that has moved no bytes.
+    pub fn new(id: &str, service_type: &str) -> Self {
+        SessionRecord {
+            id: id.into(),
+            service_type: service_type.into(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The session id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The service type.
+    pub fn service_type(&self) -> &str {
+        &self.service_type
+    }
+
+    /// The bytes of the session.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
 /// Byte counters. The thread that owns the session writes them without a lock where the processor has
 /// 64-bit atomics; any thread reads them.
 #[derive(Debug, Default)]

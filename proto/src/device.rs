@@ -199,7 +199,7 @@ impl<C: Connect> DeviceSide<C> {
         let words = if session.is_released() { "connected and released" } else { "success" };
         let payload = status(response::SUCCESS, words);
         write_acceptance(out.sender, id, service_type, create_id, session.terms(), &payload);
-        out.journal.tell(Event::Opened { id, service_type, counters: session.counters() });
+        out.journal.tell(Event::Opened(session.record()));
         session.write_buffer(out.now);
         if session.is_released() {
             sessions.close(index, out);

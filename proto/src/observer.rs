@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::Dropped;
-use crate::counters::Counters;
+use crate::counters::SessionRecord;
 use crate::log_limiter::LogLimiter;
 
 /// Something that happened. Texts that came from the peer may hold any character.
@@ -19,14 +19,10 @@ pub enum Event<'a> {
         service_type: &'a str,
     },
     /// A session is open at both ends.
-    Opened {
-        /// The session id.
-        id: &'a str,
-        /// The service type.
-        service_type: &'a str,
-        /// The byte counters of the session.
-        counters: &'a Arc<Counters>,
-    },
+    Opened(
+        /// Its names, and its bytes from now on.
+        &'a Arc<SessionRecord>,
+    ),
     /// This end refused a session.
     Refused {
         /// The session id.

@@ -137,7 +137,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     }
 
     /// The sessions in the table. [`turn`](Self::turn) expects the results of `poll` in this order.
-    pub fn sessions(&self) -> &[Session<D::Stream>] {
+    pub fn sessions(&self) -> &[Box<Session<D::Stream>>] {
         &self.sessions.open
     }
 
@@ -196,7 +196,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             let is_finished = D::RELEASES_FINISHED && session.is_finished();
             session.has_failed() || session.is_lost() || is_finished
         };
-        if self.sessions.open.iter().any(is_over) {
+        if self.sessions.open.iter().map(Box::as_ref).any(is_over) {
             return now;
         }
         if self.connection.is_gone() && self.sessions.open.is_empty() {
@@ -215,7 +215,13 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             nearest = idle.fold(nearest, Instant::min);
         }
         let silent = |session: &Session<_>| session.silent_at(limits.half_close_timeout);
-        nearest = self.sessions.open.iter().filter_map(silent).fold(nearest, Instant::min);
+        nearest = self
+            .sessions
+            .open
+            .iter()
+            .map(Box::as_ref)
+            .filter_map(silent)
+            .fold(nearest, Instant::min);
         let lingering = self.sessions.lingering.iter().map(|lingering| lingering.deadline(now));
         let others = self.side.deadline().into_iter().chain(self.journal.deadline());
         lingering.chain(others).fold(nearest, Instant::min)
@@ -460,7 +466,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         }
         if ticked.shrunk {
             self.scratch = Vec::new();
-            self.sessions.open.iter_mut().for_each(Session::shrink);
+            self.sessions.open.iter_mut().map(Box::as_mut).for_each(Session::shrink);
         }
     }
 

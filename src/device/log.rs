@@ -70,8 +70,8 @@ impl Observer for RelayObserver {
             Event::Requested { id, service_type } => {
                 info!(Code::Tunnel, "new session session_id:{id}, type {service_type}");
             }
-            Event::Opened { id, service_type, counters } => {
-                self.record.session_opened(id, service_type, counters.clone());
+            Event::Opened(record) => {
+                self.record.session_opened(record.clone());
             }
             Event::Closed { id } => self.record.session_closed(id),
             Event::Released { id } => info!(Code::Tunnel, "release the session: {id}"),

@@ -5,24 +5,27 @@ use crate::websocket::Sender;
 
 /// The prepared header of the frames of one session. Only the frame id is written for each frame.
 pub struct HeaderTemplate {
-    /// Two bytes for the length, then the JSON text in front of the frame id.
-    before_id: Vec<u8>,
-    /// The JSON text behind the frame id.
-    after_id: Vec<u8>,
+    /// Two bytes for the length, then the JSON text without the frame id.
+    text: Box<[u8]>,
+    /// Where the frame id goes.
+    id_at: usize,
 }
 
 impl HeaderTemplate {
     /// Prepares a header. Leaves out the session id if it is empty and the service type if it is
     /// absent.
     pub fn new(frame_type: FrameType, session_id: &str, service_type: Option<&str>) -> Self {
-        let mut before = format!("\0\0{{\"frame_type\":{}", frame_type as u8);
+        let mut text = format!("\0\0{{\"frame_type\":{}", frame_type as u8);
         if !session_id.is_empty() {
-            before += &format!(",\"session_id\":{}", quoted(session_id));
+            text += &format!(",\"session_id\":{}", quoted(session_id));
         }
-        let after = service_type.map(|name| format!(",\"service_type\":{}", quoted(name)));
-        before += ",\"frame_id\":";
-        let after = after.unwrap_or_default() + "}";
-        HeaderTemplate { before_id: before.into_bytes(), after_id: after.into_bytes() }
+        text += ",\"frame_id\":";
+        let id_at = text.len();
+        if let Some(name) = service_type {
+            text += &format!(",\"service_type\":{}", quoted(name));
+        }
+        text.push('}');
+        HeaderTemplate { text: text.into_bytes().into(), id_at }
     }
 
     /// Clears `out` and writes the length and the header to it.
@@ -32,11 +35,12 @@ impl HeaderTemplate {
 
     /// Like [`write`](Self::write), with fields of the session extensions.
     pub fn write_with(&self, frame_id: u64, fields: Fields, out: &mut Vec<u8>) {
+        let (before, after) = self.text.split_at(self.id_at);
         out.clear();
-        out.extend_from_slice(&self.before_id);
+        out.extend_from_slice(before);
         out.extend_from_slice(itoa::Buffer::new().format(frame_id).as_bytes());
         fields.write(out);
-        out.extend_from_slice(&self.after_id);
+        out.extend_from_slice(after);
         let length = (out.len() - 2) as u16;
         out[..2].copy_from_slice(&length.to_be_bytes());
     }

@@ -19,7 +19,7 @@ use crate::observer::{Event, Journal, Observer};
 use crate::progress::Progress;
 use crate::websocket::{Receiver, Sender};
 
-pub use crate::counters::Counters;
+pub use crate::counters::{Counters, SessionRecord};
 pub use buffer::LocalBuffer;
 pub(crate) use flow::Flow;
 pub use flow::WindowLimits;
@@ -56,8 +56,7 @@ pub struct SessionLimits {
 pub struct Session<S> {
     /// Identifies the session in this table. Unlike the id, it is never used twice.
     key: u64,
-    id: String,
-    service_type: String,
+    record: Arc<SessionRecord>,
     /// `None` while this end still connects to the local service.
     local: Option<Local<S>>,
     /// The prepared header of the session's data frames.
@@ -79,7 +78,7 @@ pub struct Session<S> {
     /// The peer can end its direction alone.
     has_eof: bool,
     /// `None` if the peer does not take part in flow control.
-    flow: Option<Flow>,
+    flow: Option<Box<Flow>>,
     /// The local stream has ended its direction.
     pub(crate) input_ended: bool,
     /// The peer has ended its direction.
@@ -90,7 +89,6 @@ pub struct Session<S> {
     last_byte: Option<Instant>,
     /// The sum of the byte counters at the last look, and when they had last changed.
     activity: Option<(u64, Instant)>,
-    counters: Arc<Counters>,
 }
 
 /// What became of the payload of a data frame.
@@ -128,7 +126,7 @@ impl<S: LocalStream> Session<S> {
     /// How many bytes may be granted to the peer or wait for the local stream. `None` without flow
     /// control.
     pub fn window(&self) -> Option<u64> {
-        self.flow.as_ref().map(Flow::window)
+        self.flow.as_deref().map(Flow::window)
     }
 
     /// Whether bytes or the end of the peer's direction wait for a write.
@@ -147,15 +145,15 @@ impl<S: LocalStream> Session<S> {
     }
 
     pub(crate) fn id(&self) -> &str {
-        &self.id
+        self.record.id()
     }
 
     pub(crate) fn service_type(&self) -> &str {
-        &self.service_type
+        self.record.service_type()
     }
 
-    pub(crate) fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+    pub(crate) fn record(&self) -> &Arc<SessionRecord> {
+        &self.record
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -186,7 +184,7 @@ impl<S: LocalStream> Session<S> {
 
     /// The number of bytes that the peer lets this end send.
     pub(crate) fn may_send(&self) -> usize {
-        let credit = self.flow.as_ref().map_or(u64::MAX, Flow::may_send);
+        let credit = self.flow.as_deref().map_or(u64::MAX, Flow::may_send);
         usize::try_from(credit).unwrap_or(usize::MAX)
     }
 
@@ -197,7 +195,7 @@ impl<S: LocalStream> Session<S> {
 
     /// Whether the session is open and no byte has come or gone for this long.
     pub(crate) fn is_idle(&mut self, limit: Duration, now: Instant) -> bool {
-        let sum = self.counters.sum();
+        let sum = self.record.counters().sum();
         let (before, since) = *self.activity.get_or_insert((sum, now));
         if sum != before {
             self.activity = Some((sum, now));
@@ -214,14 +212,14 @@ impl<S: LocalStream> Session<S> {
     /// Sets the extensions that hold for the session. `flow` is used if flow control is one of them.
     pub(crate) fn agree(&mut self, extensions: Extensions, flow: Flow) {
         self.has_eof = extensions.eof;
-        self.flow = extensions.credit.then_some(flow);
+        self.flow = extensions.credit.then(|| Box::new(flow));
     }
 
     /// The extensions that hold for the session, and the credit that this end granted at first, as
     /// the fields of a response.
     pub(crate) fn terms(&self) -> Fields {
         let extensions = Extensions { eof: self.has_eof, credit: self.flow.is_some() };
-        let credit = self.flow.as_ref().map_or(0, Flow::window);
+        let credit = self.flow.as_deref().map_or(0, Flow::window);
         Fields { extensions, credit, eof: false }
     }
 
@@ -312,7 +310,7 @@ impl<S: LocalStream> Session<S> {
         if let Some(flow) = &mut self.flow {
             flow.received(length);
         }
-        self.counters.add_received(length);
+        self.record.counters().add_received(length);
         Taken::Whole
     }
 
@@ -388,7 +386,8 @@ pub struct ReleaseCodes {
 
 /// The sessions of one connection.
 pub struct Sessions<S: LocalStream> {
-    pub(crate) open: Vec<Session<S>>,
+    /// Each in a box: a table of the sessions themselves would keep room for as many again.
+    pub(crate) open: Vec<Box<Session<S>>>,
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
@@ -427,7 +426,7 @@ impl<S: LocalStream> Sessions<S> {
 
     /// The index of a session that the peer has not released.
     pub(crate) fn find(&self, id: &str) -> Option<usize> {
-        self.open.iter().position(|session| session.id == id && !session.released)
+        self.open.iter().position(|session| session.id() == id && !session.released)
     }
 
     pub(crate) fn find_key(&self, key: u64) -> Option<usize> {
@@ -443,10 +442,9 @@ impl<S: LocalStream> Sessions<S> {
     pub(crate) fn add(&mut self, id: &str, service_type: &str, local: Option<Local<S>>) -> u64 {
         self.recent.remove(id);
         self.next_key += 1;
-        self.open.push(Session {
+        self.open.push(Box::new(Session {
             key: self.next_key,
-            id: id.to_owned(),
-            service_type: service_type.to_owned(),
+            record: Arc::new(SessionRecord::new(id, service_type)),
             local,
             header: HeaderTemplate::new(FrameType::DataTransport, id, None),
             batch: Vec::new(),
@@ -462,8 +460,7 @@ impl<S: LocalStream> Sessions<S> {
             output_shut: false,
             last_byte: None,
             activity: None,
-            counters: Arc::default(),
-        });
+        }));
         self.next_key
     }
 
@@ -489,7 +486,7 @@ impl<S: LocalStream> Sessions<S> {
         if let Some(flow) = &mut session.flow {
             flow.sent(bytes.len());
         }
-        session.counters.add_sent(bytes.len());
+        session.record.counters().add_sent(bytes.len());
     }
 
     /// The local stream of a session with half-close has ended its direction. Tells the peer.
@@ -516,7 +513,7 @@ impl<S: LocalStream> Sessions<S> {
         let held = |session: &Session<S>| {
             session.flow.as_ref().map(|flow| flow.held(session.waiting()).saturating_sub(first))
         };
-        let flows = self.open.iter().filter_map(held);
+        let flows = self.open.iter().map(Box::as_ref).filter_map(held);
         let count = flows.clone().count();
         if count == 0 {
             return;
@@ -564,7 +561,7 @@ impl<S: LocalStream> Sessions<S> {
         why: &str,
         cx: &mut Outputs<'_, impl Observer>,
     ) {
-        let id = self.open[index].id.clone();
+        let id = self.open[index].id().to_owned();
         self.close(index, cx);
         self.say_released(&id, code, why, cx);
     }
@@ -580,7 +577,7 @@ impl<S: LocalStream> Sessions<S> {
     pub(crate) fn cut(&mut self, index: usize, why: &str, cx: &mut Outputs<'_, impl Observer>) {
         let session = &mut self.open[index];
         if let Some(local) = &mut session.local {
-            cx.journal.tell(Event::Cut { id: &session.id, reason: why });
+            cx.journal.tell(Event::Cut { id: session.record.id(), reason: why });
             local.cut();
         }
         self.release_as(index, self.codes.cut, why, cx);
@@ -593,9 +590,9 @@ impl<S: LocalStream> Sessions<S> {
         if let Some(local) = &mut session.local {
             local.cut();
         }
-        cx.journal.tell(Event::Cut { id: &session.id, reason: why });
-        cx.journal.tell(Event::Closed { id: &session.id });
-        self.say_released(&session.id, self.codes.cut, why, cx);
+        cx.journal.tell(Event::Cut { id: session.id(), reason: why });
+        cx.journal.tell(Event::Closed { id: session.id() });
+        self.say_released(session.id(), self.codes.cut, why, cx);
     }
 
     fn say_released(&mut self, id: &str, code: u8, why: &str, cx: &mut Outputs<'_, impl Observer>) {
@@ -619,7 +616,7 @@ impl<S: LocalStream> Sessions<S> {
     pub(crate) fn close(&mut self, index: usize, cx: &mut Outputs<'_, impl Observer>) {
         let session = self.open.remove(index);
         let Some(local) = session.local else { return };
-        cx.journal.tell(Event::Closed { id: &session.id });
+        cx.journal.tell(Event::Closed { id: session.record.id() });
         // A session with flow control may stand still for as long as it likes, at its end, too.
         let stall_timeout = self.limits.stall_timeout.filter(|_| session.flow.is_none());
         let mut lingering = Lingering::new(local, session.buffer, stall_timeout, cx.now);

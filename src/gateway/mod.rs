@@ -95,6 +95,9 @@ impl Transport for MemberStream {
     fn unsent(&self) -> usize {
         self.stream.unsent()
     }
+    fn round_trip(&self) -> Option<Duration> {
+        self.stream.round_trip()
+    }
     fn limit_unsent(&mut self, bytes: usize) {
         self.stream.limit_unsent(bytes);
     }

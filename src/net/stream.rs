@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use aiot_tunnel_proto::connection::Transport;
 
@@ -111,6 +112,10 @@ impl Transport for Stream {
 
     fn unsent(&self) -> usize {
         sys::unsent(self.socket().tcp())
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        sys::least_round_trip(self.socket().tcp())
     }
 
     fn limit_unsent(&mut self, bytes: usize) {

@@ -177,6 +177,29 @@ pub(crate) fn unacked(stream: &TcpStream) -> usize {
     queue_length(stream, libc::TIOCOUTQ)
 }
 
+/// The shortest round trip of the last minutes, as the kernel has measured it. `None`: the kernel does
+/// not tell, or has measured none.
+pub(crate) fn least_round_trip(stream: &TcpStream) -> Option<Duration> {
+    /// Where `struct tcp_info` has `tcpi_min_rtt`, 32 bits, in microseconds.
+    const MIN_RTT: usize = 148;
+    let mut info = [0_u8; MIN_RTT + 4];
+    let mut length = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to a live array.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    let micros = u32::from_ne_bytes(info[MIN_RTT..].try_into().ok()?);
+    // The kernel's value before the first measurement is the largest one.
+    let is_known = result == 0 && length as usize == info.len() && micros != u32::MAX;
+    is_known.then(|| Duration::from_micros(micros.into()))
+}
+
 /// The number of written bytes that the kernel has not sent yet (`SIOCOUTQNSD`).
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     const SIOCOUTQNSD: libc::c_ulong = 0x894b;
@@ -199,6 +222,14 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn the_kernel_tells_the_shortest_round_trip() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let round_trip = least_round_trip(&stream).unwrap();
+        assert!(round_trip < Duration::from_secs(60), "{round_trip:?}");
+    }
 
     #[test]
     fn what_waits_for_more_is_sent_when_it_is_pushed() {

@@ -39,6 +39,10 @@ pub trait Transport: Read + Write {
     fn unsent(&self) -> usize {
         0
     }
+    /// The shortest round trip to the peer's kernel. `None`: unknown.
+    fn round_trip(&self) -> Option<Duration> {
+        None
+    }
     /// Limits the bytes that wait unsent in the kernel before the transport reports no room.
     fn limit_unsent(&mut self, _bytes: usize) {}
     /// The address of the peer, for messages to people.
@@ -108,7 +112,8 @@ enum ConnectionTimer {
     Ping,
     Silence,
     Shrink,
-    /// Until when not to write to a transport that reports room but takes nothing.
+    /// Until when not to write to a transport that reports room: it takes nothing, or enough is in
+    /// flight.
     Stuck,
     /// The deadline of the closing handshake.
     Close,
@@ -516,11 +521,13 @@ impl<T: Transport> Connection<T> {
             return;
         }
         let before = self.sender.len();
-        let most = self.room();
+        let (most, pause) = self.room();
         let result = self.sender.flush_most(&mut self.transport, most);
         self.blocked_write = if matches!(result, Ok(Flushed::Blocked)) { most } else { 0 };
         let left = self.sender.len();
-        if self.writable && left == before && most > 0 {
+        if let Some(pause) = pause.filter(|_| left > 0) {
+            self.timers.set(ConnectionTimer::Stuck, now + pause);
+        } else if self.writable && left == before && most > 0 {
             self.timers.set(ConnectionTimer::Stuck, now + STUCK);
         } else {
             self.timers.clear(ConnectionTimer::Stuck);
@@ -543,10 +550,11 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// How many bytes to write now. On a fast link there is no limit but the kernel's.
-    fn room(&mut self) -> usize {
+    /// How many bytes to write now, and how long to wait then if that is little because enough is in
+    /// flight. On a fast link there is no limit but the kernel's.
+    fn room(&mut self) -> (usize, Option<Duration>) {
         if self.is_ending {
-            return usize::MAX;
+            return (usize::MAX, None);
         }
         let queue = self.pace.queue();
         // The kernel reports room when less than half of its limit waits unsent.
@@ -559,12 +567,19 @@ impl<T: Transport> Connection<T> {
             self.unsent_limit = limit;
         }
         if self.pace.is_fast() {
-            return usize::MAX;
+            return (usize::MAX, None);
         }
-        let left = (self.unsent_limit / 2).saturating_sub(self.transport.unsent());
         // `poll` also reports room for a transport that has failed. The write finds out.
-        let least = usize::from(self.writable);
-        left.max(self.blocked_write).max(least)
+        let least = self.blocked_write.max(usize::from(self.writable));
+        let mut left = (self.unsent_limit / 2).saturating_sub(self.transport.unsent());
+        let mut pause = None;
+        if let Some(round_trip) = self.transport.round_trip() {
+            let (most, in_flight) = (self.pace.flight(round_trip), self.transport.unacked());
+            let wanted = in_flight + self.sender.len().min(self.pace.payload());
+            pause = (wanted > most).then(|| self.pace.pause(wanted - most));
+            left = left.min(most.saturating_sub(in_flight));
+        }
+        (left.max(least), pause)
     }
 
     /// A write failed. Bytes that the peer sent before may still wait to be read.

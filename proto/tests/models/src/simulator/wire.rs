@@ -271,6 +271,10 @@ impl Transport for LinkEnd {
         self.link.line.borrow().pipes[self.out].unsent.len()
     }
 
+    fn round_trip(&self) -> Option<Duration> {
+        Some(2 * self.link.line.borrow().pipes[self.out].shape.delay)
+    }
+
     fn limit_unsent(&mut self, bytes: usize) {
         self.link.line.borrow_mut().pipes[self.out].limit = bytes;
     }

@@ -17,7 +17,7 @@ use crate::frame::MAX_PAYLOAD_SENT;
 /// The time that a byte may wait in each of the two queues.
 const QUEUE_TIME: Duration = Duration::from_millis(25);
 /// The time that bytes in flight may wait in the link's own queue.
-const FLIGHT_TIME: Duration = Duration::from_millis(50);
+const FLIGHT_TIME: Duration = Duration::from_millis(30);
 /// Fewest bytes in flight: three full packets. The peer's kernel acknowledges every second packet at
 /// once, and the link has one more to carry meanwhile.
 const LEAST_FLIGHT: usize = 3 * 1460;

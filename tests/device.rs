@@ -234,6 +234,34 @@ fn malformed_frames_are_dropped_and_the_session_beside_them_goes_on() {
 }
 
 #[test]
+fn a_data_frame_or_release_with_an_unusable_header_cuts_its_session() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    assert_eq!(device.create("beside", "e"), 0);
+    for (frame_type, fields) in [
+        (4, r#""frame_id":-5"#),
+        (4, r#""frame_id":9223372036854775808"#),
+        (4, r#""frame_id":"x""#),
+        (4, r#""frame_id":1,"service_type":5"#),
+        (4, r#""frame_id":1,"frame_id":2"#),
+        (3, r#""frame_id":-5"#),
+    ] {
+        assert_eq!(device.create("s", "e"), 0);
+        let header = format!(r#"{{"frame_type":{frame_type},"session_id":"s",{fields}}}"#);
+        device.send_message(frame::tunnel(&header, b"lost"));
+        // Later data would look like the continuation.
+        device.data("s", b"the rest");
+        let (released, payload) = device.receive();
+        assert_eq!((&released["frame_type"], &released["session_id"]), (&json!(3), &json!("s")));
+        assert!(String::from_utf8_lossy(&payload).contains("unusable header"), "{fields}");
+        device.data("beside", b"goes on");
+        assert_eq!(device.receive_data("beside", 7), b"goes on");
+    }
+}
+
+#[test]
 fn http_401_and_close_4001_expire_the_tunnel_and_update_brings_it_back() {
     let cloud = Cloud::plain();
     let running = Running::start(plain());

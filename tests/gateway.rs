@@ -136,6 +136,27 @@ fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
     assert_eq!(code(&device.receive().1), 2);
 }
 
+#[test]
+fn data_with_an_unusable_header_ends_its_session_at_both_ends() {
+    let (gateway, _) = gateway();
+    let (mut device, mut access) = pair(&gateway);
+    for (frame_id, by_device) in [(1, true), (2, false)] {
+        let session = open(&mut device, &mut access, frame_id);
+        let from = if by_device { &mut device } else { &mut access };
+        let header = format!(r#"{{"frame_type":4,"session_id":"{session}","frame_id":-5}}"#);
+        from.send_message(frame::tunnel(&header, b"lost"));
+        from.send(json!({"frame_type": 4, "session_id": session, "frame_id": 1}), b"the rest");
+        for (end, expected) in [(&mut device, 2), (&mut access, 3)] {
+            let (header, payload) = end.receive();
+            assert_eq!(
+                (&header["frame_type"], &header["session_id"]),
+                (&json!(3), &json!(session))
+            );
+            assert_eq!(code(&payload), expected);
+        }
+    }
+}
+
 /// A stream that can hold back what is written, so that all of it arrives at once.
 #[derive(Debug)]
 struct Corked {

@@ -289,10 +289,10 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                     }
                 }
                 Received::Frame(frame, _) => side.frame(&frame, sessions, &mut out),
-                Received::Dropped { what, lossy } => {
+                Received::Dropped { what, loss } => {
                     out.journal.tell_limited(now, Event::Dropped(&what));
-                    let lossy = lossy.and_then(|frame| sessions.find(&frame.session_id));
-                    lossy.map_or(Step::Done, |index| Step::Cut(index, reason::FRAME_TOO_LONG))
+                    let lost = loss.and_then(|loss| Some((sessions.find(&loss.session_id)?, loss)));
+                    lost.map_or(Step::Done, |(index, loss)| Step::Cut(index, loss.reason))
                 }
                 Received::Pong => {
                     out.journal.tell(Event::Pong);

@@ -20,7 +20,7 @@ use pace::Pace;
 use received::received;
 
 pub use end::End;
-pub use received::{Dropped, Received};
+pub use received::{Dropped, Loss, Received};
 
 /// How long a peer may take to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

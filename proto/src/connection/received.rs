@@ -1,8 +1,9 @@
 //! A message of the peer, as the owner of the connection sees it.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use crate::frame::{Frame, FrameType, Malformed};
+use crate::frame::{self, reason, Frame, FrameType, Malformed};
 use crate::websocket::Incoming;
 
 /// A message from the peer.
@@ -15,11 +16,20 @@ pub enum Received<'a> {
     Dropped {
         /// What is dropped, and why.
         what: Dropped,
-        /// The header, if it is a data frame that is too long. Then its session has lost bytes.
-        lossy: Option<Frame<'a>>,
+        /// What a session lost with it.
+        loss: Option<Loss<'a>>,
     },
     /// The peer answered a ping.
     Pong,
+}
+
+/// A session that lost bytes, or its release, with a dropped message. Its stream must be cut.
+#[derive(Debug)]
+pub struct Loss<'a> {
+    /// The id of the session.
+    pub session_id: Cow<'a, str>,
+    /// Why, for the release.
+    pub reason: &'static str,
 }
 
 /// A dropped message, and why it is dropped.
@@ -51,23 +61,37 @@ pub(super) fn received(incoming: Incoming<'_>) -> Received<'_> {
                 Received::Frame(frame, at)
             }
             Err(e) => {
-                let is_long = matches!(e, Malformed::Payload(_));
-                let lossy = if is_long { data_header(message) } else { None };
-                Received::Dropped { what: Dropped::Malformed(e), lossy }
+                let loss = match e {
+                    Malformed::Payload(_) => lost_with_long(message),
+                    Malformed::NotJson(_) => lost_with_unreadable(message),
+                    _ => None,
+                };
+                Received::Dropped { what: Dropped::Malformed(e), loss }
             }
         },
         Incoming::TooLong { head, length } => {
-            Received::Dropped { what: Dropped::TooLong(length), lossy: data_header(head) }
+            Received::Dropped { what: Dropped::TooLong(length), loss: lost_with_long(head) }
         }
         Incoming::Text | Incoming::Ping(_) | Incoming::Close { .. } => {
-            Received::Dropped { what: Dropped::Text, lossy: None }
+            Received::Dropped { what: Dropped::Text, loss: None }
         }
         Incoming::Pong => Received::Pong,
     }
 }
 
-/// The header of a data frame that is too long to keep. `None` if the message is something else.
-fn data_header(head: &[u8]) -> Option<Frame<'_>> {
+/// What a message that is too long to keep took with it. `head` is its beginning.
+fn lost_with_long(head: &[u8]) -> Option<Loss<'_>> {
     let frame = Frame::parse_header(head).ok()?;
-    (frame.frame_type == FrameType::DataTransport).then_some(frame)
+    let is_data = frame.frame_type == FrameType::DataTransport;
+    is_data.then_some(Loss { session_id: frame.session_id, reason: reason::FRAME_TOO_LONG })
+}
+
+/// What a message with an unusable header took with it, if the header names the session.
+fn lost_with_unreadable(message: &[u8]) -> Option<Loss<'_>> {
+    let (frame_type, session_id) = frame::type_and_session(message)?;
+    let is_of_stream = [FrameType::DataTransport, FrameType::SessionRelease]
+        .iter()
+        .any(|wanted| *wanted as u64 == frame_type);
+    let session_id = session_id.into();
+    is_of_stream.then_some(Loss { session_id, reason: reason::UNREADABLE_FRAME })
 }

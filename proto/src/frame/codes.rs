@@ -38,6 +38,8 @@ pub mod reason {
     pub const TUNNEL_CLOSED: &str = "the tunnel is closed";
     /// A data frame was longer than this end accepts.
     pub const FRAME_TOO_LONG: &str = "a data frame is longer than 64 KiB";
+    /// A frame of the session could not be read, so that its payload is lost.
+    pub const UNREADABLE_FRAME: &str = "a frame of the session has an unusable header";
     /// Data came for a session that does not exist.
     pub const UNKNOWN_SESSION: &str = "no such session";
     /// The local program at the access side took nothing for the stall timeout.
@@ -72,6 +74,7 @@ pub fn tells_of_cut(status: &Status, service_type: &str) -> bool {
         reason::STALLED,
         reason::TUNNEL_CLOSED,
         reason::FRAME_TOO_LONG,
+        reason::UNREADABLE_FRAME,
         reason::UNKNOWN_SESSION,
         reason::PROGRAM_STALLED,
         reason::STOPPED,
@@ -88,6 +91,7 @@ pub fn tells_of_cut(status: &Status, service_type: &str) -> bool {
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 pub struct Status {
     /// The code. See [`response`] and [`release`].
+    #[serde(deserialize_with = "super::header::code")]
     pub code: i64,
     /// The text for people. Empty if there is none.
     #[serde(default)]

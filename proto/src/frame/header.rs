@@ -231,6 +231,41 @@ fn integral<E: de::Error>(number: f64, expected: &dyn de::Expected) -> Result<u6
     Err(E::invalid_value(de::Unexpected::Float(number), expected))
 }
 
+/// The type and the session id of a message whose header cannot be used, if it tells them.
+pub(super) fn rescue(header: &[u8]) -> Option<(u64, String)> {
+    let Value::Object(fields) = serde_json::from_slice(header).ok()? else { return None };
+    let session_id = fields.get("session_id")?.as_str()?.to_owned();
+    Some((fields.get("frame_type")?.as_u64()?, session_id))
+}
+
+/// A code: an integer by value, 2.0 or 2e0 as well, or in quotes.
+pub(super) fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    struct CodeVisitor;
+    impl Visitor<'_> for CodeVisitor {
+        type Value = i64;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a code")
+        }
+        fn visit_i64<E>(self, code: i64) -> Result<i64, E> {
+            Ok(code)
+        }
+        fn visit_u64<E>(self, code: u64) -> Result<i64, E> {
+            Ok(i64::try_from(code).unwrap_or(i64::MAX))
+        }
+        fn visit_f64<E: de::Error>(self, code: f64) -> Result<i64, E> {
+            // A code beyond the range of an integer is unknown like any other.
+            match code.fract() {
+                0.0 => Ok(code as i64),
+                _ => Err(E::invalid_value(de::Unexpected::Float(code), &self)),
+            }
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<i64, E> {
+            text.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(CodeVisitor)
+}
+
 fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     struct IntegerVisitor;
     impl Visitor<'_> for IntegerVisitor {

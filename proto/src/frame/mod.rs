@@ -100,6 +100,13 @@ pub enum Malformed {
     Payload(usize),
 }
 
+/// The type and the session id of a message that is [malformed](Malformed::NotJson), if its header tells
+/// them.
+pub(crate) fn type_and_session(message: &[u8]) -> Option<(u64, String)> {
+    let (length, rest) = message.split_first_chunk()?;
+    header::rescue(rest.get(..usize::from(u16::from_be_bytes(*length)))?)
+}
+
 impl<'a> Frame<'a> {
     /// Reads one message.
     ///
@@ -297,6 +304,25 @@ mod tests {
     fn a_deeply_nested_header_is_malformed_and_harmless() {
         let header = format!("{{\"x\":{}", "[".repeat(2000));
         assert!(Frame::parse(&message(&header, b"")).is_err());
+    }
+
+    #[test]
+    fn codes_are_read_by_value() {
+        for (payload, code) in [
+            (r#"{"code":2}"#, 2),
+            (r#"{"code":2.0}"#, 2),
+            (r#"{"code":2e0,"msg":"m"}"#, 2),
+            (r#"{"code":"2"}"#, 2),
+            (r#"{"code":1e1}"#, 10),
+            (r#"{"code":0.0}"#, 0),
+            (r#"{"code":-1}"#, -1),
+            (r#"{"code":1e300}"#, i64::MAX),
+        ] {
+            assert_eq!(Status::parse(payload.as_bytes()).unwrap().code, code, "{payload}");
+        }
+        for payload in ["", "{}", r#"{"code":2.5}"#, r#"{"code":"two"}"#, r#"{"code":null}"#] {
+            assert_eq!(Status::parse(payload.as_bytes()), None, "{payload}");
+        }
     }
 
     #[test]

@@ -271,10 +271,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             let Some((received, sender)) = device.peek(now) else { break };
             match received {
                 Received::Frame(frame, _) => self.take_from_device(&frame, sender, now),
-                Received::Dropped { what, lossy } => {
+                Received::Dropped { what, loss } => {
                     self.limited(now, TunnelEvent::Dropped(Side::Device, &what));
-                    if let Some(frame) = lossy {
-                        self.lost_by_device(&frame.session_id, sender, now);
+                    if let Some(loss) = loss {
+                        self.lost_by_device(&loss, sender, now);
                     }
                 }
                 Received::Pong => {}
@@ -294,10 +294,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let Some((received, sender)) = access.peek(now) else { break };
                 match received {
                     Received::Frame(frame, _) => self.take_from_access(key, &frame, sender, now),
-                    Received::Dropped { what, lossy } => {
+                    Received::Dropped { what, loss } => {
                         self.limited(now, TunnelEvent::Dropped(Side::Access, &what));
-                        if let Some(frame) = lossy {
-                            self.lost_by_access(key, &frame.session_id, sender, now);
+                        if let Some(loss) = loss {
+                            self.lost_by_access(key, &loss, sender, now);
                         }
                     }
                     Received::Pong => {}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::Lane;
 use super::{has_room, next, open_sender, Tunnel, TunnelEvent, TunnelObserver};
-use crate::connection::Transport;
+use crate::connection::{Loss, Transport};
 use crate::frame::{
     reason, release, response, status, write_acceptance, write_release, write_response, Credit,
     Extensions, Fields, Frame, FrameType, HeaderTemplate, Status, MAX_NAME,
@@ -345,24 +345,32 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    pub(super) fn lost_by_device(&mut self, id: &str, device: &mut Sender, now: Instant) {
+    pub(super) fn lost_by_device(&mut self, loss: &Loss<'_>, device: &mut Sender, now: Instant) {
+        let id = &*loss.session_id;
         match self.sessions.get(id) {
             None => return self.report_unknown(id, release::ACCESS_LOST, device, now),
             // It has ended already.
             Some(session) if session.release.is_some() => return,
             Some(_) => {}
         }
-        self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Device, device)));
+        self.cut(id, loss.reason, Some((Side::Device, device)));
     }
 
-    pub(super) fn lost_by_access(&mut self, key: u64, id: &str, access: &mut Sender, now: Instant) {
+    pub(super) fn lost_by_access(
+        &mut self,
+        key: u64,
+        loss: &Loss<'_>,
+        access: &mut Sender,
+        now: Instant,
+    ) {
+        let id = &*loss.session_id;
         match self.sessions.get(id).filter(|session| session.access == key) {
             None => return self.report_unknown(id, release::DEVICE_LOST, access, now),
             // It has ended already.
             Some(session) if session.release.is_some() => return,
             Some(_) => {}
         }
-        self.cut(id, reason::FRAME_TOO_LONG, Some((Side::Access, access)));
+        self.cut(id, loss.reason, Some((Side::Access, access)));
     }
 
     /// Ends a session that lost data or broke the protocol, and tells both ends. Otherwise they

@@ -102,7 +102,8 @@ impl<C: Connect> DeviceSide<C> {
         &mut self,
         id: &str,
         service_type: &str,
-        sessions: &Sessions<C::Stream>,
+        sessions: &mut Sessions<C::Stream>,
+        now: Instant,
     ) -> Result<C::Dial, (u8, String)> {
         if self.over {
             return Err((response::REFUSED, reason::TUNNEL_CLOSED.into()));
@@ -113,7 +114,8 @@ impl<C: Connect> DeviceSide<C> {
         let most = self.limits.max_sessions;
         let open = sessions.open.iter().filter(|session| !session.is_released()).count();
         let alive = sessions.open.len() + sessions.lingering.len();
-        if open >= most || alive >= most + (most / 2).max(1) {
+        let is_full = alive >= most + (most / 2).max(1);
+        if open >= most || is_full && !sessions.give_up_lingering(now) {
             return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
         }
         self.connect.dial(service_type).map_err(|e| match e {
@@ -140,7 +142,7 @@ impl<C: Connect> DeviceSide<C> {
             return out.journal.tell_limited(out.now, Event::Incomplete);
         };
         out.journal.tell_unless_limited(Event::Requested { id, service_type });
-        let dial = match self.admit(id, service_type, sessions) {
+        let dial = match self.admit(id, service_type, sessions, out.now) {
             Ok(dial) => dial,
             Err((code, reason)) => {
                 out.journal.tell_limited(out.now, Event::Refused { id, reason: &reason });

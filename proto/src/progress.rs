@@ -42,6 +42,11 @@ impl Progress {
         }
     }
 
+    /// When the receiver last took something.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// When the receiver counts as stalled. `limit` is the time for a receiver that takes little.
     pub(crate) fn deadline(&self, limit: Duration) -> Instant {
         let limits = self.step as f64 / BYTES_PER_LIMIT as f64;

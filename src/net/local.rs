@@ -56,7 +56,11 @@ impl LocalStream for LocalSocket {
 
     fn unacked(&self) -> usize {
         match self {
-            LocalSocket::Tcp(stream) => sys::unacked(stream),
+            LocalSocket::Tcp(stream) => match sys::unacked(stream) {
+                // After a reset, the kernel counts bytes for ever that nobody will acknowledge.
+                count if count > 0 && sys::is_dead(stream) => 0,
+                count => count,
+            },
             // Written bytes are already in the other end's receive queue and are not lost by a
             // close.
             LocalSocket::Unix(_) => 0,

@@ -182,8 +182,23 @@ pub(crate) fn unacked(stream: &TcpStream) -> usize {
 pub(crate) fn least_round_trip(stream: &TcpStream) -> Option<Duration> {
     /// Where `struct tcp_info` has `tcpi_min_rtt`, 32 bits, in microseconds.
     const MIN_RTT: usize = 148;
-    let mut info = [0_u8; MIN_RTT + 4];
-    let mut length = info.len() as libc::socklen_t;
+    let info = tcp_info::<{ MIN_RTT + 4 }>(stream)?;
+    let micros = u32::from_ne_bytes(info[MIN_RTT..].try_into().ok()?);
+    // The kernel's value before the first measurement is the largest one.
+    (micros != u32::MAX).then(|| Duration::from_micros(micros.into()))
+}
+
+/// Whether the connection is over in both directions: reset, given up by the kernel, or closed.
+pub(crate) fn is_dead(stream: &TcpStream) -> bool {
+    /// `TCP_CLOSE` of the kernel's TCP states.
+    const CLOSED: u8 = 7;
+    tcp_info::<1>(stream).is_some_and(|[state]| state == CLOSED)
+}
+
+/// The first bytes of the kernel's `struct tcp_info`. `None` if it has fewer.
+fn tcp_info<const LENGTH: usize>(stream: &TcpStream) -> Option<[u8; LENGTH]> {
+    let mut info = [0; LENGTH];
+    let mut length = LENGTH as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to a live array.
     let result = unsafe {
         libc::getsockopt(
@@ -194,10 +209,7 @@ pub(crate) fn least_round_trip(stream: &TcpStream) -> Option<Duration> {
             &mut length,
         )
     };
-    let micros = u32::from_ne_bytes(info[MIN_RTT..].try_into().ok()?);
-    // The kernel's value before the first measurement is the largest one.
-    let is_known = result == 0 && length as usize == info.len() && micros != u32::MAX;
-    is_known.then(|| Duration::from_micros(micros.into()))
+    (result == 0 && length as usize == LENGTH).then_some(info)
 }
 
 /// The number of written bytes that the kernel has not sent yet (`SIOCOUTQNSD`).

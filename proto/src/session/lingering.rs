@@ -51,6 +51,16 @@ impl<S: LocalStream> Lingering<S> {
         self.local.stream()
     }
 
+    /// Since when the other end has taken nothing, if that is longer than a stream may block others.
+    pub(crate) fn still_since(&self, limit: Duration, now: Instant) -> Option<Instant> {
+        (now >= self.progress.deadline(limit)).then(|| self.progress.since())
+    }
+
+    /// Ends the stream in a reset although bytes wait.
+    pub(crate) fn give_up(mut self) {
+        self.local.cut();
+    }
+
     /// The number of bytes that wait for the stream.
     pub fn waiting(&self) -> usize {
         self.buffer.len()

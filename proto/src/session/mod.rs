@@ -27,6 +27,8 @@ pub use lingering::Lingering;
 pub use recent::{RecentIds, REMEMBERED};
 pub use stream::{Local, LocalStream};
 
+/// How long a lingering stream may stand still while its place is wanted, without a stall timeout.
+const STILL: Duration = Duration::from_secs(10);
 /// Most slices in one write.
 const MAX_SLICES: usize = 128;
 /// Most payloads that one turn collects before they are written. A peer may send frames of one byte
@@ -611,14 +613,27 @@ impl<S: LocalStream> Sessions<S> {
         self.write_release(id, self.codes.cut, why, sender);
     }
 
+    /// Gives up the lingering stream that has stood still for longest, to make room for a session.
+    /// Returns false if none stands still.
+    pub(crate) fn give_up_lingering(&mut self, now: Instant) -> bool {
+        let limit = self.limits.stall_timeout.unwrap_or(STILL);
+        let still = self.lingering.iter().enumerate();
+        let still = still.filter_map(|(index, one)| Some((one.still_since(limit, now)?, index)));
+        let Some((_, index)) = still.min() else { return false };
+        self.lingering.swap_remove(index).give_up();
+        true
+    }
+
     /// Removes a session from the table. Its local stream lingers until its last bytes are
     /// delivered.
     pub(crate) fn close(&mut self, index: usize, cx: &mut Outputs<'_, impl Observer>) {
         let session = self.open.remove(index);
         let Some(local) = session.local else { return };
         cx.journal.tell(Event::Closed { id: session.record.id() });
-        // A session with flow control may stand still for as long as it likes, at its end, too.
-        let stall_timeout = self.limits.stall_timeout.filter(|_| session.flow.is_none());
+        // A session with flow control may stand still for as long as it likes, at its end, too, unless
+        // it is cut: then nobody waits for the end.
+        let is_patient = session.flow.is_some() && !local.is_cut();
+        let stall_timeout = self.limits.stall_timeout.filter(|_| !is_patient);
         let mut lingering = Lingering::new(local, session.buffer, stall_timeout, cx.now);
         if !lingering.step(cx.now, &mut [0; 4096]) {
             self.lingering.push(lingering);

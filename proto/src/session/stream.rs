@@ -17,7 +17,7 @@ pub trait LocalStream {
     /// a reset for an orderly end. A stream begins with a reset, so that the death of the process
     /// is a reset, too.
     fn reset_on_close(&mut self, resets: bool);
-    /// The number of written bytes that the other end's kernel has not acknowledged.
+    /// The number of written bytes that the other end's kernel has not acknowledged and still can.
     fn unacked(&self) -> usize;
 }
 
@@ -87,6 +87,11 @@ impl<S: LocalStream> Local<S> {
             match self.stream.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) if self.reset => return Err(io::ErrorKind::ConnectionReset.into()),
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+                    // There is no other end any more that could take bytes.
+                    self.closed = true;
+                    return Err(e);
+                }
                 result => return result,
             }
         }

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod certificates;
 pub mod cloud;
 pub mod device_process;
+pub mod exchange;
 pub mod faults;
 pub mod folder;
 pub mod frame;

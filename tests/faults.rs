@@ -300,7 +300,11 @@ fn try_seed(
     };
     let sessions = || -> Result<(), String> {
         until_within("connected", TIMEOUT / 4, || reports.lock().unwrap().first);
-        let exchanging = clients.exchange(&exchanges, &mut local_random, extensions);
+        let bounds = if extensions { LOCAL } else { LOCAL_WITHOUT_EXTENSIONS };
+        // The denser the faults, the slower the connection, and the answer to a request must come
+        // within 10 s.
+        let bounds = Bounds { bytes: bounds.bytes.min(20 * cloud_profile.gap), ..bounds };
+        let exchanging = clients.exchange(&exchanges, &mut local_random, extensions, bounds);
         let mut access: Vec<Access> = Vec::new();
         for part in 0..random.random_range(1..=2) {
             access.push(connect(100 + part)?);
@@ -450,8 +454,8 @@ impl Clients {
         exchanges: &Arc<Exchanges>,
         random: &mut Generator,
         extensions: bool,
+        bounds: Bounds,
     ) -> Vec<(usize, JoinHandle<Exchange>)> {
-        let bounds = if extensions { LOCAL } else { LOCAL_WITHOUT_EXTENSIONS };
         let count = random.random_range(3..=6);
         let one = |_| {
             let service = if permille(random, 600) { FAILING } else { 1 };

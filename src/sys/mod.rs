@@ -21,7 +21,7 @@ pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
 pub(crate) use poll::{poll, PollFd, PollSet};
 pub(crate) use semaphore::Semaphore;
 pub(crate) use socket::{
-    connect, connect_unix, keep_alive, limit_queue, push, reset_on_close, send, send_vectored,
-    unacked, unsent, Connecting,
+    connect, connect_unix, is_gone, keep_alive, limit_queue, push, reset_on_close, send,
+    send_vectored, unacked, unsent, Connecting,
 };
 pub(crate) use waker::Waker;

@@ -180,6 +180,26 @@ pub(crate) fn unacked(stream: &TcpStream) -> usize {
     queue_length(stream, libc::TIOCOUTQ)
 }
 
+/// Whether the kernel has given the connection up, for example after a reset. It then never counts
+/// the bytes as acknowledged that were under way.
+pub(crate) fn is_gone(stream: &TcpStream) -> bool {
+    // The first byte of `struct tcp_info`.
+    let mut state: u8 = 0;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: the kernel writes at most `length` bytes to `state`, and the length to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            std::ptr::from_mut(&mut state).cast(),
+            &mut length,
+        )
+    };
+    const TCP_CLOSE: u8 = 7;
+    result == 0 && state == TCP_CLOSE
+}
+
 /// The number of written bytes that the kernel has not sent yet (`SIOCOUTQNSD`).
 pub(crate) fn unsent(stream: &TcpStream) -> usize {
     const SIOCOUTQNSD: libc::c_ulong = 0x894b;

@@ -17,7 +17,8 @@ pub trait LocalStream {
     /// a reset for an orderly end. A stream begins with a reset, so that the death of the process
     /// is a reset, too.
     fn reset_on_close(&mut self, resets: bool);
-    /// The number of written bytes that the other end's kernel has not acknowledged.
+    /// The number of written bytes that the other end's kernel has not acknowledged and may still
+    /// acknowledge. 0 for a stream that was reset.
     fn unacked(&self) -> usize;
 }
 

@@ -44,8 +44,6 @@ const LOCAL: Bounds =
     Bounds { bytes: 400_000, pause: 100, long_pauses: 5, long_pause: 60_000, leaves: 100 };
 /// Where a stall ends the session, pauses are shorter than any limit.
 const LOCAL_WITHOUT_EXTENSIONS: Bounds = Bounds { long_pauses: 20, long_pause: 1_000, ..LOCAL };
-/// How long a session without extensions goes on without a byte, when its client has said all.
-const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Sessions of a seed at once, at most.
 const SESSIONS: usize = 20;
 
@@ -434,7 +432,6 @@ impl Clients {
         let client = Client::new(params, security, "local-sound")
             .unwrap()
             .with_extensions(extensions)
-            .with_half_close_timeout(HALF_CLOSE_TIMEOUT)
             .with_retry(true);
         let stop = client.stop_handle();
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());

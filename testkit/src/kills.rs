@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 use aiot_tunnel::{Port, Service};
 use rand::RngExt;
 
-use crate::exchange::{self, Bounds, Exchange, Exchanges, Script, Verdict};
+use crate::exchange::{self, Bounds, Ended, Exchange, Exchanges, Script, Verdict};
 use crate::path::{Access, Agent, Kind, Path};
 use crate::random::{self, permille, Generator};
 use crate::wait::TIMEOUT;
 
 const SERVICE: &str = "s";
-/// How long a session without extensions goes on without a byte, in seconds.
-const HALF_CLOSE_TIMEOUT: &str = "15";
 /// A process ends after at most so many milliseconds.
 const LATEST_END: u64 = 1_500;
 /// Bytes may be under way for so long after their sender has ended.
@@ -126,7 +124,7 @@ impl World {
 }
 
 fn listen(path: &Path) -> Access {
-    path.listen_with(SERVICE, &["--retry", "--half-close-timeout", HALF_CLOSE_TIMEOUT])
+    path.listen_with(SERVICE, &["--retry"])
 }
 
 impl Run {
@@ -150,14 +148,15 @@ impl Run {
         let ended = Instant::now();
         world.end(&plan);
         world.restart(plan.victim);
-        let complete = recover(&world.access, &exchanges, plan.kind.extensions, ended);
+        let recovered = recover(&world.access, &exchanges, plan.kind.extensions, ended);
 
         let clients: Vec<Exchange> =
             clients.into_iter().map(|client| client.join().unwrap()).collect();
         exchanges.settle();
-        let mut figures = Figures { plan, complete: 0, left: 0, reported: 0, recovery: complete? };
         exchanges.strays()?;
-        for exchange in &clients {
+        let (recovery, later) = recovered?;
+        let mut figures = Figures { plan, complete: 0, left: 0, reported: 0, recovery };
+        for exchange in clients.iter().chain(&later) {
             let verdict = exchanges.judge(exchange, false, |service, _| {
                 let last = service.map_or(exchange.client.at, |one| one.at.max(exchange.client.at));
                 last + SLACK >= ended
@@ -187,26 +186,27 @@ fn start(
     })
 }
 
-/// Lets clients exchange until everything arrives. The time since `ended`.
+/// Lets clients exchange until everything arrives. The time since `ended`, and the exchanges.
 fn recover(
     access: &Access,
     exchanges: &Exchanges,
     extensions: bool,
     ended: Instant,
-) -> Result<Duration, String> {
+) -> Result<(Duration, Vec<Exchange>), String> {
+    let mut all = Vec::new();
     for seed in 0.. {
         let script = Script::plain(seed, extensions, 100_000);
         let connected = TcpStream::connect_timeout(&access.address, TIMEOUT).ok();
         let exchange = exchanges.run(script, connected);
-        while !exchanges.is_over(&exchange) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        if exchanges.judge(&exchange, false, |_, _| true)? == Verdict::Complete {
+        let is_orderly = exchange.client.ended == Ended::Orderly;
+        all.push(exchange);
+        if is_orderly {
             break;
         }
         if ended.elapsed() > RECOVERY {
-            return Err(format!("no recovery: {exchange:?}"));
+            return Err(format!("no recovery: {all:?}"));
         }
+        thread::sleep(Duration::from_millis(50));
     }
-    Ok(ended.elapsed())
+    Ok((ended.elapsed(), all))
 }

@@ -676,3 +676,72 @@ pub fn served(damage: &Arc<Damage>, exchanges: &Arc<Exchanges>) -> io::Result<Tc
     })?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: usize = 300_000;
+
+    /// What a path does to the answer of a service.
+    #[derive(Clone, Copy)]
+    enum Path {
+        Sound,
+        /// Leaves out one byte.
+        Hole,
+        /// Ends in order after a part.
+        Ends,
+        /// Resets after a part.
+        Resets,
+    }
+
+    /// A request and an answer over a path.
+    fn judged(path: Path, has_reason: bool) -> Result<Verdict, String> {
+        let exchanges = Arc::new(Exchanges::default());
+        let service = Service::start(&exchanges);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = SocketAddr::from(([127, 0, 0, 1], service.port));
+        let relay = thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            let service = TcpStream::connect(target).unwrap();
+            let (from, to) = (client.try_clone().unwrap(), service.try_clone().unwrap());
+            let up = thread::spawn(move || {
+                let _ = io::copy(&mut &from, &mut &to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+            let mut answer = Vec::new();
+            (&service).read_to_end(&mut answer).unwrap();
+            up.join().unwrap();
+            match path {
+                Path::Sound => {}
+                Path::Hole => drop(answer.remove(BYTES / 2)),
+                Path::Ends | Path::Resets => answer.truncate(BYTES / 2),
+            }
+            (&client).write_all(&answer).unwrap();
+            if let Path::Resets = path {
+                reset_on_close(&client);
+            }
+        });
+        let script = Script::plain(1, true, BYTES);
+        let exchange = exchanges.run(script, TcpStream::connect(address).ok());
+        relay.join().unwrap();
+        exchanges.settle();
+        exchanges.strays()?;
+        exchanges.judge(&exchange, false, |_, _| has_reason)
+    }
+
+    #[test]
+    fn only_a_reset_with_a_reason_excuses_a_missing_byte() {
+        assert_eq!(judged(Path::Sound, false), Ok(Verdict::Complete));
+        assert_eq!(judged(Path::Resets, true), Ok(Verdict::Reported));
+        for (path, wrong) in [
+            (Path::Resets, "cut without a reason"),
+            (Path::Hole, "wrong bytes"),
+            (Path::Ends, "an orderly end of a part"),
+        ] {
+            let text = judged(path, matches!(path, Path::Hole | Path::Ends)).unwrap_err();
+            assert!(text.contains(wrong), "{text}");
+        }
+    }
+}

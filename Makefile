@@ -14,7 +14,7 @@ export CARGO PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
 .PHONY: help setup build demo c-demo test lint headers clean install uninstall test-install test-spaces memcheck \
-  racecheck faults fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
+  racecheck faults kills fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
   microbench isolation scale compare
 
 help:
@@ -89,12 +89,18 @@ faults: export FAULT_SEEDS ?= 2000
 faults: setup-faults
 	$(CARGO) test $(EVERYTHING) --test faults -- --nocapture
 
+## kills         kills the programs 200 times under checked sessions: KILLS=number, or KILL_SEED=seed for one
+kills: export KILLS ?= 200
+kills: setup-kills
+	$(CARGO) build $(PROGRAM)
+	$(CARGO) test $(PROGRAM) --test kills -- --nocapture
+
 ## fuzz          runs each fuzz target for SECONDS (1200)
 fuzz: SECONDS ?= 1200
 fuzz: setup-fuzz
 	scripts/fuzz $(SECONDS)
 
-## soak          runs tunnels under load and faults for DURATION (10m), and prints a table
+## soak          runs tunnels under load, faults and kills for DURATION (10m), and prints a table
 soak: DURATION ?= 10m
 soak: setup-soak
 	scripts/soak --duration $(DURATION)

@@ -1,21 +1,28 @@
-//! Gateway and device over networks that fail on seeded schedules. Whatever happens, a session is
-//! either complete or reported, and it always delivers a prefix of what was sent.
+//! Gateway, device and access side over networks that fail on seeded schedules. Whatever happens, a
+//! session is either complete or reported, and it always delivers a prefix of what was sent.
+//!
+//! Each seed has two access sides. A foreign one speaks frames without extensions. The library's own
+//! one serves local clients, with the extensions in half of the seeds. Its clients and their services
+//! pause, end one direction, reset their streams and die. An orderly end, at the client as at the
+//! service, must be the end of everything that the far end has sent.
 //!
 //! `FAULT_SEEDS=2000` runs more seeds than the default. `FAULT_SEED=n` runs one seed and prints the
 //! faults of its connections.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aiot_tunnel::access::{self, Client, Forward, Stop};
 use aiot_tunnel::gateway::Gateway;
 use aiot_tunnel::*;
 use aiot_tunnel_testkit::certificates::{Authority, Identity};
+use aiot_tunnel_testkit::exchange::{self, Bounds, Exchange, Exchanges, Script, Verdict};
 use aiot_tunnel_testkit::faults::{Damage, Fault, Profile, Proxy, KINDS};
 use aiot_tunnel_testkit::random::{self, magnitude, permille, Generator};
 use aiot_tunnel_testkit::traffic::{
@@ -32,6 +39,13 @@ const AT_ONCE: usize = 10;
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// A lost connection may be reported a little later than its sessions end.
 const SLACK: Duration = Duration::from_secs(5);
+/// What local clients and services do. Long pauses are rare, because a seed waits for them.
+const LOCAL: Bounds =
+    Bounds { bytes: 400_000, pause: 100, long_pauses: 5, long_pause: 60_000, leaves: 100 };
+/// Where a stall ends the session, pauses are shorter than any limit.
+const LOCAL_WITHOUT_EXTENSIONS: Bounds = Bounds { long_pauses: 20, long_pause: 1_000, ..LOCAL };
+/// Sessions of a seed at once, at most.
+const SESSIONS: usize = 20;
 
 /// Held by tests that count descriptors or open some.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -41,6 +55,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 struct Tally {
     complete: AtomicU64,
     explained: AtomicU64,
+    /// With and without extensions, those of the local clients: complete, left by an end, cut and
+    /// reported.
+    local: [[AtomicU64; 3]; 2],
     disconnects: AtomicU64,
     faults: [AtomicU64; KINDS.len()],
 }
@@ -83,6 +100,13 @@ fn under_faults_every_session_is_complete_or_reported() {
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
     let (complete, explained) = (count(&tally.complete), count(&tally.explained));
     println!("sessions: {complete} complete, {explained} reported as lost");
+    for (which, counts) in ["with", "without"].into_iter().zip(&tally.local) {
+        let [complete, left, reported] = counts.each_ref().map(count);
+        println!(
+            "local clients {which} extensions: {complete} complete, {left} left by an end, \
+             {reported} reported as lost"
+        );
+    }
     println!("disconnects: {}", count(&tally.disconnects));
     for (kind, number) in KINDS.iter().zip(&tally.faults) {
         println!("{kind}: {}", count(number));
@@ -195,7 +219,7 @@ fn try_seed(
     };
 
     let id = TunnelId::new("t").unwrap();
-    let mut builder = Gateway::builder().tunnel(gateways::tunnel("t"));
+    let mut builder = Gateway::builder().tunnel(gateways::tunnel("t")).session_limit(SESSIONS);
     if tls {
         builder = builder.tls_pem(&certificates.own.certificate, &certificates.own.key).unwrap();
     }
@@ -212,12 +236,26 @@ fn try_seed(
         Service::new(name, "127.0.0.1", Port::new(address.port()).unwrap()).unwrap()
     };
     let sound = Profile { name: "sound", fatal: 0, ..local_profile };
-    let security = match ca {
+    let exchanges = Arc::new(Exchanges::default());
+    let local_service = |name: &str, profile| {
+        let exchanges = exchanges.clone();
+        let address = proxy.route(profile, move |damage| exchange::served(damage, &exchanges));
+        Service::new(name, "127.0.0.1", Port::new(address.port()).unwrap()).unwrap()
+    };
+    // What belongs to local clients has random numbers of its own.
+    let mut local_random = random::part(seed, 50);
+    let extensions = permille(&mut local_random, 500);
+    let access_fails = permille(&mut local_random, 250);
+    let access_profile =
+        Profile { name: "access", fatal: if access_fails { 100 } else { 0 }, ..cloud_profile };
+    let access_route = proxy.route(access_profile, move |_| TcpStream::connect(gateway_address));
+    let security = || match ca {
         Some(pem) => Security::Tls(TlsConfig::new().with_ca_pem(pem).unwrap()),
         None => Security::Plain,
     };
     // Pings so frequent that a connection with changed bytes fails soon.
     let limits = Limits::default()
+        .with_max_sessions(SESSIONS)
         .with_ping_interval(Duration::from_millis(250))
         .with_pong_timeout(Duration::from_secs(8))
         .with_session_buffer([64, 256][random.random_range(0..2)] * 1024)
@@ -225,10 +263,12 @@ fn try_seed(
         .with_stall_timeout(Duration::from_millis(if stall_times_out { 250 } else { 10_000 }));
     let reports = Arc::new(Mutex::new(Reports::default()));
     let manager = Manager::builder()
-        .security(security)
+        .security(security())
         .limits(limits)
         .service(service("failing", local_profile))
         .service(service("sound", sound))
+        .service(local_service("local-failing", local_profile))
+        .service(local_service("local-sound", sound))
         .on_event({
             let reports = reports.clone();
             move |_, event| {
@@ -251,12 +291,18 @@ fn try_seed(
     let params = ConnectParams::new("127.0.0.1", port, "/tunnel/t/dest", token).unwrap();
     handle.add(&id, params).unwrap();
 
+    let clients = Clients::start(access_route.port(), security(), extensions);
     let connect = |part| {
         let random = random::part(seed, part);
         Access::connect(gateway_address, "t", ACCESS_TOKEN, ca, random)
     };
     let sessions = || -> Result<(), String> {
         until_within("connected", TIMEOUT / 4, || reports.lock().unwrap().first);
+        let bounds = if extensions { LOCAL } else { LOCAL_WITHOUT_EXTENSIONS };
+        // The denser the faults, the slower the connection, and the answer to a request must come
+        // within 10 s.
+        let bounds = Bounds { bytes: bounds.bytes.min(20 * cloud_profile.gap), ..bounds };
+        let exchanging = clients.exchange(&exchanges, &mut local_random, extensions, bounds);
         let mut access: Vec<Access> = Vec::new();
         for part in 0..random.random_range(1..=2) {
             access.push(connect(100 + part)?);
@@ -286,12 +332,16 @@ fn try_seed(
                 }
             }
         }
+        let exchanged = exchanging.into_iter().map(|(service, one)| (service, one.join().unwrap()));
+        let exchanged: Vec<_> = exchanged.collect();
+        exchanges.settle();
         until_within("every service has ended", TIMEOUT / 4, || {
             log.active.load(Ordering::SeqCst) == 0
         });
 
         proxy.calm(true);
         recovers(&mut access[0], TIMEOUT / 4)?;
+        clients.recover(&exchanges, extensions, TIMEOUT / 4)?;
         drop(access);
         until_within("changed bytes end the connection", TIMEOUT / 4, || {
             proxy.open_and_corrupted() == 0
@@ -335,11 +385,26 @@ fn try_seed(
                 }
             };
         }
+        exchanges.strays()?;
+        for (service, one) in &exchanged {
+            let fails = local_fails && *service == FAILING;
+            let verdict = exchanges.judge(one, fails, |_, damage| {
+                cloud_fails
+                    || access_fails
+                    || stall_times_out && !extensions
+                    || damage.is_some_and(|damage| damage.is_cut(0) || damage.is_cut(1))
+            })?;
+            if trace {
+                println!("{verdict:?}: {one:?}");
+            }
+            tally.local[usize::from(!extensions)][verdict as usize].fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
     };
     let result = catch_unwind(AssertUnwindSafe(sessions));
     // Whatever happened, nothing of this seed goes on beside the next one.
     proxy.calm(true);
+    clients.stop();
     handle.stop();
     device.join().unwrap();
     gateway.shutdown();
@@ -347,6 +412,88 @@ fn try_seed(
     match result {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The index of the local port whose service's connections may fail; the other is 1.
+const FAILING: usize = 0;
+
+/// The library's access side, for local clients.
+struct Clients {
+    ports: [SocketAddr; 2],
+    stop: Stop,
+    thread: JoinHandle<access::Result<()>>,
+}
+
+impl Clients {
+    fn start(gateway: u16, security: Security, extensions: bool) -> Self {
+        let (port, token) = (Port::new(gateway).unwrap(), Token::new(ACCESS_TOKEN).unwrap());
+        let params = ConnectParams::new("127.0.0.1", port, "/tunnel/t/source", token).unwrap();
+        let client = Client::new(params, security, "local-sound")
+            .unwrap()
+            .with_extensions(extensions)
+            .with_retry(true);
+        let stop = client.stop_handle();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        let [failing, sound] = listeners;
+        let forwards = [
+            Forward::new(failing, "local-failing").unwrap(),
+            Forward::new(sound, "local-sound").unwrap(),
+        ];
+        let thread = thread::spawn(move || client.forward(&forwards));
+        Clients { ports, stop, thread }
+    }
+
+    /// Starts clients, each with the index of its port.
+    fn exchange(
+        &self,
+        exchanges: &Arc<Exchanges>,
+        random: &mut Generator,
+        extensions: bool,
+        bounds: Bounds,
+    ) -> Vec<(usize, JoinHandle<Exchange>)> {
+        let count = random.random_range(3..=6);
+        let one = |_| {
+            let service = if permille(random, 600) { FAILING } else { 1 };
+            let delay = Duration::from_millis(magnitude(random, 400));
+            let script = Script::random(random, extensions, bounds);
+            let (exchanges, address) = (exchanges.clone(), self.ports[service]);
+            let client = move || {
+                thread::sleep(delay);
+                exchanges.run(script, TcpStream::connect(address).ok())
+            };
+            (service, thread::Builder::new().name("client".into()).spawn(client).unwrap())
+        };
+        (0..count).map(one).collect()
+    }
+
+    /// Lets clients exchange until everything arrives.
+    fn recover(
+        &self,
+        exchanges: &Exchanges,
+        extensions: bool,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let began = Instant::now();
+        for seed in 0.. {
+            let script = Script::plain(seed, extensions, 100_000);
+            let one = exchanges.run(script, TcpStream::connect(self.ports[1]).ok());
+            exchanges.settle();
+            if exchanges.judge(&one, false, |_, _| true)? == Verdict::Complete {
+                break;
+            }
+            if began.elapsed() > timeout {
+                return Err(format!("no recovery of local clients: {one:?}"));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn stop(self) {
+        self.stop.stop();
+        self.thread.join().unwrap().unwrap();
     }
 }
 

@@ -96,4 +96,23 @@ mod tests {
         let error = service.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
+
+    #[test]
+    fn nobody_waits_for_the_acknowledgement_of_a_service_that_has_reset_its_stream() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (service, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut local = LocalSocket::Tcp(stream);
+        let bytes = [0; 64 * 1024];
+        while LocalStream::write(&mut local, &[IoSlice::new(&bytes)]).is_ok() {}
+        assert!(local.unacked() > 0, "a service that does not read");
+        // With unread bytes, the close is a reset.
+        drop(service);
+        let LocalSocket::Tcp(stream) = &local else { unreachable!() };
+        stream.set_nonblocking(false).unwrap();
+        let error = (&mut &*stream).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(local.unacked(), 0);
+    }
 }

@@ -9,11 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// A TCP connect in progress. When it is ready for writing, it has succeeded or failed.
+/// A TCP connect in progress. When it is ready for writing, it has succeeded or failed. If it is
+/// given up after it has succeeded, the other end sees a reset, not an orderly end of nothing.
 pub(crate) struct Connecting(TcpStream);
 
 impl Connecting {
-    /// Returns the connected, non-blocking stream, or the error of the connect.
+    /// Returns the connected, non-blocking stream, or the error of the connect. A close of the
+    /// stream is a reset until [`reset_on_close`] says otherwise.
     pub(crate) fn finish(self) -> io::Result<TcpStream> {
         match self.0.take_error()? {
             Some(e) => Err(e),
@@ -40,6 +42,7 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
     }
     // SAFETY: `fd` is a fresh descriptor that nothing else owns.
     let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    reset_on_close(&stream, true);
     let result = match address {
         SocketAddr::V4(v4) => {
             let raw = libc::sockaddr_in {

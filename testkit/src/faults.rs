@@ -112,7 +112,7 @@ impl Profile {
 const NEVER: (u64, Fault) = (u64::MAX, Fault::Delay(1));
 
 /// What faults have done to one connection. Direction 0 leads from the client to the target.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Damage {
     /// A fault has dropped bytes of this direction.
     pub cut: [AtomicBool; 2],
@@ -552,14 +552,15 @@ impl Connection {
                 }
             }
             Fault::HalfClose => {
+                // Said before the receiver can see it.
+                self.damage.cut[direction].store(true, Ordering::SeqCst);
+                self.damage.half_closed[direction].store(true, Ordering::SeqCst);
                 let _ = self.sides[1 - direction].shutdown(Shutdown::Write);
                 flow.pending.clear();
                 flow.state = match flow.state {
                     FlowState::Open => FlowState::Discarding,
                     _ => FlowState::Over,
                 };
-                self.damage.cut[direction].store(true, Ordering::SeqCst);
-                self.damage.half_closed[direction].store(true, Ordering::SeqCst);
             }
             Fault::Reset => {
                 for cut in &self.damage.cut {

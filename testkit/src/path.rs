@@ -127,6 +127,8 @@ impl Access {
 pub struct Path {
     pub kind: Kind,
     pub gateway: Program,
+    /// The arguments that start the gateway again at its address.
+    arguments: Vec<String>,
     address: SocketAddr,
     /// Has certified the gateway.
     authority: Option<Authority>,
@@ -161,7 +163,16 @@ impl Path {
         arguments.extend(more);
         let mut gateway = Program::start(&arguments);
         let address = gateway.address();
-        Path { kind, gateway, address, authority, folder }
+        let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        arguments[2] = address.to_string();
+        Path { kind, gateway, arguments, address, authority, folder }
+    }
+
+    /// Starts the gateway again, at the same address. The former one has ended.
+    pub fn restart_gateway(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.gateway = Program::start(&arguments);
+        assert_eq!(self.gateway.address(), self.address);
     }
 
     /// The certificate that clients shall trust, as an argument.

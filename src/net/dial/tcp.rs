@@ -22,6 +22,7 @@ pub(crate) fn connect(
     let connecting = sys::connect(address)?;
     wait.wait(Some(connecting.as_fd()), true, deadline)?;
     let tcp = connecting.finish()?;
+    sys::reset_on_close(&tcp, false);
     tcp.set_nodelay(true)?;
     Ok(tcp)
 }
@@ -109,6 +110,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_connect_that_is_given_up_is_a_reset_for_the_service() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connecting = sys::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut service, _) = listener.accept().unwrap();
+        drop(connecting);
+        let error = io::Read::read(&mut service, &mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 
     #[test]
     fn each_address_has_its_share_of_the_time() {

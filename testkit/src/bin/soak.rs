@@ -2,14 +2,17 @@
 //!
 //! The device side runs in processes of its own (`aiot-tunnel agent`, one for TLS and one for plain
 //! text), which receive their commands over their message queues. Gateways, failing networks, local
-//! services and access sides are in this process. The exit code is 1 if a byte was wrong or was lost
-//! without a report, if a session ended without a cause, or if the device side has grown.
+//! services and access sides are in this process. Each tunnel has a foreign access side and, with
+//! and without the session extensions, the library's own one, whose local clients pause, half-close,
+//! reset and die. Beside them, processes are killed and started again (see
+//! [`kills`](aiot_tunnel_testkit::kills)). The exit code is 1 if a byte was wrong or was lost without a report,
+//! at either end of a stream, if a session ended without a cause, or if the device side has grown.
 //!
 //! `scripts/soak --duration 60m --seed 7` builds both programs and runs this one. Fixtures that a
 //! test could use, too, do not belong here, but in the library of this package.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,9 +20,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aiot_tunnel::access::{self, Client, Stop};
 use aiot_tunnel::gateway::{Gateway, Side, TunnelConfig};
-use aiot_tunnel::{listen, ConnectParams, Port, Token, TunnelId};
+use aiot_tunnel::{listen, ConnectParams, Port, Security, TlsConfig, Token, TunnelId};
 use aiot_tunnel_testkit::certificates::{Authority, Identity};
+use aiot_tunnel_testkit::exchange::{self, Bounds, Exchange, Exchanges, Script, Verdict};
 use aiot_tunnel_testkit::faults::{Profile, Proxy, KINDS};
 use aiot_tunnel_testkit::process::{program, Process};
 use aiot_tunnel_testkit::queue::Key;
@@ -27,14 +32,23 @@ use aiot_tunnel_testkit::random::{self, permille, Generator};
 use aiot_tunnel_testkit::traffic::{
     self, judge, served, Access, Causes, Outcome, Plan, Served, ServiceLog,
 };
-use aiot_tunnel_testkit::{gateways, procfs};
+use aiot_tunnel_testkit::{gateways, kills, procfs};
 use clap::Parser;
 use rand::{Rng, RngExt};
 
 /// A lost connection may be noticed this much earlier or later than the end of its sessions.
 const SLACK: Duration = Duration::from_secs(15);
+/// The longest pause of a reader, in milliseconds.
+const LONG_PAUSE: u64 = 60_000;
 /// Nothing that the soak waits for takes this long, even on a loaded machine.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_millis(120_000 + LONG_PAUSE);
+/// What local clients and their services do.
+const LOCAL: Bounds =
+    Bounds { bytes: 4_000_000, pause: 500, long_pauses: 100, long_pause: LONG_PAUSE, leaves: 100 };
+/// Without flow control, a pause holds up the other sessions, and a long one ends its own.
+const LOCAL_WITHOUT_EXTENSIONS: Bounds = Bounds { long_pause: 3_000, ..LOCAL };
+/// The sessions of one access side of local clients at once.
+const LOCAL_AT_ONCE: usize = 2;
 /// The device side frees its buffers at the next ping, after 20 s.
 const SETTLE: Duration = Duration::from_secs(25);
 /// The code of a refusal because there are too many sessions.
@@ -73,6 +87,7 @@ struct Soak {
     tunnels: Vec<Tunnel>,
     proxy: Proxy,
     ca: Vec<u8>,
+    exchanges: Arc<Exchanges>,
     /// Access sides open no session while this is set.
     quiet: AtomicBool,
     stop: AtomicBool,
@@ -92,7 +107,35 @@ struct Tally {
     expiries: AtomicU64,
     /// Sessions that were reported as refused or lost without a known cause.
     unexplained: AtomicU64,
+    /// With and without extensions, the exchanges of local clients.
+    local: [Verdicts; 2],
+    /// Processes killed or stopped, and the exchanges of the clients beside.
+    kills: AtomicU64,
+    beside_kills: [Verdicts; 2],
     mismatches: Mutex<Vec<String>>,
+}
+
+/// Exchanges that were complete, left by an end, or reported as lost: in the order of [`Verdict`].
+#[derive(Default)]
+struct Verdicts([AtomicU64; 3]);
+
+impl Verdicts {
+    fn add(&self, verdict: Verdict, count: u64) {
+        self.0[verdict as usize].fetch_add(count, Ordering::SeqCst);
+    }
+
+    fn text(&self) -> String {
+        let [complete, left, reported] =
+            self.0.each_ref().map(|count| count.load(Ordering::SeqCst));
+        format!("{complete} complete, {left} left by an end, {reported} reported")
+    }
+}
+
+impl Tally {
+    fn mismatch(&self, text: String) {
+        eprintln!("{text}");
+        self.mismatches.lock().unwrap().push(text);
+    }
 }
 
 struct Tunnel {
@@ -260,6 +303,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
     let proxy = Proxy::start(options.seed, false);
     // Calm until all tunnels have connected for the first time.
     proxy.calm(true);
+    let exchanges = Arc::new(Exchanges::default());
     let mut tunnels = Vec::new();
     for tls in [false, true] {
         let mut builder = Gateway::builder();
@@ -293,6 +337,17 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
         };
         let mut arguments: Vec<String> =
             [local("both", 20), local("source", 20), local("sink", 20), local("sound", 0)].concat();
+        let profile = Profile {
+            name: "local",
+            gap: 250_000,
+            stall: 400,
+            fatal: 20,
+            fatal_connections: usize::MAX,
+            corrupt: false,
+        };
+        let served = exchanges.clone();
+        let port = proxy.route(profile, move |damage| exchange::served(damage, &served)).port();
+        arguments.extend(["--service".into(), format!("local=127.0.0.1:{port}")]);
         match tls {
             false => arguments.push("--plain".into()),
             true => arguments.extend(["--ca".into(), ca.to_str().unwrap().into()]),
@@ -321,6 +376,7 @@ fn set_up(options: &Options, scratch: &Path, agents: &mut Vec<Agent>) -> Arc<Soa
         tunnels,
         proxy,
         ca: authority.pem(),
+        exchanges,
         quiet: AtomicBool::new(true),
         stop: AtomicBool::new(false),
         tally: Tally::default(),
@@ -343,12 +399,19 @@ fn run(
 ) -> ExitCode {
     let mut control = Control { soak: soak.clone(), random: random::part(options.seed, 1) };
     control.rest(agents, Duration::from_secs(1));
-    let drivers: Vec<_> = (0..soak.tunnels.len())
-        .map(|index| {
-            let (soak, random) = (soak.clone(), random::part(options.seed, 1000 + index as u64));
-            thread::spawn(move || Driver::new(&soak, index, random).run())
-        })
-        .collect();
+    let mut drivers = Vec::new();
+    for index in 0..soak.tunnels.len() {
+        let part = |part| random::part(options.seed, part + index as u64);
+        let (of_driver, random) = (soak.clone(), part(1000));
+        drivers.push(thread::spawn(move || Driver::new(&of_driver, index, random).run()));
+        for (extensions, random) in [(true, part(2000)), (false, part(3000))] {
+            let soak = soak.clone();
+            let run = move || LocalDriver::new(&soak, index, extensions, random).run();
+            drivers.push(thread::spawn(run));
+        }
+    }
+    let (of_kills, seed) = (soak.clone(), options.seed);
+    drivers.push(thread::spawn(move || kill(&of_kills, seed)));
 
     let began = Instant::now();
     let first_minute = Duration::from_secs(60).min(options.duration / 4);
@@ -388,6 +451,9 @@ fn run(
     soak.stop.store(true, Ordering::SeqCst);
     for driver in drivers {
         driver.join().unwrap();
+    }
+    if let Err(stray) = soak.exchanges.strays() {
+        soak.tally.mismatch(stray);
     }
     report(began.elapsed(), soak, agents)
 }
@@ -462,8 +528,7 @@ impl Control {
                     format!("{} (connected: {connected}, sessions: {under_way})", tunnel.id)
                 });
                 let text = format!("not idle in time: {}", busy.collect::<Vec<_>>().join(", "));
-                eprintln!("{text}");
-                soak.tally.mismatches.lock().unwrap().push(text);
+                soak.tally.mismatch(text);
                 break;
             }
             thread::sleep(Duration::from_millis(50));
@@ -628,6 +693,136 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// The library's access side of one tunnel, and its local clients.
+struct LocalDriver<'a> {
+    soak: &'a Soak,
+    tunnel: &'a Tunnel,
+    extensions: bool,
+    random: Generator,
+    running: Option<(Stop, JoinHandle<access::Result<()>>, SocketAddr)>,
+    clients: Vec<JoinHandle<Exchange>>,
+    /// Exchanges that are over at the client, but whose cause may still become known.
+    over: Vec<Exchange>,
+    next: Instant,
+}
+
+impl<'a> LocalDriver<'a> {
+    fn new(soak: &'a Soak, index: usize, extensions: bool, random: Generator) -> Self {
+        LocalDriver {
+            soak,
+            tunnel: &soak.tunnels[index],
+            extensions,
+            random,
+            running: None,
+            clients: Vec::new(),
+            over: Vec::new(),
+            next: Instant::now(),
+        }
+    }
+
+    fn run(mut self) {
+        while !self.soak.stop.load(Ordering::SeqCst) {
+            // It ends when its token is no longer valid.
+            if self.running.as_ref().is_none_or(|(_, thread, _)| thread.is_finished()) {
+                self.running = Some(self.start());
+            }
+            let quiet = self.soak.quiet.load(Ordering::SeqCst);
+            let is_time = Instant::now() >= self.next && self.clients.len() < LOCAL_AT_ONCE;
+            if !quiet && is_time {
+                self.tunnel.state.lock().unwrap().under_way += 1;
+                self.open();
+                let pause = self.random.random_range(0..PACE);
+                self.next = Instant::now() + Duration::from_millis(pause);
+            }
+            let ended = self.clients.extract_if(.., |client| client.is_finished());
+            self.over.extend(ended.map(|client| client.join().unwrap()));
+            self.settle();
+            thread::sleep(Duration::from_millis(25));
+        }
+        if let Some((stop, thread, _)) = self.running.take() {
+            stop.stop();
+            let _ = thread.join().unwrap();
+        }
+    }
+
+    fn start(&self) -> (Stop, JoinHandle<access::Result<()>>, SocketAddr) {
+        let Tunnel { id, tls, gateway, .. } = self.tunnel;
+        let generation = self.tunnel.state.lock().unwrap().generation;
+        let token = Token::new(&self.tunnel.token(Side::Access, generation)).unwrap();
+        let port = Port::new(gateway.local_addr().port()).unwrap();
+        let params = ConnectParams::new("127.0.0.1", port, &format!("/tunnel/{id}/source"), token);
+        let security = match tls {
+            true => Security::Tls(TlsConfig::new().with_ca_pem(&self.soak.ca).unwrap()),
+            false => Security::Plain,
+        };
+        let client = Client::new(params.unwrap(), security, "local").unwrap();
+        let client = client.with_extensions(self.extensions).with_retry(true);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = client.stop_handle();
+        (stop, thread::spawn(move || client.listen(&listener)), address)
+    }
+
+    fn open(&mut self) {
+        let bounds = if self.extensions { LOCAL } else { LOCAL_WITHOUT_EXTENSIONS };
+        let script = Script::random(&mut self.random, self.extensions, bounds);
+        let address = self.running.as_ref().map(|(_, _, address)| *address);
+        let exchanges = self.soak.exchanges.clone();
+        self.clients.push(thread::spawn(move || {
+            let connected = address.and_then(|address| TcpStream::connect(address).ok());
+            exchanges.run(script, connected)
+        }));
+    }
+
+    /// Judges the exchanges that are over at both ends.
+    fn settle(&mut self) {
+        let exchanges = &self.soak.exchanges;
+        let is_over =
+            |one: &mut Exchange| exchanges.is_over(one) && one.client.at.elapsed() >= SLACK;
+        let over: Vec<_> = self.over.extract_if(.., is_over).collect();
+        for one in over {
+            let verdict = exchanges.judge(&one, true, |service, damage| {
+                let ended = service.map_or(one.client.at, |service| service.at.max(one.client.at));
+                let began = one.client.began;
+                let window = began.checked_sub(SLACK).unwrap_or(began)..ended + SLACK;
+                let state = self.tunnel.state.lock().unwrap();
+                !state.connected
+                    || state.changes.iter().any(|time| window.contains(time))
+                    || damage.is_some_and(|damage| damage.is_cut(0) || damage.is_cut(1))
+            });
+            let tally = &self.soak.tally;
+            match verdict {
+                Ok(verdict) => tally.local[usize::from(!self.extensions)].add(verdict, 1),
+                Err(wrong) => tally.mismatch(format!("tunnel {}: {wrong}", self.tunnel.id)),
+            }
+            self.tunnel.state.lock().unwrap().under_way -= 1;
+        }
+    }
+}
+
+/// Kills processes, one after the other, for as long as the soak runs.
+fn kill(soak: &Soak, seed: u64) {
+    let mut random = random::part(seed, 4000);
+    while !soak.stop.load(Ordering::SeqCst) {
+        if soak.quiet.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(100));
+            continue;
+        }
+        let seed = random.next_u64();
+        let bounds = Bounds { long_pauses: 100, long_pause: LONG_PAUSE, ..kills::BOUNDS };
+        match kills::run(seed, bounds) {
+            Ok(figures) => {
+                let verdicts = &soak.tally.beside_kills[usize::from(!figures.plan.kind.extensions)];
+                verdicts.add(Verdict::Complete, figures.complete);
+                verdicts.add(Verdict::Left, figures.left);
+                verdicts.add(Verdict::Reported, figures.reported);
+                soak.tally.kills.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(wrong) => soak.tally.mismatch(format!("kill with seed {seed}: {wrong}")),
+        }
+    }
+}
+
 fn progress(minutes: u64, soak: &Soak, agents: &mut [Agent]) {
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
     let tally = &soak.tally;
@@ -659,6 +854,11 @@ fn report(time: Duration, soak: &Soak, agents: &[Agent]) -> ExitCode {
         ("sessions opened", count(&tally.opened).to_string()),
         ("sessions complete", count(&tally.complete).to_string()),
         ("sessions reported as refused or lost", count(&tally.reported).to_string()),
+        ("local clients, extensions on", tally.local[0].text()),
+        ("local clients, extensions off", tally.local[1].text()),
+        ("processes killed or stopped", count(&tally.kills).to_string()),
+        ("clients beside a kill, extensions on", tally.beside_kills[0].text()),
+        ("clients beside a kill, extensions off", tally.beside_kills[1].text()),
         ("unexplained losses", count(&tally.unexplained).to_string()),
         ("connects", count(&tally.connects).to_string()),
         ("disconnects", count(&tally.disconnects).to_string()),

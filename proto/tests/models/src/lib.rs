@@ -46,3 +46,17 @@ pub fn each_piece<O: for<'a> Arbitrary<'a>, const LENGTH: usize>(
 ) -> Vec<O> {
     pieces.iter().filter_map(|piece| Unstructured::new(piece).arbitrary().ok()).collect()
 }
+
+/// The code of a close frame that the library has written: it has none, or one that may stand on the wire
+/// (RFC 6455, 7.4), and a reason that is text.
+fn close_code(payload: &[u8]) -> Option<u16> {
+    if payload.is_empty() {
+        return None;
+    }
+    let (code, reason) = payload.split_first_chunk().expect("a whole code");
+    let code = u16::from_be_bytes(*code);
+    let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    assert!(may_be_sent, "close code {code} on the wire");
+    assert!(std::str::from_utf8(reason).is_ok(), "a reason that is no text");
+    Some(code)
+}

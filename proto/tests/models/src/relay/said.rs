@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::IDS;
+use crate::close_code;
 
 /// What the device has said.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub(super) struct Said {
     read: usize,
     /// The last id of a frame that it originated.
     own_frame: u64,
+    /// It has sent a close frame, with this code.
+    pub(super) closed: Option<Option<u16>>,
 }
 
 /// A session that the device has opened.
@@ -42,9 +45,15 @@ impl Said {
         let mut rest = &wire[self.read..];
         while let Some((opcode, message)) = next_message(&mut rest) {
             self.read = wire.len() - rest.len();
-            if opcode != 2 {
-                assert!(matches!(opcode, 8..=10), "opcode {opcode}");
-                continue;
+            assert_eq!(self.closed, None, "nothing follows a close frame");
+            match opcode {
+                2 => {}
+                8 => {
+                    self.closed = Some(close_code(&message));
+                    continue;
+                }
+                9 | 10 => continue,
+                _ => panic!("opcode {opcode}"),
             }
             let (header, payload) = parts(&message);
             let is_response = header["frame_type"] == 1;

@@ -119,8 +119,7 @@ fn reads_back(frame: &Frame<'_>) {
 /// A header that no reader of the protocol may refuse.
 fn is_plainly_good(message: &[u8], length: usize, header: Option<&Value>) -> bool {
     let Some(Value::Object(fields)) = header else { return false };
-    let known =
-        ["frame_type", "frame_id", "session_id", "service_type", "ext", "credit", "eof"];
+    let known = ["frame_type", "frame_id", "session_id", "service_type", "ext", "credit", "eof"];
     let plain = fields.keys().all(|key| known.contains(&key.as_str()));
     // A field that is there twice may be refused; then there are more quotes than fields.
     let text = &message[2..2 + length];

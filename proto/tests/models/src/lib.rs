@@ -4,10 +4,11 @@
 //! `proto/tests` feeds them random and chosen cases, the fuzz targets (`fuzz/`) feed them what a
 //! fuzzer finds. They see the public interface of `aiot-tunnel-proto` only.
 //!
-//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`] and [`gateway`] take a
-//! sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
+//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`], [`gateway`] and [`access`] take
+//! a sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
 //! time, from a seed.
 
+pub mod access;
 pub mod frame;
 pub mod gateway;
 pub mod handshake;
@@ -37,6 +38,11 @@ impl<O: for<'a> Arbitrary<'a>> From<&[u8]> for Sequence<O> {
         // Where bytes run out, an operation has the least value of each kind: there is no error.
         Unstructured::new(bytes).arbitrary().unwrap_or(Sequence(Vec::new()))
     }
+}
+
+/// What a fuzz target makes of bytes.
+pub fn of_bytes<T: for<'a> Arbitrary<'a>>(bytes: &[u8]) -> T {
+    Unstructured::new(bytes).arbitrary().expect("bytes that run out are zeros")
 }
 
 /// Pieces of bytes as one operation each: random pieces that are left out leave the others as they

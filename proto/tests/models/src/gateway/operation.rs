@@ -226,11 +226,9 @@ impl<'a> Arbitrary<'a> for Operation {
                 let session: u8 = u.arbitrary()?;
                 match u.int_in_range(1..=24)? {
                     21 | 22 => Operation::Early { device: which, session, kind: early_kind(u)? },
-                    23 | 24 => Operation::AcceptsBadly {
-                        device: which,
-                        session,
-                        which: u.arbitrary()?,
-                    },
+                    23 | 24 => {
+                        Operation::AcceptsBadly { device: which, session, which: u.arbitrary()? }
+                    }
                     code => Operation::Answer { device: which, session, code },
                 }
             }

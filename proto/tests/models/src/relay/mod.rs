@@ -23,8 +23,11 @@ use aiot_tunnel_proto::Ready;
 
 use serde_json::Value;
 
-use content::{assert_content, content, down, up};
+pub(crate) use content::{assert_content, content};
+use content::{down, up};
+pub(crate) use operation::{length, millis};
 pub use operation::{Misbehaviour, Offer, Operation, ServiceEnd, BAD_CREDITS, CLOSES};
+pub(crate) use said::{next_message, parts};
 use said::{Accepted, Said};
 pub use service::{Answer, Service, ServiceStream, Services, SharedService};
 pub use wire::{CloudWire, Wire};

@@ -303,7 +303,7 @@ fn fragments(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 /// A length of one byte to a few frames, small ones as likely as large ones.
-fn length(u: &mut Unstructured<'_>) -> Result<usize> {
+pub(crate) fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     let (scale, fine): (u8, u8) = u.arbitrary()?;
     let fine = usize::from(fine);
     Ok(match scale % 8 {
@@ -316,7 +316,7 @@ fn length(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 /// Mostly a moment, sometimes seconds.
-fn millis(u: &mut Unstructured<'_>) -> Result<u64> {
+pub(crate) fn millis(u: &mut Unstructured<'_>) -> Result<u64> {
     let step = u64::from(u.arbitrary::<u8>()?);
     Ok(if step.is_multiple_of(4) { 40 * step } else { step })
 }

@@ -129,7 +129,7 @@ pub(super) fn frames(mut wire: &[u8]) -> Vec<(Value, Vec<u8>)> {
 }
 
 /// The header and the payload of a frame.
-fn parts(message: &[u8]) -> (Value, Vec<u8>) {
+pub(crate) fn parts(message: &[u8]) -> (Value, Vec<u8>) {
     let length = usize::from(u16::from_be_bytes([message[0], message[1]]));
     let (header, payload) = message[2..].split_at(length);
     (serde_json::from_slice(header).expect("a header in JSON"), payload.to_vec())
@@ -153,7 +153,7 @@ impl Accepted {
 }
 
 /// The next whole message of a client: final, masked.
-fn next_message(rest: &mut &[u8]) -> Option<(u8, Vec<u8>)> {
+pub(crate) fn next_message(rest: &mut &[u8]) -> Option<(u8, Vec<u8>)> {
     let (head, after) = rest.split_at_checked(2)?;
     assert_eq!((head[0] & 0xf0, head[1] & 0x80), (0x80, 0x80), "final and masked");
     let (length, after) = match head[1] & 0x7f {

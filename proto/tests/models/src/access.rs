@@ -439,7 +439,7 @@ impl World {
         let mut rest = &wire[self.heard..];
         while let Some((opcode, message)) = next_message(&mut rest) {
             self.heard = wire.len() - rest.len();
-            assert_eq!(self.closed, None, "nothing follows a close frame");
+            assert_eq!(self.closed, None, "opcode {opcode} follows a close frame");
             match opcode {
                 2 => {
                     let (header, payload) = parts(&message);

@@ -45,7 +45,7 @@ impl Said {
         let mut rest = &wire[self.read..];
         while let Some((opcode, message)) = next_message(&mut rest) {
             self.read = wire.len() - rest.len();
-            assert_eq!(self.closed, None, "nothing follows a close frame");
+            assert_eq!(self.closed, None, "opcode {opcode} follows a close frame");
             match opcode {
                 2 => {}
                 8 => {

@@ -21,6 +21,7 @@ use aiot_tunnel_testkit::services::echo;
 use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
 use aiot_tunnel_testkit::wait::{self, accept, TIMEOUT};
 use aiot_tunnel_testkit::{frame, procfs, random, skip};
+use rand::RngExt;
 use serde_json::{json, Value};
 
 #[test]
@@ -431,6 +432,49 @@ fn a_tunnel_added_and_deleted_again_piles_up_no_lookups() {
     }
     let more = procfs::threads(process.id()) - threads;
     assert!(more <= 20, "{more} threads look up names");
+    process.stop();
+}
+
+#[test]
+fn whatever_is_commanded_while_no_name_server_answers_few_threads_look_up() {
+    const TUNNELS: usize = 5;
+    let Some(world) = World::new("random commands without DNS") else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    let names = NameServer::start(&world, "timeout:30 attempts:5", Dns::Silent);
+    let device = names.device("random commands without DNS", &world, &spec(json!({}), &[]));
+    let Some(mut process) = device else { return };
+    process.add("sibling", "10.77.2.2", port);
+    let mut sibling = upgrade(accept(&listener));
+    process.expect("Connect sibling");
+    let threads = procfs::threads(process.id());
+    let mut random = random::part(5, 0);
+    let mut is_there = [false; TUNNELS];
+    for turn in 0..200 {
+        let tunnel = random.random_range(0..TUNNELS);
+        // Few names are looked up several times, many are looked up at a time.
+        let name = format!("n{}.test", random::magnitude(&mut random, 100));
+        let id = format!("t{tunnel}");
+        match (is_there[tunnel], random.random_range(0..3)) {
+            (true, 0) => process.update(&id, &name, port),
+            (true, _) => {
+                process.command(&format!("delete {id}"));
+                is_there[tunnel] = false;
+            }
+            (false, _) => {
+                process.add(&id, &name, port);
+                is_there[tunnel] = true;
+            }
+        }
+        if turn % 4 == 0 {
+            // The workers have the time to begin.
+            sibling.check_echo(&format!("s{turn}"), ECHO);
+        }
+    }
+    // A worker for each tunnel, and those that look up names.
+    wait::until("few threads look up names", || {
+        procfs::threads(process.id()) <= threads + TUNNELS + 20
+    });
     process.stop();
 }
 

@@ -17,9 +17,10 @@ use aiot_tunnel_testkit::gateways::{connect_over, tcp, tunnel};
 use aiot_tunnel_testkit::manager::{id, Running};
 use aiot_tunnel_testkit::tunnel_end::TunnelEnd;
 use aiot_tunnel_testkit::wait::{accept, TIMEOUT};
-use aiot_tunnel_testkit::{logs, ACCESS_TOKEN, DEVICE_TOKEN};
+use aiot_tunnel_testkit::{logs, random, ACCESS_TOKEN, DEVICE_TOKEN};
 use foreign_types::ForeignTypeRef;
 use openssl::ssl::SslStream;
+use rand::RngExt;
 use serde_json::json;
 
 extern "C" {
@@ -37,20 +38,29 @@ enum Message {
 /// Only a flood that is read without end takes so long.
 const FLOOD_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Sends such a message. Returns false if the other end is gone.
+fn send(stream: &mut SslStream<TcpStream>, message: Message) -> bool {
+    let ssl = stream.ssl().as_ptr();
+    let queued = match message {
+        // SAFETY: the session is alive, and its handshake done. 0 asks for no answer.
+        Message::KeyUpdate => unsafe { SSL_key_update(ssl, 0) },
+        // SAFETY: the same.
+        Message::SessionTicket => unsafe { SSL_new_session_ticket(ssl) },
+    };
+    assert_eq!(queued, 1);
+    // OpenSSL ignores that a session ticket cannot be sent.
+    stream.do_handshake().is_ok() && stream.get_ref().peer_addr().is_ok()
+}
+
 /// Sends such messages until the other end is gone. Returns whether it went in time.
 fn flood(stream: &mut SslStream<TcpStream>, message: Message) -> bool {
+    flood_with(stream, || message)
+}
+
+fn flood_with(stream: &mut SslStream<TcpStream>, mut next: impl FnMut() -> Message) -> bool {
     let deadline = Instant::now() + FLOOD_TIMEOUT;
     while Instant::now() < deadline {
-        let ssl = stream.ssl().as_ptr();
-        let queued = match message {
-            // SAFETY: the session is alive, and its handshake done. 0 asks for no answer.
-            Message::KeyUpdate => unsafe { SSL_key_update(ssl, 0) },
-            // SAFETY: the same.
-            Message::SessionTicket => unsafe { SSL_new_session_ticket(ssl) },
-        };
-        assert_eq!(queued, 1);
-        // OpenSSL ignores that a session ticket cannot be sent.
-        if stream.do_handshake().is_err() || stream.get_ref().peer_addr().is_err() {
+        if !send(stream, next()) {
             return true;
         }
     }
@@ -82,6 +92,37 @@ fn a_server_that_sends_records_without_data_and_without_end_is_dropped() {
         let (mut socket, _) = answer(stream, |_| None).unwrap();
         running.expect(EventKind::Connect, "t");
         assert!(flood(socket.get_mut(), message), "{message:?}s are read without end");
+        running.expect(EventKind::Disconnect, "t");
+    }
+}
+
+/// Seeds of the mixed records.
+const MIXES: u64 = 4;
+
+#[test]
+fn whatever_records_a_server_mixes_the_device_serves_it_or_drops_it() {
+    let authority = Authority::new();
+    let acceptor = authority.acceptor("127.0.0.1");
+    for seed in 0..MIXES {
+        let mut random = random::part(seed, 0);
+        let (running, listener) = device(&authority);
+        let stream = acceptor.accept(accept(&listener)).unwrap();
+        let tcp = stream.get_ref().try_clone().unwrap();
+        let (socket, path) = answer(stream, |_| None).unwrap();
+        running.expect(EventKind::Connect, "t");
+        let mut cloud = TunnelEnd { socket, tcp, path };
+        let mut any = move || match random.random_range(0..4) {
+            0 => Message::SessionTicket,
+            _ => Message::KeyUpdate,
+        };
+        // Some records without data between frames are nothing unusual.
+        for round in 0..20 {
+            for _ in 0..round {
+                assert!(send(cloud.socket.get_mut(), any()), "seed {seed}: dropped too early");
+            }
+            assert_eq!(cloud.create(&format!("s{round}"), "none"), 2);
+        }
+        assert!(flood_with(cloud.socket.get_mut(), any), "seed {seed}: read without end");
         running.expect(EventKind::Disconnect, "t");
     }
 }

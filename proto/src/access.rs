@@ -142,7 +142,11 @@ impl<S: LocalStream> AccessSide<S> {
             return;
         };
         let is_full = code == i64::from(response::SESSION_LIMIT);
-        if is_success {
+        if is_success && sessions.is_denied(id) {
+            let code = i64::from(response::REFUSED);
+            let msg = "data came before the answer".to_owned();
+            refuse(opening.pending, SessionError::Refused { code, msg }, out);
+        } else if is_success {
             self.ask_at = out.now;
             self.opened(frame, opening.pending, sessions, out);
         } else if is_full && opening.pending.until.is_some() && !self.over {

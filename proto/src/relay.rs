@@ -236,8 +236,10 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         // If the local streams had much to send, receive no more bytes than were read from them.
         // Then neither direction starves the other.
         self.receive(now, if read < READ { usize::MAX } else { read });
-        let (_, sender) = self.connection.halves();
-        self.sessions.grant(sender, now);
+        if self.connection.is_open() {
+            let (_, sender) = self.connection.halves();
+            self.sessions.grant(sender, now);
+        }
         self.tick(now);
         self.connection.flush(now);
         self.step_lingering(now);

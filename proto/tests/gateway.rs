@@ -82,7 +82,7 @@ fn data_goes_both_ways_until_the_release() {
 fn what_was_sent_before_a_close_is_delivered_before_the_release() {
     let mut steps = one_session();
     steps.push(data(Side::Access, 30_000, 1));
-    let does = Action::End(ClientEnd::Close);
+    let does = Action::End(ClientEnd::Close { which: 2 });
     steps.push(step(Operation::Client { side: Side::Access, client: 0, does }, 0));
     steps.push(step(Operation::TimePasses { millis: 2_000 }, REST));
     World::run(&steps);

@@ -157,6 +157,25 @@ fn a_connection_that_is_over_opens_no_session() {
 }
 
 #[test]
+fn no_credit_follows_the_answer_to_a_close_frame() {
+    // The service takes bytes in the turn in which the close frame comes.
+    for which in [0, 2] {
+        World::run(&[
+            CloudOffers { id: 0, offer: Offer { eof: true, credit: Some(0) }, fragments: 1 },
+            ARRIVES,
+            CloudTakes { length: MUCH },
+            TURN,
+            sends(0, 16_384),
+            sends(0, 16_384),
+            CloudSaysClose { which },
+            ServiceTakes { service: 0, length: MUCH },
+            ARRIVES,
+            TURN,
+        ]);
+    }
+}
+
+#[test]
 fn what_is_queued_when_the_peers_stream_ends_is_sent() {
     World::run(&[CREATE, CloudCloses]);
 }

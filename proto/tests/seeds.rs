@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use aiot_tunnel_models::{frame, gateway, handshake, relay, websocket, Sequence};
+use aiot_tunnel_models::{
+    access, frame, gateway, handshake, of_bytes, relay, simulator, websocket, Sequence,
+};
 
 fn relay_life(bytes: &[u8]) {
     let Sequence(operations) = Sequence::from(bytes);
@@ -16,18 +18,28 @@ fn gateway_life(bytes: &[u8]) {
     gateway::World::run(&steps);
 }
 
+fn access_life(bytes: &[u8]) {
+    access::run(&of_bytes(bytes));
+}
+
+fn streams(bytes: &[u8]) {
+    simulator::World::run_plan(of_bytes(bytes));
+}
+
 fn gateway_handshake(bytes: &[u8]) {
     handshake::request(&handshake::request_head(bytes));
 }
 
 type Property = fn(&[u8]);
-const TARGETS: [(&str, Property); 6] = [
+const TARGETS: [(&str, Property); 8] = [
     ("frame", frame::check),
     ("websocket", websocket::check),
     ("answer", handshake::answer),
     ("relay", relay_life),
     ("gateway_handshake", gateway_handshake),
     ("gateway_frames", gateway_life),
+    ("access", access_life),
+    ("streams", streams),
 ];
 const OF_THE_LIBRARY: [&str; 2] = ["ipc_message", "c_options"];
 

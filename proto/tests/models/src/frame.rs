@@ -1,7 +1,8 @@
 //! One message as a tunnel frame, beside a general JSON parser.
 
 use aiot_tunnel_proto::frame::{
-    Frame, FrameType, HeaderTemplate, Malformed, MAX_HEADER, MAX_PAYLOAD, MAX_SESSION_ID,
+    Credit, Extensions, Fields, Frame, FrameType, HeaderTemplate, Malformed, MAX_HEADER,
+    MAX_PAYLOAD, MAX_SESSION_ID,
 };
 use serde_json::Value;
 
@@ -51,9 +52,37 @@ fn says(frame: &Frame<'_>, header: Option<&Value>) {
     assert!(frame.payload.len() <= MAX_PAYLOAD && frame.session_id.len() <= MAX_SESSION_ID);
     let Some(header) = header else { return };
     let text = |name: &str| header[name].as_str().unwrap_or("");
-    assert_eq!(header["frame_type"], frame.frame_type as u8);
+    assert_eq!(integer(&header["frame_type"]), Some(frame.frame_type as u64));
     assert_eq!(text("session_id"), frame.session_id);
     assert_eq!(text("service_type"), frame.service_type);
+    assert_eq!(frame_id(&header["frame_id"]), frame.frame_id);
+    let names = || text("ext").split(',').map(str::trim);
+    let has = |name| names().any(|one| one == name);
+    assert_eq!(frame.extensions, Extensions { eof: has("eof"), credit: has("credit") });
+    assert_eq!(frame.eof, header["eof"] == true);
+    match frame.credit {
+        Credit::Absent => assert!(header["credit"].is_null()),
+        Credit::Bytes(bytes) => assert_eq!(header["credit"], bytes),
+        Credit::Invalid => assert!(!header["credit"].is_u64() && !header["credit"].is_null()),
+    }
+}
+
+/// The whole number from 0 on that a value stands for, whatever its form: 1000, 1e3, 1000.0, -0. Such
+/// forms are exact up to 2^53.
+fn integer(value: &Value) -> Option<u64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let of_float = |number: &f64| number.fract() == 0.0 && (0.0..=EXACT).contains(number);
+    value.as_u64().or_else(|| value.as_f64().filter(of_float).map(|number| number as u64))
+}
+
+/// A frame id: a number, or digits in quotes.
+fn frame_id(value: &Value) -> Option<u64> {
+    let number = match value.as_str() {
+        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+        Some(_) => None,
+        None => integer(value),
+    };
+    number.filter(|id| *id <= i64::MAX as u64)
 }
 
 /// What was understood can be said again, and means the same.
@@ -61,8 +90,13 @@ fn reads_back(frame: &Frame<'_>) {
     let service = (!frame.service_type.is_empty()).then_some(&*frame.service_type);
     let template = HeaderTemplate::new(frame.frame_type, &frame.session_id, service);
     let frame_id = frame.frame_id.unwrap_or(0);
+    let credit = match frame.credit {
+        Credit::Bytes(bytes) => bytes,
+        Credit::Absent | Credit::Invalid => 0,
+    };
+    let fields = Fields { extensions: frame.extensions, credit, eof: frame.eof };
     let mut again = Vec::new();
-    template.write(frame_id, &mut again);
+    template.write_with(frame_id, fields, &mut again);
     let header_length = again.len() - 2;
     again.extend_from_slice(frame.payload);
     match Frame::parse(&again) {
@@ -71,6 +105,11 @@ fn reads_back(frame: &Frame<'_>) {
             assert_eq!(same.session_id, frame.session_id);
             assert_eq!(same.service_type, frame.service_type);
             assert_eq!(same.payload, frame.payload);
+            assert_eq!((same.extensions, same.eof), (frame.extensions, frame.eof));
+            // A credit of 0 is said in an offer only.
+            let is_said = credit > 0 || frame.extensions.credit;
+            let said = if is_said { Credit::Bytes(credit) } else { Credit::Absent };
+            assert_eq!(same.credit, said);
         }
         // Control characters are longer when they are written.
         Err(e) => assert!(header_length > MAX_HEADER, "{e}"),
@@ -80,7 +119,7 @@ fn reads_back(frame: &Frame<'_>) {
 /// A header that no reader of the protocol may refuse.
 fn is_plainly_good(message: &[u8], length: usize, header: Option<&Value>) -> bool {
     let Some(Value::Object(fields)) = header else { return false };
-    let known = ["frame_type", "frame_id", "session_id", "service_type"];
+    let known = ["frame_type", "frame_id", "session_id", "service_type", "ext", "credit", "eof"];
     let plain = fields.keys().all(|key| known.contains(&key.as_str()));
     // A field that is there twice may be refused; then there are more quotes than fields.
     let text = &message[2..2 + length];
@@ -94,8 +133,8 @@ fn is_plainly_good(message: &[u8], length: usize, header: Option<&Value>) -> boo
         && once
         && session
         && fields.get("service_type").is_none_or(Value::is_string)
-        && fields.get("frame_id").is_none_or(|id| id.as_i64().is_some_and(|id| id >= 0))
-        && fields.get("frame_type").and_then(Value::as_u64).is_some_and(|n| (1..=4).contains(&n))
+        && fields.get("frame_id").is_none_or(|id| frame_id(id).is_some())
+        && fields.get("frame_type").and_then(integer).is_some_and(|n| (1..=4).contains(&n))
         && (1..=MAX_HEADER).contains(&length)
         && message.len() - 2 - length <= MAX_PAYLOAD
 }

@@ -4,10 +4,11 @@
 //! `proto/tests` feeds them random and chosen cases, the fuzz targets (`fuzz/`) feed them what a
 //! fuzzer finds. They see the public interface of `aiot-tunnel-proto` only.
 //!
-//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`] and [`gateway`] take a
-//! sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
+//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`], [`gateway`] and [`access`] take
+//! a sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
 //! time, from a seed.
 
+pub mod access;
 pub mod frame;
 pub mod gateway;
 pub mod handshake;
@@ -39,10 +40,29 @@ impl<O: for<'a> Arbitrary<'a>> From<&[u8]> for Sequence<O> {
     }
 }
 
+/// What a fuzz target makes of bytes.
+pub fn of_bytes<T: for<'a> Arbitrary<'a>>(bytes: &[u8]) -> T {
+    Unstructured::new(bytes).arbitrary().expect("bytes that run out are zeros")
+}
+
 /// Pieces of bytes as one operation each: random pieces that are left out leave the others as they
 /// are, so a failing case becomes short.
 pub fn each_piece<O: for<'a> Arbitrary<'a>, const LENGTH: usize>(
     pieces: &[[u8; LENGTH]],
 ) -> Vec<O> {
     pieces.iter().filter_map(|piece| Unstructured::new(piece).arbitrary().ok()).collect()
+}
+
+/// The code of a close frame that the library has written: it has none, or one that may stand on the wire
+/// (RFC 6455, 7.4), and a reason that is text.
+fn close_code(payload: &[u8]) -> Option<u16> {
+    if payload.is_empty() {
+        return None;
+    }
+    let (code, reason) = payload.split_first_chunk().expect("a whole code");
+    let code = u16::from_be_bytes(*code);
+    let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    assert!(may_be_sent, "close code {code} on the wire");
+    assert!(std::str::from_utf8(reason).is_ok(), "a reason that is no text");
+    Some(code)
 }

@@ -9,6 +9,8 @@ use aiot_tunnel_proto::Side;
 use super::line::Line;
 use super::operation::ClientEnd;
 use super::GREETING;
+use crate::close_code;
+use crate::relay::CLOSES;
 
 pub(super) struct Client {
     pub(super) side: Side,
@@ -61,9 +63,12 @@ impl Client {
     pub(super) fn ends(&mut self, how: ClientEnd) {
         self.is_good = false;
         match how {
-            ClientEnd::Close => {
-                self.sender.close(Some(1000));
+            ClientEnd::Close { which } => {
                 self.transmit();
+                let payload = CLOSES[usize::from(which) % CLOSES.len()];
+                // A mask of zeros.
+                let head = [0x88, 0x80 | payload.len() as u8, 0, 0, 0, 0];
+                self.line.state().arrive(&[&head, payload].concat());
             }
             ClientEnd::EndOfStream | ClientEnd::Reset => self.line.state().end(how),
             // No frame of a client: it is not masked.
@@ -101,7 +106,12 @@ impl Client {
                     continue;
                 }
                 Some(Incoming::Binary { message, .. }) => binary = Some(message.to_vec()),
-                Some(Incoming::Close { .. }) => (self.got_close, self.is_good) = (true, false),
+                Some(Incoming::Close { code, reason }) => {
+                    let code = code.map_or(Vec::new(), |code| code.to_be_bytes().to_vec());
+                    close_code(&[&code, reason].concat());
+                    assert!(!self.got_close, "two close frames");
+                    (self.got_close, self.is_good) = (true, false);
+                }
                 Some(Incoming::Ping(_)) if self.is_good => self.sender.pong(b""),
                 Some(Incoming::Ping(_) | Incoming::Pong) => {}
                 Some(other) => panic!("{other:?}"),

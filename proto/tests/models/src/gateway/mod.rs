@@ -19,10 +19,10 @@ use aiot_tunnel_proto::session::REMEMBERED;
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{Ready, Side};
 
-use crate::relay::{Offer, BAD_CREDITS};
+use crate::relay::{Offer, BAD_CREDITS, MOST_CREDIT};
 use client::Client;
 use line::Line;
-pub use operation::{Action, ClientEnd, Operation, PoisonKind, Step};
+pub use operation::{Action, ClientEnd, EarlyKind, Operation, PoisonKind, Step};
 use session::{content, directions, Session, TO_ACCESS, TO_DEVICE};
 
 /// Sessions of the tunnel.
@@ -108,6 +108,16 @@ impl World {
             Operation::Answer { device, session, code } => {
                 if let Some(device) = self.pick(Side::Device, *device) {
                     self.answer(device, *session, *code, Extensions::ALL);
+                }
+            }
+            Operation::Early { device, session, kind } => {
+                if let Some(device) = self.pick(Side::Device, *device) {
+                    self.early(device, *session, *kind);
+                }
+            }
+            Operation::AcceptsBadly { device, session, which } => {
+                if let Some(device) = self.pick(Side::Device, *device) {
+                    self.accepts_badly(device, *session, *which);
                 }
             }
             Operation::Accepts { device, session, extensions } => {
@@ -226,6 +236,47 @@ impl World {
         self.send_with(device, frame, fields, &status(code, "so it is"));
     }
 
+    /// A frame of a session that the device has not answered. The gateway may end the session.
+    fn early(&mut self, device: usize, session: u8, kind: EarlyKind) {
+        let unanswered = &self.clients[device].unanswered;
+        let Some(nth) = usize::from(session).checked_rem(unanswered.len()) else { return };
+        let id = unanswered[nth].clone();
+        self.session(&id).is_cut = true;
+        let (length, fields) = match kind {
+            EarlyKind::Data => (usize::from(session), Fields::default()),
+            EarlyKind::Credit => (0, Fields { credit: FIRST_CREDIT, ..Fields::default() }),
+            EarlyKind::End => (7, Fields { eof: true, ..Fields::default() }),
+            EarlyKind::Release => {
+                let frame = (FrameType::SessionRelease, &*id, None, 1);
+                return self.send(device, frame, &status(1, "too early"));
+            }
+        };
+        self.send_data(device, &id, length, fields);
+    }
+
+    /// A device accepts a session, and grants what is no credit. With flow control, this is no acceptance.
+    fn accepts_badly(&mut self, device: usize, session: u8, which: u8) {
+        let unanswered = &mut self.clients[device].unanswered;
+        let Some(nth) = usize::from(session).checked_rem(unanswered.len()) else { return };
+        let id = unanswered.remove(nth);
+        let session = self.session(&id);
+        session.code = Some(0);
+        if session.extensions.credit {
+            (session.code, session.is_cut) = (Some(2), true);
+        }
+        let text = BAD_CREDITS[usize::from(which) % BAD_CREDITS.len()];
+        let fields = format!(r#""frame_type":1,"frame_id":1,"ext":"eof,credit","credit":{text}"#);
+        self.send_text(device, &id, &fields, &status(0, "so it is"));
+    }
+
+    /// A frame whose header has these fields.
+    fn send_text(&mut self, from: usize, id: &str, fields: &str, payload: &[u8]) {
+        let header = format!(r#"{{"session_id":"{id}",{fields}}}"#);
+        let length = (header.len() as u16).to_be_bytes();
+        self.clients[from].sender.binary(&[&length[..], header.as_bytes()].concat(), payload);
+        self.clients[from].transmit();
+    }
+
     fn session(&mut self, id: &str) -> &mut Session {
         self.sessions.get_mut(id).expect("a session")
     }
@@ -269,7 +320,8 @@ impl World {
         let (_, back) = directions(self.clients[from].side);
         let session = self.session(&id);
         if session.extensions.credit {
-            session.directions[back].granted += bytes;
+            let granted = &mut session.directions[back].granted;
+            *granted = granted.saturating_add(bytes);
         }
         self.send_data(from, &id, 0, Fields { credit: bytes, ..Fields::default() });
     }
@@ -288,14 +340,20 @@ impl World {
 
     fn bad_credit(&mut self, from: usize, session: u8, which: u8) {
         let Some(id) = self.session_of(from, session) else { return };
+        let (_, back) = directions(self.clients[from].side);
         let session = self.session(&id);
         session.is_cut |= session.extensions.credit;
         session.surely |= session.extensions.credit;
-        let text = BAD_CREDITS[usize::from(which) % BAD_CREDITS.len()];
-        let header = format!(r#"{{"frame_type":4,"session_id":"{id}","credit":{text}}}"#);
-        let length = (header.len() as u16).to_be_bytes();
-        self.clients[from].sender.binary(&[&length[..], header.as_bytes()].concat(), b"");
-        self.clients[from].transmit();
+        let bad = BAD_CREDITS.get(usize::from(which) % (BAD_CREDITS.len() + 1));
+        if let Some(text) = bad {
+            return self.send_text(from, &id, &format!(r#""frame_type":4,"credit":{text}"#), b"");
+        }
+        // Each is the most that may be granted. Their sum is more.
+        let direction = &mut session.directions[back];
+        direction.granted = direction.granted.saturating_add(MOST_CREDIT);
+        for _ in 0..2 {
+            self.send_data(from, &id, 0, Fields { credit: MOST_CREDIT, ..Fields::default() });
+        }
     }
 
     fn over_credit(&mut self, from: usize, session: u8, excess: u8) {
@@ -355,7 +413,10 @@ impl World {
             PoisonKind::Response => FrameType::CommonResponse,
             PoisonKind::Release => FrameType::SessionRelease,
         };
-        self.send(from, (frame_type, &id, None, 1), &[POISON; 16]);
+        let credit = if session & 64 == 0 { 0 } else { 1 << session.min(62) };
+        let fields = Fields { credit, eof: session & 32 != 0, ..Fields::default() };
+        let payload = if session & 16 == 0 { &[POISON; 16][..] } else { b"" };
+        self.send_with(from, (frame_type, &id, None, 1), fields, payload);
     }
 
     fn release(&mut self, from: usize, session: u8) {
@@ -481,12 +542,14 @@ impl World {
     /// The device is offered what the access side has offered.
     fn is_offered(&self, frame: &Frame<'_>, session: &mut Session) {
         let offer = self.offers[&session.frame_id];
-        let bytes = offer.credit.unwrap_or_default();
+        // An offer of what is no credit is none.
+        let offered = offer.credit.filter(|bytes| *bytes <= MOST_CREDIT);
+        let bytes = offered.unwrap_or_default();
         session.extensions = frame.extensions;
         // An offer of nothing may be left out.
         let credit = frame.extensions.credit;
         assert_eq!(frame.extensions, Extensions { eof: offer.eof, credit });
-        assert!(credit == offer.credit.is_some() || bytes == 0);
+        assert!(credit == offered.is_some() || bytes == 0);
         match frame.credit {
             Credit::Bytes(passed) => {
                 assert!(credit && (bytes.min(FIRST_CREDIT)..=SESSION_CREDIT).contains(&passed));

@@ -53,6 +53,18 @@ pub enum Operation {
         session: u8,
         code: u8,
     },
+    /// A device sends a frame of a session that it has not answered yet.
+    Early {
+        device: u8,
+        session: u8,
+        kind: EarlyKind,
+    },
+    /// A device accepts a session, with one of [`BAD_CREDITS`](crate::relay::BAD_CREDITS).
+    AcceptsBadly {
+        device: u8,
+        session: u8,
+        which: u8,
+    },
     /// A device accepts a session with at most these extensions.
     Accepts {
         device: u8,
@@ -101,7 +113,7 @@ pub enum Action {
         session: u8,
         length: usize,
     },
-    /// One of [`BAD_CREDITS`](crate::relay::BAD_CREDITS).
+    /// One of [`BAD_CREDITS`](crate::relay::BAD_CREDITS), or too much in two frames.
     BadCredit {
         session: u8,
         which: u8,
@@ -138,14 +150,38 @@ pub enum PoisonKind {
     Release,
 }
 
+/// What a device sends before its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlyKind {
+    Data,
+    Credit,
+    End,
+    Release,
+}
+
 /// How a client ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientEnd {
-    Close,
+    /// With one of [`CLOSES`](crate::relay::CLOSES).
+    Close {
+        which: u8,
+    },
     EndOfStream,
     Reset,
     /// Bytes that are no WebSocket frame of a client.
     Violation,
+}
+
+impl<'a> Arbitrary<'a> for ClientEnd {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let how: u32 = u.arbitrary()?;
+        Ok(match how >> 30 {
+            0 => ClientEnd::Close { which: how as u8 },
+            1 => ClientEnd::EndOfStream,
+            2 => ClientEnd::Reset,
+            _ => ClientEnd::Violation,
+        })
+    }
 }
 
 impl<'a> Arbitrary<'a> for Step {
@@ -186,11 +222,16 @@ impl<'a> Arbitrary<'a> for Operation {
                     _ => Operation::Answer { device: which, session, code: 0 },
                 }
             }
-            4 => Operation::Answer {
-                device: which,
-                session: u.arbitrary()?,
-                code: u.int_in_range(1..=20)?,
-            },
+            4 => {
+                let session: u8 = u.arbitrary()?;
+                match u.int_in_range(1..=24)? {
+                    21 | 22 => Operation::Early { device: which, session, kind: early_kind(u)? },
+                    23 | 24 => {
+                        Operation::AcceptsBadly { device: which, session, which: u.arbitrary()? }
+                    }
+                    code => Operation::Answer { device: which, session, code },
+                }
+            }
             14 => Operation::TimePasses { millis: *u.choose(&MILLIS)? },
             15 if which == 0 => Operation::Expires,
             _ => Operation::Client { side, client: which, does: action(kind, u)? },
@@ -239,6 +280,8 @@ fn offer(how: u8) -> Offer {
     let credit = Some(CREDITS[usize::from(how) % CREDITS.len()]);
     match how % 8 {
         0 => Offer { eof: true, credit: None },
+        // No number of bytes that may be granted.
+        7 => Offer { eof: true, credit: Some(u64::MAX) },
         1 => Offer { eof: false, credit },
         _ => Offer { eof: true, credit },
     }
@@ -250,5 +293,15 @@ fn poison_kind(u: &mut Unstructured<'_>) -> Result<PoisonKind> {
         0 => PoisonKind::Response,
         1 => PoisonKind::Release,
         _ => PoisonKind::Data,
+    })
+}
+
+/// Mostly data.
+fn early_kind(u: &mut Unstructured<'_>) -> Result<EarlyKind> {
+    Ok(match u.int_in_range(0..=7)? {
+        0 => EarlyKind::Credit,
+        1 => EarlyKind::End,
+        2 => EarlyKind::Release,
+        _ => EarlyKind::Data,
     })
 }

@@ -15,7 +15,7 @@ pub(super) fn up(session: usize, nth: usize) -> usize {
 }
 
 /// A stream's bytes from a position on, in parts; streams differ by their salt.
-pub(super) fn content(
+pub(crate) fn content(
     salt: usize,
     at: usize,
     length: usize,
@@ -29,7 +29,7 @@ pub(super) fn content(
     })
 }
 
-pub(super) fn assert_content(what: &str, salt: usize, at: usize, bytes: &[u8]) {
+pub(crate) fn assert_content(what: &str, salt: usize, at: usize, bytes: &[u8]) {
     let mut rest = bytes;
     for part in content(salt, at, bytes.len()) {
         assert!(rest.starts_with(part), "{what}: bytes lost, reordered or another session's");

@@ -23,8 +23,11 @@ use aiot_tunnel_proto::Ready;
 
 use serde_json::Value;
 
-use content::{assert_content, content, down, up};
-pub use operation::{Misbehaviour, Offer, Operation, ServiceEnd, BAD_CREDITS};
+pub(crate) use content::{assert_content, content};
+use content::{down, up};
+pub(crate) use operation::{length, millis};
+pub use operation::{Misbehaviour, Offer, Operation, ServiceEnd, BAD_CREDITS, CLOSES};
+pub(crate) use said::{next_message, parts};
 use said::{Accepted, Said};
 pub use service::{Answer, Service, ServiceStream, Services, SharedService};
 pub use wire::{CloudWire, Wire};
@@ -83,6 +86,10 @@ const WINDOW: WindowLimits =
     WindowLimits { first: 64 * 1024, session: 256 * 1024, growth: 256 * 1024 };
 /// What the cloud grants each session in the end: more than any service has to send.
 const PLENTY: u64 = 1 << 40;
+/// The most that one frame may grant.
+pub const MOST_CREDIT: u64 = i64::MAX as u64;
+/// Fields of the extensions, in data of a session that does not exist.
+const FIELDS: [&str; 4] = ["", r#","credit":5"#, r#","eof":true"#, r#","credit":-1"#];
 
 /// A session_create, and what the cloud has sent for its session.
 struct Create {
@@ -140,6 +147,8 @@ pub struct World {
     asked: HashMap<u64, usize>,
     /// What the device has said so far.
     said: Said,
+    /// The cloud has sent a close frame, and says nothing more.
+    has_closed: bool,
 }
 
 impl Default for World {
@@ -180,9 +189,10 @@ impl World {
             services,
             relay,
             told: Default::default(),
-            next_frame: 1000,
+            next_frame: 0,
             asked: HashMap::new(),
             said: Said::default(),
+            has_closed: false,
         }
     }
 
@@ -199,6 +209,9 @@ impl World {
     }
 
     fn happens(&mut self, operation: &Operation) -> Result<(), End> {
+        if self.has_closed && operation.is_said_by_cloud() {
+            return Ok(());
+        }
         match *operation {
             Operation::CloudCreates { id, known, fragments } => {
                 self.cloud_creates(id, known, fragments);
@@ -232,6 +245,7 @@ impl World {
                 service.connected.get_or_insert(answer);
             }),
             Operation::TimePasses { millis } => self.now += Duration::from_millis(millis),
+            Operation::CloudSaysClose { which } => self.cloud_says_close(which),
             Operation::CloudCloses => self.wire.state().closed = true,
             Operation::Directive => {
                 self.relay.close(reason::TUNNEL_CLOSED, self.now);
@@ -433,7 +447,8 @@ impl World {
         };
         let credit = offer.credit.map_or(String::new(), |bytes| format!(r#","credit":{bytes}"#));
         let header = format!(
-            r#"{{"frame_type":2,"frame_id":{frame_id},"session_id":"s{id}","service_type":"{name}"{names}{credit}}}"#
+            r#"{{"frame_type":2,"frame_id":{},"session_id":"s{id}","service_type":"{name}"{names}{credit}}}"#,
+            spelled(frame_id)
         );
         self.wire.state().frame(&header, &[], fragments);
     }
@@ -448,7 +463,7 @@ impl World {
 
     pub fn cloud_grants(&mut self, id: usize, bytes: u64) {
         if let Some(create) = self.latest(id).filter(|create| create.has_credit) {
-            create.granted += bytes;
+            create.granted = create.granted.saturating_add(bytes);
         }
         self.data_frame(id, &format!(r#","credit":{bytes}"#), &[]);
     }
@@ -466,8 +481,16 @@ impl World {
         if let Some(create) = self.latest(id).filter(|create| create.has_credit) {
             (create.broke, create.surely) = (true, true);
         }
-        let text = BAD_CREDITS[usize::from(which) % BAD_CREDITS.len()];
-        self.data_frame(id, &format!(r#","credit":{text}"#), &[]);
+        if let Some(text) = BAD_CREDITS.get(usize::from(which) % (BAD_CREDITS.len() + 1)) {
+            return self.data_frame(id, &format!(r#","credit":{text}"#), &[]);
+        }
+        // Each is the most that may be granted. Their sum is more.
+        for _ in 0..2 {
+            if let Some(create) = self.latest(id) {
+                create.granted = create.granted.saturating_add(MOST_CREDIT);
+            }
+            self.data_frame(id, &format!(r#","credit":{MOST_CREDIT}"#), &[]);
+        }
     }
 
     fn over_credit(&mut self, id: usize, excess: u8) {
@@ -514,7 +537,7 @@ impl World {
         }
         let field = if asks {
             self.asked.insert(frame_id, id);
-            format!(r#","frame_id":{frame_id}"#)
+            format!(r#","frame_id":{}"#, spelled(frame_id))
         } else {
             String::new()
         };
@@ -538,8 +561,10 @@ impl World {
             }
             Misbehaviour::UnknownSession => {
                 let id = format!("z{}", self.next_frame % 300);
+                let fields = FIELDS[(self.next_frame % FIELDS.len() as u64) as usize];
                 self.next_frame += 1;
-                let header = format!(r#"{{"frame_type":4,"frame_id":1,"session_id":"{id}"}}"#);
+                let header =
+                    format!(r#"{{"frame_type":4,"frame_id":1,"session_id":"{id}"{fields}}}"#);
                 wire.frame(&header, b"of no session", fragments);
             }
             Misbehaviour::Response => {
@@ -587,9 +612,17 @@ impl World {
         said::frames(&self.wire.state().from_device)
     }
 
+    /// 0, 1, 2 ...
     fn frame_id(&mut self) -> u64 {
         self.next_frame += 1;
-        self.next_frame
+        self.next_frame - 1
+    }
+
+    /// A close frame. Nothing of the cloud follows it.
+    pub fn cloud_says_close(&mut self, which: u8) {
+        let payload = CLOSES[usize::from(which) % CLOSES.len()];
+        self.wire.state().message(8, payload, 1);
+        self.has_closed = true;
     }
 
     fn next_content(&mut self, id: usize, length: usize) -> Vec<u8> {
@@ -628,6 +661,9 @@ impl World {
 
     /// The cloud grants each session plenty.
     fn cloud_favours(&mut self) {
+        if self.has_closed {
+            return;
+        }
         for id in 0..IDS {
             let is_open = matches!(self.seat(id), Seat::Open(_));
             let latest = self.latest(id);
@@ -676,6 +712,10 @@ impl World {
 
         let wire = wire.state();
         said.listen(&wire.from_device);
+        if let Some(End::Peer { code, .. }) = &end {
+            let answer = said.closed.expect("a close frame is answered");
+            assert_eq!(answer.is_some(), code.is_some(), "the answer to a close frame");
+        }
         let verdict = Verdict {
             alive,
             directed: end == Some(directed()),
@@ -810,6 +850,19 @@ impl Told {
         let mut creates = self.creates.iter();
         let create = creates.find(|create| create.frame_id == frame_id);
         create.expect("a create that was answered was sent")
+    }
+}
+
+/// A frame id in one of the forms that a number may have, or in quotes, or as the C SDK writes it.
+fn spelled(frame_id: u64) -> String {
+    match frame_id % 8 {
+        0 if frame_id == 0 => "-0".to_owned(),
+        0 => format!("{frame_id}.0"),
+        1 => format!("{frame_id}e0"),
+        2 => format!("{frame_id}0E-1"),
+        3 => format!(r#""{frame_id}""#),
+        4 => format!("0{frame_id}"),
+        _ => frame_id.to_string(),
     }
 }
 

@@ -77,6 +77,10 @@ pub enum Operation {
     TimePasses {
         millis: u64,
     },
+    /// The cloud sends one of [`CLOSES`] as the payload of a close frame.
+    CloudSaysClose {
+        which: u8,
+    },
     /// The byte stream ends after what the cloud has sent.
     CloudCloses,
     /// The tunnel is deleted: nothing happens afterwards.
@@ -107,6 +111,50 @@ pub const BAD_CREDITS: [&str; 8] = [
     "18446744073709551615",
     "99999999999999999999999",
 ];
+
+/// Payloads of close frames: without a code, with half of one, with codes that may be sent and that may
+/// not, with reasons in words and in other bytes.
+pub const CLOSES: [&[u8]; 12] = [
+    b"",
+    b"\x03",
+    b"\x03\xe8",
+    b"\x03\xe8bye",
+    b"\x03\xe9\xff\xfe",
+    b"\x03\xed",
+    b"\x03\xee",
+    b"\x03\xf7",
+    b"\x01\x91",
+    b"\x0f\xa1expired",
+    b"\x00\x00",
+    b"\xff\xff",
+];
+
+impl Operation {
+    /// Whether the cloud puts something on the wire.
+    pub(super) fn is_said_by_cloud(&self) -> bool {
+        match self {
+            Operation::CloudCreates { .. }
+            | Operation::CloudSends { .. }
+            | Operation::CloudReleases { .. }
+            | Operation::CloudOffers { .. }
+            | Operation::CloudGrants { .. }
+            | Operation::CloudEnds { .. }
+            | Operation::CloudMisbehaves { .. }
+            | Operation::CloudSaysClose { .. } => true,
+            Operation::Arrives { .. }
+            | Operation::CloudTakes { .. }
+            | Operation::ServiceSends { .. }
+            | Operation::ServiceTakes { .. }
+            | Operation::ServiceEnds { .. }
+            | Operation::NextConnect { .. }
+            | Operation::Connects { .. }
+            | Operation::TimePasses { .. }
+            | Operation::CloudCloses
+            | Operation::Directive
+            | Operation::Turn { .. } => false,
+        }
+    }
+}
 
 /// What a cloud should not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Arbitrary)]
@@ -195,6 +243,7 @@ impl<'a> Arbitrary<'a> for Operation {
             25 => match u.int_in_range(0..=63)? {
                 0 => Operation::CloudCloses,
                 1 => Operation::Directive,
+                2..=4 => Operation::CloudSaysClose { which: u.arbitrary()? },
                 _ => Operation::Turn { spurious: false },
             },
             26 => Operation::CloudOffers { id: id(u)?, offer: offer(u)?, fragments: fragments(u)? },
@@ -254,7 +303,7 @@ fn fragments(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 /// A length of one byte to a few frames, small ones as likely as large ones.
-fn length(u: &mut Unstructured<'_>) -> Result<usize> {
+pub(crate) fn length(u: &mut Unstructured<'_>) -> Result<usize> {
     let (scale, fine): (u8, u8) = u.arbitrary()?;
     let fine = usize::from(fine);
     Ok(match scale % 8 {
@@ -267,7 +316,7 @@ fn length(u: &mut Unstructured<'_>) -> Result<usize> {
 }
 
 /// Mostly a moment, sometimes seconds.
-fn millis(u: &mut Unstructured<'_>) -> Result<u64> {
+pub(crate) fn millis(u: &mut Unstructured<'_>) -> Result<u64> {
     let step = u64::from(u.arbitrary::<u8>()?);
     Ok(if step.is_multiple_of(4) { 40 * step } else { step })
 }

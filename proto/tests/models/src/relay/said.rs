@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::IDS;
+use crate::close_code;
 
 /// What the device has said.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub(super) struct Said {
     read: usize,
     /// The last id of a frame that it originated.
     own_frame: u64,
+    /// It has sent a close frame, with this code.
+    pub(super) closed: Option<Option<u16>>,
 }
 
 /// A session that the device has opened.
@@ -42,9 +45,15 @@ impl Said {
         let mut rest = &wire[self.read..];
         while let Some((opcode, message)) = next_message(&mut rest) {
             self.read = wire.len() - rest.len();
-            if opcode != 2 {
-                assert!(matches!(opcode, 8..=10), "opcode {opcode}");
-                continue;
+            assert_eq!(self.closed, None, "opcode {opcode} follows a close frame");
+            match opcode {
+                2 => {}
+                8 => {
+                    self.closed = Some(close_code(&message));
+                    continue;
+                }
+                9 | 10 => continue,
+                _ => panic!("opcode {opcode}"),
             }
             let (header, payload) = parts(&message);
             let is_response = header["frame_type"] == 1;
@@ -120,7 +129,7 @@ pub(super) fn frames(mut wire: &[u8]) -> Vec<(Value, Vec<u8>)> {
 }
 
 /// The header and the payload of a frame.
-fn parts(message: &[u8]) -> (Value, Vec<u8>) {
+pub(crate) fn parts(message: &[u8]) -> (Value, Vec<u8>) {
     let length = usize::from(u16::from_be_bytes([message[0], message[1]]));
     let (header, payload) = message[2..].split_at(length);
     (serde_json::from_slice(header).expect("a header in JSON"), payload.to_vec())
@@ -144,7 +153,7 @@ impl Accepted {
 }
 
 /// The next whole message of a client: final, masked.
-fn next_message(rest: &mut &[u8]) -> Option<(u8, Vec<u8>)> {
+pub(crate) fn next_message(rest: &mut &[u8]) -> Option<(u8, Vec<u8>)> {
     let (head, after) = rest.split_at_checked(2)?;
     assert_eq!((head[0] & 0xf0, head[1] & 0x80), (0x80, 0x80), "final and masked");
     let (length, after) = match head[1] & 0x7f {

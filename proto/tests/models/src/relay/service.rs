@@ -29,9 +29,9 @@ pub struct Service {
     /// Bytes that it has sent, and how many of them were read.
     pub sent: usize,
     pub read: usize,
-    pub(super) end: Option<Result<(), ErrorKind>>,
+    pub(crate) end: Option<Result<(), ErrorKind>>,
     /// Whether it did what ends a session early. An end in order does so without half-close only.
-    pub(super) spoiled: bool,
+    pub(crate) spoiled: bool,
     /// The device has closed the stream with a reset.
     pub reset: bool,
     /// The device has ended its direction of the stream in order.
@@ -63,11 +63,11 @@ impl Service {
     }
 
     /// Whether there is something to read of it, be it its end.
-    pub(super) fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         self.read < self.sent || self.end.is_some()
     }
 
-    pub(super) fn is_writable(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         self.takes > 0 || self.write_error.is_some()
     }
 
@@ -87,11 +87,19 @@ impl Service {
 /// The device's end of a service's stream.
 #[derive(Debug)]
 pub struct ServiceStream {
-    pub(super) service: SharedService,
+    pub(crate) service: SharedService,
     /// Of what it sends.
     salt: usize,
     /// A close is a reset.
     resets: bool,
+}
+
+impl ServiceStream {
+    /// A stream of a local program, whose bytes have this salt.
+    pub(crate) fn of_program(salt: usize) -> (SharedService, Self) {
+        let service = Rc::new(RefCell::new(Service::new(0, Some(Ok(())))));
+        (service.clone(), ServiceStream { service, salt, resets: false })
+    }
 }
 
 impl Drop for ServiceStream {

@@ -11,12 +11,12 @@ use aiot_tunnel_proto::connection::Transport;
 pub struct Wire {
     to_device: Vec<u8>,
     /// How much of it the device has read.
-    pub(super) read: usize,
+    pub(crate) read: usize,
     /// How far the device may read.
     pub arrived: usize,
     /// Nothing more comes from the cloud.
     pub closed: bool,
-    pub(super) from_device: Vec<u8>,
+    pub(crate) from_device: Vec<u8>,
     /// Bytes that the cloud takes.
     pub takes: usize,
 }
@@ -37,12 +37,12 @@ impl Wire {
     }
 
     /// Whether the device has read what the cloud has sent.
-    pub(super) fn is_all_read(&self) -> bool {
+    pub(crate) fn is_all_read(&self) -> bool {
         self.read == self.to_device.len()
     }
 
     /// Whether there is something to read, be it the end.
-    pub(super) fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         self.read < self.end() || self.closed && self.is_all_read()
     }
 
@@ -53,7 +53,7 @@ impl Wire {
     }
 
     /// Puts a WebSocket message on the wire, in so many fragments, with a ping between them.
-    pub(super) fn message(&mut self, opcode: u8, message: &[u8], fragments: usize) {
+    pub(crate) fn message(&mut self, opcode: u8, message: &[u8], fragments: usize) {
         let size = message.len().div_ceil(fragments.max(1)).max(1);
         let mut parts = message.chunks(size);
         let Some(mut part) = parts.next() else { return self.put(0x80 | opcode, &[]) };

@@ -82,7 +82,12 @@ impl World {
 
     /// Runs the world of a seed to its end. Panics where a promise is broken.
     pub fn run(seed: u64) {
-        let mut world = World::new(Plan::of_seed(seed));
+        World::run_plan(Plan::of_seed(seed));
+    }
+
+    /// Runs the world of a plan to its end. Panics where a promise is broken.
+    pub fn run_plan(plan: Plan) {
+        let mut world = World::new(plan);
         world.run_to_end();
         world.settle();
         world.judge();

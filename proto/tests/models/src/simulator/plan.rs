@@ -1,8 +1,10 @@
-//! What happens in a world: its links, its programs and its faults, all from a seed.
+//! What happens in a world: its links, its programs and its faults, all from a seed or from the bytes
+//! of a fuzzer.
 
 use std::time::Duration;
 
 use aiot_tunnel_proto::Side;
+use arbitrary::{Arbitrary, Result, Unstructured};
 
 use super::program::{Script, Then};
 use super::wire::LinkShape;
@@ -47,20 +49,21 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
 }
 
-/// A generator of random numbers (SplitMix64), which a seed reproduces on every machine.
-struct Random(u64);
+/// The next number of a generator (SplitMix64), which a seed reproduces on every machine.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+/// Decides, by the numbers of its source.
+struct Random<'a>(&'a mut dyn FnMut() -> u64);
 
+impl Random<'_> {
     fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        (self.0)() % end
     }
 
     fn one_in(&mut self, count: u64) -> bool {
@@ -117,7 +120,11 @@ impl Plan {
 
     /// The plan of a seed.
     pub fn of_seed(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut state = seed;
+        Plan::decided(Random(&mut || next(&mut state)))
+    }
+
+    fn decided(mut random: Random<'_>) -> Self {
         let length = Duration::from_secs(20) + random.millis(60_000);
         let mut plan = Plan::quiet(length, random.link(), random.link());
         plan.accesses = 1 + random.below(3) as usize;
@@ -167,5 +174,11 @@ impl Plan {
     pub(super) fn may_wait(&self) -> bool {
         // The plan's clients have been taken out when this is asked.
         self.sessions < 10
+    }
+}
+
+impl<'a> Arbitrary<'a> for Plan {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Plan::decided(Random(&mut || u.arbitrary::<u32>().unwrap_or_default().into())))
     }
 }

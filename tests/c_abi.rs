@@ -59,7 +59,8 @@ fn what_programs_were_compiled_against_stays() {
         (include_str!("abi/kept-symbols.txt"), include_str!("abi/symbols.txt")),
         (include_str!("abi/kept-layout.txt"), include_str!("abi/layout.txt")),
     ] {
-        let gone: Vec<&str> = kept.lines().filter(|kept| !now.lines().any(|l| l == *kept)).collect();
+        let gone: Vec<&str> =
+            kept.lines().filter(|kept| !now.lines().any(|l| l == *kept)).collect();
         assert!(gone.is_empty(), "gone or changed: {gone:?}");
     }
 }

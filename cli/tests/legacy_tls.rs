@@ -35,7 +35,8 @@ fn a_client_with_static_rsa_suites_only_gets_in_with_legacy_tls_alone() {
         if legacy {
             command.arg("--legacy-tls");
         }
-        let mut gateway = Process::start(command.stdout(Stdio::piped()));
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut gateway = Process::start(&mut command);
         let line = gateway.lines().next_line();
         let address = line.strip_prefix("listening on ").unwrap();
         for suite in ["AES128-SHA256", "AES256-SHA256", "AES128-GCM-SHA256", "AES256-GCM-SHA384"] {

@@ -34,10 +34,10 @@ test: setup-test
 
 ## build         builds target/release/aiot-tunnel, and target/release/libaiot_tunnel.so and .a
 # An ordinary `cargo build` builds the Rust library alone. One call builds the other two without it: built with it, they
-# would keep what only Rust callers can reach, a fifth of their size.
+# would keep what only Rust callers can reach, a fifth of their size. The flag is explained in build.rs.
 build: setup-build
 	$(CARGO) build --release $(PROGRAM)
-	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib
+	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib -- -Clink-arg=-Wl,-z,nodelete
 	scripts/weaken target/release/libaiot_tunnel.a
 
 ## install       installs headers, both libraries, the .pc file and the CMake package: PREFIX, LIBDIR, DESTDIR
@@ -116,7 +116,7 @@ NAME := tunnel
 bench: bench-$(NAME)
 
 bench-tunnel: setup-bench-tunnel c-demo
-	$(CARGO) rustc --profile release-small --lib --crate-type cdylib
+	$(CARGO) rustc --profile release-small --lib --crate-type cdylib -- -Clink-arg=-Wl,-z,nodelete
 	$(CARGO) bench --bench tunnel -- --json "$(CURDIR)/target/bench.json" $(OPTIONS)
 
 bench-codec: setup-bench-codec

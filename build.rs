@@ -11,5 +11,7 @@ fn main() {
         // linkers only GNU ld knows this switch.
         println!("cargo:rustc-cdylib-link-arg=-fuse-ld=bfd");
         println!("cargo:rustc-cdylib-link-arg=-Wl,--default-symver");
+        // The library stays in memory after dlclose: a thread of it may still be running.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
 }

@@ -186,6 +186,9 @@ static int32_t write_line(int32_t code, char *message)
     return (int32_t)write(STDOUT_FILENO, message, strlen(message));
 }
 
+/* Made by the thread that is not cancelled, which can free it. */
+static aiot_sysdep_network_cred_t cred;
+
 static void *call_for_ever(void *handle)
 {
     char id[] = "t1";
@@ -194,7 +197,7 @@ static void *call_for_ever(void *handle)
     for (;;) {
         connect_tunnel(aiot_tunnel_add, handle, "t1", "any", getenv("PEER_TOKEN"));
         aiot_tunnel_delete(handle, id);
-        set_peer_credential(handle);
+        aiot_tunnel_setopt(handle, AIOT_TUNNELOPT_NETWORK_CRED, &cred);
         pthread_testcancel();
     }
     return NULL;
@@ -202,8 +205,16 @@ static void *call_for_ever(void *handle)
 
 static void a_thread_that_calls_may_be_cancelled(void)
 {
+    char *ca = NULL;
     int round;
 
+    memset(&cred, 0, sizeof(cred));
+    if (peer_has_tls()) {
+        ca = peer_file("PEER_CA", &cred.x509_server_cert_len);
+        cred.option = AIOT_SYSDEP_NETWORK_CRED_SVRCERT_CA;
+        cred.sni_enabled = 1;
+        cred.x509_server_cert = ca;
+    }
     CHECK(sem_init(&calling, 0, 0) == 0);
     CHECK_CODE(aiot_state_set_logcb(write_line), STATE_SUCCESS);
     for (round = 0; round < (under_checker() ? 5 : 50); round++) {
@@ -226,6 +237,7 @@ static void a_thread_that_calls_may_be_cancelled(void)
         device_close(&device);
     }
     CHECK_CODE(aiot_state_set_logcb(NULL), STATE_SUCCESS);
+    free(ca);
 }
 
 int main(void)

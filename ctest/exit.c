@@ -1,10 +1,12 @@
 /*
- * A process may exit while tunnels run, whoever initialised OpenSSL first, and however it exits. Each way is tried
- * AIOT_EXIT_RUNS times (20), each time in a process of its own, whose tunnels connect with TLS meanwhile.
+ * A process may exit while tunnels run, whoever initialised OpenSSL first, however it exits, and after dlclose. Each
+ * way is tried AIOT_EXIT_RUNS times (20), each time in a process of its own, whose tunnels connect meanwhile.
+ *
+ *   exit                     links the library
+ *   exit PROGRAM LIBRARY     the ways of PROGRAM, unload.c, which loads the library with dlopen
  */
 #include "harness.h"
 
-#include <dlfcn.h>
 #include <openssl/ssl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -67,47 +69,75 @@ static int child(const char *way, int delay_us)
     exit(0);
 }
 
-static const char *program;
+/* The programs that end in the named ways, and the library that the second one loads. */
+static const char *program, *unloader, *library;
+
+/* Runs a program that ends in the named way. 1: it has ended well. */
+static int ends_well(const char *way, int delay_us)
+{
+    char delay[16];
+    int status = 0;
+    pid_t process;
+
+    snprintf(delay, sizeof(delay), "%d", delay_us);
+    process = fork();
+    CHECK(process >= 0);
+    if (process == 0) {
+        alarm(TIMEOUT_MS / 1000);
+        if (strncmp(way, "dlclose", 7) == 0) {
+            execl(unloader, unloader, library, way, delay, (char *)NULL);
+        } else {
+            execl(program, program, way, delay, (char *)NULL);
+        }
+        _exit(127);
+    }
+    CHECK(waitpid(process, &status, 0) == process);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static void check_ways(const char *const *way)
+{
+    const char *runs_text = getenv("AIOT_EXIT_RUNS");
+    int runs = runs_text != NULL ? atoi(runs_text) : under_checker() ? 2 : 20;
+    int i, failed;
+
+    for (; *way != NULL; way++) {
+        failed = 0;
+        for (i = 0; i < runs; i++) {
+            failed += !ends_well(*way, i % 20 * 2500);
+        }
+        printf("%s: %d of %d failed\n", *way, failed, runs);
+        CHECK(failed == 0);
+    }
+}
 
 static void no_way_to_exit_crashes(void)
 {
-    static const char *const ways[] = {"exit", "return", "quick_exit", "thread", "exit-handler", "exit-ours-first"};
-    const char *runs_text = getenv("AIOT_EXIT_RUNS");
-    int runs = runs_text != NULL ? atoi(runs_text) : under_checker() ? 2 : 20;
-    size_t way;
-    int i, crashed;
+    static const char *const ways[] = {"exit", "return", "quick_exit", "thread", "exit-handler", "exit-ours-first", NULL};
 
-    for (way = 0; way < sizeof(ways) / sizeof(ways[0]); way++) {
-        crashed = 0;
-        for (i = 0; i < runs; i++) {
-            char delay[16];
-            int status = 0;
-            pid_t process;
+    check_ways(ways);
+}
 
-            snprintf(delay, sizeof(delay), "%d", i % 20 * 2500);
-            process = fork();
-            CHECK(process >= 0);
-            if (process == 0) {
-                alarm(TIMEOUT_MS / 1000);
-                execl(program, program, ways[way], delay, (char *)NULL);
-                _exit(127);
-            }
-            CHECK(waitpid(process, &status, 0) == process);
-            if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
-                crashed++;
-            }
-        }
-        printf("%s: %d of %d failed\n", ways[way], crashed, runs);
-        CHECK(crashed == 0);
-    }
+static void no_way_to_exit_after_dlclose_crashes(void)
+{
+    static const char *const ways[] = {"dlclose", "dlclose-stopped", "dlclose-return", "dlclose-quick_exit", "dlclose-thread",
+                                       "dlclose-again", NULL};
+
+    check_ways(ways);
 }
 
 int main(int argc, char **argv)
 {
-    if (argc > 2) {
+    if (argc == 3 && strchr(argv[1], '/') == NULL) {
         return child(argv[1], atoi(argv[2]));
     }
     program = argv[0];
+    if (argc == 3) {
+        unloader = argv[1];
+        library = argv[2];
+        RUN(no_way_to_exit_after_dlclose_crashes);
+        return 0;
+    }
     RUN(no_way_to_exit_crashes);
     return 0;
 }

@@ -1,5 +1,5 @@
 /* Loads, uses and unloads the library repeatedly. Before each dlclose, no instance and no log
- * callback remains. */
+ * callback remains. unload.c has the programs that leave some behind. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>

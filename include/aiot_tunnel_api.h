@@ -535,7 +535,8 @@ int32_t aiot_tunnel_deinit(void **handle);
  *
  * One kind of thread remains: a lookup of a host name that the system has not answered yet cannot be
  * interrupted. All instances of the process share at most 16 threads for lookups. Each ends when the
- * system's resolver gives up, usually after 10 to 30 s. Do not unload the library (dlclose) before.
+ * system's resolver gives up, usually after 10 to 30 s. The library therefore stays in memory after
+ * dlclose.
  *
  * May be called from any thread, but only one thread at a time may be inside it for one handle.
  *

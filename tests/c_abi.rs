@@ -51,6 +51,20 @@ fn exactly_the_listed_symbols_are_exported() {
     assert_eq!(exported_symbols(), include_str!("abi/symbols.txt"));
 }
 
+/// The two lists as they were at the first release of the C interface. Programs were compiled against
+/// it, so these two files never change.
+#[test]
+fn what_programs_were_compiled_against_stays() {
+    for (kept, now) in [
+        (include_str!("abi/kept-symbols.txt"), include_str!("abi/symbols.txt")),
+        (include_str!("abi/kept-layout.txt"), include_str!("abi/layout.txt")),
+    ] {
+        let gone: Vec<&str> =
+            kept.lines().filter(|kept| !now.lines().any(|l| l == *kept)).collect();
+        assert!(gone.is_empty(), "gone or changed: {gone:?}");
+    }
+}
+
 #[cfg(target_pointer_width = "64")]
 mod layout {
     use std::mem::{offset_of, size_of};

@@ -13,6 +13,7 @@ library with version nodes, as it is installed, with -flto, where GNU ld 2.40 do
 core keeps its callback (-u).
 """
 import argparse
+import collections
 import os
 import pathlib
 import shlex
@@ -41,7 +42,8 @@ def build(*command):
 
 class Matrix:
     def __init__(self, options, folder):
-        self.options, self.folder, self.failed = options, folder, 0
+        self.options, self.folder = options, folder
+        self.counts = collections.Counter()
         self.objects = []
 
     def prepare(self, compiler, more=()):
@@ -92,7 +94,7 @@ class Matrix:
         name = f"{compiler}, core as {core}, {first} first, {linkage} {' '.join(extra)}".rstrip()
         result = self.link(compiler, name, core, first, linkage, extra)
         print(f"{name}: {result}", flush=True)
-        self.failed += result not in ("good", SAYS)
+        self.counts[result if result in ("good", SAYS) else "failed"] += 1
 
 
 def main():
@@ -130,8 +132,9 @@ def main():
                 for core, first in [("objects", "core"), ("objects", "ours"), ("archive", "core")]:
                     for linkage in ["shared", "static"]:
                         matrix.check(compiler, core, first, linkage, ["-flto"])
-    print(f"{matrix.failed} failed")
-    return 1 if matrix.failed else 0
+    good, says, failed = (matrix.counts[result] for result in ("good", SAYS, "failed"))
+    print(f"{good + says + failed} combinations: {good} good, {says} say how to link, {failed} failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -842,3 +842,45 @@ fn a_client_in_a_program_can_be_stopped_and_says_what_was_wrong() {
     stop.stop();
     listening.join().unwrap().unwrap();
 }
+
+#[test]
+fn data_before_the_answer_cuts_the_session() {
+    let (_fake, _program, address, mut operator) = listening();
+    operator.data("s1", b"lost");
+    let (header, _) = operator.0.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s1")));
+    let mut local = session(address, &mut operator);
+    assert_eq!(read_until_reset(&mut local), b"");
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
+    // The id is free again.
+    let mut local = session(address, &mut operator);
+    operator.data("s1", b"there");
+    operator.release("s1", BYE);
+    let mut bytes = Vec::new();
+    local.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"there");
+}
+
+#[test]
+fn data_before_the_answer_fails_stdio() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--stdio"]);
+    let _stdin = program.stdin();
+    let mut operator = fake.accept();
+    operator.data("s1", b"lost");
+    operator.answer("s1", OK);
+    program.fails_with("data of the session came before the answer");
+}
+
+#[test]
+fn a_second_session_with_an_id_in_use_is_refused_and_the_first_goes_on() {
+    let (_fake, _program, address, mut operator) = listening();
+    let mut first = session(address, &mut operator);
+    let mut second = session(address, &mut operator);
+    assert_eq!(read_until_reset(&mut second), b"");
+    operator.data("s1", b"to the first");
+    operator.release("s1", BYE);
+    let mut bytes = Vec::new();
+    first.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"to the first");
+}

@@ -337,6 +337,8 @@ mod refusals {
         let path = Path::new(Kind::PLAIN);
         let access = path.listen_with(SERVICE, &["--queue-timeout", "1"]);
         ends_in_a_reset(access.connect());
+        access.program.expect_log("the device was not connected in time");
+        assert_eq!(access.program.log().matches("session refused").count(), 1);
     }
 
     #[test]
@@ -1371,6 +1373,18 @@ mod queue {
         let path = Path::new(Kind::PLAIN);
         let _agent = path.agent(&[door.service()]);
         let _relayed = path.front(listener);
+        Reader::new(door.accept()).read_up_to(1000);
+    }
+
+    #[test]
+    fn a_connection_waits_for_a_device_that_comes_back() {
+        let door = Door::new(SERVICE);
+        let path = Path::new(Kind::PLAIN);
+        let access = path.listen(SERVICE);
+        let client = access.connect();
+        streams::write(&client, 0, 1000);
+        path.gateway.expect_log("the device is not connected");
+        let _agent = path.agent(&[door.service()]);
         Reader::new(door.accept()).read_up_to(1000);
     }
 

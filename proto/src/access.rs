@@ -404,3 +404,39 @@ fn refuse<S: LocalStream>(
 fn quoted(status: Option<Status>) -> String {
     format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::IoSlice;
+
+    struct Nothing;
+
+    impl LocalStream for Nothing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn write(&mut self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn shut_down(&mut self) {}
+        fn reset_on_close(&mut self, _: bool) {}
+        fn unacked(&self) -> usize {
+            0
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_session_makes_one_that_waits_due_at_once() {
+        let now = Instant::now();
+        let until = Some(now + Duration::from_secs(30));
+        let mut side = AccessSide::new(AccessLimits { extensions: Extensions::ALL }, now);
+        side.lacks = Lack::Session(10);
+        assert!(!side.is_due(9));
+        side.waiting.push_back(Pending::new(Nothing, "s".into(), until));
+        assert!(side.is_due(9) && !side.is_due(10));
+        // Another one's end does not bring a device back.
+        side.lacks = Lack::Device;
+        assert!(!side.is_due(9));
+    }
+}

@@ -116,12 +116,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Asks the device for a session for this local stream, whose bytes go to stdout.
-    pub(super) fn open(
-        &mut self,
-        local: LocalSocket,
-        service_type: &Arc<str>,
-        output: &'a Output,
-    ) {
+    pub(super) fn open(&mut self, local: LocalSocket, service_type: &Arc<str>, output: &'a Output) {
         self.output = Some(output);
         let pending = Pending::new(local, service_type.clone(), None);
         self.relay.open(pending, Instant::now());
@@ -239,12 +234,7 @@ impl<'a> Relay<'a> {
 
     /// Delivers the last bytes in both directions, then closes the connection. `failure`: stdout has
     /// failed.
-    fn close(
-        &mut self,
-        mut stopped: bool,
-        failure: Option<&str>,
-        listening: bool,
-    ) -> Result<()> {
+    fn close(&mut self, mut stopped: bool, failure: Option<&str>, listening: bool) -> Result<()> {
         let begun = Instant::now();
         if self.relay.end().is_some() {
             self.relay.cut_all(begun);

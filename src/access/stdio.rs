@@ -194,9 +194,7 @@ fn write_all(mut stdout: &File, mut bytes: &[u8]) -> io::Result<()> {
 fn wait_after(e: io::Error, file: &File, writes: bool) -> io::Result<()> {
     match e.kind() {
         io::ErrorKind::Interrupted => Ok(()),
-        io::ErrorKind::WouldBlock => {
-            poll(&mut [PollFd::new(file.as_fd(), !writes, writes)], None)
-        }
+        io::ErrorKind::WouldBlock => poll(&mut [PollFd::new(file.as_fd(), !writes, writes)], None),
         _ => Err(e),
     }
 }

@@ -102,7 +102,10 @@ fn a_socket_that_is_stdin_and_stdout_half_closes_after_the_service_has_said_all(
     service.shutdown(Shutdown::Write).unwrap();
     let mut reader = Reader::new(local.try_clone().unwrap());
     assert_eq!((reader.read_to_end(), reader.taken), (End::Orderly, LITTLE));
-    let uploading = thread::spawn(move || streams::write(local, 0, UPLOAD));
+    let uploading = thread::spawn(move || {
+        streams::write(&local, 0, UPLOAD);
+        local.shutdown(Shutdown::Write).unwrap();
+    });
     let mut service = Reader::new(service);
     assert_eq!((service.read_to_end(), service.taken), (End::Orderly, UPLOAD));
     uploading.join().unwrap();

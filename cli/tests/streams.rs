@@ -1060,7 +1060,7 @@ mod slow {
     fn a_reader_of_stdout_that_pauses_gets_everything(line: &Line, pause: Duration) {
         const LENGTH: usize = 52_000_000;
         let mut access = line.path.stdio(SERVICE);
-        let _stdin = access.process.take_stdin();
+        let stdin = access.process.take_stdin();
         let mut stdout = Reader::new(access.process.take_stdout());
         let service = line.door.accept();
         let downloading = thread::spawn(move || {
@@ -1076,6 +1076,8 @@ mod slow {
         thread::sleep(pause.saturating_sub(began.elapsed()));
         assert_eq!(stdout.read_to_end(), End::Orderly);
         assert_eq!(stdout.taken, LENGTH);
+        // The service's end is not the end of stdin.
+        drop(stdin);
         let (status, log) = access.finish();
         assert!(status.success(), "{log}");
         downloading.join().unwrap();

@@ -758,9 +758,13 @@ fn a_service_that_closes_is_an_orderly_end_in_the_real_devices_words() {
     let mut program = Program::access(&url, &["--stdio"]);
     let mut stdin = program.stdin();
     stdin.write_all(b"bye").unwrap();
+    // Stdout ends with the service's stream, though stdin is open.
+    let mut stdout = Vec::new();
+    program.process.take_stdout().read_to_end(&mut stdout).unwrap();
+    assert_eq!(stdout, b"bye");
+    drop(stdin);
     let output = program.finish();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.stdout, b"bye");
 }
 
 #[test]
@@ -829,8 +833,8 @@ fn a_client_in_a_program_can_be_stopped_and_says_what_was_wrong() {
     let refused = client(DEVICE).listen(&listener);
     assert!(matches!(refused, Err(access::Error::Unauthorized)), "{refused:?}");
 
-    // No device: the session is refused, its local connection is reset, and it goes on listening.
-    let client = client(ACCESS);
+    // No device: the local connection waits for one, is reset, and it goes on listening.
+    let client = client(ACCESS).with_queue_timeout(Duration::from_millis(100));
     let stop = client.stop_handle();
     let port = listener.local_addr().unwrap();
     let listening = thread::spawn(move || client.listen(&listener));
@@ -841,4 +845,46 @@ fn a_client_in_a_program_can_be_stopped_and_says_what_was_wrong() {
     }
     stop.stop();
     listening.join().unwrap().unwrap();
+}
+
+#[test]
+fn data_before_the_answer_cuts_the_session() {
+    let (_fake, _program, address, mut operator) = listening();
+    operator.data("s1", b"lost");
+    let (header, _) = operator.0.receive();
+    assert_eq!((&header["frame_type"], &header["session_id"]), (&json!(3), &json!("s1")));
+    let mut local = session(address, &mut operator);
+    assert_eq!(read_until_reset(&mut local), b"");
+    assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
+    // The id is free again.
+    let mut local = session(address, &mut operator);
+    operator.data("s1", b"there");
+    operator.release("s1", BYE);
+    let mut bytes = Vec::new();
+    local.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"there");
+}
+
+#[test]
+fn data_before_the_answer_fails_stdio() {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--stdio"]);
+    let _stdin = program.stdin();
+    let mut operator = fake.accept();
+    operator.data("s1", b"lost");
+    operator.answer("s1", OK);
+    program.fails_with("data of the session came before the answer");
+}
+
+#[test]
+fn a_second_session_with_an_id_in_use_is_refused_and_the_first_goes_on() {
+    let (_fake, _program, address, mut operator) = listening();
+    let mut first = session(address, &mut operator);
+    let mut second = session(address, &mut operator);
+    assert_eq!(read_until_reset(&mut second), b"");
+    operator.data("s1", b"to the first");
+    operator.release("s1", BYE);
+    let mut bytes = Vec::new();
+    first.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"to the first");
 }

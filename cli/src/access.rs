@@ -10,27 +10,29 @@ use crate::cli::AccessArgs;
 use crate::input::{self, ACCESS_TOKEN};
 use crate::output;
 use crate::process::{on_signal, say_listening};
-use crate::{warnings, Result};
+use crate::{warnings, Result, Usage};
 
 pub(crate) fn run(args: &AccessArgs) -> Result<()> {
-    let url = input::split_url(&args.url)?;
+    let usage = |why| Err(Usage::of(why).into());
+    let url = input::split_url(&args.url).map_err(Usage::of)?;
     let path = match (&args.tunnel, url.path) {
         (Some(id), "" | "/") => format!("/tunnel/{id}/source"),
         (None, path) if path.len() > 1 => path.to_owned(),
-        (Some(_), _) => return Err("the URL has a path already: leave --tunnel out".into()),
-        (None, _) => return Err("give --tunnel ID, or the whole path in --url".into()),
+        (Some(_), _) => return usage("the URL has a path already: leave --tunnel out"),
+        (None, _) => return usage("give --tunnel ID, or the whole path in --url"),
     };
     let security = match (url.secure, &args.ca) {
         (false, None) => Security::Plain,
-        (false, Some(_)) => return Err("--ca needs a wss:// URL".into()),
+        (false, Some(_)) => return usage("--ca needs a wss:// URL"),
         (true, ca) => Security::Tls(input::tls(ca.as_deref())?),
     };
     let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
-    output::start();
+    // With --stdio, standard output is closed before the program ends.
+    output::start_log();
     if !url.secure {
         warnings::about_plain_text(url.host, "a ws:// URL");
     }
-    let params = ConnectParams::new(url.host, url.port, &path, token)?;
+    let params = ConnectParams::new(url.host, url.port, &path, token).map_err(Usage::of)?;
     let keepalive = (args.keepalive > 0).then(|| Duration::from_secs(args.keepalive));
     let client = Client::new(params, security, &args.service)?
         .with_extensions(!args.no_extensions)

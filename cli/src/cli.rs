@@ -131,8 +131,10 @@ Examples:
 
 With --listen, \"listening on ADDRESS\" is printed for each port when it is open, and a lost
 connection to the tunnel service is opened again. A session that is cut shows as a connection
-reset; with --stdio, as an error message and exit status 1. SIGINT and SIGTERM end the
-program.";
+reset; with --stdio, as an error message and exit status 1. So do a standard input that cannot
+be read and a standard output that cannot be written. With --stdio, the two directions end one by
+one: the program ends after the end of standard input and the end of the service's stream. SIGINT
+and SIGTERM end the program.";
 
 #[derive(Args)]
 #[command(after_help = ACCESS_HELP)]
@@ -145,7 +147,7 @@ pub(crate) struct AccessArgs {
     #[arg(long, value_name = "ID")]
     pub(crate) tunnel: Option<TunnelId>,
     /// Service to ask the device for
-    #[arg(long, default_value = "_SSH")]
+    #[arg(long, default_value = "_SSH", value_parser = input::service_type)]
     pub(crate) service: String,
     /// Forward connections to this local address: HOST:PORT, or :PORT on all addresses; port 0
     /// picks a free port. With =SERVICE, they reach this service instead of --service. May be
@@ -153,6 +155,7 @@ pub(crate) struct AccessArgs {
     #[arg(
         long,
         value_name = "ADDRESS[=SERVICE]",
+        value_parser = input::listen,
         conflicts_with = "stdio",
         required_unless_present = "stdio"
     )]
@@ -164,7 +167,7 @@ pub(crate) struct AccessArgs {
     #[arg(long, conflicts_with = "stdio")]
     pub(crate) retry: bool,
     /// With --listen: how long a connection waits for a session, while the tunnel has as many as it
-    /// may have or the tunnel service is away; then it is reset
+    /// may have, or while the tunnel service or the device is away; then it is reset
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) queue_timeout: u64,
     /// How long a session without half-close goes on without a byte after the local program has
@@ -222,7 +225,12 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "FILE", requires = "client_cert")]
     pub(crate) client_key: Option<PathBuf>,
     /// Key of the message queue that commands come from
-    #[arg(long, value_name = "KEY", default_value_t = ipc::DEFAULT_KEY)]
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value_t = ipc::DEFAULT_KEY,
+        value_parser = input::queue_key
+    )]
     pub(crate) queue_key: i32,
     /// Permissions that the queue may have, in octal; an existing queue loses all others
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = input::octal)]
@@ -265,7 +273,12 @@ pub(crate) struct SendArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Key of the agent's message queue
-    #[arg(long, value_name = "KEY", default_value_t = ipc::DEFAULT_KEY)]
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value_t = ipc::DEFAULT_KEY,
+        value_parser = input::queue_key
+    )]
     pub(crate) queue_key: i32,
 }
 

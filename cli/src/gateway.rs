@@ -13,7 +13,7 @@ use crate::cli::GatewayArgs;
 use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
 use crate::output;
 use crate::process::{ending_signals, say_listening};
-use crate::{warnings, Result};
+use crate::{warnings, Result, Usage};
 
 pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
     let mut signals = ending_signals()?;
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
             warnings::about_plain_text(&args.listen.ip().to_string(), "--plain");
             builder
         }
-        _ => return Err("give --cert and --key for TLS, or --plain for none".into()),
+        _ => return Err(Usage::of("give --cert and --key for TLS, or --plain for none").into()),
     };
     for tunnel in tunnels(args)? {
         builder = builder.tunnel(tunnel);
@@ -70,7 +70,7 @@ fn tunnels(args: &GatewayArgs) -> Result<Vec<TunnelConfig>> {
             let tunnel = TunnelConfig::new(id.clone(), device_token, access_token);
             Ok(vec![tunnel.with_expires(args.expire.and_then(from_now))])
         }
-        (None, None) => Err("give --tunnels FILE or --tunnel ID".into()),
+        (None, None) => Err(Usage::of("give --tunnels FILE or --tunnel ID").into()),
     }
 }
 

@@ -83,6 +83,9 @@ pub(crate) fn split_url(url: &str) -> Result<Url<'_>> {
         }
         None => (authority, Port::new(if secure { 443 } else { 80 })?),
     };
+    if host.is_empty() {
+        return Err(format!("the URL {url:?} names no host").into());
+    }
     Ok(Url { secure, host, port, path })
 }
 
@@ -92,6 +95,32 @@ pub(crate) fn service(text: &str) -> std::result::Result<Service, String> {
         text.split_once('=').ok_or("not of the form TYPE=HOST:PORT or TYPE=unix:/PATH")?;
     let service = target.parse().and_then(|target| Service::at(name, target));
     service.map_err(|e| e.to_string())
+}
+
+/// The name of a service that a device may offer.
+pub(crate) fn service_type(text: &str) -> std::result::Result<String, String> {
+    let port = Port::new(1).map_err(|e| e.to_string())?;
+    // Host and port do not matter here.
+    Service::new(text, "localhost", port).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+/// `HOST:PORT` or `:PORT`, and `=SERVICE` if there is one.
+pub(crate) fn listen(text: &str) -> std::result::Result<String, String> {
+    let (address, name) = text.split_once('=').map_or((text, None), |(a, name)| (a, Some(name)));
+    let (_, port) = address.rsplit_once(':').ok_or("not of the form HOST:PORT or :PORT")?;
+    port.parse::<u16>().map_err(|_| format!("{port:?} is no port from 0 to 65535"))?;
+    name.map_or(Ok(()), |name| service_type(name).map(drop))?;
+    Ok(text.to_owned())
+}
+
+/// The key of a message queue.
+pub(crate) fn queue_key(text: &str) -> std::result::Result<i32, String> {
+    match text.parse() {
+        // The kernel makes a new queue for each use of IPC_PRIVATE.
+        Ok(0) => Err("0 makes a private queue that nobody can reach; use another key".into()),
+        Ok(key) => Ok(key),
+        Err(e) => Err(format!("{e}")),
+    }
 }
 
 /// Permission bits in octal.
@@ -122,7 +151,17 @@ mod tests {
         ] {
             assert_eq!(split_url(text).unwrap(), parts);
         }
-        for bad in ["h:1", "https://h", "wss://h:", "wss://h:0", "wss://h:x", "://h"] {
+        for bad in [
+            "h:1",
+            "https://h",
+            "wss://h:",
+            "wss://h:0",
+            "wss://h:x",
+            "://h",
+            "ws://",
+            "ws://:80",
+            "ws:///p",
+        ] {
             assert!(split_url(bad).is_err(), "{bad}");
         }
     }
@@ -140,6 +179,24 @@ mod tests {
         }
         for bad in ["", "_SSH", "_SSH=", "=h:22", "_SSH=h", "_SSH=h:0", "app=unix:app.sock"] {
             assert!(service(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_to_listen_on_may_name_a_service() {
+        for good in ["127.0.0.1:0", ":80", "[::1]:2222", "localhost:1=_SSH", ":0=web"] {
+            assert_eq!(listen(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "8080", "h", "h:65536", "h:-1", "h:x", "h:", "h:1=", "unix:/tmp/x"] {
+            assert!(listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_nobody_can_reach_has_no_key() {
+        assert_eq!(queue_key("-5"), Ok(-5));
+        for bad in ["0", "", "x", "4294967296"] {
+            assert!(queue_key(bad).is_err(), "{bad}");
         }
     }
 

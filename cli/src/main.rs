@@ -15,6 +15,7 @@ mod process;
 mod send;
 mod warnings;
 
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,6 +23,27 @@ use clap::Parser;
 use cli::{Cli, Subcommands};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Exit status after wrong arguments. clap uses the same one.
+const WRONG_ARGUMENTS: u8 = 2;
+
+/// The arguments are wrong. The text says why.
+#[derive(Debug)]
+struct Usage(String);
+
+impl Usage {
+    fn of(why: impl fmt::Display) -> Self {
+        Usage(why.to_string())
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -36,7 +58,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             output::STDERR.push(format!("aiot-tunnel: {e}\n").into_bytes());
-            ExitCode::FAILURE
+            match e.is::<Usage>() {
+                true => ExitCode::from(WRONG_ARGUMENTS),
+                false => ExitCode::FAILURE,
+            }
         }
     };
     output::finish();

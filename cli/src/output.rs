@@ -45,8 +45,13 @@ pub(crate) fn init_log() {
 /// Starts the threads that write. Until then, lines wait in their queues: tokens can be taken out of
 /// the environment only while the process has one thread.
 pub(crate) fn start() {
-    STDERR.start("log-writer", io::stderr().as_fd().try_clone_to_owned().map(File::from));
+    start_log();
     STDOUT.start("event-writer", io::stdout().as_fd().try_clone_to_owned().map(File::from));
+}
+
+/// Starts the thread of [`STDERR`] alone. The other one would keep standard output open.
+pub(crate) fn start_log() {
+    STDERR.start("log-writer", io::stderr().as_fd().try_clone_to_owned().map(File::from));
 }
 
 /// Waits for the last lines: at the end of the program.

@@ -7,7 +7,7 @@ use aiot_tunnel::ConnectParams;
 
 use crate::cli::{Operation, SendArgs};
 use crate::input::{self, DEVICE_TOKEN};
-use crate::Result;
+use crate::{Result, Usage};
 
 /// An agent takes a command within milliseconds.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
@@ -24,9 +24,9 @@ pub(crate) fn run(args: &SendArgs) -> Result<()> {
 
 fn params(args: &SendArgs) -> Result<ConnectParams> {
     let (Some(host), Some(port)) = (&args.host, args.port) else {
-        return Err("add and update need --host and --port".into());
+        return Err(Usage::of("add and update need --host and --port").into());
     };
     let path = args.path.clone().unwrap_or_else(|| format!("/tunnel/{}/dest", args.tunnel));
     let token = input::token(args.token_file.as_deref(), DEVICE_TOKEN, "device")?;
-    Ok(ConnectParams::new(host, port, &path, token)?)
+    Ok(ConnectParams::new(host, port, &path, token).map_err(Usage::of)?)
 }

@@ -168,6 +168,29 @@ fn an_answer_of_http_says_what_the_status_means() {
 }
 
 #[test]
+fn an_answer_whose_head_is_too_long_is_told_from_a_lost_connection() {
+    let head = format!("HTTP/1.1 101 Ok\r\nX-Long: {}\r\n\r\n", "x".repeat(60_000));
+    let address = answers(head.leak().as_bytes()).to_string();
+    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    says(&line, &[&address, "the head of its answer is too long", "16 KiB"]);
+}
+
+#[test]
+fn a_server_that_greets_and_waits_is_refused_at_its_first_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+        // Until the client closes.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    says(&line, &[&address, "no tunnel service", "not HTTP"]);
+    server.join().unwrap();
+}
+
+#[test]
 fn a_tunnel_that_the_gateway_does_not_know_is_named() {
     let gateway = Gateway::builder().start("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = gateway.local_addr().to_string();

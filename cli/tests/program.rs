@@ -11,6 +11,15 @@ fn run(arguments: &[&str]) -> Output {
     command.args(arguments).output().unwrap()
 }
 
+/// With tokens that nobody has given out.
+fn run_with_tokens(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
+    for variable in ["AIOT_TUNNEL_DEVICE_TOKEN", "AIOT_TUNNEL_ACCESS_TOKEN"] {
+        command.env(variable, "hush");
+    }
+    command.env("RUST_LOG", "error").args(arguments).output().unwrap()
+}
+
 fn stdout(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
@@ -80,6 +89,8 @@ fn version_is_the_packages() {
 #[test]
 fn a_wrong_argument_is_named_with_the_reason() {
     let access = ["access", "--url", "wss://h", "--tunnel", "t1"];
+    let with = |more: &[&'static str]| [&access[..], more].concat();
+    let long = "s".repeat(128);
     for (arguments, parts) in [
         (&["agent", "--service", "_SSH"][..], ["--service", "TYPE=HOST:PORT"]),
         (&["agent", "--service", "_SSH=h:0"], ["_SSH=h:0", "from 1 to 65535"]),
@@ -91,6 +102,12 @@ fn a_wrong_argument_is_named_with_the_reason() {
         (&["send", "open", "--tunnel", "t1"], ["open", "add, update, delete"]),
         (&["send", "add", "--tunnel", "t1", "--port", "0"], ["--port", "from 1 to 65535"]),
         (&access, ["--listen", "required"]),
+        (&with(&["--listen", "127.0.0.1:65536"]), ["--listen", "no port from 0 to 65535"]),
+        (&with(&["--listen", "8080"]), ["--listen", "HOST:PORT"]),
+        (&with(&["--listen", "127.0.0.1:0="]), ["--listen", "service type"]),
+        (&[&access[..], &["--stdio", "--service", &long]].concat(), ["--service", "127"]),
+        (&["agent", "--queue-key", "0"], ["--queue-key", "nobody can reach"]),
+        (&["send", "delete", "--tunnel", "t1", "--queue-key", "0"], ["--queue-key", "private"]),
         (&["gateway", "--cert", "server.pem"], ["--key", "required"]),
         (&["fly"], ["fly", "subcommand"]),
     ] {
@@ -103,23 +120,42 @@ fn a_wrong_argument_is_named_with_the_reason() {
     }
 }
 
+/// Exit status 2 and one line, where several arguments do not fit together.
+#[test]
+fn arguments_that_make_no_sense_together_are_wrong_arguments() {
+    let access = ["access", "--stdio", "--url"];
+    let with = |more: &[&'static str]| [&access[..], more].concat();
+    for (arguments, part) in [
+        (vec!["gateway", "--tunnel", "t1"], "--cert and --key for TLS, or --plain"),
+        (vec!["gateway", "--plain"], "--tunnels FILE or --tunnel ID"),
+        (with(&["h:1", "--tunnel", "t1"]), "no URL such as wss://host:port"),
+        (with(&["wss://h"]), "--tunnel ID"),
+        (with(&["wss://h/path", "--tunnel", "t1"]), "leave --tunnel out"),
+        (with(&["ws://h", "--tunnel", "t1", "--ca", "ca.pem"]), "--ca needs a wss:// URL"),
+        (vec!["send", "add", "--tunnel", "t1"], "add and update need --host and --port"),
+        (with(&["ws://", "--tunnel", "t1"]), "names no host"),
+        (with(&["ws://h:65536", "--tunnel", "t1"]), "port"),
+        (with(&["ws://h h", "--tunnel", "t1"]), "host"),
+        (vec!["send", "update", "--tunnel", "t1", "--port", "1"], "--host and --port"),
+    ] {
+        let output = run_with_tokens(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.starts_with("aiot-tunnel: ") && text.contains(part), "{arguments:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    }
+}
+
 /// Exit status 1 and one line that says what to do.
 #[test]
 fn a_failure_says_what_was_attempted_or_what_to_do() {
     let access = ["access", "--stdio", "--url"];
     let with = |more: &[&'static str]| [&access[..], more].concat();
     for (arguments, part) in [
-        (vec!["gateway", "--tunnel", "t1"], "--cert and --key for TLS, or --plain"),
-        (vec!["gateway", "--plain"], "--tunnels FILE or --tunnel ID"),
         (vec!["gateway", "--plain", "--tunnel", "t1"], "set AIOT_TUNNEL_DEVICE_TOKEN"),
         (vec!["gateway", "--plain", "--tunnels", "/nowhere/file"], "/nowhere/file: No such file"),
-        (with(&["h:1", "--tunnel", "t1"]), "no URL such as wss://host:port"),
-        (with(&["wss://h"]), "--tunnel ID"),
-        (with(&["wss://h/path", "--tunnel", "t1"]), "leave --tunnel out"),
-        (with(&["ws://h", "--tunnel", "t1", "--ca", "ca.pem"]), "--ca needs a wss:// URL"),
         (with(&["wss://h", "--tunnel", "t1"]), "set AIOT_TUNNEL_ACCESS_TOKEN"),
         (with(&["wss://h", "--tunnel", "t1", "--ca", "/nowhere/ca"]), "/nowhere/ca: No such file"),
-        (vec!["send", "add", "--tunnel", "t1"], "add and update need --host and --port"),
         (
             vec!["send", "add", "--tunnel", "t1", "--host", "h", "--port", "1"],
             "set AIOT_TUNNEL_DEVICE_TOKEN",

@@ -337,6 +337,8 @@ mod refusals {
         let path = Path::new(Kind::PLAIN);
         let access = path.listen_with(SERVICE, &["--queue-timeout", "1"]);
         ends_in_a_reset(access.connect());
+        access.program.expect_log("the device was not connected in time");
+        assert_eq!(access.program.log().matches("session refused").count(), 1);
     }
 
     #[test]
@@ -1058,7 +1060,7 @@ mod slow {
     fn a_reader_of_stdout_that_pauses_gets_everything(line: &Line, pause: Duration) {
         const LENGTH: usize = 52_000_000;
         let mut access = line.path.stdio(SERVICE);
-        let _stdin = access.process.take_stdin();
+        let stdin = access.process.take_stdin();
         let mut stdout = Reader::new(access.process.take_stdout());
         let service = line.door.accept();
         let downloading = thread::spawn(move || {
@@ -1074,6 +1076,8 @@ mod slow {
         thread::sleep(pause.saturating_sub(began.elapsed()));
         assert_eq!(stdout.read_to_end(), End::Orderly);
         assert_eq!(stdout.taken, LENGTH);
+        // The service's end is not the end of stdin.
+        drop(stdin);
         let (status, log) = access.finish();
         assert!(status.success(), "{log}");
         downloading.join().unwrap();
@@ -1371,6 +1375,18 @@ mod queue {
         let path = Path::new(Kind::PLAIN);
         let _agent = path.agent(&[door.service()]);
         let _relayed = path.front(listener);
+        Reader::new(door.accept()).read_up_to(1000);
+    }
+
+    #[test]
+    fn a_connection_waits_for_a_device_that_comes_back() {
+        let door = Door::new(SERVICE);
+        let path = Path::new(Kind::PLAIN);
+        let access = path.listen(SERVICE);
+        let client = access.connect();
+        streams::write(&client, 0, 1000);
+        path.gateway.expect_log("the device is not connected");
+        let _agent = path.agent(&[door.service()]);
         Reader::new(door.accept()).read_up_to(1000);
     }
 

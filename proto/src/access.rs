@@ -12,15 +12,15 @@ use crate::frame::{
 };
 use crate::observer::{Event, Observer};
 use crate::relay::{Relay, RelaySide, Step};
-use crate::session::{Local, LocalStream, Outputs, ReleaseCodes, Sessions};
+use crate::session::{Local, LocalStream, Outputs, RecentIds, ReleaseCodes, Sessions};
 
 pub use crate::observer::SessionError;
 
 /// How long to wait for the answer to a session_create. The gateway gives the device 10 s, and this
 /// must be longer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often to ask again while the tunnel has no free session. Other access sides may end theirs
-/// unnoticed.
+/// How often to ask again while the tunnel has no free session or no device. Other access sides may
+/// end their sessions unnoticed.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Limits of an access side.
@@ -34,18 +34,18 @@ pub struct AccessLimits {
 pub struct Pending<S> {
     local: Local<S>,
     service_type: Arc<str>,
-    /// Until when it may wait for a free session.
+    /// Until when it may wait for a free session or for the device.
     until: Option<Instant>,
 }
 
 impl<S: LocalStream> Pending<S> {
-    /// A local stream for this service. If the tunnel has no free session, it waits for one until
-    /// `until`; without such a time, it does not wait.
+    /// A local stream for this service. If the tunnel has no free session or the device is not
+    /// connected, it waits until `until`; without such a time, it does not wait.
     pub fn new(stream: S, service_type: Arc<str>, until: Option<Instant>) -> Self {
         Pending { local: Local::new(stream), service_type, until }
     }
 
-    /// Until when it may wait for a free session. `None`: it does not wait for one.
+    /// Until when it may wait for a free session or for the device. `None`: it does not wait.
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
@@ -68,13 +68,37 @@ struct Opening<S> {
 pub struct AccessSide<S: LocalStream> {
     limits: AccessLimits,
     opening: Vec<Opening<S>>,
-    /// The local streams that wait because the tunnel has no free session.
+    /// The local streams that wait because the tunnel has no free session or no device.
     waiting: VecDeque<Pending<S>>,
-    /// The number of own sessions when the tunnel had no free one. With fewer, one is free.
-    full_at: usize,
+    /// What they wait for.
+    lacks: Lack,
     /// When to ask again for the first that waits.
     ask_at: Instant,
+    /// The ids of sessions whose data came before the answer that opens them. The data is lost.
+    early: RecentIds,
     over: bool,
+}
+
+/// What a tunnel lacks, so that local streams wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// A free session. The number is that of the own sessions at the refusal. With fewer, one is
+    /// free.
+    Session(usize),
+    /// The device is not connected.
+    Device,
+}
+
+impl Lack {
+    /// What the device or the gateway says with a refusal. `None`: waiting does not help.
+    fn told_by(status: &Status, sessions: usize) -> Option<Self> {
+        if status.code == i64::from(response::SESSION_LIMIT) {
+            return Some(Lack::Session(sessions));
+        }
+        let is_away =
+            status.code == i64::from(response::REFUSED) && status.msg == response::NOT_CONNECTED;
+        is_away.then_some(Lack::Device)
+    }
 }
 
 impl<S: LocalStream> AccessSide<S> {
@@ -84,13 +108,14 @@ impl<S: LocalStream> AccessSide<S> {
             limits,
             opening: Vec::new(),
             waiting: VecDeque::new(),
-            full_at: 0,
+            lacks: Lack::Session(0),
             ask_at: now,
+            early: RecentIds::default(),
             over: false,
         }
     }
 
-    /// Whether a local stream waits for the device's answer or for a free session.
+    /// Whether a local stream waits for the device's answer, for a free session or for the device.
     pub fn is_opening(&self) -> bool {
         !self.opening.is_empty() || !self.waiting.is_empty()
     }
@@ -141,24 +166,51 @@ impl<S: LocalStream> AccessSide<S> {
             }
             return;
         };
-        let is_full = code == i64::from(response::SESSION_LIMIT);
-        if is_success && sessions.is_denied(id) {
-            let code = i64::from(response::REFUSED);
-            let msg = "data came before the answer".to_owned();
-            refuse(opening.pending, SessionError::Refused { code, msg }, out);
-        } else if is_success {
+        if is_success {
             self.ask_at = out.now;
-            self.opened(frame, opening.pending, sessions, out);
-        } else if is_full && opening.pending.until.is_some() && !self.over {
-            let until = opening.pending.until;
-            let place = self.waiting.partition_point(|pending| pending.until <= until);
-            self.waiting.insert(place, opening.pending);
-            self.full_at = sessions.open.len();
-            self.ask_at = out.now + ASK_AGAIN;
-        } else {
-            let error = SessionError::Refused { code, msg: quoted(status) };
-            refuse(opening.pending, error, out);
+            match self.fault(id, sessions, out) {
+                None => self.opened(frame, opening.pending, sessions, out),
+                Some(msg) => {
+                    let (code, msg) = (i64::from(response::REFUSED), msg.to_owned());
+                    refuse(opening.pending, SessionError::Refused { code, msg }, out);
+                }
+            }
+            return;
         }
+        let open = sessions.open.len();
+        let lack = status.as_ref().and_then(|status| Lack::told_by(status, open));
+        match lack.filter(|_| opening.pending.until.is_some() && !self.over) {
+            Some(lack) => {
+                let until = opening.pending.until;
+                let place = self.waiting.partition_point(|pending| pending.until <= until);
+                self.waiting.insert(place, opening.pending);
+                self.lacks = lack;
+                self.ask_at = out.now + ASK_AGAIN;
+            }
+            None => {
+                let error = SessionError::Refused { code, msg: quoted(status) };
+                refuse(opening.pending, error, out);
+            }
+        }
+    }
+
+    /// Why no session can have the id of this answer. `None`: it can.
+    fn fault(
+        &mut self,
+        id: &str,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) -> Option<&'static str> {
+        if sessions.find(id).is_some() {
+            // A release would end the other session.
+            return Some("the session id is in use");
+        }
+        if self.early.contains(id) {
+            self.early.remove(id);
+            sessions.write_cut(id, reason::UNKNOWN_SESSION, out.sender);
+            return Some("data of the session came before the answer");
+        }
+        None
     }
 
     /// The device has opened a session.
@@ -217,8 +269,11 @@ impl<S: LocalStream> AccessSide<S> {
         }
         while self.waiting.front().is_some_and(|pending| pending.is_late(now) || over) {
             let Some(pending) = self.waiting.pop_front() else { break };
-            let code = i64::from(response::SESSION_LIMIT);
-            let msg = "no session became free in time".to_owned();
+            let (code, msg) = match self.lacks {
+                Lack::Session(_) => (response::SESSION_LIMIT, "no session became free in time"),
+                Lack::Device => (response::REFUSED, "the device was not connected in time"),
+            };
+            let (code, msg) = (i64::from(code), msg.to_owned());
             refuse(pending, SessionError::Refused { code, msg }, out);
         }
     }
@@ -247,8 +302,7 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
 
     fn step(&mut self, sessions: &mut Sessions<S>, out: &mut Outputs<'_, impl Observer>) {
         self.give_up(out);
-        let may_ask = sessions.open.len() < self.full_at || out.now >= self.ask_at;
-        if self.opening.is_empty() && may_ask {
+        if self.is_due(sessions.open.len()) || self.opening.is_empty() && out.now >= self.ask_at {
             if let Some(pending) = self.waiting.pop_front() {
                 self.ask(pending, sessions, out.sender, out.now);
             }
@@ -257,6 +311,26 @@ impl<S: LocalStream> RelaySide for AccessSide<S> {
 
     /// Does nothing: every session in the table of the access side is open.
     fn cancel(&mut self, _: u64, _: &str, _: &mut Sessions<S>, _: &mut Outputs<'_, impl Observer>) {
+    }
+
+    fn unknown(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<S>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        let id = &*frame.session_id;
+        // Data of a session that has ended is late, not early.
+        if !id.is_empty() && !sessions.has_ended(id) {
+            self.early.push(id);
+        }
+        sessions.unknown(frame, out);
+    }
+
+    /// A session has ended, so the first that waits can have one.
+    fn is_due(&self, sessions: usize) -> bool {
+        let is_free = matches!(self.lacks, Lack::Session(full) if sessions < full);
+        is_free && self.opening.is_empty() && !self.waiting.is_empty()
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -329,4 +403,40 @@ fn refuse<S: LocalStream>(
 /// The text of a status, quoted, so that it stays on one line.
 fn quoted(status: Option<Status>) -> String {
     format!("{:?}", status.map_or("no reason given".to_owned(), |status| status.msg))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::IoSlice;
+
+    struct Nothing;
+
+    impl LocalStream for Nothing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn write(&mut self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        fn shut_down(&mut self) {}
+        fn reset_on_close(&mut self, _: bool) {}
+        fn unacked(&self) -> usize {
+            0
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_session_makes_one_that_waits_due_at_once() {
+        let now = Instant::now();
+        let until = Some(now + Duration::from_secs(30));
+        let mut side = AccessSide::new(AccessLimits { extensions: Extensions::ALL }, now);
+        side.lacks = Lack::Session(10);
+        assert!(!side.is_due(9));
+        side.waiting.push_back(Pending::new(Nothing, "s".into(), until));
+        assert!(side.is_due(9) && !side.is_due(10));
+        // Another one's end does not bring a device back.
+        side.lacks = Lack::Device;
+        assert!(!side.is_due(9));
+    }
 }

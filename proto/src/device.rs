@@ -119,6 +119,9 @@ impl<C: Connect> DeviceSide<C> {
             return Err((response::SESSION_LIMIT, format!("the limit of {most} sessions")));
         }
         self.connect.dial(service_type).map_err(|e| match e {
+            DialError::NoService if service_type.is_empty() => {
+                (response::REFUSED, "the request names no service".into())
+            }
             DialError::NoService => (response::REFUSED, format!("no service {service_type} here")),
             DialError::Io(e) => {
                 (response::REFUSED, self.not_connected(service_type, &e.to_string()))

@@ -49,8 +49,24 @@ pub trait RelaySide {
         out: &mut Outputs<'_, impl Observer>,
     );
 
+    /// Handles data for a session that is not in the table.
+    fn unknown(
+        &mut self,
+        frame: &Frame<'_>,
+        sessions: &mut Sessions<Self::Stream>,
+        out: &mut Outputs<'_, impl Observer>,
+    ) {
+        sessions.unknown(frame, out);
+    }
+
     /// When [`step`](Self::step) has to be called even if `poll` reports nothing.
     fn deadline(&self) -> Option<Instant>;
+
+    /// Whether [`step`](Self::step) has to be called at once, because only so many sessions are
+    /// left.
+    fn is_due(&self, _sessions: usize) -> bool {
+        false
+    }
 
     /// The connection ends. From now on no session is opened.
     fn conclude(&mut self);
@@ -196,7 +212,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             let is_finished = D::RELEASES_FINISHED && session.is_finished();
             session.has_failed() || session.is_lost() || is_finished
         };
-        if self.sessions.open.iter().map(Box::as_ref).any(is_over) {
+        let is_due = self.side.is_due(self.sessions.open.len());
+        if is_due || self.sessions.open.iter().map(Box::as_ref).any(is_over) {
             return now;
         }
         if self.connection.is_gone() && self.sessions.open.is_empty() {
@@ -285,7 +302,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
                             Taken::Violation(why) => Step::Cut(index, why),
                         },
                         None => {
-                            sessions.unknown(&frame, &mut out);
+                            side.unknown(&frame, sessions, &mut out);
                             Step::Done
                         }
                     }
@@ -492,6 +509,13 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
     pub fn close(&mut self, why: &'static str, now: Instant) {
         self.release_all(why, now);
         self.connection.close(close::NORMAL, why, now);
+    }
+
+    /// Like [`close`](Self::close), after the failure of the local stream: `why` is the reason of
+    /// the releases.
+    pub fn fail(&mut self, why: &str, now: Instant) {
+        self.release_all(why, now);
+        self.connection.close(close::NORMAL, "the local stream has failed", now);
     }
 
     /// Like [`close`](Self::close), but waits longer for the answer while queued bytes still get

@@ -17,14 +17,13 @@ mod connector;
 mod listeners;
 mod log;
 mod relay;
+mod stdio;
 
 use std::fmt;
-use std::io::{self, Write};
-use std::net::{Shutdown, TcpListener};
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::SessionError;
@@ -32,11 +31,11 @@ use aiot_tunnel_proto::access::SessionError;
 use crate::config::{ConnectParams, Port, Security, Service};
 use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
-use crate::net::LocalSocket;
 use crate::sys::{poll, PollFd, Waker};
 use connector::Connector;
 use listeners::Listeners;
 use relay::Relay;
+use stdio::Standard;
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);
@@ -203,8 +202,8 @@ impl Client {
     }
 
     /// Sets how long an accepted local connection may wait for a session: while the tunnel has as
-    /// many as it may have, and while the tunnel service cannot be reached. Then the connection is
-    /// reset. Default 30 s.
+    /// many as it may have, while the tunnel service cannot be reached, and while our gateway says
+    /// that the device is not connected. Then the connection is reset. Default 30 s.
     pub fn with_queue_timeout(mut self, time: Duration) -> Self {
         self.settings.queue_timeout = time;
         self
@@ -289,52 +288,29 @@ impl Client {
     }
 
     /// Serves stdin and stdout as one session. Blocks until the session ends and every received
-    /// byte has been written. The thread that reads stdin goes on until its read returns, so the
-    /// program should exit afterwards.
+    /// byte has been written.
+    ///
+    /// The two directions end one by one. After the end of file on stdin, the answer is still
+    /// written. After the end of the received stream, stdout is closed and stdin is still read. If
+    /// stdin cannot be read or stdout cannot be written, the session is cut.
+    ///
+    /// Call it once in a process, and end the process afterwards: descriptor 1 is then `/dev/null`,
+    /// and the thread that reads stdin goes on until its read returns.
     ///
     /// # Errors
-    /// Any error for which the session was not opened or did not end in order.
+    /// Any error for which the session was not opened or did not end in order. [`Error::Io`] if
+    /// stdin or stdout is closed or open for the other direction only; then nothing is connected.
     pub fn stdio(&self) -> Result<()> {
+        let standard = Standard::take()?;
         let opened = Connector::new(&self.params, &self.tls, &self.stop)?.open()?;
-        // stdin and stdout may be shared with other programs, so they stay in blocking mode. Each
-        // has a thread.
-        let (ours, theirs) = UnixStream::pair()?;
-        let (from_stdin, to_stdout) = (theirs.try_clone()?, theirs);
-        thread::Builder::new().name("access-stdin".into()).spawn(move || {
-            let _ = io::copy(&mut io::stdin().lock(), &mut &from_stdin);
-            let _ = from_stdin.shutdown(Shutdown::Write);
-        })?;
-        let written = Arc::new(Waker::new()?);
-        let done = written.clone();
-        let writer = thread::Builder::new().name("access-stdout".into()).spawn(move || {
-            let result = copy_to_stdout(&to_stdout);
-            // stdout takes no more bytes, so the session ends.
-            let _ = to_stdout.shutdown(Shutdown::Both);
-            done.wake();
-            result
-        })?;
-        ours.set_nonblocking(true)?;
+        let (local, output) = standard.start()?;
         let mut relay = Relay::new(opened, &self.settings, &self.stop, None);
-        relay.open(LocalSocket::Unix(ours), &self.service_type);
+        relay.open(local, &self.service_type, &output);
         let result = relay.run(None);
         drop(relay);
         // After a stop, do not wait long for a reader of stdout that does not read.
-        let mut fds = [
-            PollFd::new(written.as_fd(), true, false),
-            PollFd::new(self.stop.as_fd(), true, false),
-        ];
-        while !fds.iter().any(|fd| fd.ready().read) {
-            poll(&mut fds, None)?;
-        }
-        if !fds[0].ready().read {
-            poll(&mut fds[..1], Some(Instant::now() + LAST_BYTES))?;
-            if !fds[0].ready().read {
-                return result;
-            }
-        }
-        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("writer panicked")));
-        result?;
-        written.map_err(Error::Io)
+        let written = output.finish(&self.stop, LAST_BYTES);
+        result.and(written)
     }
 
     fn is_stopped(&self) -> bool {
@@ -353,24 +329,4 @@ impl Client {
 fn checked(service_type: &str) -> Result<Arc<str>> {
     Service::new(service_type, "localhost", Port::try_from(1)?)?;
     Ok(service_type.into())
-}
-
-fn copy_to_stdout(source: &UnixStream) -> io::Result<()> {
-    use std::io::Read;
-    let mut stdout = io::stdout().lock();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match (&mut &*source).read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => {
-                stdout.write_all(&buffer[..length])?;
-                stdout.flush()?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The session ended while more bytes came from stdin. All bytes of the session have
-            // been read.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-            Err(e) => return Err(e),
-        }
-    }
 }

@@ -15,6 +15,7 @@ use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::LogLimiter;
 
 use super::listeners::Listeners;
+use super::stdio::Output;
 use super::{log, Error, Result, Settings};
 use crate::config::FIRST_WINDOW;
 use crate::net::open::Opened;
@@ -79,6 +80,8 @@ impl Observer for Outcomes {
 pub(super) struct Relay<'a> {
     relay: AccessRelay<Stream, LocalSocket, Outcomes>,
     stop: &'a Waker,
+    /// The state of stdout, if that is where the only session's bytes go.
+    output: Option<&'a Output>,
     polled: PollSet,
 }
 
@@ -109,16 +112,17 @@ impl<'a> Relay<'a> {
         let side = AccessSide::new(AccessLimits { extensions }, now);
         let relay =
             AccessRelay::new(connection, side, limits, outcomes, lingering.unwrap_or_default());
-        Relay { relay, stop, polled: PollSet::default() }
+        Relay { relay, stop, output: None, polled: PollSet::default() }
     }
 
-    /// Asks the device for a session for this local stream.
-    pub(super) fn open(&mut self, local: LocalSocket, service_type: &Arc<str>) {
+    /// Asks the device for a session for this local stream, whose bytes go to stdout.
+    pub(super) fn open(&mut self, local: LocalSocket, service_type: &Arc<str>, output: &'a Output) {
+        self.output = Some(output);
         let pending = Pending::new(local, service_type.clone(), None);
         self.relay.open(pending, Instant::now());
     }
 
-    /// Serves until it is stopped or the connection ends. Without listeners, it also ends when no
+    /// Serves until it is stopped, its stdout fails or the connection ends. Without listeners, it also ends when no
     /// session is left and everything has been sent. Blocks. Local streams that have no session yet
     /// come from the listeners and go back to them.
     ///
@@ -147,9 +151,10 @@ impl<'a> Relay<'a> {
             listeners.give_back(self.relay.side_mut().take_pending());
             listeners.linger(self.relay.take_lingering(Instant::now()));
         }
-        self.close(stopped, !is_single)?;
+        let failure = self.failure();
+        self.close(stopped, failure.as_deref(), !is_single)?;
         if stopped && is_single && !was_over {
-            return Err(Error::Lost(reason::STOPPED.to_owned()));
+            return Err(Error::Lost(failure.unwrap_or_else(|| reason::STOPPED.to_owned())));
         }
         match lost {
             Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
@@ -160,7 +165,14 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Does one `poll` and handles everything it reports. Returns true if the client was stopped.
+    /// The reason with which the session is cut after the failure of stdout.
+    fn failure(&self) -> Option<String> {
+        let failure = self.output.and_then(Output::failure);
+        failure.map(|why| format!("{}{why}", reason::LOCAL_CONNECTION))
+    }
+
+    /// Does one `poll` and handles everything it reports. Returns true if the client was stopped or
+    /// stdout has failed.
     fn turn(
         &mut self,
         listeners: Option<&mut Listeners<'_>>,
@@ -192,7 +204,11 @@ impl<'a> Relay<'a> {
             set.push(lingering.stream().as_fd(), read, write);
         }
         let count = relay.sessions().len();
-        let from = 2 + count + relay.lingering().len();
+        let mut from = 2 + count + relay.lingering().len();
+        if let Some(output) = self.output {
+            set.push(output.failed(), until.is_none(), false);
+            from += 1;
+        }
         let mut deadlines = vec![deadline];
         deadlines.extend(until);
         if let Some(listeners) = &listeners {
@@ -200,7 +216,8 @@ impl<'a> Relay<'a> {
             deadlines.extend(listeners.deadline(now));
         }
         let ready = set.poll(deadlines.into_iter().min().unwrap_or(deadline))?;
-        let stopped = ready[0].read;
+        let has_failed = self.output.is_some() && ready[from - 1].read;
+        let stopped = ready[0].read || has_failed;
         relay.connection_mut().ready(wants_input && ready[1].read, ready[1].write);
         if watches_end && ready[1].read {
             relay.connection_mut().hang_up();
@@ -209,14 +226,20 @@ impl<'a> Relay<'a> {
         if let Some(listeners) = listeners {
             listeners.accept(&ready[from..]);
         }
+        if let Some(output) = self.output.filter(|_| has_failed) {
+            output.discard();
+        }
         Ok(stopped)
     }
 
-    /// Delivers the last bytes in both directions, then closes the connection.
-    fn close(&mut self, mut stopped: bool, listening: bool) -> Result<()> {
+    /// Delivers the last bytes in both directions, then closes the connection. `failure`: stdout has
+    /// failed.
+    fn close(&mut self, mut stopped: bool, failure: Option<&str>, listening: bool) -> Result<()> {
         let begun = Instant::now();
         if self.relay.end().is_some() {
             self.relay.cut_all(begun);
+        } else if let Some(failure) = failure {
+            self.relay.fail(failure, begun);
         } else if stopped {
             self.relay.close(reason::STOPPED, begun);
         } else {

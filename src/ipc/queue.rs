@@ -102,9 +102,18 @@ pub fn send_and_wait(key: i32, command: &Command, timeout: Duration) -> Result<(
 
 fn put(key: i32, command: &Command) -> Result<MessageQueue> {
     let body = command.to_bytes()?;
+    check(key)?;
     let queue = MessageQueue::open(key).map_err(|e| Error::io(what(key), e))?;
     queue.send(&body).map_err(|e| Error::io(what(key), e))?;
     Ok(queue)
+}
+
+/// The key 0 (`IPC_PRIVATE`) makes a new queue that nobody else can open.
+fn check(key: i32) -> Result<()> {
+    match key {
+        0 => Err(Error::invalid("queue key", "0 makes a private queue that nobody can reach")),
+        _ => Ok(()),
+    }
 }
 
 fn what(key: i32) -> String {
@@ -120,6 +129,7 @@ pub(super) fn remove_if_ours(queue: MessageQueue) {
 
 /// Opens the queue, or creates it, and makes it as safe as the options say.
 pub(super) fn open(options: &ListenOptions) -> Result<MessageQueue> {
+    check(options.key)?;
     let failed = |e| Error::io(what(options.key), e);
     let queue = MessageQueue::open_or_create(options.key, options.mode).map_err(failed)?;
     if !queue.created() {

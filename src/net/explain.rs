@@ -1,6 +1,8 @@
 //! Says in plain words why a connection could not be opened: where, why, and what to do. The text of
 //! the system or of OpenSSL stands in brackets at the end, for whoever needs it.
 
+use aiot_tunnel_proto::handshake::fault;
+
 use super::open::Failure;
 use crate::config::ConnectParams;
 
@@ -32,7 +34,7 @@ pub(super) fn explained(failure: Failure, params: &ConnectParams) -> Failure {
         Failure::Connect(raw) => Failure::Connect(text(connect(&server, &raw), &raw)),
         Failure::TimedOut(raw) => Failure::TimedOut(text(timed_out(&server), &raw)),
         Failure::Tls(raw) => Failure::Tls(text(tls(&server, &raw), &raw)),
-        Failure::Answer(raw) => Failure::Answer(text(answer(&server), &raw)),
+        Failure::Answer(raw) => Failure::Answer(text(answer(&server, &raw), &raw)),
         Failure::Broken(raw) => Failure::Broken(text(broken(&server), &raw)),
         Failure::Status(status, raw) => {
             Failure::Status(status, text(by_status(&server, status, params.path()), &raw))
@@ -107,7 +109,18 @@ fn tls(server: &str, raw: &str) -> String {
     format!("cannot connect to {server}: the TLS handshake failed")
 }
 
-fn answer(server: &str) -> String {
+fn answer(server: &str, raw: &str) -> String {
+    if raw.contains(fault::TLS) {
+        return format!(
+            "cannot connect to {server}: it expects TLS; connect with TLS (wss://, no --plain)"
+        );
+    }
+    if raw.contains(fault::TOO_LONG) {
+        return format!(
+            "cannot connect to {server}: the head of its answer is too long for a tunnel service; \
+             check the address, and the headers that a proxy in between adds"
+        );
+    }
     format!(
         "cannot connect to {server}: what answers there is no tunnel service; check the address"
     )

@@ -5,6 +5,8 @@ use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+#[cfg(feature = "access")]
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aiot_tunnel_proto::session::LocalStream;
@@ -15,6 +17,10 @@ use crate::sys;
 pub(crate) enum LocalSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// A Unix stream whose other end belongs to threads of this process. The text says why its end
+    /// of file is none in truth: the source of the bytes has failed.
+    #[cfg(feature = "access")]
+    Fed(UnixStream, Arc<OnceLock<String>>),
 }
 
 impl LocalSocket {
@@ -32,6 +38,11 @@ impl LocalStream for LocalSocket {
         match self {
             LocalSocket::Tcp(stream) => stream.read(buffer),
             LocalSocket::Unix(stream) => stream.read(buffer),
+            #[cfg(feature = "access")]
+            LocalSocket::Fed(stream, failure) => match (stream.read(buffer)?, failure.get()) {
+                (0, Some(why)) => Err(io::Error::other(why.clone())),
+                (length, _) => Ok(length),
+            },
         }
     }
 
@@ -43,6 +54,8 @@ impl LocalStream for LocalSocket {
         let _ = match self {
             LocalSocket::Tcp(stream) => stream.shutdown(Shutdown::Write),
             LocalSocket::Unix(stream) => stream.shutdown(Shutdown::Write),
+            #[cfg(feature = "access")]
+            LocalSocket::Fed(stream, _) => stream.shutdown(Shutdown::Write),
         };
     }
 
@@ -51,6 +64,8 @@ impl LocalStream for LocalSocket {
             LocalSocket::Tcp(stream) => sys::reset_on_close(stream, resets),
             // A Unix stream cannot be reset. Its other end sees an end of file.
             LocalSocket::Unix(_) => {}
+            #[cfg(feature = "access")]
+            LocalSocket::Fed(..) => {}
         }
     }
 
@@ -64,6 +79,8 @@ impl LocalStream for LocalSocket {
             // Written bytes are already in the other end's receive queue and are not lost by a
             // close.
             LocalSocket::Unix(_) => 0,
+            #[cfg(feature = "access")]
+            LocalSocket::Fed(..) => 0,
         }
     }
 }
@@ -73,6 +90,8 @@ impl AsFd for LocalSocket {
         match self {
             LocalSocket::Tcp(stream) => stream.as_fd(),
             LocalSocket::Unix(stream) => stream.as_fd(),
+            #[cfg(feature = "access")]
+            LocalSocket::Fed(stream, _) => stream.as_fd(),
         }
     }
 }

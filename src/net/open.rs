@@ -271,11 +271,14 @@ impl<W: Wait> Opener<'_, W> {
             HandshakeError::Wait(e) => not_waited(WHAT, e),
             HandshakeError::Io(e) => broken("send the request", e),
         })?;
-        let mut reader = HeadReader::default();
+        let mut reader = HeadReader::for_answer();
         loop {
             let head = read_head(&mut stream, &mut reader, self.wait, deadline);
             let Head { head, rest } = head.map_err(|e| match e {
                 HandshakeError::Wait(e) => not_waited(WHAT, e),
+                HandshakeError::Io(e) if e.kind() == io::ErrorKind::InvalidData => {
+                    OpenError::Failed(Failure::Answer(format!("receive the answer: {e}")))
+                }
                 HandshakeError::Io(e) => broken("receive the answer", e),
             })?;
             let answer = handshake.check(&head).map_err(|refusal| match refusal {

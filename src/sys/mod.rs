@@ -10,6 +10,8 @@ mod message_queue;
 mod poll;
 mod semaphore;
 mod socket;
+#[cfg(feature = "access")]
+mod standard;
 mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
@@ -24,4 +26,6 @@ pub(crate) use socket::{
     connect, connect_unix, is_dead, keep_alive, least_round_trip, limit_queue, push,
     reset_on_close, send, send_vectored, unacked, unsent, Connecting,
 };
+#[cfg(feature = "access")]
+pub(crate) use standard::{access_mode, end_output, was_closed};
 pub(crate) use waker::Waker;

@@ -15,6 +15,8 @@ pub mod response {
     pub const SESSION_LIMIT: u8 = 1;
     /// The device refuses the session.
     pub const REFUSED: u8 = 2;
+    /// The text of a refusal by our gateway while no device is connected to the tunnel.
+    pub const NOT_CONNECTED: &str = "the device is not connected";
 }
 
 /// Codes of a `session_release`.

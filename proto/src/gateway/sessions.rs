@@ -444,7 +444,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             return refuse(access, response::SESSION_LIMIT, &msg);
         }
         let Some(device) = open_sender(self.device.as_mut()) else {
-            return refuse(access, response::REFUSED, "the device is not connected");
+            return refuse(access, response::REFUSED, response::NOT_CONNECTED);
         };
         let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
         let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };

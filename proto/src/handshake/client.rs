@@ -8,6 +8,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use zeroize::Zeroizing;
 
+use super::fault;
 use crate::frame::{SUBPROTOCOL, TOKEN_HEADER};
 
 /// What a request says about its sender, for the logs of proxies and servers.
@@ -114,7 +115,7 @@ impl ClientHandshake {
     pub fn check(&self, head: &[u8]) -> Result<Answer, Refusal> {
         let response = match Response::try_parse(head) {
             Ok(Some((_, response))) => response,
-            Ok(None) => return invalid("the server's answer is not HTTP"),
+            Ok(None) => return invalid(fault::NOT_HTTP),
             Err(e) => return invalid(format!("the server's answer: {e}")),
         };
         match response.status().as_u16() {

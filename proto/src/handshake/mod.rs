@@ -14,13 +14,28 @@ pub use tungstenite::http::StatusCode;
 const MAX_HEAD: usize = 16 * 1024;
 /// Size of the first buffer, in bytes. Most heads fit.
 const FIRST_HEAD: usize = 1024;
-const TOO_LONG: &str = "the head is longer than 16 KiB";
+/// The start of every answer.
+const ANSWER: &[u8] = b"HTTP/";
+/// The first byte of a TLS record that holds an alert or a handshake message.
+const TLS_RECORDS: [u8; 2] = [0x15, 0x16];
+
+/// Texts of the errors of a [`HeadReader`].
+pub mod fault {
+    /// The head is too long.
+    pub const TOO_LONG: &str = "the head is longer than 16 KiB";
+    /// The first bytes are not those of an HTTP answer.
+    pub const NOT_HTTP: &str = "the server's answer is not HTTP";
+    /// The first bytes are those of a TLS record.
+    pub const TLS: &str = "the server's answer is TLS";
+}
 
 /// Reads an HTTP head, with as many reads as necessary.
 #[derive(Default)]
 pub struct HeadReader {
     buffer: Zeroizing<Vec<u8>>,
     length: usize,
+    /// What the head must start with.
+    start: &'static [u8],
 }
 
 /// An HTTP head, and the bytes behind it.
@@ -33,12 +48,18 @@ pub struct Head {
 }
 
 impl HeadReader {
-    /// A reader that begins with `rest`, the bytes received behind an interim answer.
+    /// A reader for the head of an answer. It refuses anything else as soon as the first bytes
+    /// differ: such a server may wait for the client to speak, and then no end would come.
+    pub fn for_answer() -> Self {
+        HeadReader { start: ANSWER, ..HeadReader::default() }
+    }
+
+    /// A reader for an answer that begins with `rest`, the bytes received behind an interim answer.
     ///
     /// # Errors
     /// `InvalidData` if `rest` is longer than a head may be.
     pub fn after(rest: &[u8]) -> io::Result<Self> {
-        let mut reader = HeadReader::default();
+        let mut reader = HeadReader::for_answer();
         while reader.buffer.len() < rest.len() {
             reader.grow()?;
         }
@@ -50,7 +71,7 @@ impl HeadReader {
     /// Doubles the buffer. The old one may hold a token and is wiped.
     fn grow(&mut self) -> io::Result<()> {
         if self.buffer.len() >= MAX_HEAD {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, TOO_LONG));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, fault::TOO_LONG));
         }
         let size = (2 * self.buffer.len()).max(FIRST_HEAD);
         let mut buffer = Zeroizing::new(vec![0; size]);
@@ -64,10 +85,12 @@ impl HeadReader {
     ///
     /// # Errors
     /// The errors of the source, `WouldBlock` among them. `UnexpectedEof` if the source ends first.
-    /// `InvalidData` if the head is longer than 16 KiB.
+    /// `InvalidData` if the head is longer than 16 KiB, or if it is to be that of an answer and
+    /// cannot be one.
     pub fn read(&mut self, source: &mut impl Read) -> io::Result<Head> {
         let mut searched = 0;
         loop {
+            self.check_start()?;
             let unsearched = &self.buffer[searched..self.length];
             if let Some(at) = unsearched.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 return Ok(self.split(searched + at + 4));
@@ -83,6 +106,16 @@ impl HeadReader {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    fn check_start(&self) -> io::Result<()> {
+        let known = self.start.len().min(self.length);
+        if self.buffer[..known] == self.start[..known] {
+            return Ok(());
+        }
+        let is_tls = self.buffer.first().is_some_and(|byte| TLS_RECORDS.contains(byte));
+        let text = if is_tls { fault::TLS } else { fault::NOT_HTTP };
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
     }
 
     fn split(&mut self, end: usize) -> Head {
@@ -110,6 +143,18 @@ mod tests {
             }
             Ok(length)
         }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_http_is_refused_at_its_first_bytes() {
+        for (bytes, text) in
+            [(&b"SSH-2.0-x\r\n"[..], fault::NOT_HTTP), (b"\x15\x03\x01", fault::TLS)]
+        {
+            let error = HeadReader::for_answer().read(&mut Pieces(bytes, 1)).err().unwrap();
+            assert_eq!((error.kind(), &*error.to_string()), (io::ErrorKind::InvalidData, text));
+        }
+        let error = HeadReader::for_answer().read(&mut Pieces(b"HTTP", 1)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -393,8 +393,6 @@ pub struct Sessions<S: LocalStream> {
     pub(crate) lingering: Vec<Lingering<S>>,
     pub(crate) limits: SessionLimits,
     recent: RecentIds,
-    /// Sessions that the peer was told do not exist, because data came for them.
-    denied: RecentIds,
     /// The codes of the releases that this end sends.
     codes: ReleaseCodes,
     next_key: u64,
@@ -415,7 +413,6 @@ impl<S: LocalStream> Sessions<S> {
             lingering,
             limits,
             recent: RecentIds::default(),
-            denied: RecentIds::default(),
             codes,
             next_key: 0,
             frame_id: 0,
@@ -446,7 +443,6 @@ impl<S: LocalStream> Sessions<S> {
     /// Adds a session to the table. Returns its key.
     pub(crate) fn add(&mut self, id: &str, service_type: &str, local: Option<Local<S>>) -> u64 {
         self.recent.remove(id);
-        self.denied.remove(id);
         self.next_key += 1;
         self.open.push(Box::new(Session {
             key: self.next_key,
@@ -553,13 +549,6 @@ impl<S: LocalStream> Sessions<S> {
         }
         cx.journal.tell_limited(cx.now, Event::UnknownSession { id });
         self.write_release(id, self.codes.orderly, reason::UNKNOWN_SESSION, cx.sender);
-        self.denied.push(id);
-    }
-
-    /// Whether data for this session was dropped, because it came before the session existed. Such a
-    /// session has a gap, and the peer was told that it does not exist.
-    pub(crate) fn is_denied(&self, id: &str) -> bool {
-        self.denied.contains(id)
     }
 
     /// Ends a session whose local stream is connected, and tells the peer.

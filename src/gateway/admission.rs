@@ -89,21 +89,50 @@ const PATIENCE_WITH_GREED: Duration = Duration::from_secs(1);
 /// listener's backlog, where the gateway does not see their addresses.
 const MAX_WAITING: usize = 1024;
 
-/// Where clients are counted together: an IPv4 address, or the 64 bits of an IPv6 network, whose
-/// owner has all its addresses.
+/// Networks that are remembered although none of their clients is here. Those that were served longest
+/// ago are forgotten first. It counts as never served then.
+const MAX_REMEMBERED: usize = 8192;
+
+/// Where clients are counted together: an IPv4 address, or an IPv6 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Network(IpAddr);
+struct Group(IpAddr, u8);
+
+/// The groups of a client, the largest first. They are the /48, the /56 and the /64 of an IPv6 address:
+/// a provider gives its customer one of these, and the customer has all the networks within. An IPv4
+/// address is its own group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network([Group; 3]);
 
 impl Network {
     pub(super) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                Network(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
-            }
-            v4 => Network(v4),
+            IpAddr::V6(v6) => Network([48, 56, 64].map(|bits| {
+                let prefix = v6.to_bits() & (u128::MAX << (128 - bits));
+                Group(Ipv6Addr::from_bits(prefix).into(), bits)
+            })),
+            v4 => Network([Group(v4, 32); 3]),
         }
     }
+
+    /// The groups, without a repetition.
+    fn groups(&self) -> &[Group] {
+        let count = if self.0[0] == self.0[2] { 1 } else { 3 };
+        &self.0[..count]
+    }
+
+    /// The smallest group. Two clients of it have the same owner for certain.
+    fn smallest(&self) -> Group {
+        self.0[2]
+    }
+}
+
+/// What is known of a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    running: usize,
+    waiting: usize,
+    /// The number of its last handshake, counted from 1. 0: never served.
+    served: u64,
 }
 
 /// What [`Places`] decides.
@@ -120,10 +149,14 @@ pub(super) enum Turn<C> {
 /// Who may do a handshake, and who waits. It takes the time as an argument and does no I/O; `C` is a
 /// client.
 ///
-/// The waiting client whose network has the fewest handshakes is the next one, so a network with many
-/// clients only delays its own. While clients wait, a handshake that takes too long gives way. One that
-/// makes progress does not: if each newcomer cut off the oldest handshake, which is nearest to its
-/// success, then of many clients that come at once nobody would succeed.
+/// The next one is the waiting client whose group has the fewest handshakes; of equal groups, the one
+/// that was served longest ago, or never. This is decided for the large groups first, then among the
+/// smaller ones inside. So a network with many clients only delays its own, and many networks delay a
+/// newcomer only until each of them has been served once.
+///
+/// While clients wait, a handshake that takes too long gives way. One that makes progress does not: if
+/// each newcomer cut off the oldest handshake, which is nearest to its success, then of many clients
+/// that come at once nobody would succeed.
 pub(super) struct Places<C> {
     limit: usize,
     next: u64,
@@ -131,36 +164,41 @@ pub(super) struct Places<C> {
     running: BTreeMap<u64, (Network, Instant)>,
     /// In the order of their arrival.
     waiting: VecDeque<(Network, C)>,
+    known: HashMap<Group, Known>,
 }
 
 impl<C> Places<C> {
     pub(super) fn new(limit: usize) -> Self {
         let (running, waiting) = (BTreeMap::new(), VecDeque::new());
-        Places { limit: limit.max(1), next: 0, running, waiting }
+        Places { limit: limit.max(1), next: 0, running, waiting, known: HashMap::new() }
     }
 
-    /// Adds a client. If too many wait, returns the client that is dropped for it: the youngest of the
-    /// network that has most of them.
+    /// Adds a client. If too many wait, returns the client that is dropped for it.
     #[must_use]
     pub(super) fn add(&mut self, network: Network, client: C) -> Option<C> {
+        self.note(network, |known| known.waiting += 1);
         self.waiting.push_back((network, client));
         (self.waiting.len() > MAX_WAITING).then(|| self.drop_one()).flatten()
     }
 
-    /// Drops a waiting client, which frees its descriptor.
+    /// Drops a waiting client, which frees its descriptor: the youngest of the group that has most of
+    /// them; of equal groups, the one that was served last.
     pub(super) fn drop_one(&mut self) -> Option<C> {
-        let counts = count(self.waiting.iter().map(|(network, _)| *network));
-        let busiest = *counts.iter().max_by_key(|(_, count)| **count)?.0;
-        let youngest = self.waiting.iter().rposition(|(network, _)| *network == busiest)?;
-        self.waiting.remove(youngest).map(|(_, client)| client)
+        let order = |(index, (network, _)): &(usize, &(Network, C))| {
+            (self.order(network, |known| (known.waiting, known.served)), *index)
+        };
+        let (index, _) = self.waiting.iter().enumerate().max_by_key(order)?;
+        self.take(index).map(|(_, client)| client)
     }
 
     pub(super) fn turn(&mut self, now: Instant) -> Turn<C> {
-        let counts = count(self.running.values().map(|(network, _)| *network));
-        let share = |network: &Network| counts.get(network).copied().unwrap_or_default();
-        let first = self.waiting.iter().enumerate().min_by_key(|(_, (network, _))| share(network));
+        let order = |(_, (network, _)): &(usize, &(Network, C))| {
+            self.order(network, |known| (known.running, known.served))
+        };
+        let first = self.waiting.iter().enumerate().min_by_key(order);
         let Some((index, (network, _))) = first else { return Turn::Wait(None) };
         if self.running.len() >= self.limit {
+            let share = |network: &Network| self.known(network.smallest()).running;
             let fair = share(network) + 1;
             let until = |(network, begun): &(Network, Instant)| {
                 let greedy = share(network) > fair;
@@ -169,31 +207,67 @@ impl<C> Places<C> {
             let nearest = self.running.iter().map(|(number, one)| (until(one), *number)).min();
             return match nearest {
                 Some((until, number)) if until <= now => {
-                    self.running.remove(&number);
+                    self.free(number);
                     Turn::CutOff(number)
                 }
                 nearest => Turn::Wait(nearest.map(|(until, _)| until)),
             };
         }
-        let Some((network, client)) = self.waiting.remove(index) else { return Turn::Wait(None) };
+        let Some((network, client)) = self.take(index) else { return Turn::Wait(None) };
         let number = self.next;
         self.next += 1;
+        self.note(network, |known| (known.running, known.served) = (known.running + 1, number + 1));
         self.running.insert(number, (network, now));
+        self.forget();
         Turn::Begin(number, client)
     }
 
     /// Frees the place of a handshake. Returns false if it was cut off.
     pub(super) fn free(&mut self, number: u64) -> bool {
-        self.running.remove(&number).is_some()
+        let freed = self.running.remove(&number);
+        if let Some((network, _)) = freed {
+            self.note(network, |known| known.running -= 1);
+        }
+        freed.is_some()
     }
-}
 
-fn count(networks: impl Iterator<Item = Network>) -> HashMap<Network, usize> {
-    let mut counts = HashMap::new();
-    for network in networks {
-        *counts.entry(network).or_insert(0) += 1;
+    fn take(&mut self, index: usize) -> Option<(Network, C)> {
+        let (network, client) = self.waiting.remove(index)?;
+        self.note(network, |known| known.waiting -= 1);
+        Some((network, client))
     }
-    counts
+
+    fn known(&self, group: Group) -> Known {
+        self.known.get(&group).copied().unwrap_or_default()
+    }
+
+    /// What an order of networks compares, the largest group first.
+    fn order<K: Copy>(&self, network: &Network, key: impl Fn(Known) -> K) -> [K; 3] {
+        match network.groups() {
+            [only] => [key(self.known(*only)); 3],
+            _ => network.0.map(|group| key(self.known(group))),
+        }
+    }
+
+    fn note(&mut self, network: Network, change: impl Fn(&mut Known)) {
+        for group in network.groups() {
+            change(self.known.entry(*group).or_default());
+        }
+    }
+
+    /// Forgets groups without clients, if there are too many: half of them.
+    fn forget(&mut self) {
+        let is_idle = |known: &Known| known.running == 0 && known.waiting == 0;
+        let most = MAX_REMEMBERED + 3 * (self.waiting.len() + self.running.len());
+        if self.known.len() > most {
+            let idle = self.known.values().filter(|known| is_idle(known));
+            let mut served: Vec<u64> = idle.map(|known| known.served).collect();
+            let middle = served.len() / 2;
+            let (_, last, _) = served.select_nth_unstable(middle);
+            let last = *last;
+            self.known.retain(|_, known| !is_idle(known) || known.served > last);
+        }
+    }
 }
 
 /// A client that was accepted.
@@ -386,6 +460,106 @@ mod tests {
         assert_eq!(places.turn(soon), Turn::Wait(Some(start + PATIENCE)));
     }
 
+    /// Clients of these networks that hold every place, come back at once when they are cut off, and are
+    /// dropped for others. Returns how long newcomers wait that come at these times.
+    fn besieged(hostile: &[Network], connections: usize, newcomers: &[u64]) -> Vec<Duration> {
+        let start = Instant::now();
+        let mut places = Places::new(8);
+        let hostile = hostile.iter().cycle().copied().take(connections);
+        for network in hostile {
+            assert!(places.add(network, Some(network)).is_none());
+        }
+        let (mut held, mut waits) = (HashMap::new(), Vec::new());
+        for (nth, second) in (1..).zip(newcomers) {
+            let came = start + Duration::from_secs(*second);
+            let newcomer = Network::of(Ipv4Addr::new(198, 51, 100, nth).into());
+            let mut now = start;
+            let mut has_come = false;
+            loop {
+                match places.turn(now) {
+                    Turn::Begin(number, Some(network)) => drop(held.insert(number, network)),
+                    // The newcomer.
+                    Turn::Begin(number, None) => {
+                        assert!(places.free(number));
+                        waits.push(now - came);
+                        break;
+                    }
+                    Turn::CutOff(number) => {
+                        let network = held.remove(&number).unwrap();
+                        assert!(places.add(network, Some(network)).is_none());
+                    }
+                    Turn::Wait(until) => {
+                        let until = until.unwrap();
+                        if !has_come && until >= came {
+                            assert!(places.add(newcomer, None).is_none());
+                            (now, has_come) = (came, true);
+                        } else {
+                            now = until;
+                        }
+                    }
+                }
+            }
+        }
+        waits
+    }
+
+    #[test]
+    fn many_networks_that_hold_all_places_delay_a_newcomer_by_one_handshake() {
+        // For eight places: as 64 x 14, 256 x 4, 32 x 30 and 896 x 1 connections for 64 places. As soon
+        // as each of the hostile networks was served once:
+        let later = [71, 83, 94];
+        for (addresses, each) in [(8, 14), (32, 4), (4, 30), (112, 1)] {
+            let hostile: Vec<Network> = (0..addresses).map(network).collect();
+            for wait in besieged(&hostile, usize::from(addresses) * each, &later) {
+                assert!(wait <= PATIENCE, "{addresses} x {each}: {wait:?}");
+            }
+        }
+        // Before that, those who came first are served first.
+        let hostile: Vec<Network> = (0..112).map(network).collect();
+        let first = besieged(&hostile, 112, &[7])[0];
+        assert!(first > PATIENCE && first <= PATIENCE * 112 / 8, "{first:?}");
+        // All networks of one /56 and of one /48 are one: there is no such time.
+        for shift in [64, 72] {
+            let one = |n: u16| Ipv6Addr::from_bits((0x2001_0db8 << 96) | (u128::from(n) << shift));
+            let hostile: Vec<Network> = (0..112).map(|n| Network::of(one(n).into())).collect();
+            for wait in besieged(&hostile, 112, &[7, 31, 52]) {
+                assert!(wait <= PATIENCE, "{wait:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_newcomer_is_not_dropped_for_those_who_were_served() {
+        let now = Instant::now();
+        let mut places = Places::new(64);
+        for n in 0..MAX_WAITING as u16 {
+            assert_eq!(places.add(network(n), n), None);
+        }
+        for n in 0..64 {
+            assert_eq!(places.turn(now), Turn::Begin(u64::from(n), n));
+            assert!(places.free(u64::from(n)));
+            assert_eq!(places.add(network(n), n), None);
+        }
+        for n in 0..64 {
+            assert_eq!(places.add(network(5000 + n), 5000 + n), Some(63 - n));
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_of_networks_is_bounded() {
+        let now = Instant::now();
+        let mut places = Places::new(64);
+        for n in 0..u16::MAX {
+            assert_eq!(places.add(network(n), n), None);
+            let Turn::Begin(number, _) = places.turn(now) else { panic!("no place") };
+            assert!(places.free(number));
+            assert!(places.known.len() <= MAX_REMEMBERED + 4);
+        }
+        // The last ones are known.
+        assert!(places.known(network(u16::MAX - 1000).smallest()).served > 0);
+        assert_eq!(places.known(network(0).smallest()).served, 0);
+    }
+
     #[test]
     fn a_crowd_that_waits_drops_the_youngest_of_its_largest_network() {
         let mut places = Places::new(1);
@@ -403,6 +577,10 @@ mod tests {
         let of = |text: &str| Network::of(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("2001:db8:1:2::1").0[1], of("2001:db8:1:ff::1").0[1]);
+        assert_eq!(of("2001:db8:1:2::1").0[0], of("2001:db8:1:ff02::1").0[0]);
+        assert_ne!(of("2001:db8:1::").0[0], of("2001:db8:2::").0[0]);
+        assert_ne!(of("2001:db8::").0[0], of("2001:db8::").0[1]);
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }

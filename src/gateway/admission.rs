@@ -131,7 +131,8 @@ impl Network {
 struct Known {
     running: usize,
     waiting: usize,
-    /// The number of its last handshake, counted from 1. 0: never served.
+    /// The number of its last handshake, counted from 1. 0: never served, or its last client has shown
+    /// a token.
     served: u64,
 }
 
@@ -258,6 +259,15 @@ impl<C> Places<C> {
     /// Forgets groups without clients, if there are too many: half of them.
     fn forget(&mut self) {
         let is_idle = |known: &Known| known.running == 0 && known.waiting == 0;
+    /// Frees the place of a client that has shown its token. What it was given does not count against
+    /// its network: a stranger has no token. Returns false if it was cut off.
+    pub(super) fn succeed(&mut self, number: u64) -> bool {
+        if let Some((network, _)) = self.running.get(&number) {
+            self.note(*network, |known| known.served = 0);
+        }
+        self.free(number)
+    }
+
         let most = MAX_REMEMBERED + 3 * (self.waiting.len() + self.running.len());
         if self.known.len() > most {
             let idle = self.known.values().filter(|known| is_idle(known));
@@ -365,7 +375,7 @@ impl Handshake {
     pub(super) fn succeeds(&self) -> bool {
         let mut state = self.of.state.lock();
         state.sockets.remove(&self.number);
-        let in_time = state.places.free(self.number);
+        let in_time = state.places.succeed(self.number);
         drop(state);
         self.of.freed.wake();
         in_time
@@ -549,14 +559,14 @@ mod tests {
     fn what_is_remembered_of_networks_is_bounded() {
         let now = Instant::now();
         let mut places = Places::new(64);
-        for n in 0..u16::MAX {
+        for n in 0..20_000 {
             assert_eq!(places.add(network(n), n), None);
             let Turn::Begin(number, _) = places.turn(now) else { panic!("no place") };
             assert!(places.free(number));
             assert!(places.known.len() <= MAX_REMEMBERED + 4);
         }
         // The last ones are known.
-        assert!(places.known(network(u16::MAX - 1000).smallest()).served > 0);
+        assert!(places.known(network(19_000).smallest()).served > 0);
         assert_eq!(places.known(network(0).smallest()).served, 0);
     }
 
@@ -580,6 +590,25 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1").0[1], of("2001:db8:1:ff::1").0[1]);
         assert_eq!(of("2001:db8:1:2::1").0[0], of("2001:db8:1:ff02::1").0[0]);
         assert_ne!(of("2001:db8:1::").0[0], of("2001:db8:2::").0[0]);
+    #[test]
+    fn who_has_shown_a_token_is_a_newcomer_again() {
+        let now = Instant::now();
+        let mut places = Places::new(1);
+        let turn = |places: &mut Places<u16>| match places.turn(now) {
+            Turn::Begin(number, client) => (number, client),
+            other => panic!("{other:?}"),
+        };
+        for n in [1, 2, 2, 1] {
+            assert_eq!(places.add(network(n), n), None);
+        }
+        let (number, client) = turn(&mut places);
+        assert!(client == 1 && places.succeed(number));
+        let (number, client) = turn(&mut places);
+        assert!(client == 2 && places.free(number));
+        // Network 2 has waited longer, but 1 has shown a token.
+        assert_eq!(turn(&mut places).1, 1);
+    }
+
         assert_ne!(of("2001:db8::").0[0], of("2001:db8::").0[1]);
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));

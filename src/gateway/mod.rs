@@ -242,9 +242,9 @@ impl GatewayBuilder {
     }
 
     /// Sets how many handshakes may run at a time; default 64, at least 1. Further clients wait for
-    /// a place; the next one is a client of the address (or the IPv6 /64 network) that has the
-    /// fewest. While clients wait, a handshake is cut off when it takes longer than 5 s, and longer
-    /// than 1 s if its address has more places than its share.
+    /// a place; the next one is a client of the address (or the IPv6 network) that has the fewest, and
+    /// of those the one that was served longest ago. While clients wait, a handshake is cut off when
+    /// it takes longer than 5 s, and longer than 1 s if its address has more places than its share.
     pub fn handshake_limit(mut self, limit: usize) -> Self {
         self.settings.handshakes = limit;
         self

@@ -2,17 +2,20 @@
 //!
 //! A receiver that reads slowly takes bytes in large, rare steps: TCP reopens its window only when
 //! a part of its buffer is free, on Linux a sixteenth. So the time allowed without progress grows
-//! with the last step.
+//! with the last step, up to that of the largest step that a window makes.
 
 use std::time::{Duration, Instant};
 
 /// The last step of a receiver allows it one time limit without progress for each such number of
 /// bytes. With a limit of 10 s, a receiver that takes 4 KiB/s counts as alive.
 const BYTES_PER_LIMIT: u64 = 40 * 1024;
-/// What the receiver has taken before the measurement counts as its first step, up to this many
-/// bytes. Nothing else is known about its pace then. The figure is a sixteenth of the largest
-/// receive buffer of a usual Linux system (6 MiB).
-const FIRST_STEP: u64 = 384 * 1024;
+/// More than this is no step of a window but several of them, taken fast: the figure is a sixteenth of
+/// the largest receive buffer of a usual Linux system (6 MiB).
+const LARGEST_STEP: u64 = 384 * 1024;
+/// A window makes no larger step than a sixteenth of the buffer, or one segment: on the loopback
+/// interface that has 64 KiB.
+const BUFFER_STEPS: u64 = 16;
+const LARGEST_SEGMENT: u64 = 64 * 1024;
 /// Bytes taken within this time of each other belong to one step.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -26,9 +29,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// `taken`: the number of bytes that the receiver has taken before.
+    /// `taken`: the number of bytes that the receiver has taken before. Nothing else is known about
+    /// its pace. Its buffer is full now and has no more bytes than these, which limits its steps.
     pub(crate) fn new(taken: u64, now: Instant) -> Self {
-        Progress { since: now, taken, step: taken.min(FIRST_STEP) }
+        let step = (taken / BUFFER_STEPS).max(LARGEST_SEGMENT).min(taken).min(LARGEST_STEP);
+        Progress { since: now, taken, step }
     }
 
     /// Reports how many bytes the receiver has taken in all.
@@ -37,7 +42,7 @@ impl Progress {
             if now.duration_since(self.since) > STEP {
                 self.step = 0;
             }
-            self.step += taken - self.taken;
+            self.step = (self.step + taken - self.taken).min(LARGEST_STEP);
             (self.since, self.taken) = (now, taken);
         }
     }
@@ -50,8 +55,7 @@ impl Progress {
     /// When the receiver counts as stalled. `limit` is the time for a receiver that takes little.
     pub(crate) fn deadline(&self, limit: Duration) -> Instant {
         let limits = self.step as f64 / BYTES_PER_LIMIT as f64;
-        let most = Duration::from_secs(24 * 3600);
-        self.since + limit.mul_f64(limits.max(1.0)).min(most)
+        self.since + limit.mul_f64(limits.max(1.0))
     }
 }
 
@@ -75,11 +79,35 @@ mod tests {
         let mut progress = Progress::new(0, now);
         let later = now + Duration::from_secs(5);
         progress.update(200 * 1024, later);
-        progress.update(400 * 1024, later + Duration::from_millis(1));
-        assert_eq!(progress.deadline(LIMIT), later + Duration::from_millis(1) + 10 * LIMIT);
+        progress.update(360 * 1024, later + Duration::from_millis(1));
+        assert_eq!(progress.deadline(LIMIT), later + Duration::from_millis(1) + 9 * LIMIT);
         // The next step counts alone.
         let last = later + Duration::from_secs(60);
-        progress.update(401 * 1024, last);
+        progress.update(361 * 1024, last);
         assert_eq!(progress.deadline(LIMIT), last + LIMIT);
+    }
+
+    #[test]
+    fn a_fast_receiver_that_stops_has_the_time_of_one_step() {
+        let now = Instant::now();
+        let most = LIMIT.mul_f64(9.6);
+        let mut progress = Progress::new(500 << 20, now);
+        assert_eq!(progress.deadline(LIMIT), now + most);
+        for taken in 501..600 {
+            progress.update(taken << 20, now + Duration::from_millis(1));
+        }
+        assert_eq!(progress.deadline(LIMIT), now + Duration::from_millis(1) + most);
+    }
+
+    #[test]
+    fn what_a_kernel_took_for_a_receiver_that_never_read_is_not_its_step() {
+        let now = Instant::now();
+        assert_eq!(Progress::new(30 * 1024, now).deadline(LIMIT), now + LIMIT);
+        for kilobytes in [64, 150, 1024] {
+            let progress = Progress::new(kilobytes * 1024, now);
+            assert_eq!(progress.deadline(LIMIT), now + LIMIT.mul_f64(1.6));
+        }
+        // With a buffer of that size, the steps may be a sixteenth of it.
+        assert_eq!(Progress::new(3200 * 1024, now).deadline(LIMIT), now + 5 * LIMIT);
     }
 }

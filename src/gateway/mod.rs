@@ -11,8 +11,8 @@
 //!
 //! The gateway limits what clients and tunnels may use; [`GatewayBuilder`] has the settings. The
 //! protocol has no flow control per session. So when 256 KiB wait for an access connection, the
-//! gateway stops reading the device of its tunnel. When such a connection takes less than 4 KiB
-//! within [`stall_timeout`](GatewayBuilder::stall_timeout), the gateway closes it with code 1008
+//! gateway stops reading the device of its tunnel. When such a connection takes nothing
+//! for [`stall_timeout`](GatewayBuilder::stall_timeout), the gateway closes it with code 1008
 //! and releases its sessions towards the device (code 2). The other access connections of the
 //! tunnel go on.
 
@@ -256,8 +256,9 @@ impl GatewayBuilder {
         self
     }
 
-    /// Sets how long an access connection whose buffer is full may take less than 4 KiB; default
-    /// 10 s. Then the gateway closes it, because it holds up the others.
+    /// Sets how long an access connection whose buffer is full may take nothing; default 10 s. Then the
+    /// gateway closes it, because it holds up the others. One that took much before has up to 9.6
+    /// times as long.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.settings.tunnel.stall = timeout;
         self

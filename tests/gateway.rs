@@ -127,6 +127,17 @@ fn data_that_is_too_long_to_keep_ends_its_session_at_both_ends() {
             assert!(String::from_utf8_lossy(&payload).contains("longer than 64 KiB"));
         }
     }
+    // A release ends its session, although nobody can read why.
+    for (frame_id, by_device) in [(5, true), (6, false)] {
+        let session = open(&mut device, &mut access, frame_id);
+        let release = json!({"frame_type": 3, "session_id": session, "frame_id": 1});
+        let from = if by_device { &mut device } else { &mut access };
+        from.send(release, &vec![b'x'; 70_000]);
+        for (end, expected) in [(&mut device, 2), (&mut access, 3)] {
+            let (header, payload) = end.receive();
+            assert_eq!((&header["frame_type"], code(&payload)), (&json!(3), expected));
+        }
+    }
     // A session that is not answered yet.
     access.send(json!({"frame_type": 2, "frame_id": 9, "service_type": "_SSH"}), b"");
     let session = device.receive().0["session_id"].clone();

@@ -82,8 +82,9 @@ pub(super) fn received(incoming: Incoming<'_>) -> Received<'_> {
 /// What a message that is too long to keep took with it. `head` is its beginning.
 fn lost_with_long(head: &[u8]) -> Option<Loss<'_>> {
     let frame = Frame::parse_header(head).ok()?;
-    let is_data = frame.frame_type == FrameType::DataTransport;
-    is_data.then_some(Loss { session_id: frame.session_id, reason: reason::FRAME_TOO_LONG })
+    let is_of_stream =
+        matches!(frame.frame_type, FrameType::DataTransport | FrameType::SessionRelease);
+    is_of_stream.then_some(Loss { session_id: frame.session_id, reason: reason::FRAME_TOO_LONG })
 }
 
 /// What a message with an unusable header took with it, if the header names the session.

@@ -371,6 +371,14 @@ fn an_access_connection_that_reads_nothing_is_closed_and_its_siblings_go_on() {
     assert_eq!(device.receive().1, b"and back");
 }
 
+/// Whether a connection ends with a frame that holds this text.
+fn ends_with(stream: &mut TcpStream, text: &[u8]) -> bool {
+    let mut all = Vec::new();
+    // It may be reset after the text.
+    let _ = stream.read_to_end(&mut all);
+    all.windows(text.len()).any(|bytes| bytes == text)
+}
+
 /// The head of the gateway's answer to these bytes, or as much of it as comes.
 fn answer(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = tcp(address);
@@ -567,6 +575,38 @@ fn more_connections_than_allowed_are_told_so_until_one_goes() {
 }
 
 #[test]
+#[test]
+fn a_device_replaces_its_own_connection_although_no_place_is_left() {
+    let gateway = start(Gateway::builder().connection_limit(2));
+    let mut first = device(&gateway);
+    let mut access = access(&gateway);
+    assert_eq!(
+        connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN)).err(),
+        Some(503)
+    );
+    // None of them answers the close frame.
+    let replaced: Vec<Client> = (0..20).map(|_| device(&gateway)).collect();
+    assert!(ends_with(&mut first.tcp, b"replaced by 127.0.0.1"));
+    let mut last = device(&gateway);
+    open(&mut last, &mut access, 1);
+    drop(replaced);
+    drop(access);
+    // The places are counted right afterwards: one more access side, and no more.
+    let deadline = Instant::now() + TIMEOUT;
+    let again = loop {
+        match connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN)) {
+            Ok(client) => break client,
+            Err(status) => assert_eq!(status, 503),
+        }
+        assert!(Instant::now() < deadline, "the place does not become free");
+    };
+    assert_eq!(
+        connect(gateway.local_addr(), "/tunnel/t1/source", Some(ACCESS_TOKEN)).err(),
+        Some(503)
+    );
+    drop(again);
+}
+
 fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
     let (gateway, _) = gateway();
     gateway.add_tunnel(tunnel("t2")).unwrap();

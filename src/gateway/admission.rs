@@ -49,31 +49,55 @@ impl Digester {
 #[derive(Clone, Default)]
 pub(super) struct Permits(Arc<AtomicUsize>);
 
-/// A permit from each of two pools. Dropping it frees both places.
-pub(super) struct Permit([Permits; 2]);
+/// A permit from each of two pools, with their limits. Dropping it frees both places.
+pub(super) struct Permit([(Permits, usize); 2]);
 
 impl Permits {
-    fn has_room(&self, limit: usize) -> bool {
-        self.0.load(Ordering::Relaxed) < limit
+    /// The number of permits that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Takes a permit from this pool and one from `other`, if both have one left. The caller must
     /// hold a lock, because two threads must not take permits at the same time.
     pub(super) fn take(&self, limit: usize, other: &Permits, other_limit: usize) -> Option<Permit> {
-        if !self.has_room(limit) || !other.has_room(other_limit) {
-            return None;
+        let has_room = self.taken() < limit && other.taken() < other_limit;
+        has_room.then(|| self.take_anyway(limit, other, other_limit))
+    }
+
+    /// Like [`take`](Self::take), for a connection that replaces one of this pool. It takes over the
+    /// place of that one: until the other has given its permit back, there may be one too many.
+    pub(super) fn replace(
+        &self,
+        limit: usize,
+        other: &Permits,
+        other_limit: usize,
+    ) -> Option<Permit> {
+        match self.taken() {
+            0 => self.take(limit, other, other_limit),
+            _ => Some(self.take_anyway(limit, other, other_limit)),
         }
-        let seat = Permit([self.clone(), other.clone()]);
-        for pool in &seat.0 {
+    }
+
+    fn take_anyway(&self, limit: usize, other: &Permits, other_limit: usize) -> Permit {
+        let permit = Permit([(self.clone(), limit), (other.clone(), other_limit)]);
+        for (pool, _) in &permit.0 {
             pool.0.fetch_add(1, Ordering::Relaxed);
         }
-        Some(seat)
+        permit
+    }
+}
+
+impl Permit {
+    /// Whether one of the pools has given out more permits than its limit.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.iter().any(|(pool, limit)| pool.taken() > *limit)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        for pool in &self.0 {
+        for (pool, _) in &self.0 {
             pool.0.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -625,7 +649,19 @@ mod tests {
         drop(first);
         assert!(all.take(2, &tunnel, 1).is_some());
         drop(second);
-        assert_eq!(all.0.load(Ordering::Relaxed), 0);
+        assert_eq!(all.taken(), 0);
+    }
+
+    #[test]
+    fn a_replacement_takes_over_a_place_and_no_more() {
+        let (all, tunnel) = (Permits::default(), Permits::default());
+        let first = tunnel.replace(8, &all, 1).unwrap();
+        assert!(!first.is_over());
+        assert!(Permits::default().replace(8, &all, 1).is_none());
+        let second = tunnel.replace(8, &all, 1).unwrap();
+        assert!(second.is_over());
+        drop(first);
+        assert!(!second.is_over());
     }
 
     #[test]

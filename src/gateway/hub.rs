@@ -93,6 +93,7 @@ impl Hub {
             Order::Join(side, member, expires) => {
                 self.tunnel.expire_at(expires);
                 self.tunnel.join(side, *member, now);
+                self.tunnel.drop_closing(now, |device| device.permit.is_over());
                 if self.stopping {
                     self.tunnel.stop(now);
                 }

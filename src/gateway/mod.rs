@@ -65,7 +65,7 @@ pub enum Side {
 /// The stream of a connection, with its permit. Both are dropped together.
 struct MemberStream {
     stream: Stream,
-    _permit: Permit,
+    permit: Permit,
 }
 
 type GatewayConnection = Connection<MemberStream>;
@@ -228,7 +228,7 @@ impl GatewayBuilder {
     }
 
     /// Sets how many connections may be open in all; default 1024. One more is answered with
-    /// HTTP 503.
+    /// HTTP 503, except a device that replaces its own connection.
     pub fn connection_limit(mut self, limit: usize) -> Self {
         self.settings.connections = limit;
         self

@@ -28,7 +28,8 @@ use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};
 use crate::sys::{poll, PollFd, Waker};
 
-/// Device connections of one tunnel: the one in use, and older ones in their closing handshake.
+/// Device connections of one tunnel: the one in use, and older ones in their closing handshake. The
+/// oldest of these is dropped for a new one.
 const MAX_DEVICE_CONNECTIONS: usize = 8;
 
 #[derive(Default)]
@@ -237,7 +238,7 @@ impl Shared {
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.
-        let member = MemberStream { stream, _permit: permit };
+        let member = MemberStream { stream, permit };
         let now = Instant::now();
         let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
         member.sender().raw(&opening.answer());
@@ -280,7 +281,11 @@ impl Shared {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
             Side::Access => (&entry.accesses, self.settings.access_connections),
         };
-        let permit = permits.take(limit, &self.connections, self.settings.connections);
+        let all = &self.connections;
+        let permit = match opening.side {
+            Side::Device => permits.replace(limit, all, self.settings.connections),
+            Side::Access => permits.take(limit, all, self.settings.connections),
+        };
         permit.ok_or_else(|| {
             let all = self.settings.connections;
             let why = format!("the limit of {limit} such connections, or of {all} in all");

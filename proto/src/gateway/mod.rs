@@ -136,6 +136,17 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
+    /// Drops connections in their closing handshake, the oldest first, as long as the transport of the
+    /// device's connection says that there are too many.
+    pub fn drop_closing(&mut self, now: Instant, are_too_many: impl Fn(&T) -> bool) {
+        // The one that was replaced just now is told so.
+        self.leaving.iter_mut().for_each(|member| member.flush(now));
+        let Some(device) = &self.device else { return };
+        while !self.leaving.is_empty() && are_too_many(device.transport()) {
+            self.leaving.remove(0);
+        }
+    }
+
     /// The number of sessions that are open or being opened.
     pub fn session_count(&self) -> usize {
         self.sessions.len()

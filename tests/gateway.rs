@@ -395,7 +395,8 @@ fn answer(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+const UPGRADE: &str = "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 #[test]
@@ -404,7 +405,7 @@ fn no_trick_makes_an_access_token_a_device_token() {
     let status = |target: &str, tokens: &[&str]| {
         let tokens: String =
             tokens.iter().map(|token| format!("tunnel-access-token: {token}\r\n")).collect();
-        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n{UPGRADE}{tokens}\r\n");
+        let request = format!("GET {target} HTTP/1.1\r\n{UPGRADE}{tokens}\r\n");
         answer(gateway.local_addr(), request.as_bytes())[9..12].to_owned()
     };
     assert_eq!(status("/tunnel/t1/dest", &[DEVICE_TOKEN]), "101");

@@ -397,7 +397,7 @@ mod tests {
         let mut device = TcpStream::connect(gateway.local_addr()).unwrap();
         device.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let request =
-            "GET /tunnel/t1/dest HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET /tunnel/t1/dest HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
                        tunnel-access-token: hush-device\r\n\r\n";
         device.write_all(request.as_bytes()).unwrap();

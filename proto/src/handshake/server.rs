@@ -44,6 +44,8 @@ impl<'a> Opening<'a> {
         let headers = Headers(request.headers);
         let (tunnel, side) = route(request.path.unwrap_or("")).ok_or(StatusCode::NOT_FOUND)?;
         headers.check_upgrade()?;
+        // RFC 9112 requires exactly one, and 400 otherwise.
+        headers.only("host")?.ok_or(StatusCode::BAD_REQUEST)?;
         // With two token headers it would be unclear which of them counts.
         let token = headers.only(TOKEN_HEADER)?.unwrap_or(b"");
         let key = headers.only("sec-websocket-key")?.filter(|key| is_key(key));
@@ -188,8 +190,9 @@ mod tests {
         Ok((String::from_utf8(opening.answer()).unwrap(), opening.token.len()))
     }
 
-    const GOOD: [&str; 6] = [
+    const GOOD: [&str; 7] = [
         "GET /tunnel/t/source HTTP/1.1",
+        "Host: gateway.example:8443",
         "Connection: keep-alive, Upgrade",
         "Upgrade: WebSocket",
         "Sec-WebSocket-Version: 13",
@@ -211,16 +214,17 @@ mod tests {
 
     #[test]
     fn what_is_said_twice_or_not_at_all_is_refused() {
-        for left_out in &GOOD[1..5] {
+        for left_out in &GOOD[1..6] {
             let lines: Vec<&str> = GOOD.into_iter().filter(|line| line != left_out).collect();
             assert!(parse(&lines).is_err(), "without {left_out}");
         }
-        assert_eq!(parse(&GOOD[..5]).unwrap().1, 0);
+        assert_eq!(parse(&GOOD[..6]).unwrap().1, 0);
         for (more, status) in [
             ("tunnel-access-token: hush-12", 400),
             ("TUNNEL-ACCESS-TOKEN:", 400),
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", 400),
             ("Sec-WebSocket-Version: 8", 400),
+            ("HOST: gateway.example:8443", 400),
             ("Content-Length: 5", 400),
             ("Transfer-Encoding: chunked", 400),
             ("no colon", 400),

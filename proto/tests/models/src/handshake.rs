@@ -48,7 +48,7 @@ pub fn request_head(data: &[u8]) -> Vec<u8> {
     let mut head = [
         &b"GET "[..],
         path,
-        b" HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+        b" HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
           sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\ntunnel-access-token: ",
         token,
         b"\r\n",
@@ -102,6 +102,8 @@ pub fn request(head: &[u8]) -> Option<Claim> {
         .map(|(_, value)| value.trim_matches([' ', '\t', '\r']))
         .collect();
     assert!(tokens.len() <= 1, "{text:?}");
+    let names = lines[1..].iter().filter_map(|line| Some(line.split_once(':')?.0));
+    assert_eq!(names.filter(|name| name.eq_ignore_ascii_case("host")).count(), 1, "{text:?}");
     let token = tokens.first().copied().unwrap_or("");
     assert_eq!(String::from_utf8_lossy(opening.token), token);
 

@@ -576,7 +576,6 @@ fn more_connections_than_allowed_are_told_so_until_one_goes() {
 }
 
 #[test]
-#[test]
 fn a_device_replaces_its_own_connection_although_no_place_is_left() {
     let gateway = start(Gateway::builder().connection_limit(2));
     let mut first = device(&gateway);
@@ -608,6 +607,22 @@ fn a_device_replaces_its_own_connection_although_no_place_is_left() {
     drop(again);
 }
 
+#[test]
+fn an_id_that_no_path_can_name_is_refused() {
+    let (gateway, _) = gateway();
+    for id in ["a/b", "a b", "a?b", "a#b", "é", ".", ".."] {
+        assert!(gateway.add_tunnel(tunnel(id)).is_err(), "{id:?}");
+    }
+    for id in ["a%20b", "a.b", "...", "~!$&'()*+,;=:@-_"] {
+        gateway.add_tunnel(tunnel(id)).unwrap();
+        let path = format!("/tunnel/{id}/dest");
+        let request =
+            format!("GET {path} HTTP/1.1\r\n{UPGRADE}tunnel-access-token: {DEVICE_TOKEN}\r\n\r\n");
+        assert!(answer(gateway.local_addr(), request.as_bytes()).contains(" 101 "), "{id:?}");
+    }
+}
+
+#[test]
 fn a_flooded_tunnel_and_a_flood_of_connections_leave_another_tunnel_alone() {
     let (gateway, _) = gateway();
     gateway.add_tunnel(tunnel("t2")).unwrap();

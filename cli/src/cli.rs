@@ -60,7 +60,9 @@ The file of --tunnels is a JSON list; \"expire\" (seconds from now) may be left 
   [{\"id\": \"t1\", \"device_token\": \"...\", \"access_token\": \"...\", \"expire\": 3600}]
 
 Devices connect to /tunnel/ID/dest, operators to /tunnel/ID/source. The gateway prints
-\"listening on ADDRESS\" when it is ready. SIGINT and SIGTERM end it.";
+\"listening on ADDRESS\" when it is ready. SIGINT and SIGTERM end it, and so does
+SIGHUP: the files are read at the start only. An ID is a part of the path: visible ASCII
+without '/', '?' and '#'.";
 
 #[derive(Args)]
 #[command(after_help = GATEWAY_HELP)]

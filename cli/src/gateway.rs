@@ -124,7 +124,9 @@ impl Entry {
                 .into());
         }
         let (device, access) = (Token::new(&self.device_token)?, Token::new(&self.access_token)?);
-        Ok(TunnelConfig::new(id, device, access).with_expires(self.expire.and_then(from_now)))
+        let config = TunnelConfig::new(id, device, access);
+        config.check_id()?;
+        Ok(config.with_expires(self.expire.and_then(from_now)))
     }
 }
 

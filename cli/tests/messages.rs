@@ -225,6 +225,8 @@ fn a_list_of_tunnels_that_cannot_be_meant_is_refused_and_the_entry_is_named() {
         (format!("[{good},{}]", entry("t2", "").replace("hush-d", "")), &["entry 2", "token"]),
         (format!("[{}]", entry("t2", "").replace("hush-d", "hush-a")), &["entry 1", "differ"]),
         (format!("[{}]", entry("t2", "").replace("hush-d", "hush d")), &["entry 1", "token"]),
+        (format!("[{good},{}]", entry("a/b", "")), &["entry 2", "\"a/b\"", "path"]),
+        (format!("[{}]", entry("a b", "")), &["entry 1", "\"a b\"", "path"]),
     ] {
         let file = folder.file("tunnels.json", list.as_bytes(), 0o600);
         let arguments = ["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnels", &file];

@@ -145,6 +145,24 @@ impl TunnelConfig {
         TunnelConfig { id, device_token, access_token, expires: None }
     }
 
+    /// Checks that a request's path can name the tunnel, as [`GatewayBuilder::start`] and
+    /// [`Gateway::add_tunnel`] do. The gateway compares the path as it is written and decodes nothing,
+    /// so an id is visible ASCII without `/`, `?` and `#`, and is neither `.` nor `..`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`].
+    pub fn check_id(&self) -> Result<()> {
+        let id = self.id.as_str();
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#');
+        if !id.bytes().all(is_plain) || matches!(id, "." | "..") {
+            let why =
+                "it cannot be a part of a URL's path: only visible ASCII without '/', '?' and \
+                       '#' can";
+            return Err(Error::invalid("tunnel id", why));
+        }
+        Ok(())
+    }
+
     /// Sets [`expires`](Self::expires).
     pub fn with_expires(mut self, at: impl Into<Option<SystemTime>>) -> Self {
         self.expires = at.into();
@@ -268,7 +286,8 @@ impl GatewayBuilder {
     ///
     /// # Errors
     /// [`Error::Io`] when the address cannot be bound or a thread cannot be created;
-    /// [`Error::InvalidInput`] when a token is empty or a tunnel's two tokens are the same.
+    /// [`Error::InvalidInput`] when a token is empty, a tunnel's two tokens are the same, or its id
+    /// cannot be a part of a URL's path.
     pub fn start(self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
         let listener = TcpListener::bind(address).map_err(bind)?;
@@ -362,7 +381,8 @@ impl Gateway {
     /// connections stay open.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] when a token is empty or both are the same.
+    /// [`Error::InvalidInput`] when a token is empty, both are the same, or the id cannot be a part of a
+    /// URL's path.
     pub fn add_tunnel(&self, tunnel: TunnelConfig) -> Result<()> {
         self.shared.add(&tunnel)
     }

@@ -122,6 +122,7 @@ impl Shared {
             let mut fds = [
                 PollFd::new(self.stop.as_fd(), true, false),
                 PollFd::new(self.handshakes.freed.as_fd(), true, false),
+        config.check_id()?;
                 PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
             let limiter = self.limiter.lock().deadline();

@@ -1,4 +1,4 @@
-//! Two things that a program may do with its own process. They concern the whole process, so the
+//! Three things that a program may do with its own process. They concern the whole process, so the
 //! library itself never does them.
 
 use zeroize::Zeroizing;
@@ -32,6 +32,17 @@ pub fn take_variable(name: &str) -> Result<Option<Zeroizing<String>>> {
 /// applies to memory that is allocated later. Does not block.
 pub fn give_back_large_buffers() {
     sys::give_back_large_buffers();
+}
+
+/// Raises the number of descriptors that the process may have (`RLIMIT_NOFILE`), from the soft limit
+/// to the hard one. The soft limit is often 1024, for the sake of programs that use `select`. Programs
+/// that serve many clients need more; a program that uses `select`, or starts one that does, must not
+/// call this. Does not block.
+///
+/// # Errors
+/// [`Error::Io`] when the system refuses. The limit is unchanged then.
+pub fn raise_descriptor_limit() -> Result<()> {
+    sys::raise_descriptor_limit().map_err(|e| Error::io("raise the limit of open files", e))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
-use aiot_tunnel::{Token, TunnelId};
+use aiot_tunnel::{process, Token, TunnelId};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
@@ -41,6 +41,9 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
         builder = builder.tunnel(tunnel);
     }
     output::start();
+    if let Err(e) = process::raise_descriptor_limit() {
+        log::warn!("{e}");
+    }
     let gateway = builder.start(args.listen)?;
     say_listening(gateway.local_addr())?;
     signals.forever().next();

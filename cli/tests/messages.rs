@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -240,6 +240,79 @@ fn a_list_of_tunnels_that_cannot_be_meant_is_refused_and_the_entry_is_named() {
         assert_eq!(status, Some(2), "{text}");
         says(&text, &[limit]);
     }
+}
+
+/// A gateway for the tunnel `t1`, and where it listens. The shell runs `first` before.
+fn gateway_after(first: &str, arguments: &[&str]) -> (Process, SocketAddr) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{first}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_aiot-tunnel")]);
+    shell.args(["gateway", "--plain", "--tunnel", "t1", "--listen", "127.0.0.1:0"]).args(arguments);
+    shell
+        .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN)
+        .env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE_TOKEN);
+    let mut process = Process::start(shell.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let line = process.lines().next_line();
+    let address = line.strip_prefix("listening on ").unwrap().parse().unwrap();
+    (process, address)
+}
+
+/// Ends a program, and returns its standard error.
+fn log_of(mut process: Process) -> String {
+    process.terminate();
+    assert!(process.wait().success());
+    let mut log = String::new();
+    process.child().stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    log
+}
+
+#[test]
+fn a_gateway_raises_its_limit_of_open_files_and_warns_if_that_is_not_enough() {
+    let (process, _) = gateway_after("ulimit -Sn 100", &["--connection-limit", "100"]);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let figures: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(figures[0], figures[1]);
+    assert!(!log_of(process).contains("file descriptors"));
+
+    let (process, _) = gateway_after("ulimit -n 400", &[]);
+    let log = log_of(process);
+    assert_eq!(log.matches("file descriptors").count(), 1, "{log}");
+    says(&log, &["2368", "400", "LimitNOFILE"]);
+}
+
+#[test]
+fn with_few_descriptors_one_address_does_not_lock_out_the_others() {
+    // With 60, those who wait leave some free. With 24, accepting fails.
+    for limit in ["ulimit -n 60", "ulimit -n 24"] {
+        let (process, address) = gateway_after(limit, &["--handshake-limit", "4"]);
+        let flood: Vec<TcpStream> = (0..300).map(|_| from(2, address)).collect();
+        for _ in 0..3 {
+            let mut newcomer = from(3, address);
+            let request = format!(
+                "GET /tunnel/t1/dest HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+                 Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                 tunnel-access-token: {DEVICE_TOKEN}\r\n\r\n"
+            );
+            newcomer.write_all(request.as_bytes()).unwrap();
+            let mut status = [0; 12];
+            newcomer.read_exact(&mut status).unwrap();
+            assert_eq!(&status, b"HTTP/1.1 101");
+        }
+        drop(flood);
+        log_of(process);
+    }
+}
+
+/// A connection from 127.0.0.`last`.
+fn from(last: u8, to: SocketAddr) -> TcpStream {
+    use rustix::net::{bind, connect, socket, AddressFamily, SocketType};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    connect(&socket, &to).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(wait::TIMEOUT)).unwrap();
+    stream
 }
 
 /// The log of a gateway that is started and ended.

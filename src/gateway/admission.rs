@@ -111,7 +111,7 @@ const PATIENCE_WITH_GREED: Duration = Duration::from_secs(1);
 
 /// Clients that have been accepted and wait for the place of a handshake. Further ones wait in the
 /// listener's backlog, where the gateway does not see their addresses.
-const MAX_WAITING: usize = 1024;
+pub(super) const MAX_WAITING: usize = 1024;
 
 /// Networks that are remembered although none of their clients is here. Those that were served longest
 /// ago are forgotten first. It counts as never served then.
@@ -189,13 +189,16 @@ pub(super) struct Places<C> {
     running: BTreeMap<u64, (Network, Instant)>,
     /// In the order of their arrival.
     waiting: VecDeque<(Network, C)>,
+    /// How many clients may wait.
+    most_waiting: usize,
     known: HashMap<Group, Known>,
 }
 
 impl<C> Places<C> {
     pub(super) fn new(limit: usize) -> Self {
         let (running, waiting) = (BTreeMap::new(), VecDeque::new());
-        Places { limit: limit.max(1), next: 0, running, waiting, known: HashMap::new() }
+        let (limit, most_waiting, known) = (limit.max(1), MAX_WAITING, HashMap::new());
+        Places { limit, next: 0, running, waiting, most_waiting, known }
     }
 
     /// Adds a client. If too many wait, returns the client that is dropped for it.
@@ -203,7 +206,7 @@ impl<C> Places<C> {
     pub(super) fn add(&mut self, network: Network, client: C) -> Option<C> {
         self.note(network, |known| known.waiting += 1);
         self.waiting.push_back((network, client));
-        (self.waiting.len() > MAX_WAITING).then(|| self.drop_one()).flatten()
+        (self.waiting.len() > self.most_waiting).then(|| self.drop_one()).flatten()
     }
 
     /// Drops a waiting client, which frees its descriptor: the youngest of the group that has most of
@@ -256,6 +259,15 @@ impl<C> Places<C> {
         freed.is_some()
     }
 
+    /// Frees the place of a client that has shown its token. What it was given does not count against
+    /// its network: a stranger has no token. Returns false if it was cut off.
+    pub(super) fn succeed(&mut self, number: u64) -> bool {
+        if let Some((network, _)) = self.running.get(&number) {
+            self.note(*network, |known| known.served = 0);
+        }
+        self.free(number)
+    }
+
     fn take(&mut self, index: usize) -> Option<(Network, C)> {
         let (network, client) = self.waiting.remove(index)?;
         self.note(network, |known| known.waiting -= 1);
@@ -283,15 +295,6 @@ impl<C> Places<C> {
     /// Forgets groups without clients, if there are too many: half of them.
     fn forget(&mut self) {
         let is_idle = |known: &Known| known.running == 0 && known.waiting == 0;
-    /// Frees the place of a client that has shown its token. What it was given does not count against
-    /// its network: a stranger has no token. Returns false if it was cut off.
-    pub(super) fn succeed(&mut self, number: u64) -> bool {
-        if let Some((network, _)) = self.running.get(&number) {
-            self.note(*network, |known| known.served = 0);
-        }
-        self.free(number)
-    }
-
         let most = MAX_REMEMBERED + 3 * (self.waiting.len() + self.running.len());
         if self.known.len() > most {
             let idle = self.known.values().filter(|known| is_idle(known));
@@ -345,15 +348,18 @@ impl Handshakes {
         Ok(Handshakes { limit: limit.max(1), state, freed: Waker::new()? })
     }
 
-    /// Adds a client. Returns the address of a client that was dropped because too many wait.
-    pub(super) fn add(&self, client: Client) -> Option<SocketAddr> {
+    /// Adds a client. At most `most` may wait. Returns the address of a client that was dropped
+    /// because there were more.
+    pub(super) fn add(&self, client: Client, most: usize) -> Option<SocketAddr> {
         let network = Network::of(client.1.ip());
-        self.state.lock().places.add(network, client).map(|(_, address)| address)
+        let places = &mut self.state.lock().places;
+        places.most_waiting = most;
+        places.add(network, client).map(|(_, address)| address)
     }
 
-    /// Drops a waiting client, to free its descriptor.
-    pub(super) fn drop_one(&self) {
-        self.state.lock().places.drop_one();
+    /// Drops a waiting client, to free its descriptor. Returns false if nobody waits.
+    pub(super) fn drop_one(&self) -> bool {
+        self.state.lock().places.drop_one().is_some()
     }
 
     /// What is to be done now.
@@ -371,7 +377,12 @@ impl Handshakes {
                 state.threads += 1;
                 // Frees the place if there is no descriptor.
                 let handshake = Handshake { of: self.clone(), number };
-                match client.0.try_clone() {
+                let mut socket = client.0.try_clone();
+                // Whose turn it is needs a descriptor more than those who wait.
+                if socket.is_err() && state.places.drop_one().is_some() {
+                    socket = client.0.try_clone();
+                }
+                match socket {
                     Ok(socket) => state.sockets.insert(number, socket),
                     Err(e) => {
                         drop(state);
@@ -580,6 +591,25 @@ mod tests {
     }
 
     #[test]
+    fn who_has_shown_a_token_is_a_newcomer_again() {
+        let now = Instant::now();
+        let mut places = Places::new(1);
+        let turn = |places: &mut Places<u16>| match places.turn(now) {
+            Turn::Begin(number, client) => (number, client),
+            other => panic!("{other:?}"),
+        };
+        for n in [1, 2, 2, 1] {
+            assert_eq!(places.add(network(n), n), None);
+        }
+        let (number, client) = turn(&mut places);
+        assert!(client == 1 && places.succeed(number));
+        let (number, client) = turn(&mut places);
+        assert!(client == 2 && places.free(number));
+        // Network 2 has waited longer, but 1 has shown a token.
+        assert_eq!(turn(&mut places).1, 1);
+    }
+
+    #[test]
     fn what_is_remembered_of_networks_is_bounded() {
         let now = Instant::now();
         let mut places = Places::new(64);
@@ -614,25 +644,6 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1").0[1], of("2001:db8:1:ff::1").0[1]);
         assert_eq!(of("2001:db8:1:2::1").0[0], of("2001:db8:1:ff02::1").0[0]);
         assert_ne!(of("2001:db8:1::").0[0], of("2001:db8:2::").0[0]);
-    #[test]
-    fn who_has_shown_a_token_is_a_newcomer_again() {
-        let now = Instant::now();
-        let mut places = Places::new(1);
-        let turn = |places: &mut Places<u16>| match places.turn(now) {
-            Turn::Begin(number, client) => (number, client),
-            other => panic!("{other:?}"),
-        };
-        for n in [1, 2, 2, 1] {
-            assert_eq!(places.add(network(n), n), None);
-        }
-        let (number, client) = turn(&mut places);
-        assert!(client == 1 && places.succeed(number));
-        let (number, client) = turn(&mut places);
-        assert!(client == 2 && places.free(number));
-        // Network 2 has waited longer, but 1 has shown a token.
-        assert_eq!(turn(&mut places).1, 1);
-    }
-
         assert_ne!(of("2001:db8::").0[0], of("2001:db8::").0[1]);
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));

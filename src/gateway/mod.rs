@@ -43,7 +43,7 @@ use crate::net::Stream;
 use crate::sys::{self, Waker};
 use admission::{Digester, Handshakes, Permit, Permits};
 use hub::Order;
-use server::{check_different, check_not_empty, Shared};
+use server::{check_different, check_not_empty, descriptors, Shared};
 
 const TARGET: &str = "aiot_tunnel::gateway";
 /// How long to wait after a failed accept, for example when there are no descriptors left.
@@ -306,6 +306,16 @@ impl GatewayBuilder {
     }
 
     fn shared(self) -> Result<Shared> {
+        let limit = sys::descriptor_limit();
+        let needed = descriptors(self.settings.connections, self.settings.handshakes);
+        if limit < needed {
+            ::log::warn!(
+                target: TARGET,
+                "the gateway's limits need {needed} file descriptors and it may have {limit}: clients \
+                 beyond that are refused; raise the limit of open files (ulimit -n, LimitNOFILE=), or \
+                 lower the limit of connections"
+            );
+        }
         let eventfd = |e| Error::io("create an eventfd", e);
         let stop = Waker::new().map_err(eventfd)?;
         let handshakes = Handshakes::new(self.settings.handshakes).map_err(eventfd)?;
@@ -317,6 +327,7 @@ impl GatewayBuilder {
             stop: Arc::new(stop),
             handshakes: Arc::new(handshakes),
             connections: Permits::default(),
+            descriptors: limit,
             limiter: Mutex::new(LogLimiter::default()),
         };
         for tunnel in &self.tunnels {

@@ -19,7 +19,9 @@ use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
-use super::admission::{Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits};
+use super::admission::{
+    Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING,
+};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
@@ -31,6 +33,29 @@ use crate::sys::{poll, PollFd, Waker};
 /// Device connections of one tunnel: the one in use, and older ones in their closing handshake. The
 /// oldest of these is dropped for a new one.
 const MAX_DEVICE_CONNECTIONS: usize = 8;
+
+/// Descriptors that the program needs besides those of its clients.
+const OWN_DESCRIPTORS: usize = 64;
+/// What a handshake needs, also while it is cut off and another one has its place.
+const HANDSHAKE_DESCRIPTORS: usize = 4;
+/// The connection, and the waker of its tunnel's thread.
+const CONNECTION_DESCRIPTORS: usize = 2;
+/// As many clients may wait however few descriptors there are.
+const LEAST_WAITING: usize = 16;
+
+/// How many descriptors so many connections and handshakes need.
+pub(super) fn descriptors(connections: usize, handshakes: usize) -> usize {
+    let of_handshakes = handshakes.saturating_mul(HANDSHAKE_DESCRIPTORS);
+    let of_connections = connections.saturating_mul(CONNECTION_DESCRIPTORS);
+    OWN_DESCRIPTORS.saturating_add(of_handshakes).saturating_add(of_connections)
+}
+
+/// How many clients may wait for a handshake, each with a descriptor. They leave enough for the
+/// connections, and for the handshakes that run.
+fn most_waiting(limit: usize, connections: usize, handshakes: usize) -> usize {
+    let spare = limit.saturating_sub(descriptors(connections, handshakes));
+    spare.clamp(LEAST_WAITING, MAX_WAITING)
+}
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -82,6 +107,8 @@ pub(super) struct Shared {
     pub(super) handshakes: Arc<Handshakes>,
     /// The connections that are past their handshakes.
     pub(super) connections: Permits,
+    /// How many descriptors the process may have.
+    pub(super) descriptors: usize,
     /// Limits the lines about clients that are not admitted.
     pub(super) limiter: Mutex<LogLimiter>,
 }
@@ -95,6 +122,7 @@ impl Shared {
         let device_token = self.digester.of_token(&config.device_token);
         let access_token = self.digester.of_token(&config.access_token);
         check_different(&device_token, &access_token)?;
+        config.check_id()?;
         let mut registry = self.registry.lock();
         let id = config.id.as_str().to_owned();
         let entry = registry.tunnels.entry(id).or_insert_with(|| Entry {
@@ -122,7 +150,6 @@ impl Shared {
             let mut fds = [
                 PollFd::new(self.stop.as_fd(), true, false),
                 PollFd::new(self.handshakes.freed.as_fd(), true, false),
-        config.check_id()?;
                 PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
             let limiter = self.limiter.lock().deadline();
@@ -144,18 +171,21 @@ impl Shared {
             }
             match listener.accept() {
                 Ok(client) => {
-                    if let Some(address) = self.handshakes.add(client) {
+                    let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
+                    let most = most_waiting(self.descriptors, taken, handshakes);
+                    if let Some(address) = self.handshakes.add(client, most) {
                         self.complain(format_args!("{address}: dropped: too many clients wait"));
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
                     self.complain(format_args!("accept: {e}"));
-                    if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                        // The handshakes in progress need descriptors more than the clients that wait.
-                        self.handshakes.drop_one();
+                    let is_full = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                    // One of the largest network gives way to the next client at once. Otherwise those
+                    // of that network in the backlog would hold up the others.
+                    if !(is_full && self.handshakes.drop_one()) {
+                        pause = Some(now + ACCEPT_PAUSE);
                     }
-                    pause = Some(now + ACCEPT_PAUSE);
                 }
             }
         }
@@ -377,6 +407,16 @@ mod tests {
     use super::*;
     use crate::config::TunnelId;
     use crate::gateway::Gateway;
+
+    #[test]
+    fn clients_that_wait_leave_descriptors_to_those_whose_turn_it_is() {
+        // The usual soft limit, and the usual hard one.
+        assert_eq!(most_waiting(1024, 0, 64), 704);
+        assert_eq!(most_waiting(1024, 300, 64), 104);
+        assert_eq!(most_waiting(1024, 1024, 64), LEAST_WAITING);
+        assert_eq!(most_waiting(20_000, 1024, 64), MAX_WAITING);
+        assert_eq!(most_waiting(usize::MAX, usize::MAX, usize::MAX), LEAST_WAITING);
+    }
 
     #[test]
     fn a_tunnel_whose_thread_has_panicked_gets_another_with_the_next_connection() {

@@ -2,6 +2,7 @@
 
 mod allocator;
 pub(crate) mod cancellation;
+mod descriptors;
 mod environment;
 mod exit;
 #[cfg(feature = "gateway")]
@@ -15,6 +16,9 @@ mod standard;
 mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
+#[cfg(feature = "gateway")]
+pub(crate) use descriptors::descriptor_limit;
+pub(crate) use descriptors::raise_descriptor_limit;
 pub(crate) use environment::take_variable;
 pub(crate) use exit::at_exit;
 #[cfg(feature = "gateway")]

@@ -12,10 +12,6 @@ const BYTES_PER_LIMIT: u64 = 40 * 1024;
 /// More than this is no step of a window but several of them, taken fast: the figure is a sixteenth of
 /// the largest receive buffer of a usual Linux system (6 MiB).
 const LARGEST_STEP: u64 = 384 * 1024;
-/// A window makes no larger step than a sixteenth of the buffer, or one segment: on the loopback
-/// interface that has 64 KiB.
-const BUFFER_STEPS: u64 = 16;
-const LARGEST_SEGMENT: u64 = 64 * 1024;
 /// Bytes taken within this time of each other belong to one step.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -29,11 +25,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// `taken`: the number of bytes that the receiver has taken before. Nothing else is known about
-    /// its pace. Its buffer is full now and has no more bytes than these, which limits its steps.
+    /// `taken`: the number of bytes that the receiver has taken before. They count as its first step,
+    /// because nothing else is known about its pace. Less would not do: a receiver with a small buffer,
+    /// full of these bytes, may have to read all of them before its window opens (on the loopback
+    /// interface, where a segment has 64 KiB).
     pub(crate) fn new(taken: u64, now: Instant) -> Self {
-        let step = (taken / BUFFER_STEPS).max(LARGEST_SEGMENT).min(taken).min(LARGEST_STEP);
-        Progress { since: now, taken, step }
+        Progress { since: now, taken, step: taken.min(LARGEST_STEP) }
     }
 
     /// Reports how many bytes the receiver has taken in all.
@@ -100,14 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_took_for_a_receiver_that_never_read_is_not_its_step() {
+    fn what_a_kernel_took_for_a_receiver_counts_as_one_step() {
         let now = Instant::now();
         assert_eq!(Progress::new(30 * 1024, now).deadline(LIMIT), now + LIMIT);
-        for kilobytes in [64, 150, 1024] {
-            let progress = Progress::new(kilobytes * 1024, now);
-            assert_eq!(progress.deadline(LIMIT), now + LIMIT.mul_f64(1.6));
-        }
-        // With a buffer of that size, the steps may be a sixteenth of it.
-        assert_eq!(Progress::new(3200 * 1024, now).deadline(LIMIT), now + 5 * LIMIT);
+        assert_eq!(Progress::new(160 * 1024, now).deadline(LIMIT), now + 4 * LIMIT);
+        // A bit that its kernel takes later is a step of its own.
+        let mut progress = Progress::new(160 * 1024, now);
+        let later = now + 4 * LIMIT;
+        progress.update(161 * 1024, later);
+        assert_eq!(progress.deadline(LIMIT), later + LIMIT);
     }
 }

@@ -713,17 +713,22 @@ fn strangers_do_not_fill_the_gateways_log() {
 #[test]
 fn the_gateways_limits_can_be_set() {
     let serve = ["gateway", "--listen", "127.0.0.1:0", "--plain", "--tunnel", "t1"];
-    let limits = ["--access-limit", "1", "--connection-limit", "2"];
-    let mut program = Program::start(&[&serve[..], &limits].concat());
-    let address = program.address();
-    let (_access, let_in) = status(address, "/tunnel/t1/source", ACCESS);
-    assert_eq!(let_in, "101");
-    assert_eq!(status(address, "/tunnel/t1/source", ACCESS).1, "503");
-    let (_device, let_in) = status(address, "/tunnel/t1/dest", DEVICE);
-    assert_eq!(let_in, "101");
-    assert_eq!(status(address, "/tunnel/t1/dest", DEVICE).1, "503");
-    program.interrupt();
-    assert!(program.finish().status.success());
+    for (limits, device_first) in [
+        (["--access-limit", "1", "--connection-limit", "9"], false),
+        (["--access-limit", "9", "--connection-limit", "2"], true),
+    ] {
+        let mut program = Program::start(&[&serve[..], &limits].concat());
+        let address = program.address();
+        let device = device_first.then(|| status(address, "/tunnel/t1/dest", DEVICE));
+        assert!(device.as_ref().is_none_or(|(_, let_in)| let_in == "101"));
+        let (_access, let_in) = status(address, "/tunnel/t1/source", ACCESS);
+        assert_eq!(let_in, "101");
+        assert_eq!(status(address, "/tunnel/t1/source", ACCESS).1, "503");
+        // The device takes over the place of its own connection.
+        assert_eq!(status(address, "/tunnel/t1/dest", DEVICE).1, "101");
+        program.interrupt();
+        assert!(program.finish().status.success());
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ mod exit;
 mod listen;
 mod message_queue;
 mod poll;
+mod receiver;
 mod semaphore;
+mod signals;
 mod socket;
 mod waker;
 
@@ -17,9 +19,11 @@ pub(crate) use environment::take_variable;
 pub(crate) use exit::at_exit;
 #[cfg(feature = "gateway")]
 pub(crate) use listen::set_backlog;
-pub(crate) use message_queue::{effective_uid, Access, MessageQueue, Received};
+pub(crate) use message_queue::{effective_uid, Access, MessageQueue};
 pub(crate) use poll::{poll, PollFd, PollSet};
+pub(crate) use receiver::{Receive, Receiver};
 pub(crate) use semaphore::Semaphore;
+pub(crate) use signals::spawn;
 pub(crate) use socket::{
     connect, connect_unix, keep_alive, least_round_trip, limit_queue, push, reset_on_close, send,
     send_vectored, unacked, unsent, Connecting,

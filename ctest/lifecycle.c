@@ -253,6 +253,41 @@ static void a_thousand_cycles_leave_nothing_behind(void)
     CHECK(under_checker() || resident_pages() - pages <= MOST_PAGES);
 }
 
+static device_t pair[2];
+static pthread_barrier_t both_inside;
+
+static void release_the_other(void *handle, const aiot_tunnel_event_t *event)
+{
+    void *other = strcmp(event->tunnel_id, "t0") == 0 ? pair[1].handle : pair[0].handle;
+
+    CHECK(handle != other);
+    if (event->type != AIOT_TUNNEL_EVT_CONNECT) {
+        return;
+    }
+    pthread_barrier_wait(&both_inside);
+    CHECK_CODE(aiot_tunnel_deinit(&other), STATE_SUCCESS);
+}
+
+static void two_handlers_may_release_each_others_instance(void)
+{
+    int i;
+
+    CHECK(pthread_barrier_init(&both_inside, NULL, 2) == 0);
+    for (i = 0; i < 2; i++) {
+        device_open(&pair[i]);
+        pair[i].events.then = release_the_other;
+    }
+    for (i = 0; i < 2; i++) {
+        device_start(&pair[i]);
+        CHECK_CODE(add(&pair[i], i == 0 ? "t0" : "t1", "idle"), STATE_SUCCESS);
+    }
+    for (i = 0; i < 2; i++) {
+        CHECK(joined(pair[i].thread) == NULL);
+        CHECK_CODE(aiot_tunnel_deinit(&pair[i].handle), STATE_USER_INPUT_EXEC_DISABLED);
+    }
+    CHECK(pthread_barrier_destroy(&both_inside) == 0);
+}
+
 int main(void)
 {
     RUN(stop_before_start_makes_start_return);
@@ -265,5 +300,6 @@ int main(void)
     RUN(of_racing_deinits_one_wins);
     RUN(ten_threads_may_call_at_once);
     RUN(a_thousand_cycles_leave_nothing_behind);
+    RUN(two_handlers_may_release_each_others_instance);
     return 0;
 }

@@ -1,7 +1,7 @@
 //! Handles: numbers that identify instances. A handle is looked up in a table and never
 //! dereferenced, so a stale or invented handle yields a state code.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
@@ -22,7 +22,8 @@ use crate::device::manager::{self, Delivery, Manager, Run};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::ipc::{ListenOptions, Listener};
-use crate::logging::{warn, Code};
+use crate::logging::Code;
+use crate::sys;
 
 /// Added to every handle's number. On 64-bit systems the sum is outside every process's address
 /// space: a caller that dereferences a handle crashes at once, and neither a small invented number
@@ -43,7 +44,7 @@ pub(super) fn create() -> Outcome<*mut c_void> {
     let id = registry.last + 1;
     let builder = Manager::builder().security(Security::Plain);
     let manager = builder.build().map_err(|e| Refusal::of("limits", &e))?;
-    let state = Mutex::new(State { start_thread: None, ended: false });
+    let state = Mutex::new(State { started: false, ended: false });
     let (callback, returned) = (Callback::new(id), Condvar::new());
     let (listener, headers) = (Mutex::new(None), Mutex::default());
     let instance = Instance { manager, callback, state, returned, listener, headers };
@@ -89,7 +90,8 @@ pub(super) struct Instance {
 }
 
 struct State {
-    start_thread: Option<libc::pthread_t>,
+    /// A thread is inside `aiot_tunnel_start`.
+    started: bool,
     /// Set by deinit: start is refused from now on.
     ended: bool,
 }
@@ -142,21 +144,24 @@ impl Instance {
         Ok(())
     }
 
-    /// Ends the listen thread, if there is one, and waits for it.
+    /// Ends the listen thread, if there is one. Waits for it, unless a callback is the caller.
     fn end_listener(&self) {
         let Some(listener) = self.listener.lock().take() else { return };
-        if !inside_log_callback() {
+        if !inside_callback() {
             return listener.stop();
         }
-        // The listen thread may be waiting to log a line. Without another thread, dropping it would wait
-        // for that for ever.
-        if let Err(e) = thread::Builder::new().spawn(move || listener.stop()) {
-            warn!(Code::TunnelFailed, "end the listen thread: {e}");
+        // The listen thread may be waiting to log a line. So another thread waits for it.
+        let shared = Arc::new(Mutex::new(Some(listener)));
+        let for_thread = shared.clone();
+        let stop = move || for_thread.lock().take().map(Listener::stop);
+        if sys::spawn(thread::Builder::new().name("aiot-end".into()), stop).is_err() {
+            let listener = shared.lock().take();
+            listener.map_or((), Listener::abandon);
         }
     }
 
-    /// Stops the start thread and waits until it has returned, unless the caller is a
-    /// callback that the start thread may be waiting for.
+    /// Stops the start thread and waits until it has returned, unless the caller is a callback: the
+    /// start thread may be waiting for it, itself or through a callback of another instance.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
@@ -164,20 +169,23 @@ impl Instance {
         drop(state);
         self.end_listener();
         let mut state = self.state.lock();
-        let inside_handler = state.start_thread == Some(current_thread());
-        if inside_handler || inside_log_callback() {
+        if inside_callback() {
             // Callers rely on getting no callback after deinit has returned.
             self.callback.silence();
             return;
         }
-        self.returned.wait_while(&mut state, |state| state.start_thread.is_some());
+        self.returned.wait_while(&mut state, |state| state.started);
     }
 }
 
-/// Not `std::thread::current`: that would leave an allocation behind in each calling thread.
-fn current_thread() -> libc::pthread_t {
-    // SAFETY: has no preconditions.
-    unsafe { libc::pthread_self() }
+thread_local! {
+    static INSIDE_HANDLER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is inside a handler of any instance, or inside the log callback. There
+/// it must not wait for another thread of the library: that one may be waiting for it.
+fn inside_callback() -> bool {
+    INSIDE_HANDLER.get() || inside_log_callback()
 }
 
 thread_local! {
@@ -197,7 +205,7 @@ struct Inside(Arc<Instance>);
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.0.state.lock().start_thread = None;
+        self.0.state.lock().started = false;
         self.0.returned.notify_all();
     }
 }
@@ -208,11 +216,11 @@ pub(super) fn start(instance: Arc<Instance>) -> Outcome {
     if state.ended {
         return Err(not_valid());
     }
-    if state.start_thread.is_some() {
+    if state.started {
         let reason = "another thread is inside aiot_tunnel_start with it";
         return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
     }
-    state.start_thread = Some(current_thread());
+    state.started = true;
     drop(state);
     let inside = Inside(instance);
     let run = inside.0.manager.begin().map_err(|e| Refusal::of("handle", &e))?;
@@ -333,6 +341,8 @@ pub(super) enum Call {
 impl Call {
     /// Calls the handler. This may not return: see `aiot_tunnel_start`.
     pub(super) fn make(&self) {
+        // A handler may start another instance, whose handler then runs inside it.
+        let former = INSIDE_HANDLER.replace(true);
         match self {
             Call::Event { function, handle, event, userdata } => {
                 // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
@@ -343,5 +353,6 @@ impl Call {
                 unsafe { function(*handle, notice, *userdata) };
             }
         }
+        INSIDE_HANDLER.set(former);
     }
 }

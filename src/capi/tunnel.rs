@@ -216,8 +216,10 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 /// returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that
 /// the event handler takes: the wait would never end.
 ///
-/// Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
-/// is delivered, and aiot_tunnel_start returns soon afterwards.
+/// Inside a handler or the log callback, aiot_tunnel_deinit does not wait, whichever instance the
+/// handler belongs to. No further call of the released instance's handlers begins, and its
+/// aiot_tunnel_start returns soon afterwards. A call of its handlers that runs in another thread at
+/// that time goes on.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS

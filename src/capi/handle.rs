@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
@@ -190,7 +191,8 @@ fn inside_callback() -> bool {
 
 thread_local! {
     /// The runs whose start thread this is. Two at most, usually: the event handler of one instance
-    /// may start another one. If the handler ends the thread, the runs are dropped with this.
+    /// may start another one. If the handler ends the thread, the runs are dropped with this, or by
+    /// [`end_runs`].
     static RUNS: RefCell<Vec<StartThread>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -225,7 +227,15 @@ pub(super) fn start(instance: Arc<Instance>) -> Outcome {
     let inside = Inside(instance);
     let run = inside.0.manager.begin().map_err(|e| Refusal::of("handle", &e))?;
     RUNS.with_borrow_mut(|runs| runs.push(StartThread { run, inside }));
+    sys::at_thread_end(Some(end_runs));
     Ok(())
+}
+
+/// Drops the runs of a thread that has ended without its thread-locals being dropped.
+fn end_runs() {
+    let runs = RUNS.try_with(RefCell::take).unwrap_or_default();
+    // A panic must not get into the C library.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(runs)));
 }
 
 /// Runs the manager until a handler is to be called. Returns `None` when it has ended.
@@ -233,7 +243,12 @@ pub(super) fn next_call() -> Option<Call> {
     // Taken out meanwhile: a log callback may start another instance.
     let mut started = RUNS.with_borrow_mut(Vec::pop)?;
     let call = loop {
-        let delivery = started.run.next()?;
+        let Some(delivery) = started.run.next() else {
+            if RUNS.with_borrow(Vec::is_empty) {
+                sys::at_thread_end(None);
+            }
+            return None;
+        };
         if let Some(call) = started.inside.0.callback.call(&delivery) {
             break call;
         }

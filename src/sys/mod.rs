@@ -12,6 +12,7 @@ mod receiver;
 mod semaphore;
 mod signals;
 mod socket;
+mod thread_end;
 mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
@@ -28,4 +29,5 @@ pub(crate) use socket::{
     connect, connect_unix, keep_alive, least_round_trip, limit_queue, push, reset_on_close, send,
     send_vectored, unacked, unsent, Connecting,
 };
+pub(crate) use thread_end::at_thread_end;
 pub(crate) use waker::Waker;

@@ -157,7 +157,7 @@ impl Instance {
         let stop = move || for_thread.lock().take().map(Listener::stop);
         if sys::spawn(thread::Builder::new().name("aiot-end".into()), stop).is_err() {
             let listener = shared.lock().take();
-            listener.map_or((), Listener::abandon);
+            listener.into_iter().for_each(Listener::abandon);
         }
     }
 

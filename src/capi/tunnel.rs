@@ -315,6 +315,11 @@ fn lasting(code: i32) -> *mut c_void {
 /// May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
 /// to return.
 ///
+/// Do not call it in a signal handler: it takes a lock, and the interrupted thread may hold that lock.
+/// (In the Link SDK, it sets a flag.) Set a flag of your own there and call it elsewhere, or block the
+/// signal and wait for it with sigwait in a thread of its own. The threads of the library take no
+/// signals.
+///
 /// Returns a state code:
 /// - STATE_SUCCESS, also if the instance was already stopped.
 /// - STATE_USER_INPUT_NULL_POINTER: handle is NULL.

@@ -153,7 +153,7 @@ fn wait(queue: libc::c_int, envelope: *mut Envelope) -> isize {
 #[cfg(target_os = "android")]
 fn cancel(_: libc::pthread_t) {}
 
-/// As in the crate libc, but unwound by a cancellation.
+// As in the crate libc, but unwound by a cancellation.
 extern "C-unwind" {
     fn msgrcv(
         queue: libc::c_int,

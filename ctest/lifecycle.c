@@ -1,6 +1,8 @@
 /* init, start, stop and deinit in every order, valid or not, and from many threads at once. */
 #include "harness.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define THREADS 10
@@ -253,6 +255,23 @@ static void a_thousand_cycles_leave_nothing_behind(void)
     CHECK(under_checker() || resident_pages() - pages <= MOST_PAGES);
 }
 
+/* What the program writes to a standard stream that it has closed must not get into a connection. */
+static void the_numbers_of_closed_standard_streams_stay_free(void)
+{
+    device_t device;
+    int null;
+
+    device_open(&device);
+    CHECK(close(STDIN_FILENO) == 0);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    CHECK(fcntl(STDIN_FILENO, F_GETFD) == -1 && errno == EBADF);
+    device_close(&device);
+    null = open("/dev/null", O_RDONLY);
+    CHECK(null == STDIN_FILENO);
+}
+
 static device_t pair[2];
 static pthread_barrier_t both_inside;
 
@@ -300,6 +319,7 @@ int main(void)
     RUN(of_racing_deinits_one_wins);
     RUN(ten_threads_may_call_at_once);
     RUN(a_thousand_cycles_leave_nothing_behind);
+    RUN(the_numbers_of_closed_standard_streams_stay_free);
     RUN(two_handlers_may_release_each_others_instance);
     return 0;
 }

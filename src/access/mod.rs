@@ -33,7 +33,7 @@ use crate::config::{ConnectParams, Port, Security, Service};
 use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
 use crate::net::LocalSocket;
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 use connector::Connector;
 use listeners::Listeners;
 use relay::Relay;
@@ -299,6 +299,7 @@ impl Client {
         // stdin and stdout may be shared with other programs, so they stay in blocking mode. Each
         // has a thread.
         let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = (sys::beyond_standard(ours)?, sys::beyond_standard(theirs)?);
         let (from_stdin, to_stdout) = (theirs.try_clone()?, theirs);
         thread::Builder::new().name("access-stdin".into()).spawn(move || {
             let _ = io::copy(&mut io::stdin().lock(), &mut &from_stdin);

@@ -270,7 +270,7 @@ impl GatewayBuilder {
     /// [`Error::InvalidInput`] when a token is empty or a tunnel's two tokens are the same.
     pub fn start(self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
-        let listener = TcpListener::bind(address).map_err(bind)?;
+        let listener = TcpListener::bind(address).and_then(sys::beyond_standard).map_err(bind)?;
         sys::set_backlog(&listener, BACKLOG).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;

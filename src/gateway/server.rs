@@ -26,7 +26,7 @@ use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUS
 use crate::config::Token;
 use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 
 /// Device connections of one tunnel: the one in use, and older ones in their closing handshake.
 const MAX_DEVICE_CONNECTIONS: usize = 8;
@@ -140,7 +140,8 @@ impl Shared {
             if pause.is_some() || !fds[2].ready().read {
                 continue;
             }
-            match listener.accept() {
+            let accepted = listener.accept();
+            match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
                 Ok(client) => {
                     if let Some(address) = self.handshakes.add(client) {
                         self.complain(format_args!("{address}: dropped: too many clients wait"));

@@ -2,6 +2,7 @@
 
 mod allocator;
 pub(crate) mod cancellation;
+mod descriptor;
 mod environment;
 mod exit;
 #[cfg(feature = "gateway")]
@@ -16,6 +17,7 @@ mod thread_end;
 mod waker;
 
 pub(crate) use allocator::give_back_large_buffers;
+pub(crate) use descriptor::beyond_standard;
 pub(crate) use environment::take_variable;
 pub(crate) use exit::at_exit;
 #[cfg(feature = "gateway")]

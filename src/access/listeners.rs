@@ -67,7 +67,10 @@ impl<'a> Listeners<'a> {
         let ready = ready.iter().enumerate().filter(|(_, ready)| ready.read);
         for (index, _) in ready {
             let Some((listener, service_type)) = self.forwards.get(index) else { break };
-            match listener.accept().and_then(|(stream, _)| self.prepare(sys::beyond_standard(stream)?)) {
+            match listener
+                .accept()
+                .and_then(|(stream, _)| self.prepare(sys::beyond_standard(stream)?))
+            {
                 Ok(local) => {
                     self.paused = None;
                     let until = Instant::now() + self.settings.queue_timeout;

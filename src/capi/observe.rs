@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{guard_code, handle, input, Outcome, Refusal};
 use crate::ipc::ListenOptions;
-use crate::logging::Code;
+use crate::logging::{one_line, Code};
 use crate::status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus};
 
 /// Limits and times of an instance, for aiot_tunnel_set_limit. (Ours)
@@ -96,9 +96,10 @@ pub struct aiot_tunnel_session_t {
     pub bytes_from_cloud: u64,
     /// Bytes that have come from the local service for the cloud.
     pub bytes_to_cloud: u64,
-    /// The session's id, NUL-terminated, cut at 127 bytes.
+    /// The session's id as the cloud sends it, NUL-terminated, cut at 127 bytes. A question mark stands
+    /// for each NUL, control character and invisible character.
     pub session_id: [c_char; 128],
-    /// The service type, NUL-terminated.
+    /// The service type as the cloud sends it, NUL-terminated, with question marks as in session_id.
     pub service_type: [c_char; 128],
 }
 
@@ -144,9 +145,9 @@ pub struct aiot_tunnel_notice_t {
     pub text: [c_char; 512],
     /// The tunnel's id, NUL-terminated.
     pub tunnel_id: [c_char; 128],
-    /// For a session, its id, NUL-terminated, cut at 127 bytes; otherwise empty.
+    /// For a session, its id as in aiot_tunnel_session_t; otherwise empty.
     pub session_id: [c_char; 128],
-    /// For a session, its service type, NUL-terminated; otherwise empty.
+    /// For a session, its service type as in aiot_tunnel_session_t; otherwise empty.
     pub service_type: [c_char; 128],
 }
 
@@ -514,8 +515,8 @@ fn session_for_c(session: &SessionStatus) -> aiot_tunnel_session_t {
         age_ms: u64::try_from(session.age.as_millis()).unwrap_or(u64::MAX),
         bytes_from_cloud: session.bytes_from_cloud,
         bytes_to_cloud: session.bytes_to_cloud,
-        session_id: array(&session.id),
-        service_type: array(&session.service_type),
+        session_id: array(&one_line(&session.id)),
+        service_type: array(&one_line(&session.service_type)),
     }
 }
 
@@ -540,13 +541,13 @@ pub(super) fn notice_for_c(notice: &Notice, dropped: u32) -> aiot_tunnel_notice_
         }
         NoticeKind::SessionOpened(session) => {
             for_c.r#type = AIOT_TUNNEL_NOTICE_SESSION_OPENED;
-            for_c.session_id = array(&session.id);
-            for_c.service_type = array(&session.service_type);
+            for_c.session_id = array(&one_line(&session.id));
+            for_c.service_type = array(&one_line(&session.service_type));
         }
         NoticeKind::SessionClosed(session) => {
             for_c.r#type = AIOT_TUNNEL_NOTICE_SESSION_CLOSED;
-            for_c.session_id = array(&session.id);
-            for_c.service_type = array(&session.service_type);
+            for_c.session_id = array(&one_line(&session.id));
+            for_c.service_type = array(&one_line(&session.service_type));
             for_c.bytes_from_cloud = session.bytes_from_cloud;
             for_c.bytes_to_cloud = session.bytes_to_cloud;
         }
@@ -578,6 +579,24 @@ const _: () = assert!(offset_of!(aiot_tunnel_listen_t, size) == 0);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clouds_names_are_whole_and_printable() {
+        let (id, service_type) = ("n\0ul\u{1b}".to_owned(), "_\nX\u{202E}".to_owned());
+        let session = SessionStatus {
+            id,
+            service_type,
+            age: Duration::ZERO,
+            bytes_from_cloud: 0,
+            bytes_to_cloud: 0,
+        };
+        let for_c = session_for_c(&session);
+        assert_eq!(
+            for_c.session_id[..7].iter().map(|b| *b as u8).collect::<Vec<_>>(),
+            b"n?ul?\0\0"
+        );
+        assert_eq!(for_c.service_type[..5].iter().map(|b| *b as u8).collect::<Vec<_>>(), b"_?X?\0");
+    }
 
     #[test]
     fn a_text_that_is_too_long_is_cut_between_characters_and_ends_in_nul() {

@@ -29,9 +29,8 @@ impl Queue {
         let message = [2 as libc::c_long, 0];
         let room = std::mem::size_of::<libc::c_long>();
         // SAFETY: a type, then `room` bytes.
-        let send = || unsafe {
-            libc::msgsnd(self.0, message.as_ptr().cast(), room, libc::IPC_NOWAIT)
-        };
+        let send =
+            || unsafe { libc::msgsnd(self.0, message.as_ptr().cast(), room, libc::IPC_NOWAIT) };
         while send() == 0 {}
         assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::WouldBlock);
     }

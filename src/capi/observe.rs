@@ -195,7 +195,8 @@ pub struct aiot_tunnel_listen_t {
 /// value: the new value.
 ///
 /// Applies to the connections that are opened from now on. May be called from any thread, also from
-/// the event handler. Does not block.
+/// the event handler. Does not block. A refused call may wait for the log callback: see
+/// aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, the former value stays in effect.
 /// - STATE_SUCCESS
@@ -259,7 +260,7 @@ pub extern "C" fn aiot_tunnel_set_limit(
 ///
 /// Applies to the later calls of aiot_tunnel_add and aiot_tunnel_update; not to commands from
 /// aiot_tunnel_listen. All headers together have at most 2048 bytes. May be called from any thread. Does
-/// not block.
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, nothing is added.
 /// - STATE_SUCCESS
@@ -291,6 +292,7 @@ pub unsafe extern "C" fn aiot_tunnel_add_header(
 ///
 /// A tunnel is known from the time when the start thread executes its aiot_tunnel_add until it is
 /// deleted or expires. May be called from any thread. Does not block, and does not delay data.
+/// A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -328,6 +330,7 @@ pub unsafe extern "C" fn aiot_tunnel_get_status(
 /// userdata: passed to the visitor.
 ///
 /// May be called from any thread. Does not block by itself, and does not delay data.
+/// A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -388,7 +391,8 @@ pub unsafe extern "C" fn aiot_tunnel_for_each_session(
 /// a time. At most 1024 notices wait for it; further ones are dropped and counted. When this function
 /// is called from another thread, the former handler may still be running.
 ///
-/// May be called from any thread. Does not block.
+/// May be called from any thread. Does not block. A refused call may wait for the log callback: see
+/// aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS

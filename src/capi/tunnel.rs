@@ -143,7 +143,8 @@ pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
 /// strings it points to; the caller may free them as soon as the call returns. The userdata pointer
 /// is kept as it is.
 ///
-/// May be called from any thread, also from the event handler. Does not block.
+/// May be called from any thread, also from the event handler. Does not block. A refused call
+/// may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, the former value stays in effect.
 /// - STATE_SUCCESS
@@ -347,7 +348,7 @@ pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
 /// returns.
 ///
 /// May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
-/// not block.
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, nothing is queued.
 /// - STATE_SUCCESS: the command is queued.
@@ -397,7 +398,7 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// tunnel_id: as for aiot_tunnel_add.
 ///
 /// May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
-/// not block.
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS: the command is queued.

@@ -1,8 +1,10 @@
 /* init, start, stop and deinit in every order, valid or not, and from many threads at once. */
 #include "harness.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #define THREADS 10
@@ -272,6 +274,70 @@ static void the_numbers_of_closed_standard_streams_stay_free(void)
     CHECK(null == STDIN_FILENO);
 }
 
+/* 1 for a thread of the library; then also the signals that it blocks. */
+static int is_of_the_library(const char *thread, unsigned long long *blocked)
+{
+    char path[300], line[256], name[64] = "";
+    FILE *status;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%s/status", thread);
+    status = fopen(path, "r");
+    if (status == NULL) {
+        return 0;
+    }
+    while (fgets(line, sizeof(line), status) != NULL) {
+        sscanf(line, "Name: %63s", name);
+        sscanf(line, "SigBlk: %llx", blocked);
+    }
+    fclose(status);
+    return strncmp(name, "aiot-", strlen("aiot-")) == 0;
+}
+
+static int32_t ignore_line(int32_t code, char *message)
+{
+    (void)message;
+    return code;
+}
+
+static void the_threads_of_the_library_take_no_signals(void)
+{
+    const int taken[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    const int blocked[] = {SIGTERM, SIGINT, SIGHUP, SIGALRM, SIGUSR1, SIGCHLD, SIGPIPE};
+    int threads = 0;
+    struct dirent *entry;
+    device_t device;
+    size_t i;
+    DIR *tasks;
+
+    CHECK_CODE(aiot_state_set_logcb(ignore_line), STATE_SUCCESS);
+    device_open(&device);
+    CHECK_CODE(aiot_tunnel_listen(device.handle, 0x51600000 | (getpid() & 0xFFFFF)), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    tasks = opendir("/proc/self/task");
+    CHECK(tasks != NULL);
+    while ((entry = readdir(tasks)) != NULL) {
+        unsigned long long mask = 0;
+
+        if (!is_of_the_library(entry->d_name, &mask)) {
+            continue;
+        }
+        threads++;
+        for (i = 0; i < sizeof(blocked) / sizeof(blocked[0]); i++) {
+            CHECK(mask & 1ULL << (blocked[i] - 1));
+        }
+        for (i = 0; i < sizeof(taken) / sizeof(taken[0]); i++) {
+            CHECK(!(mask & 1ULL << (taken[i] - 1)));
+        }
+    }
+    closedir(tasks);
+    /* The listen thread, the worker and the log thread. */
+    CHECK(threads >= 3);
+    device_close(&device);
+    CHECK_CODE(aiot_state_set_logcb(NULL), STATE_SUCCESS);
+}
+
 static device_t pair[2];
 static pthread_barrier_t both_inside;
 
@@ -319,6 +385,7 @@ int main(void)
     RUN(of_racing_deinits_one_wins);
     RUN(ten_threads_may_call_at_once);
     RUN(a_thousand_cycles_leave_nothing_behind);
+    RUN(the_threads_of_the_library_take_no_signals);
     RUN(the_numbers_of_closed_standard_streams_stay_free);
     RUN(two_handlers_may_release_each_others_instance);
     return 0;

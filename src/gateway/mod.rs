@@ -277,9 +277,8 @@ impl GatewayBuilder {
         let shared = Arc::new(self.shared()?);
         let accept = {
             let shared = shared.clone();
-            thread::Builder::new()
-                .name("gateway-accept".into())
-                .spawn(move || shared.accept(&listener))
+            let run = move || shared.accept(&listener);
+            sys::spawn(thread::Builder::new().name("gateway-accept".into()), run)
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
         Ok(Gateway { shared, local_addr, accept: Some(accept) })

@@ -186,7 +186,7 @@ impl Shared {
                 shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
-        let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
+        let thread = sys::spawn(thread::Builder::new().name("gateway-shake".into()), run);
         if let Err(e) = &thread {
             self.complain(format_args!("create a handshake thread: {e}"));
         }
@@ -330,9 +330,8 @@ impl Shared {
         let core = Tunnel::new(self.settings.tunnel, log);
         let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
-        let thread = thread::Builder::new()
-            .name("gateway-hub".into())
-            .spawn(move || hub.run(|orders| shared.retire(&tunnel, serial, orders)))?;
+        let run = move || hub.run(|orders| shared.retire(&tunnel, serial, orders));
+        let thread = sys::spawn(thread::Builder::new().name("gateway-hub".into()), run)?;
         Ok(HubHandle { serial, orders, waker, thread })
     }
 

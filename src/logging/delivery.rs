@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{call_sink, line, Code, Line, HAS_SINK, INSIDE_SINK};
+use crate::sys;
 
 /// Most bytes of lines that wait for the sink.
 const MAX_WAITING: usize = 128 * 1024;
@@ -94,8 +95,8 @@ pub(super) fn deliver(line: Line) {
     if queue.thread.is_none() {
         let generation = queue.generation;
         let run = move || call_sinks(generation);
-        queue.thread =
-            thread::Builder::new().name("aiot-log".into()).stack_size(STACK).spawn(run).ok();
+        let builder = thread::Builder::new().name("aiot-log".into()).stack_size(STACK);
+        queue.thread = sys::spawn(builder, run).ok();
     }
     drop(queue);
     CHANGED.notify_all();

@@ -254,12 +254,12 @@ pub extern "C" fn aiot_tunnel_set_limit(
 /// the cloud wants. (Ours)
 ///
 /// name: 1 to 127 letters, digits and hyphens, NUL-terminated. The headers that the request has anyway
-/// are refused.
+/// are refused, and those that announce a body (Content-Length, Transfer-Encoding).
 /// value: at most 127 bytes of visible ASCII and blanks, with no blank at either end, NUL-terminated. Not
 /// a secret.
 ///
 /// Applies to the later calls of aiot_tunnel_add and aiot_tunnel_update; not to commands from
-/// aiot_tunnel_listen. All headers together have at most 2048 bytes. May be called from any thread. Does
+/// aiot_tunnel_listen. There are at most 32 headers, which have at most 2048 bytes together. May be called from any thread. Does
 /// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, nothing is added.
@@ -423,6 +423,10 @@ pub extern "C" fn aiot_tunnel_set_notice_handler(
 /// tunnel id, host, port, path and token with 128 bytes each. An invalid message is logged and
 /// dropped. The thread runs until aiot_tunnel_deinit, which removes the queue if it was created here.
 ///
+/// A queue has one listener at a time, of this library or of the program aiot-tunnel. A System V semaphore
+/// with the same key makes sure of that. It is removed with the listener. If the process is killed, queue
+/// and semaphore stay and do no harm: the next listener uses them.
+///
 /// May be called from any thread. Does not wait for messages.
 ///
 /// Returns a state code:
@@ -431,8 +435,8 @@ pub extern "C" fn aiot_tunnel_set_notice_handler(
 /// - STATE_USER_INPUT_OUT_RANGE: key is 0.
 /// - STATE_USER_INPUT_EXEC_DISABLED: the handle is not valid.
 /// - STATE_TUNNEL_RUNNING: the instance has a listen thread already.
-/// - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, or the queue belongs to another
-///   user. The log says why. A kernel without System V message queues is one reason.
+/// - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, the queue belongs to another user, or
+///   another listener reads it. The log says why. A kernel without System V message queues is one reason.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_listen(handle: *mut c_void, key: i32) -> i32 {
     guard_code("aiot_tunnel_listen", || listen(handle, ListenOptions::new().with_key(key)))

@@ -124,7 +124,8 @@ pub(super) type EventFunction =
 /// From the first call on, the library's log lines go to the callback of the Link SDK's core, if the
 /// program contains the core; see aiot_tunnel_set_logcb.
 ///
-/// Returns a handle, or NULL if the instance cannot be created.
+/// Returns a handle, or NULL after an internal error, described on stderr. If there is no memory, the
+/// process ends (abort), as in every function of this library.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
     guard(ptr::null_mut(), || {

@@ -233,6 +233,7 @@ impl WorkerThread {
             }
             Outcome::Expired => {
                 warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
+                self.record.failed("the cloud refuses the token");
                 self.tell(current.epoch, ReportKind::Expired);
                 self.current = None;
             }

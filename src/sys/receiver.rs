@@ -32,7 +32,8 @@ pub(crate) trait Receive: Send + Sync + 'static {
 
 /// A running thread.
 pub(crate) struct Receiver<R: Receive> {
-    thread: libc::pthread_t,
+    /// A `pthread_t`. With some C libraries that is a pointer, which would tie the value to a thread.
+    thread: usize,
     /// Used by the thread.
     receive: Arc<R>,
 }
@@ -67,22 +68,24 @@ impl<R: Receive> Receiver<R> {
             created?;
             let thread = thread.assume_init();
             libc::pthread_setname_np(thread, name.as_ptr());
-            Ok(Receiver { thread, receive })
+            Ok(Receiver { thread: thread as usize, receive })
         }
     }
 
     /// Ends the thread and waits for it. [`Receive::next_queue`] must return `None` already.
     pub(crate) fn end(self) {
-        cancel(self.thread);
+        let thread = self.thread as libc::pthread_t;
+        cancel(thread);
         // SAFETY: the thread was neither joined nor detached: both consume `self`.
-        unsafe { libc::pthread_join(self.thread, ptr::null_mut()) };
+        unsafe { libc::pthread_join(thread, ptr::null_mut()) };
     }
 
     /// Ends the thread and does not wait for it. Leaves what the thread uses in memory for ever.
     pub(crate) fn abandon(self) {
-        cancel(self.thread);
+        let thread = self.thread as libc::pthread_t;
+        cancel(thread);
         // SAFETY: the thread was neither joined nor detached: both consume `self`.
-        unsafe { libc::pthread_detach(self.thread) };
+        unsafe { libc::pthread_detach(thread) };
         mem::forget(self.receive);
     }
 }

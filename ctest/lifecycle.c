@@ -338,6 +338,31 @@ static void the_threads_of_the_library_take_no_signals(void)
     CHECK_CODE(aiot_state_set_logcb(NULL), STATE_SUCCESS);
 }
 
+static void release(void *handle, const aiot_tunnel_event_t *event)
+{
+    void *copy = handle;
+
+    (void)event;
+    CHECK_CODE(aiot_tunnel_deinit(&copy), STATE_SUCCESS);
+}
+
+static void a_handler_may_release_an_instance_that_listens(void)
+{
+    int key = 0x51600000 | (getpid() & 0xFFFFF);
+    void *next = aiot_tunnel_init();
+    device_t device;
+
+    device_open(&device);
+    device.events.then = release;
+    CHECK_CODE(aiot_tunnel_listen(device.handle, key), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK(joined(device.thread) == NULL);
+    /* The queue has no reader any more. */
+    CHECK_CODE(aiot_tunnel_listen(next, key), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_deinit(&next), STATE_SUCCESS);
+}
+
 static device_t pair[2];
 static pthread_barrier_t both_inside;
 
@@ -387,6 +412,7 @@ int main(void)
     RUN(a_thousand_cycles_leave_nothing_behind);
     RUN(the_threads_of_the_library_take_no_signals);
     RUN(the_numbers_of_closed_standard_streams_stay_free);
+    RUN(a_handler_may_release_an_instance_that_listens);
     RUN(two_handlers_may_release_each_others_instance);
     return 0;
 }

@@ -145,13 +145,15 @@ impl Instance {
         Ok(())
     }
 
-    /// Ends the listen thread, if there is one. Waits for it, unless a callback is the caller.
+    /// Ends the listen thread, if there is one, and waits for it.
     fn end_listener(&self) {
+        let listener = self.listener.lock().take();
+        listener.into_iter().for_each(Listener::stop);
+    }
+
+    /// Ends the listen thread, if there is one, and does not wait for it: it may be waiting to log a line.
+    fn end_listener_later(&self) {
         let Some(listener) = self.listener.lock().take() else { return };
-        if !inside_callback() {
-            return listener.stop();
-        }
-        // The listen thread may be waiting to log a line. So another thread waits for it.
         let shared = Arc::new(Mutex::new(Some(listener)));
         let for_thread = shared.clone();
         let stop = move || for_thread.lock().take().map(Listener::stop);
@@ -167,15 +169,20 @@ impl Instance {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
-        drop(state);
-        self.end_listener();
-        let mut state = self.state.lock();
-        if inside_callback() {
-            // Callers rely on getting no callback after deinit has returned.
-            self.callback.silence();
-            return;
+        if !inside_callback() {
+            drop(state);
+            self.end_listener();
+            let mut state = self.state.lock();
+            return self.returned.wait_while(&mut state, |state| state.started);
         }
-        self.returned.wait_while(&mut state, |state| state.started);
+        // Callers rely on getting no callback after deinit has returned.
+        self.callback.silence();
+        let is_started = state.started;
+        drop(state);
+        // The start thread ends the listen thread before it returns.
+        if !is_started {
+            self.end_listener_later();
+        }
     }
 }
 
@@ -207,7 +214,14 @@ struct Inside(Arc<Instance>);
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.0.state.lock().started = false;
+        let mut state = self.0.state.lock();
+        if state.ended {
+            drop(state);
+            self.0.end_listener();
+            state = self.0.state.lock();
+        }
+        state.started = false;
+        drop(state);
         self.0.returned.notify_all();
     }
 }

@@ -177,6 +177,31 @@ static void deinit_waits_for_a_thread_that_exits(void)
     CHECK(joined(scene.device.thread) == &exit_value);
 }
 
+static void *check_after_main_has_exited(void *unused)
+{
+    (void)unused;
+    expect(0, AIOT_TUNNEL_EVT_CONNECT);
+    /* Not a join: the main thread can be joined only where the C library allows it. */
+    CHECK_CODE(aiot_tunnel_deinit(&scene.device.handle), STATE_SUCCESS);
+    CHECK(recorded_count(&scene.device.events) == 1);
+    exit(0);
+}
+
+/* The last test: the main thread does not come back. */
+static void the_main_thread_may_exit_in_a_handler(void)
+{
+    pthread_t thread;
+
+    scene.on_connect = EXIT;
+    device_open(&scene.device);
+    scene.device.events.then = act;
+    CHECK_CODE(add(&scene.device, "t1", "idle"), STATE_SUCCESS);
+    CHECK(pthread_create(&thread, NULL, check_after_main_has_exited, NULL) == 0);
+    alarm(TIMEOUT_MS / 1000);
+    aiot_tunnel_start(scene.device.handle);
+    CHECK(!"the thread has ended");
+}
+
 static sem_t calling;
 
 static int32_t write_line(int32_t code, char *message)
@@ -250,5 +275,6 @@ int main(void)
     RUN(a_handler_of_notices_may_exit_its_thread);
     RUN(deinit_waits_for_a_thread_that_exits);
     RUN(a_thread_that_calls_may_be_cancelled);
+    RUN(the_main_thread_may_exit_in_a_handler);
     return 0;
 }

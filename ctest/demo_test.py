@@ -93,6 +93,12 @@ class Queue:
         if libc.msgsnd(self.id, buffer, len(body), 0) != 0:
             raise OSError(ctypes.get_errno(), "msgsnd")
 
+    def fill(self):
+        """Fills the queue with messages that are no commands."""
+        buffer = (2).to_bytes(ctypes.sizeof(ctypes.c_long), sys.byteorder) + bytes(8)
+        while libc.msgsnd(self.id, buffer, 8, IPC_NOWAIT) == 0:
+            pass
+
     def remove(self):
         libc.msgctl(self.id, IPC_RMID, None)
 
@@ -256,6 +262,18 @@ def check_a_queue_that_exists_is_used_and_left(program, key):
         queue.remove()
 
 
+def check_a_full_queue_does_not_delay_the_stop(program, key):
+    queue = Queue(key, create=True)
+    assert queue.exists()
+    try:
+        with Demo(program, *common_arguments(key)) as demo:
+            demo.expect("demo_tunnel_listen_task Listen ")
+            queue.fill()
+            demo.stop(signal.SIGTERM)
+    finally:
+        queue.remove()
+
+
 def check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key):
     queue = Queue(key, create=True, mode=0o666)
     assert queue.exists()
@@ -312,6 +330,7 @@ def main():
     try:
         check_the_listings(program, key)
         check_a_queue_that_exists_is_used_and_left(program, key)
+        check_a_full_queue_does_not_delay_the_stop(program, key)
         check_a_queue_that_others_may_use_is_narrowed_or_refused(program, key)
         check_survives_the_loss_of_its_queue(program, key)
         check_stops_at_once(program, key)

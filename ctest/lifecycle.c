@@ -1,6 +1,10 @@
 /* init, start, stop and deinit in every order, valid or not, and from many threads at once. */
 #include "harness.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #define THREADS 10
@@ -253,6 +257,147 @@ static void a_thousand_cycles_leave_nothing_behind(void)
     CHECK(under_checker() || resident_pages() - pages <= MOST_PAGES);
 }
 
+/* What the program writes to a standard stream that it has closed must not get into a connection. */
+static void the_numbers_of_closed_standard_streams_stay_free(void)
+{
+    device_t device;
+    int null;
+
+    device_open(&device);
+    CHECK(close(STDIN_FILENO) == 0);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    CHECK(fcntl(STDIN_FILENO, F_GETFD) == -1 && errno == EBADF);
+    device_close(&device);
+    null = open("/dev/null", O_RDONLY);
+    CHECK(null == STDIN_FILENO);
+}
+
+/* 1 for a thread of the library; then also the signals that it blocks. */
+static int is_of_the_library(const char *thread, unsigned long long *blocked)
+{
+    char path[300], line[256], name[64] = "";
+    FILE *status;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%s/status", thread);
+    status = fopen(path, "r");
+    if (status == NULL) {
+        return 0;
+    }
+    while (fgets(line, sizeof(line), status) != NULL) {
+        sscanf(line, "Name: %63s", name);
+        sscanf(line, "SigBlk: %llx", blocked);
+    }
+    fclose(status);
+    return strncmp(name, "aiot-", strlen("aiot-")) == 0;
+}
+
+static int32_t ignore_line(int32_t code, char *message)
+{
+    (void)message;
+    return code;
+}
+
+static void the_threads_of_the_library_take_no_signals(void)
+{
+    const int taken[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    const int blocked[] = {SIGTERM, SIGINT, SIGHUP, SIGALRM, SIGUSR1, SIGCHLD, SIGPIPE};
+    int threads = 0;
+    struct dirent *entry;
+    device_t device;
+    size_t i;
+    DIR *tasks;
+
+    CHECK_CODE(aiot_state_set_logcb(ignore_line), STATE_SUCCESS);
+    device_open(&device);
+    CHECK_CODE(aiot_tunnel_listen(device.handle, 0x51600000 | (getpid() & 0xFFFFF)), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK_EVENT(&device.events, 0, AIOT_TUNNEL_EVT_CONNECT, "t1");
+    tasks = opendir("/proc/self/task");
+    CHECK(tasks != NULL);
+    while ((entry = readdir(tasks)) != NULL) {
+        unsigned long long mask = 0;
+
+        if (!is_of_the_library(entry->d_name, &mask)) {
+            continue;
+        }
+        threads++;
+        for (i = 0; i < sizeof(blocked) / sizeof(blocked[0]); i++) {
+            CHECK(mask & 1ULL << (blocked[i] - 1));
+        }
+        for (i = 0; i < sizeof(taken) / sizeof(taken[0]); i++) {
+            CHECK(!(mask & 1ULL << (taken[i] - 1)));
+        }
+    }
+    closedir(tasks);
+    /* The listen thread, the worker and the log thread. */
+    CHECK(threads >= 3);
+    device_close(&device);
+    CHECK_CODE(aiot_state_set_logcb(NULL), STATE_SUCCESS);
+}
+
+static void release(void *handle, const aiot_tunnel_event_t *event)
+{
+    void *copy = handle;
+
+    (void)event;
+    CHECK_CODE(aiot_tunnel_deinit(&copy), STATE_SUCCESS);
+}
+
+static void a_handler_may_release_an_instance_that_listens(void)
+{
+    int key = 0x51600000 | (getpid() & 0xFFFFF);
+    void *next = aiot_tunnel_init();
+    device_t device;
+
+    device_open(&device);
+    device.events.then = release;
+    CHECK_CODE(aiot_tunnel_listen(device.handle, key), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(add(&device, "t1", "idle"), STATE_SUCCESS);
+    CHECK(joined(device.thread) == NULL);
+    /* The queue has no reader any more. */
+    CHECK_CODE(aiot_tunnel_listen(next, key), STATE_SUCCESS);
+    CHECK_CODE(aiot_tunnel_deinit(&next), STATE_SUCCESS);
+}
+
+static device_t pair[2];
+static pthread_barrier_t both_inside;
+
+static void release_the_other(void *handle, const aiot_tunnel_event_t *event)
+{
+    void *other = strcmp(event->tunnel_id, "t0") == 0 ? pair[1].handle : pair[0].handle;
+
+    CHECK(handle != other);
+    if (event->type != AIOT_TUNNEL_EVT_CONNECT) {
+        return;
+    }
+    pthread_barrier_wait(&both_inside);
+    CHECK_CODE(aiot_tunnel_deinit(&other), STATE_SUCCESS);
+}
+
+static void two_handlers_may_release_each_others_instance(void)
+{
+    int i;
+
+    CHECK(pthread_barrier_init(&both_inside, NULL, 2) == 0);
+    for (i = 0; i < 2; i++) {
+        device_open(&pair[i]);
+        pair[i].events.then = release_the_other;
+    }
+    for (i = 0; i < 2; i++) {
+        device_start(&pair[i]);
+        CHECK_CODE(add(&pair[i], i == 0 ? "t0" : "t1", "idle"), STATE_SUCCESS);
+    }
+    for (i = 0; i < 2; i++) {
+        CHECK(joined(pair[i].thread) == NULL);
+        CHECK_CODE(aiot_tunnel_deinit(&pair[i].handle), STATE_USER_INPUT_EXEC_DISABLED);
+    }
+    CHECK(pthread_barrier_destroy(&both_inside) == 0);
+}
+
 int main(void)
 {
     RUN(stop_before_start_makes_start_return);
@@ -265,5 +410,9 @@ int main(void)
     RUN(of_racing_deinits_one_wins);
     RUN(ten_threads_may_call_at_once);
     RUN(a_thousand_cycles_leave_nothing_behind);
+    RUN(the_threads_of_the_library_take_no_signals);
+    RUN(the_numbers_of_closed_standard_streams_stay_free);
+    RUN(a_handler_may_release_an_instance_that_listens);
+    RUN(two_handlers_may_release_each_others_instance);
     return 0;
 }

@@ -235,6 +235,24 @@ static void the_state_of_tunnels_and_their_sessions_is_visible(void)
     CHECK(bytes_from_cloud > 0 && bytes_to_cloud > 0);
 }
 
+/* The notice comes before the event. */
+static void a_refused_token_is_noticed(void)
+{
+    device_t device;
+    int before = value_of(&failed), index = 0;
+
+    device_open(&device);
+    CHECK_CODE(aiot_tunnel_set_notice_handler(device.handle, on_notice, &lock), STATE_SUCCESS);
+    device_start(&device);
+    CHECK_CODE(connect_tunnel(aiot_tunnel_add, device.handle, "t1", "idle", "hush-wrong"), STATE_SUCCESS);
+    while (recorded(&device.events, index).type != AIOT_TUNNEL_EVT_EXPIRED) {
+        index++;
+    }
+    CHECK(value_of(&failed) == before + 1);
+    CHECK(strstr(failure, "token") != NULL);
+    device_close(&device);
+}
+
 typedef struct {
     long type;
     struct {
@@ -308,6 +326,7 @@ int main(void)
     RUN(limits_are_checked_and_applied);
     RUN(added_headers_are_checked_and_sent);
     RUN(the_state_of_tunnels_and_their_sessions_is_visible);
+    RUN(a_refused_token_is_noticed);
     RUN(the_listen_thread_survives_the_loss_of_its_queue);
     return 0;
 }

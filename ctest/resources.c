@@ -145,6 +145,26 @@ static void no_buffer_for_a_local_service(void)
     check("sendmsg", ENOBUFS, 0, 1, "reset&times=2");
 }
 
+/* The start thread calls the log callback itself. */
+static void no_thread_for_the_log(void)
+{
+    device_t device;
+
+    device_open(&device);
+    CHECK_CODE(aiot_tunnel_stop(device.handle), STATE_SUCCESS);
+    pthread_mutex_lock(&lock);
+    wanted = "remote proxy thread exit!";
+    seen = all_lines = 0;
+    pthread_mutex_unlock(&lock);
+    inject_arm("pthread_create", EAGAIN, 0, 1000);
+    CHECK(aiot_tunnel_start(device.handle) == NULL);
+    inject_arm("", 0, 0, 0);
+    pthread_mutex_lock(&lock);
+    CHECK(seen == 1 && all_lines >= 2);
+    pthread_mutex_unlock(&lock);
+    CHECK_CODE(aiot_tunnel_deinit(&device.handle), STATE_SUCCESS);
+}
+
 int main(void)
 {
     *(void **)&inject_arm = dlsym(RTLD_DEFAULT, "inject_arm");
@@ -156,6 +176,7 @@ int main(void)
     wanted = "";
     CHECK_CODE(aiot_tunnel_set_logcb(log_line), STATE_SUCCESS);
     RUN(no_thread_for_a_worker);
+    RUN(no_thread_for_the_log);
     RUN(no_descriptor_for_a_waker);
     RUN(no_socket);
     RUN(no_port_is_left);

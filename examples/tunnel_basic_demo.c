@@ -34,8 +34,6 @@
 #define MESSAGE_TYPE 1
 #define MAX_CA_LEN (1024 * 1024)
 
-/* Time between two attempts to wake the listen thread. */
-#define WAKE_AGAIN_MS 20
 /* Time between two attempts to open a queue that was removed. */
 #define REOPEN_MS 1000
 
@@ -70,7 +68,6 @@ typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int stopping; /* protected by lock: the listen thread is to end */
-    int ended;    /* protected by lock: it has ended */
 } demo_listener_t;
 
 extern aiot_sysdep_portfile_t g_aiot_sysdep_portfile;
@@ -244,12 +241,17 @@ static void *demo_tunnel_listen_task(void *arg)
 {
     demo_listener_t *listener = arg;
     demo_message_t message;
-    int ended = 0;
+    int ended = 0, state;
 
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
     printf("demo_tunnel_listen_task Listen \n");
     while (!ended) {
-        ssize_t len = msgrcv(listener->queue, &message, sizeof(message.data), MESSAGE_TYPE,
-                             MSG_NOERROR);
+        ssize_t len;
+
+        /* The stop cancels the thread, which must hold no lock then. */
+        pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
+        len = msgrcv(listener->queue, &message, sizeof(message.data), MESSAGE_TYPE, MSG_NOERROR);
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
         if (demo_listener_is_stopping(listener)) {
             break;
         }
@@ -266,32 +268,19 @@ static void *demo_tunnel_listen_task(void *arg)
         explicit_bzero(&message, sizeof(message));
     }
     explicit_bzero(&message, sizeof(message));
-
-    pthread_mutex_lock(&listener->lock);
-    listener->ended = 1;
-    pthread_cond_signal(&listener->changed);
-    pthread_mutex_unlock(&listener->lock);
     return NULL;
 }
 
-/* Wakes the listen thread with an empty message and waits until it has ended. */
-static void demo_listener_stop(demo_listener_t *listener)
+/* Ends the listen thread and waits for it. Cancellation ends its msgrcv. A message would not always:
+ * the queue may be full, or its owner may have taken the right to write. */
+static void demo_listener_stop(demo_listener_t *listener, pthread_t thread)
 {
-    const struct {
-        long type;
-        char data[1];
-    } wake_up = {MESSAGE_TYPE, {0}};
-
     pthread_mutex_lock(&listener->lock);
     listener->stopping = 1;
     pthread_cond_broadcast(&listener->changed);
-    while (!listener->ended) {
-        /* If the queue is full, the thread is awake anyway. The message is repeated, because a
-         * second listener on this queue may receive it instead. */
-        (void)msgsnd(listener->queue, &wake_up, 0, IPC_NOWAIT);
-        demo_wait(listener, WAKE_AGAIN_MS);
-    }
     pthread_mutex_unlock(&listener->lock);
+    pthread_cancel(thread);
+    pthread_join(thread, NULL);
 }
 
 /* Reads a file into a NUL-terminated buffer, which the caller frees. NULL if it cannot be read. */
@@ -383,7 +372,7 @@ static int32_t demo_configure(void *tunnel_handle, const demo_settings_t *settin
 static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
 {
     demo_listener_t listener = {tunnel_handle, key, -1, 0, PTHREAD_MUTEX_INITIALIZER,
-                                PTHREAD_COND_INITIALIZER, 0, 0};
+                                PTHREAD_COND_INITIALIZER, 0};
     pthread_t thread;
     int received = 0, error;
 
@@ -395,8 +384,7 @@ static int demo_listen(void *tunnel_handle, key_t key, const sigset_t *signals)
     error = pthread_create(&thread, NULL, demo_tunnel_listen_task, &listener);
     if (error == 0) {
         sigwait(signals, &received);
-        demo_listener_stop(&listener);
-        pthread_join(thread, NULL);
+        demo_listener_stop(&listener, thread);
     } else {
         printf("create demo_tunnel_listen_task error!\n");
     }

@@ -396,8 +396,10 @@
  * The memory is the library's and is valid, and may be written to, until the callback returns.
  *
  * Never called by two threads at once. While a thread is inside aiot_tunnel_start, a thread of the
- * library calls it, otherwise the thread that causes the line. The lines that lead to an event
- * come before the event, and all lines come before aiot_tunnel_start returns.
+ * library calls it, otherwise the thread that causes the line. So a call that is refused, and writes a
+ * line that says why, takes as long as the callback if no thread is inside aiot_tunnel_start. The same
+ * holds for the listen thread's lines. The lines that lead to an event come before the event, and
+ * all lines come before aiot_tunnel_start returns.
  *
  * It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
  * no room (128 KiB wait) are left out, and their number is reported. An event waits up to three
@@ -413,7 +415,7 @@ typedef int32_t (*aiot_state_logcb_t)(int32_t code, char *message);
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif /* __cplusplus */
 
 /**
  * Sets the function that receives the library's log lines, one for the whole process; NULL, the
@@ -429,7 +431,7 @@ extern "C" {
 int32_t aiot_state_set_logcb(aiot_state_logcb_t handler);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+} /* extern "C" */
+#endif /* __cplusplus */
 
 #endif  /* _AIOT_STATE_API_H_ */

@@ -45,7 +45,7 @@ typedef enum {
     /**
      * Number of options; not an option itself.
      */
-    CORE_SYSDEP_NETWORK_MAX,
+    CORE_SYSDEP_NETWORK_MAX
 } core_sysdep_network_option_t;
 
 /**
@@ -67,7 +67,7 @@ typedef enum {
     /**
      * Number of options; not an option itself.
      */
-    AIOT_SYSDEP_NETWORK_CRED_MAX,
+    AIOT_SYSDEP_NETWORK_CRED_MAX
 } aiot_sysdep_network_cred_option_t;
 
 /**
@@ -90,7 +90,7 @@ typedef enum {
     /**
      * UDP server.
      */
-    CORE_SYSDEP_SOCKET_UDP_SERVER,
+    CORE_SYSDEP_SOCKET_UDP_SERVER
 } core_sysdep_socket_type_t;
 
 /**
@@ -253,7 +253,7 @@ typedef struct {
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif /* __cplusplus */
 
 /**
  * A port file for programs that contain no other one. Its functions work; of the sockets, only TCP
@@ -291,7 +291,7 @@ void aiot_sysdep_set_portfile(aiot_sysdep_portfile_t *portfile);
 aiot_sysdep_portfile_t *aiot_sysdep_get_portfile(void);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+} /* extern "C" */
+#endif /* __cplusplus */
 
 #endif  /* _AIOT_SYSDEP_API_H_ */

@@ -76,7 +76,7 @@ typedef enum {
     /**
      * Number of options; not an option itself.
      */
-    AIOT_TUNNELOPT_MAX,
+    AIOT_TUNNELOPT_MAX
 } aiot_tunnel_option_t;
 
 /**
@@ -123,7 +123,7 @@ typedef enum {
      * Milliseconds of silence of the cloud after which the connection counts as lost, at least 1.
      * Default 60000.
      */
-    AIOT_TUNNEL_LIMIT_PONG_TIMEOUT_MS,
+    AIOT_TUNNEL_LIMIT_PONG_TIMEOUT_MS
 } aiot_tunnel_limit_t;
 
 /**
@@ -141,7 +141,7 @@ typedef enum {
     /**
      * An attempt has failed, and the next one follows at retry_at_ms.
      */
-    AIOT_TUNNEL_STATE_WAITING,
+    AIOT_TUNNEL_STATE_WAITING
 } aiot_tunnel_state_t;
 
 /**
@@ -160,7 +160,7 @@ typedef enum {
     /**
      * A session is over. The byte counts are final.
      */
-    AIOT_TUNNEL_NOTICE_SESSION_CLOSED,
+    AIOT_TUNNEL_NOTICE_SESSION_CLOSED
 } aiot_tunnel_notice_type_t;
 
 /**
@@ -180,7 +180,7 @@ typedef enum {
      * The cloud refused the token. The tunnel is dropped and does not reconnect. Call
      * aiot_tunnel_update or aiot_tunnel_add with a new token to open it again.
      */
-    AIOT_TUNNEL_EVT_EXPIRED,
+    AIOT_TUNNEL_EVT_EXPIRED
 } aiot_tunnel_event_type;
 
 /**
@@ -294,11 +294,12 @@ typedef struct {
      */
     uint64_t bytes_to_cloud;
     /**
-     * The session's id, NUL-terminated, cut at 127 bytes.
+     * The session's id as the cloud sends it, NUL-terminated, cut at 127 bytes. A question mark stands
+     * for each NUL, control character and invisible character.
      */
     char session_id[128];
     /**
-     * The service type, NUL-terminated.
+     * The service type as the cloud sends it, NUL-terminated, with question marks as in session_id.
      */
     char service_type[128];
 } aiot_tunnel_session_t;
@@ -347,11 +348,11 @@ typedef struct {
      */
     char tunnel_id[128];
     /**
-     * For a session, its id, NUL-terminated, cut at 127 bytes; otherwise empty.
+     * For a session, its id as in aiot_tunnel_session_t; otherwise empty.
      */
     char session_id[128];
     /**
-     * For a session, its service type, NUL-terminated; otherwise empty.
+     * For a session, its service type as in aiot_tunnel_session_t; otherwise empty.
      */
     char service_type[128];
 } aiot_tunnel_notice_t;
@@ -449,7 +450,7 @@ typedef void (*aiot_tunnel_event_handler_t)(void *handle,
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif /* __cplusplus */
 
 /**
  * Creates an instance without services, event handler or tunnels. Connections are plain text until
@@ -464,7 +465,8 @@ extern "C" {
  * From the first call on, the library's log lines go to the callback of the Link SDK's core, if the
  * program contains the core; see aiot_tunnel_set_logcb.
  *
- * Returns a handle, or NULL if the instance cannot be created.
+ * Returns a handle, or NULL after an internal error, described on stderr. If there is no memory, the
+ * process ends (abort), as in every function of this library.
  */
 void *aiot_tunnel_init(void);
 
@@ -476,7 +478,8 @@ void *aiot_tunnel_init(void);
  * strings it points to; the caller may free them as soon as the call returns. The userdata pointer
  * is kept as it is.
  *
- * May be called from any thread, also from the event handler. Does not block.
+ * May be called from any thread, also from the event handler. Does not block. A refused call
+ * may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code. After an error, the former value stays in effect.
  * - STATE_SUCCESS
@@ -511,8 +514,10 @@ int32_t aiot_tunnel_setopt(void *handle,
  * returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that
  * the event handler takes: the wait would never end.
  *
- * Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
- * is delivered, and aiot_tunnel_start returns soon afterwards.
+ * Inside a handler or the log callback, aiot_tunnel_deinit does not wait, whichever instance the
+ * handler belongs to. No further call of the released instance's handlers begins, and its
+ * aiot_tunnel_start returns soon afterwards. A call of its handlers that runs in another thread at
+ * that time goes on.
  *
  * Returns a state code:
  * - STATE_SUCCESS
@@ -563,6 +568,11 @@ void *aiot_tunnel_start(void *handle);
  * May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
  * to return.
  *
+ * Do not call it in a signal handler: it takes a lock, and the interrupted thread may hold that lock.
+ * (In the Link SDK, it sets a flag.) Set a flag of your own there and call it elsewhere, or block the
+ * signal and wait for it with sigwait in a thread of its own. The threads of the library take no
+ * signals.
+ *
  * Returns a state code:
  * - STATE_SUCCESS, also if the instance was already stopped.
  * - STATE_USER_INPUT_NULL_POINTER: handle is NULL.
@@ -586,7 +596,7 @@ int32_t aiot_tunnel_stop(void *handle);
  * returns.
  *
  * May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
- * not block.
+ * not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code. After an error, nothing is queued.
  * - STATE_SUCCESS: the command is queued.
@@ -622,7 +632,7 @@ int32_t aiot_tunnel_update(void *handle,
  * tunnel_id: as for aiot_tunnel_add.
  *
  * May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
- * not block.
+ * not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code:
  * - STATE_SUCCESS: the command is queued.
@@ -662,7 +672,8 @@ const char *aiot_tunnel_version(void);
  * value: the new value.
  *
  * Applies to the connections that are opened from now on. May be called from any thread, also from
- * the event handler. Does not block.
+ * the event handler. Does not block. A refused call may wait for the log callback: see
+ * aiot_state_logcb_t.
  *
  * Returns a state code. After an error, the former value stays in effect.
  * - STATE_SUCCESS
@@ -679,13 +690,13 @@ int32_t aiot_tunnel_set_limit(void *handle,
  * the cloud wants. (Ours)
  *
  * name: 1 to 127 letters, digits and hyphens, NUL-terminated. The headers that the request has anyway
- * are refused.
+ * are refused, and those that announce a body (Content-Length, Transfer-Encoding).
  * value: at most 127 bytes of visible ASCII and blanks, with no blank at either end, NUL-terminated. Not
  * a secret.
  *
  * Applies to the later calls of aiot_tunnel_add and aiot_tunnel_update; not to commands from
- * aiot_tunnel_listen. All headers together have at most 2048 bytes. May be called from any thread. Does
- * not block.
+ * aiot_tunnel_listen. There are at most 32 headers, which have at most 2048 bytes together. May be called from any thread. Does
+ * not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code. After an error, nothing is added.
  * - STATE_SUCCESS
@@ -706,6 +717,7 @@ int32_t aiot_tunnel_add_header(void *handle,
  *
  * A tunnel is known from the time when the start thread executes its aiot_tunnel_add until it is
  * deleted or expires. May be called from any thread. Does not block, and does not delay data.
+ * A refused call may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code:
  * - STATE_SUCCESS
@@ -727,6 +739,7 @@ int32_t aiot_tunnel_get_status(void *handle,
  * userdata: passed to the visitor.
  *
  * May be called from any thread. Does not block by itself, and does not delay data.
+ * A refused call may wait for the log callback: see aiot_state_logcb_t.
  *
  * Returns a state code:
  * - STATE_SUCCESS
@@ -766,7 +779,8 @@ int32_t aiot_tunnel_for_each_session(void *handle,
  * a time. At most 1024 notices wait for it; further ones are dropped and counted. When this function
  * is called from another thread, the former handler may still be running.
  *
- * May be called from any thread. Does not block.
+ * May be called from any thread. Does not block. A refused call may wait for the log callback: see
+ * aiot_state_logcb_t.
  *
  * Returns a state code:
  * - STATE_SUCCESS
@@ -789,6 +803,10 @@ int32_t aiot_tunnel_set_notice_handler(void *handle,
  * tunnel id, host, port, path and token with 128 bytes each. An invalid message is logged and
  * dropped. The thread runs until aiot_tunnel_deinit, which removes the queue if it was created here.
  *
+ * A queue has one listener at a time, of this library or of the program aiot-tunnel. A System V semaphore
+ * with the same key makes sure of that. It is removed with the listener. If the process is killed, queue
+ * and semaphore stay and do no harm: the next listener uses them.
+ *
  * May be called from any thread. Does not wait for messages.
  *
  * Returns a state code:
@@ -797,8 +815,8 @@ int32_t aiot_tunnel_set_notice_handler(void *handle,
  * - STATE_USER_INPUT_OUT_RANGE: key is 0.
  * - STATE_USER_INPUT_EXEC_DISABLED: the handle is not valid.
  * - STATE_TUNNEL_RUNNING: the instance has a listen thread already.
- * - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, or the queue belongs to another
- *   user. The log says why. A kernel without System V message queues is one reason.
+ * - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, the queue belongs to another user, or
+ *   another listener reads it. The log says why. A kernel without System V message queues is one reason.
  */
 int32_t aiot_tunnel_listen(void *handle,
                            int32_t key);
@@ -815,7 +833,7 @@ int32_t aiot_tunnel_listen_with(void *handle,
                                 const aiot_tunnel_listen_t *options);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+} /* extern "C" */
+#endif /* __cplusplus */
 
 #endif  /* AIOT_TUNNEL_API_H */

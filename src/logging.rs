@@ -125,12 +125,22 @@ fn call_sink(line: &Line) {
     INSIDE_SINK.set(false);
 }
 
-/// Returns the text with `?` in place of each control character.
+/// Returns the text with `?` in place of each character that a terminal or a viewer may act upon.
 pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_not_shown) {
         return text.into();
     }
-    text.replace(char::is_control, "?").into()
+    text.replace(is_not_shown, "?").into()
+}
+
+/// Control characters; line and paragraph separators; and the format characters, which are invisible,
+/// and of which some change the order of the text around them.
+fn is_not_shown(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{AD}' | '\u{61C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
+            | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}'
+            | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E007F}')
 }
 
 macro_rules! info {
@@ -158,5 +168,11 @@ mod tests {
     fn a_peers_line_breaks_do_not_forge_lines() {
         assert_eq!(one_line("a\r\n[LK-1C80] b\u{1b}[0m"), "a??[LK-1C80] b?[0m");
         assert_eq!(one_line("plain é"), "plain é");
+    }
+
+    #[test]
+    fn a_peers_invisible_characters_do_not_reorder_or_break_a_line() {
+        assert_eq!(one_line("a\u{202E}b\u{2028}c\u{2066}d\u{200B}e\u{FEFF}"), "a?b?c?d?e?");
+        assert_eq!(one_line("中文 ß — “x”"), "中文 ß — “x”");
     }
 }

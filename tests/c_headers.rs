@@ -119,7 +119,23 @@ impl Header {
         }
         let mut header = Vec::new();
         builder.generate().unwrap().write(&mut header);
-        String::from_utf8(header).unwrap().lines().map(|line| state_code(line) + "\n").collect()
+        let header = String::from_utf8(header).unwrap();
+        let lines: Vec<&str> = header.lines().collect();
+        let next = lines[1..].iter().copied().chain([""]);
+        lines.iter().zip(next).map(|(line, next)| c89(&state_code(line), next) + "\n").collect()
+    }
+}
+
+/// Writes a line so that a C89 compiler takes it: no comments in the style of C++, and no comma after the
+/// last constant of an enum.
+fn c89(line: &str, next: &str) -> String {
+    let line = match line.split_once(" // ") {
+        Some((code, comment)) => format!("{} /* {comment} */", code.trim_end()),
+        None => line.to_owned(),
+    };
+    match line.strip_suffix(',') {
+        Some(constant) if next.starts_with('}') => constant.to_owned(),
+        _ => line,
     }
 }
 

@@ -44,6 +44,22 @@ fn a_listener_stops_while_its_queue_is_idle() {
     stopped.recv_timeout(TIMEOUT).expect("it stops in time");
 }
 
+/// As with a queue to which this process may not send.
+#[test]
+fn a_listener_stops_although_nothing_can_be_sent_to_its_queue() {
+    let (manager, own) = (plain().build().unwrap(), Key::new());
+    let queue = Queue::new(own.0, 0o600);
+    let options = ListenOptions::new().with_key(own.0);
+    let listener = Listener::start(manager.handle(), options).unwrap();
+    queue.fill();
+    let (sender, stopped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        listener.stop();
+        sender.send(()).unwrap();
+    });
+    stopped.recv_timeout(TIMEOUT).expect("it stops in time");
+}
+
 #[test]
 fn a_queue_has_one_listener_at_a_time() {
     let (manager, own) = (plain().build().unwrap(), Key::new());

@@ -131,6 +131,32 @@ fn without_descriptors_a_session_is_refused_and_its_siblings_go_on() {
 }
 
 #[test]
+fn tunnels_that_come_and_go_in_a_burst_use_a_bounded_number_of_descriptors() {
+    in_a_child("tunnels_that_come_and_go_in_a_burst_use_a_bounded_number_of_descriptors", || {
+        LINES.keep();
+        let cloud = Cloud::plain();
+        let manager = plain().build().unwrap();
+        let handle = manager.handle();
+        let token = Token::new("hush-t").unwrap();
+        let nobody = ConnectParams::new("127.0.0.1", Port::new(1).unwrap(), "/", token).unwrap();
+        for n in 0..1500 {
+            handle.add(&id(&format!("t{n}")), nobody.clone()).unwrap();
+            handle.delete(&id(&format!("t{n}"))).unwrap();
+        }
+        handle.add(&id("last"), cloud.params()).unwrap();
+        // A worker has an eventfd and a connection.
+        let most = (descriptors() + 2 * (20 + 8) + 16) as u64;
+        let limit = Rlimit { current: Some(most), ..getrlimit(Resource::Nofile) };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let thread = std::thread::spawn(move || manager.run());
+        let _device = cloud.accept();
+        assert_eq!(LINES.count("os error 24"), 0);
+        handle.stop();
+        thread.join().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn a_panicking_worker_becomes_a_disconnect_and_a_retry() {
     in_a_child("a_panicking_worker_becomes_a_disconnect_and_a_retry", || {
         LINES.keep();

@@ -13,6 +13,7 @@ use aiot_tunnel_proto::Ready;
 
 use super::{log, Forward, Settings};
 use crate::net::LocalSocket;
+use crate::sys;
 
 /// How long the ports are left alone after a failed accept, for example when there are no
 /// descriptors left.
@@ -66,7 +67,10 @@ impl<'a> Listeners<'a> {
         let ready = ready.iter().enumerate().filter(|(_, ready)| ready.read);
         for (index, _) in ready {
             let Some((listener, service_type)) = self.forwards.get(index) else { break };
-            match listener.accept().and_then(|(stream, _)| self.prepare(stream)) {
+            match listener
+                .accept()
+                .and_then(|(stream, _)| self.prepare(sys::beyond_standard(stream)?))
+            {
                 Ok(local) => {
                     self.paused = None;
                     let until = Instant::now() + self.settings.queue_timeout;

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::{Error, Result};
 use crate::net::LocalSocket;
-use crate::sys::{access_mode, end_output, poll, was_closed, PollFd, Waker};
+use crate::sys::{access_mode, beyond_standard, end_output, poll, was_closed, PollFd, Waker};
 
 /// Bytes of one read.
 const PORTION: usize = 64 * 1024;
@@ -44,6 +44,7 @@ impl Standard {
     pub(super) fn start(self) -> Result<(LocalSocket, Arc<Output>)> {
         let Standard { stdin, stdout } = self;
         let (ours, theirs) = UnixStream::pair()?;
+        let (ours, theirs) = (beyond_standard(ours)?, beyond_standard(theirs)?);
         let (from_stdin, to_stdout) = (theirs.try_clone()?, theirs.try_clone()?);
         ours.set_nonblocking(true)?;
         let failure = Arc::new(OnceLock::new());

@@ -1,9 +1,10 @@
 //! Handles: numbers that identify instances. A handle is looked up in a table and never
 //! dereferenced, so a stale or invented handle yields a state code.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::Arc;
@@ -22,7 +23,8 @@ use crate::device::manager::{self, Delivery, Manager, Run};
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::ipc::{ListenOptions, Listener};
-use crate::logging::{warn, Code};
+use crate::logging::Code;
+use crate::sys;
 
 /// Added to every handle's number. On 64-bit systems the sum is outside every process's address
 /// space: a caller that dereferences a handle crashes at once, and neither a small invented number
@@ -43,7 +45,7 @@ pub(super) fn create() -> Outcome<*mut c_void> {
     let id = registry.last + 1;
     let builder = Manager::builder().security(Security::Plain);
     let manager = builder.build().map_err(|e| Refusal::of("limits", &e))?;
-    let state = Mutex::new(State { start_thread: None, ended: false });
+    let state = Mutex::new(State { started: false, ended: false });
     let (callback, returned) = (Callback::new(id), Condvar::new());
     let (listener, headers) = (Mutex::new(None), Mutex::default());
     let instance = Instance { manager, callback, state, returned, listener, headers };
@@ -89,7 +91,8 @@ pub(super) struct Instance {
 }
 
 struct State {
-    start_thread: Option<libc::pthread_t>,
+    /// A thread is inside `aiot_tunnel_start`.
+    started: bool,
     /// Set by deinit: start is refused from now on.
     ended: bool,
 }
@@ -144,45 +147,59 @@ impl Instance {
 
     /// Ends the listen thread, if there is one, and waits for it.
     fn end_listener(&self) {
+        let listener = self.listener.lock().take();
+        listener.into_iter().for_each(Listener::stop);
+    }
+
+    /// Ends the listen thread, if there is one, and does not wait for it: it may be waiting to log a line.
+    fn end_listener_later(&self) {
         let Some(listener) = self.listener.lock().take() else { return };
-        if !inside_log_callback() {
-            return listener.stop();
-        }
-        // The listen thread may be waiting to log a line. Without another thread, dropping it would wait
-        // for that for ever.
-        if let Err(e) = thread::Builder::new().spawn(move || listener.stop()) {
-            warn!(Code::TunnelFailed, "end the listen thread: {e}");
+        let shared = Arc::new(Mutex::new(Some(listener)));
+        let for_thread = shared.clone();
+        let stop = move || for_thread.lock().take().map(Listener::stop);
+        if sys::spawn(thread::Builder::new().name("aiot-end".into()), stop).is_err() {
+            let listener = shared.lock().take();
+            listener.into_iter().for_each(Listener::abandon);
         }
     }
 
-    /// Stops the start thread and waits until it has returned, unless the caller is a
-    /// callback that the start thread may be waiting for.
+    /// Stops the start thread and waits until it has returned, unless the caller is a callback: the
+    /// start thread may be waiting for it, itself or through a callback of another instance.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         self.manager.handle().stop();
-        drop(state);
-        self.end_listener();
-        let mut state = self.state.lock();
-        let inside_handler = state.start_thread == Some(current_thread());
-        if inside_handler || inside_log_callback() {
-            // Callers rely on getting no callback after deinit has returned.
-            self.callback.silence();
-            return;
+        if !inside_callback() {
+            drop(state);
+            self.end_listener();
+            let mut state = self.state.lock();
+            return self.returned.wait_while(&mut state, |state| state.started);
         }
-        self.returned.wait_while(&mut state, |state| state.start_thread.is_some());
+        // Callers rely on getting no callback after deinit has returned.
+        self.callback.silence();
+        let is_started = state.started;
+        drop(state);
+        // The start thread ends the listen thread before it returns.
+        if !is_started {
+            self.end_listener_later();
+        }
     }
 }
 
-/// Not `std::thread::current`: that would leave an allocation behind in each calling thread.
-fn current_thread() -> libc::pthread_t {
-    // SAFETY: has no preconditions.
-    unsafe { libc::pthread_self() }
+thread_local! {
+    static INSIDE_HANDLER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is inside a handler of any instance, or inside the log callback. There
+/// it must not wait for another thread of the library: that one may be waiting for it.
+fn inside_callback() -> bool {
+    INSIDE_HANDLER.get() || inside_log_callback()
 }
 
 thread_local! {
     /// The runs whose start thread this is. Two at most, usually: the event handler of one instance
-    /// may start another one. If the handler ends the thread, the runs are dropped with this.
+    /// may start another one. If the handler ends the thread, the runs are dropped with this, or by
+    /// [`end_runs`].
     static RUNS: RefCell<Vec<StartThread>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -197,7 +214,14 @@ struct Inside(Arc<Instance>);
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.0.state.lock().start_thread = None;
+        let mut state = self.0.state.lock();
+        if state.ended {
+            drop(state);
+            self.0.end_listener();
+            state = self.0.state.lock();
+        }
+        state.started = false;
+        drop(state);
         self.0.returned.notify_all();
     }
 }
@@ -208,16 +232,24 @@ pub(super) fn start(instance: Arc<Instance>) -> Outcome {
     if state.ended {
         return Err(not_valid());
     }
-    if state.start_thread.is_some() {
+    if state.started {
         let reason = "another thread is inside aiot_tunnel_start with it";
         return Err(Refusal::new(Code::TunnelRunning, "handle", reason));
     }
-    state.start_thread = Some(current_thread());
+    state.started = true;
     drop(state);
     let inside = Inside(instance);
     let run = inside.0.manager.begin().map_err(|e| Refusal::of("handle", &e))?;
     RUNS.with_borrow_mut(|runs| runs.push(StartThread { run, inside }));
+    sys::at_thread_end(Some(end_runs));
     Ok(())
+}
+
+/// Drops the runs of a thread that has ended without its thread-locals being dropped.
+fn end_runs() {
+    let runs = RUNS.try_with(RefCell::take).unwrap_or_default();
+    // A panic must not get into the C library.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(runs)));
 }
 
 /// Runs the manager until a handler is to be called. Returns `None` when it has ended.
@@ -225,7 +257,12 @@ pub(super) fn next_call() -> Option<Call> {
     // Taken out meanwhile: a log callback may start another instance.
     let mut started = RUNS.with_borrow_mut(Vec::pop)?;
     let call = loop {
-        let delivery = started.run.next()?;
+        let Some(delivery) = started.run.next() else {
+            if RUNS.with_borrow(Vec::is_empty) {
+                sys::at_thread_end(None);
+            }
+            return None;
+        };
         if let Some(call) = started.inside.0.callback.call(&delivery) {
             break call;
         }
@@ -333,6 +370,8 @@ pub(super) enum Call {
 impl Call {
     /// Calls the handler. This may not return: see `aiot_tunnel_start`.
     pub(super) fn make(&self) {
+        // A handler may start another instance, whose handler then runs inside it.
+        let former = INSIDE_HANDLER.replace(true);
         match self {
             Call::Event { function, handle, event, userdata } => {
                 // SAFETY: setopt's caller promised a function of this type; the event outlives the call.
@@ -343,5 +382,6 @@ impl Call {
                 unsafe { function(*handle, notice, *userdata) };
             }
         }
+        INSIDE_HANDLER.set(former);
     }
 }

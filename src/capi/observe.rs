@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{guard_code, handle, input, Outcome, Refusal};
 use crate::ipc::ListenOptions;
-use crate::logging::Code;
+use crate::logging::{one_line, Code};
 use crate::status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus};
 
 /// Limits and times of an instance, for aiot_tunnel_set_limit. (Ours)
@@ -96,9 +96,10 @@ pub struct aiot_tunnel_session_t {
     pub bytes_from_cloud: u64,
     /// Bytes that have come from the local service for the cloud.
     pub bytes_to_cloud: u64,
-    /// The session's id, NUL-terminated, cut at 127 bytes.
+    /// The session's id as the cloud sends it, NUL-terminated, cut at 127 bytes. A question mark stands
+    /// for each NUL, control character and invisible character.
     pub session_id: [c_char; 128],
-    /// The service type, NUL-terminated.
+    /// The service type as the cloud sends it, NUL-terminated, with question marks as in session_id.
     pub service_type: [c_char; 128],
 }
 
@@ -144,9 +145,9 @@ pub struct aiot_tunnel_notice_t {
     pub text: [c_char; 512],
     /// The tunnel's id, NUL-terminated.
     pub tunnel_id: [c_char; 128],
-    /// For a session, its id, NUL-terminated, cut at 127 bytes; otherwise empty.
+    /// For a session, its id as in aiot_tunnel_session_t; otherwise empty.
     pub session_id: [c_char; 128],
-    /// For a session, its service type, NUL-terminated; otherwise empty.
+    /// For a session, its service type as in aiot_tunnel_session_t; otherwise empty.
     pub service_type: [c_char; 128],
 }
 
@@ -194,7 +195,8 @@ pub struct aiot_tunnel_listen_t {
 /// value: the new value.
 ///
 /// Applies to the connections that are opened from now on. May be called from any thread, also from
-/// the event handler. Does not block.
+/// the event handler. Does not block. A refused call may wait for the log callback: see
+/// aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, the former value stays in effect.
 /// - STATE_SUCCESS
@@ -252,13 +254,13 @@ pub extern "C" fn aiot_tunnel_set_limit(
 /// the cloud wants. (Ours)
 ///
 /// name: 1 to 127 letters, digits and hyphens, NUL-terminated. The headers that the request has anyway
-/// are refused.
+/// are refused, and those that announce a body (Content-Length, Transfer-Encoding).
 /// value: at most 127 bytes of visible ASCII and blanks, with no blank at either end, NUL-terminated. Not
 /// a secret.
 ///
 /// Applies to the later calls of aiot_tunnel_add and aiot_tunnel_update; not to commands from
-/// aiot_tunnel_listen. All headers together have at most 2048 bytes. May be called from any thread. Does
-/// not block.
+/// aiot_tunnel_listen. There are at most 32 headers, which have at most 2048 bytes together. May be called from any thread. Does
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, nothing is added.
 /// - STATE_SUCCESS
@@ -290,6 +292,7 @@ pub unsafe extern "C" fn aiot_tunnel_add_header(
 ///
 /// A tunnel is known from the time when the start thread executes its aiot_tunnel_add until it is
 /// deleted or expires. May be called from any thread. Does not block, and does not delay data.
+/// A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -327,6 +330,7 @@ pub unsafe extern "C" fn aiot_tunnel_get_status(
 /// userdata: passed to the visitor.
 ///
 /// May be called from any thread. Does not block by itself, and does not delay data.
+/// A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -387,7 +391,8 @@ pub unsafe extern "C" fn aiot_tunnel_for_each_session(
 /// a time. At most 1024 notices wait for it; further ones are dropped and counted. When this function
 /// is called from another thread, the former handler may still be running.
 ///
-/// May be called from any thread. Does not block.
+/// May be called from any thread. Does not block. A refused call may wait for the log callback: see
+/// aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -418,6 +423,10 @@ pub extern "C" fn aiot_tunnel_set_notice_handler(
 /// tunnel id, host, port, path and token with 128 bytes each. An invalid message is logged and
 /// dropped. The thread runs until aiot_tunnel_deinit, which removes the queue if it was created here.
 ///
+/// A queue has one listener at a time, of this library or of the program aiot-tunnel. A System V semaphore
+/// with the same key makes sure of that. It is removed with the listener. If the process is killed, queue
+/// and semaphore stay and do no harm: the next listener uses them.
+///
 /// May be called from any thread. Does not wait for messages.
 ///
 /// Returns a state code:
@@ -426,8 +435,8 @@ pub extern "C" fn aiot_tunnel_set_notice_handler(
 /// - STATE_USER_INPUT_OUT_RANGE: key is 0.
 /// - STATE_USER_INPUT_EXEC_DISABLED: the handle is not valid.
 /// - STATE_TUNNEL_RUNNING: the instance has a listen thread already.
-/// - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, or the queue belongs to another
-///   user. The log says why. A kernel without System V message queues is one reason.
+/// - STATE_TUNNEL_FAILED: the queue or the thread cannot be made, the queue belongs to another user, or
+///   another listener reads it. The log says why. A kernel without System V message queues is one reason.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_listen(handle: *mut c_void, key: i32) -> i32 {
     guard_code("aiot_tunnel_listen", || listen(handle, ListenOptions::new().with_key(key)))
@@ -514,8 +523,8 @@ fn session_for_c(session: &SessionStatus) -> aiot_tunnel_session_t {
         age_ms: u64::try_from(session.age.as_millis()).unwrap_or(u64::MAX),
         bytes_from_cloud: session.bytes_from_cloud,
         bytes_to_cloud: session.bytes_to_cloud,
-        session_id: array(&session.id),
-        service_type: array(&session.service_type),
+        session_id: array(&one_line(&session.id)),
+        service_type: array(&one_line(&session.service_type)),
     }
 }
 
@@ -540,13 +549,13 @@ pub(super) fn notice_for_c(notice: &Notice, dropped: u32) -> aiot_tunnel_notice_
         }
         NoticeKind::SessionOpened(session) => {
             for_c.r#type = AIOT_TUNNEL_NOTICE_SESSION_OPENED;
-            for_c.session_id = array(&session.id);
-            for_c.service_type = array(&session.service_type);
+            for_c.session_id = array(&one_line(&session.id));
+            for_c.service_type = array(&one_line(&session.service_type));
         }
         NoticeKind::SessionClosed(session) => {
             for_c.r#type = AIOT_TUNNEL_NOTICE_SESSION_CLOSED;
-            for_c.session_id = array(&session.id);
-            for_c.service_type = array(&session.service_type);
+            for_c.session_id = array(&one_line(&session.id));
+            for_c.service_type = array(&one_line(&session.service_type));
             for_c.bytes_from_cloud = session.bytes_from_cloud;
             for_c.bytes_to_cloud = session.bytes_to_cloud;
         }
@@ -578,6 +587,24 @@ const _: () = assert!(offset_of!(aiot_tunnel_listen_t, size) == 0);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clouds_names_are_whole_and_printable() {
+        let (id, service_type) = ("n\0ul\u{1b}".to_owned(), "_\nX\u{202E}".to_owned());
+        let session = SessionStatus {
+            id,
+            service_type,
+            age: Duration::ZERO,
+            bytes_from_cloud: 0,
+            bytes_to_cloud: 0,
+        };
+        let for_c = session_for_c(&session);
+        assert_eq!(
+            for_c.session_id[..7].iter().map(|b| *b as u8).collect::<Vec<_>>(),
+            b"n?ul?\0\0"
+        );
+        assert_eq!(for_c.service_type[..5].iter().map(|b| *b as u8).collect::<Vec<_>>(), b"_?X?\0");
+    }
 
     #[test]
     fn a_text_that_is_too_long_is_cut_between_characters_and_ends_in_nul() {

@@ -16,7 +16,7 @@ use super::sysdep::{
     warn_if_the_core_was_left_out,
 };
 use super::{guard, input};
-use crate::state;
+use crate::{state, sys};
 
 pub(super) const PORT: aiot_sysdep_portfile_t = aiot_sysdep_portfile_t {
     core_sysdep_malloc: Some(malloc),
@@ -272,7 +272,8 @@ impl Network {
         }
         let mut code = state::PORT_NETWORK_CONNECT_FAILED;
         for address in addresses {
-            match TcpStream::connect_timeout(&address, self.connect_timeout) {
+            let connected = TcpStream::connect_timeout(&address, self.connect_timeout);
+            match connected.and_then(sys::beyond_standard) {
                 Ok(stream) => {
                     self.stream = Some(stream);
                     return state::SUCCESS;

@@ -18,8 +18,10 @@ use crate::logging;
 /// The memory is the library's and is valid, and may be written to, until the callback returns.
 ///
 /// Never called by two threads at once. While a thread is inside aiot_tunnel_start, a thread of the
-/// library calls it, otherwise the thread that causes the line. The lines that lead to an event
-/// come before the event, and all lines come before aiot_tunnel_start returns.
+/// library calls it, otherwise the thread that causes the line. So a call that is refused, and writes a
+/// line that says why, takes as long as the callback if no thread is inside aiot_tunnel_start. The same
+/// holds for the listen thread's lines. The lines that lead to an event come before the event, and
+/// all lines come before aiot_tunnel_start returns.
 ///
 /// It may be slow: connections, sessions and commands do not wait for it. Lines for which there is
 /// no room (128 KiB wait) are left out, and their number is reported. An event waits up to three

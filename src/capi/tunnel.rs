@@ -124,7 +124,8 @@ pub(super) type EventFunction =
 /// From the first call on, the library's log lines go to the callback of the Link SDK's core, if the
 /// program contains the core; see aiot_tunnel_set_logcb.
 ///
-/// Returns a handle, or NULL if the instance cannot be created.
+/// Returns a handle, or NULL after an internal error, described on stderr. If there is no memory, the
+/// process ends (abort), as in every function of this library.
 #[no_mangle]
 pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
     guard(ptr::null_mut(), || {
@@ -143,7 +144,8 @@ pub extern "C" fn aiot_tunnel_init() -> *mut c_void {
 /// strings it points to; the caller may free them as soon as the call returns. The userdata pointer
 /// is kept as it is.
 ///
-/// May be called from any thread, also from the event handler. Does not block.
+/// May be called from any thread, also from the event handler. Does not block. A refused call
+/// may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, the former value stays in effect.
 /// - STATE_SUCCESS
@@ -216,8 +218,10 @@ pub unsafe extern "C" fn aiot_tunnel_setopt(
 /// returned. aiot_tunnel_start names the one kind of thread that may remain. Do not hold a lock that
 /// the event handler takes: the wait would never end.
 ///
-/// Inside the event handler or the log callback, aiot_tunnel_deinit does not wait. No further event
-/// is delivered, and aiot_tunnel_start returns soon afterwards.
+/// Inside a handler or the log callback, aiot_tunnel_deinit does not wait, whichever instance the
+/// handler belongs to. No further call of the released instance's handlers begins, and its
+/// aiot_tunnel_start returns soon afterwards. A call of its handlers that runs in another thread at
+/// that time goes on.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS
@@ -314,6 +318,11 @@ fn lasting(code: i32) -> *mut c_void {
 /// May be called from any thread, also from the event handler. Does not wait for aiot_tunnel_start
 /// to return.
 ///
+/// Do not call it in a signal handler: it takes a lock, and the interrupted thread may hold that lock.
+/// (In the Link SDK, it sets a flag.) Set a flag of your own there and call it elsewhere, or block the
+/// signal and wait for it with sigwait in a thread of its own. The threads of the library take no
+/// signals.
+///
 /// Returns a state code:
 /// - STATE_SUCCESS, also if the instance was already stopped.
 /// - STATE_USER_INPUT_NULL_POINTER: handle is NULL.
@@ -341,7 +350,7 @@ pub extern "C" fn aiot_tunnel_stop(handle: *mut c_void) -> i32 {
 /// returns.
 ///
 /// May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
-/// not block.
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code. After an error, nothing is queued.
 /// - STATE_SUCCESS: the command is queued.
@@ -391,7 +400,7 @@ pub unsafe extern "C" fn aiot_tunnel_update(
 /// tunnel_id: as for aiot_tunnel_add.
 ///
 /// May be called from any thread, also from the event handler and before aiot_tunnel_start. Does
-/// not block.
+/// not block. A refused call may wait for the log callback: see aiot_state_logcb_t.
 ///
 /// Returns a state code:
 /// - STATE_SUCCESS: the command is queued.

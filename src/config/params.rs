@@ -43,10 +43,11 @@ impl ConnectParams {
     ///
     /// - `name`: 1 to 127 letters, digits and hyphens. The headers that the request has anyway are
     ///   refused: `Host`, `Connection`, `Upgrade`, `User-Agent`, the token's, and all that begin with
-    ///   `Sec-WebSocket-`.
+    ///   `Sec-WebSocket-`. So are `Content-Length` and `Transfer-Encoding`, because the request has no
+    ///   body.
     /// - `value`: at most 1024 bytes of visible ASCII and blanks, with no blank at either end.
     ///
-    /// All headers of one request together have at most 2048 bytes.
+    /// One request has at most 32 of these headers, with at most 2048 bytes together.
     ///
     /// # Errors
     /// [`Error::InvalidInput`](crate::Error::InvalidInput), which names the field.
@@ -54,6 +55,9 @@ impl ConnectParams {
         self.headers += &header_line(name, value)?;
         if self.headers.len() > MAX_HEADERS {
             return Err(Error::invalid("header", format!("more than {MAX_HEADERS} bytes in all")));
+        }
+        if self.headers.lines().count() > MAX_HEADER_COUNT {
+            return Err(Error::invalid("header", format!("more than {MAX_HEADER_COUNT}")));
         }
         Ok(self)
     }
@@ -86,6 +90,7 @@ impl ConnectParams {
 
 /// Most bytes of the caller's header lines.
 const MAX_HEADERS: usize = 2048;
+const MAX_HEADER_COUNT: usize = 32;
 const MAX_HEADER_VALUE: usize = 1024;
 
 fn header_line(name: &str, value: &str) -> Result<String> {
@@ -99,6 +104,9 @@ fn header_line(name: &str, value: &str) -> Result<String> {
     if lower.starts_with("sec-websocket-") || reserved.iter().any(|r| r.eq_ignore_ascii_case(name))
     {
         return Err(Error::invalid(FIELD, "the request has this header already"));
+    }
+    if ["content-length", "transfer-encoding"].contains(&lower.as_str()) {
+        return Err(Error::invalid(FIELD, "the request has no body"));
     }
     check_visible("header value", &value.replace(' ', "."), 0, MAX_HEADER_VALUE)?;
     if value.trim() != value {
@@ -116,9 +124,9 @@ mod tests {
         let params = || ConnectParams::new("h", Port::new(1).unwrap(), "/", token()).unwrap();
         let good = params().with_header("X-Device", "a b").unwrap().with_header("Via", "").unwrap();
         assert_eq!(good.headers(), "X-Device: a b\r\nVia: \r\n");
-        for name in
-            ["", "a b", "a:", "a\r\n", "host", "Sec-WebSocket-Key", "User-Agent", TOKEN_HEADER]
-        {
+        let taken = ["host", "Sec-WebSocket-Key", "User-Agent", TOKEN_HEADER];
+        let of_a_body = ["Content-Length", "transfer-encoding"];
+        for name in ["", "a b", "a:", "a\r\n"].into_iter().chain(taken).chain(of_a_body) {
             assert!(params().with_header(name, "v").is_err(), "{name:?}");
         }
         for value in ["a\r\nb", "\0", "é", " a", "a ", &"x".repeat(1025)] {
@@ -130,6 +138,8 @@ mod tests {
             .with_header("X-B", &"x".repeat(1024))
             .and_then(|p| p.with_header("C", "xxxxxxxx"))
             .is_err());
+        let many = (0..32).try_fold(params(), |params, _| params.with_header("X-A", "v")).unwrap();
+        assert!(many.with_header("X-A", "v").is_err());
     }
 
     fn token() -> Token {

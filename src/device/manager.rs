@@ -35,6 +35,10 @@ const MAX_QUEUED_NOTICES: usize = 1024;
 /// How long to wait before trying again to create a worker thread.
 const SPAWN_RETRY: Duration = Duration::from_secs(1);
 
+/// Most workers that end but have not ended, beyond those for which the tunnel limit has room. One that
+/// delivers last bytes to slow local services ends late. Each uses a thread and a descriptor.
+const SPARE_WORKERS: usize = 8;
+
 /// Receives the events of all tunnels of a [`Manager`].
 ///
 /// The start thread, inside [`Manager::run`], calls it for one event at a time, in the order of the
@@ -656,6 +660,7 @@ impl Run {
         epoch: u64,
         record: &Arc<TunnelRecord>,
     ) -> Option<Worker> {
+        self.make_room();
         let sender = self.handle.0.sender.clone();
         let report = move |report| drop(sender.send(Message::Worker(report)));
         let options = self.handle.0.options.clone();
@@ -671,6 +676,17 @@ impl Run {
                 None
             }
         }
+    }
+
+    /// Joins the workers that have ended: their reports wait behind the commands. If there are too many
+    /// others, ends the oldest of them at once.
+    fn make_room(&mut self) {
+        self.leaving.extract_if(.., |worker| worker.has_ended()).for_each(Worker::join);
+        let most = self.handle.0.options.limits.lock().max_tunnels + SPARE_WORKERS;
+        let excess = (self.tunnels.len() + self.leaving.len() + 1).saturating_sub(most);
+        let excess = excess.min(self.leaving.len());
+        self.leaving[..excess].iter().for_each(|worker| worker.direct(Directive::Stop));
+        self.leaving.drain(..excess).for_each(Worker::join);
     }
 
     fn spawn_missing(&mut self) {

@@ -28,7 +28,7 @@ use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
 use crate::status::TunnelRecord;
-use crate::sys::PollSet;
+use crate::sys::{self, PollSet};
 
 /// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake; `docs/performance.md` says
 /// how much of the stack it touches.
@@ -83,6 +83,10 @@ impl Worker {
         self.control.direct(directive);
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     pub(crate) fn join(self) {
         let _ = self.thread.join();
     }
@@ -124,7 +128,8 @@ pub(crate) fn spawn(
         logging::report_left_out();
         thread.tell(0, ReportKind::Ended);
     };
-    let thread = thread::Builder::new().name("aiot-tunnel".into()).stack_size(STACK).spawn(run)?;
+    let builder = thread::Builder::new().name("aiot-tunnel".into()).stack_size(STACK);
+    let thread = sys::spawn(builder, run)?;
     Ok(Worker { serial, control, thread })
 }
 
@@ -228,6 +233,7 @@ impl WorkerThread {
             }
             Outcome::Expired => {
                 warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
+                self.record.failed("the cloud refuses the token");
                 self.tell(current.epoch, ReportKind::Expired);
                 self.current = None;
             }

@@ -290,16 +290,15 @@ impl GatewayBuilder {
     /// cannot be a part of a URL's path.
     pub fn start(self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
-        let listener = TcpListener::bind(address).map_err(bind)?;
+        let listener = TcpListener::bind(address).and_then(sys::beyond_standard).map_err(bind)?;
         sys::set_backlog(&listener, BACKLOG).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let shared = Arc::new(self.shared()?);
         let accept = {
             let shared = shared.clone();
-            thread::Builder::new()
-                .name("gateway-accept".into())
-                .spawn(move || shared.accept(&listener))
+            let run = move || shared.accept(&listener);
+            sys::spawn(thread::Builder::new().name("gateway-accept".into()), run)
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
         Ok(Gateway { shared, local_addr, accept: Some(accept) })

@@ -28,7 +28,7 @@ use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUS
 use crate::config::Token;
 use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 
 /// Device connections of one tunnel: the one in use, and older ones in their closing handshake. The
 /// oldest of these is dropped for a new one.
@@ -169,7 +169,8 @@ impl Shared {
             if pause.is_some() || !fds[2].ready().read {
                 continue;
             }
-            match listener.accept() {
+            let accepted = listener.accept();
+            match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
                 Ok(client) => {
                     let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
                     let most = most_waiting(self.descriptors, taken, handshakes);
@@ -217,7 +218,7 @@ impl Shared {
                 shared.complain(format_args!("{address}: handshake: {e}"));
             }
         };
-        let thread = thread::Builder::new().name("gateway-shake".into()).spawn(run);
+        let thread = sys::spawn(thread::Builder::new().name("gateway-shake".into()), run);
         if let Err(e) = &thread {
             self.complain(format_args!("create a handshake thread: {e}"));
         }
@@ -365,9 +366,8 @@ impl Shared {
         let core = Tunnel::new(self.settings.tunnel, log);
         let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
-        let thread = thread::Builder::new()
-            .name("gateway-hub".into())
-            .spawn(move || hub.run(|orders| shared.retire(&tunnel, serial, orders)))?;
+        let run = move || hub.run(|orders| shared.retire(&tunnel, serial, orders));
+        let thread = sys::spawn(thread::Builder::new().name("gateway-hub".into()), run)?;
         Ok(HubHandle { serial, orders, waker, thread })
     }
 

@@ -2,24 +2,19 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use zeroize::Zeroizing;
+use parking_lot::{Condvar, Mutex};
 
 use super::lock::ReaderLock;
 use super::message::{Command, MESSAGE_SIZE};
 use super::queue::{self, remove_if_ours, ListenOptions};
 use crate::error::{Error, Result};
 use crate::logging::{info, warn, Code};
-use crate::sys::{MessageQueue, Received};
+use crate::sys::{MessageQueue, Receive, Receiver};
 use crate::Handle;
 
-/// How often a stop repeats its wake-up, in case another process has received it.
-const WAKE_AGAIN: Duration = Duration::from_millis(10);
 /// Time between the loss of a queue and the attempt to open it again, and between two attempts.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Stack of the thread, in bytes. It needs 12 KiB, measured in a release build.
@@ -31,7 +26,7 @@ const STACK: usize = 128 * 1024;
 #[must_use = "dropping a listener stops it"]
 pub struct Listener {
     shared: Arc<ListenState>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Receiver<ListenState>>,
     /// Given back after the thread has ended.
     _lock: ReaderLock,
 }
@@ -44,10 +39,19 @@ impl fmt::Debug for Listener {
 
 /// Shared by the listen thread and its [`Listener`].
 struct ListenState {
+    handle: Handle,
     options: ListenOptions,
-    /// The queue that is read now.
-    queue: Mutex<MessageQueue>,
-    stopping: AtomicBool,
+    place: Mutex<Place>,
+    /// Signalled when the thread is to end.
+    stopped: Condvar,
+}
+
+/// Where the thread receives.
+struct Place {
+    queue: MessageQueue,
+    /// The queue cannot be read any more.
+    lost: bool,
+    stopping: bool,
 }
 
 impl Listener {
@@ -66,95 +70,109 @@ impl Listener {
     pub fn start(handle: Handle, options: ListenOptions) -> Result<Self> {
         let lock = ReaderLock::take(&options)?;
         let queue = queue::open(&options)?;
-        let stopping = AtomicBool::new(false);
-        let shared = Arc::new(ListenState { options, queue: Mutex::new(queue), stopping });
-        let for_thread = shared.clone();
-        let thread = thread::Builder::new()
-            .name("aiot-listen".into())
-            .stack_size(STACK)
-            .spawn(move || listen(&for_thread, &handle))
-            .map_err(|e| {
-                remove_if_ours(queue);
-                Error::io("create the listen thread", e)
-            })?;
+        let place = Mutex::new(Place { queue, lost: false, stopping: false });
+        let shared = Arc::new(ListenState { handle, options, place, stopped: Condvar::new() });
+        let thread = Receiver::spawn(c"aiot-listen", STACK, shared.clone()).map_err(|e| {
+            remove_if_ours(queue);
+            Error::io("create the listen thread", e)
+        })?;
         Ok(Listener { shared, thread: Some(thread), _lock: lock })
     }
 
-    /// Stops the thread and waits for it; that takes less than 200 ms. A queue that the listener
-    /// has created is removed; a queue that existed before stays.
+    /// Stops the thread and waits for it; that takes less than 200 ms, also if this process may not
+    /// send to the queue. A queue that the listener has created is removed; a queue that existed
+    /// before stays.
     pub fn stop(mut self) {
-        self.end();
+        self.end(Receiver::end);
     }
 
-    fn end(&mut self) {
+    /// Stops the thread and does not wait for it.
+    pub(crate) fn abandon(mut self) {
+        self.end(Receiver::abandon);
+    }
+
+    fn end(&mut self, how: fn(Receiver<ListenState>)) {
         let Some(thread) = self.thread.take() else { return };
-        self.shared.stopping.store(true, Ordering::Release);
-        while !thread.is_finished() {
-            // Ends its wait for a queue; the empty message ends its receive.
-            thread.thread().unpark();
-            let _ = self.shared.queue.lock().send(&[]);
-            thread::park_timeout(WAKE_AGAIN);
-        }
-        let _ = thread.join();
-        remove_if_ours(*self.shared.queue.lock());
+        self.shared.place.lock().stopping = true;
+        self.shared.stopped.notify_all();
+        how(thread);
+        remove_if_ours(self.shared.place.lock().queue);
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.end();
+        self.end(Receiver::end);
     }
 }
 
-fn listen(shared: &ListenState, handle: &Handle) {
-    let mut body = Zeroizing::new([0; MESSAGE_SIZE]);
-    while !shared.stopping.load(Ordering::Acquire) {
-        let queue = *shared.queue.lock();
-        match queue.receive(&mut body) {
-            Ok(Received::Message(0)) => {}
-            Ok(Received::Message(MESSAGE_SIZE)) => {
-                info!(Code::Tunnel, "msg recv data len {MESSAGE_SIZE}");
-                if let Err(e) = execute(handle, &body) {
-                    warn!(Code::TunnelFailed, "an IPC message is dropped: {e}");
+impl Receive for ListenState {
+    fn next_queue(&self) -> Option<MessageQueue> {
+        let place = self.place.lock();
+        if place.lost && !place.stopping {
+            drop(place);
+            return self.reopen();
+        }
+        (!place.stopping).then_some(place.queue)
+    }
+
+    fn received(&self, result: io::Result<&[u8]>) {
+        match result {
+            Ok(message) => match message.try_into() {
+                Ok(body) => {
+                    info!(Code::Tunnel, "msg recv data len {MESSAGE_SIZE}");
+                    if let Err(e) = execute(&self.handle, body) {
+                        warn!(Code::TunnelFailed, "an IPC message is dropped: {e}");
+                    }
                 }
-            }
-            Ok(Received::Message(size)) => {
-                warn!(Code::TunnelFailed, "an IPC message of {size} bytes is dropped");
-            }
-            Ok(Received::TooLong) => {
-                warn!(
-                    Code::TunnelFailed,
-                    "an IPC message longer than {MESSAGE_SIZE} bytes is dropped"
-                );
-            }
+                Err(_) => {
+                    let size = message.len();
+                    warn!(
+                        Code::TunnelFailed,
+                        "an IPC message of {size} bytes, not {MESSAGE_SIZE}, is dropped"
+                    );
+                }
+            },
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
                 warn!(Code::TunnelFailed, "receive from the message queue: {e}; opening it anew");
-                reopen(shared);
+                self.place.lock().lost = true;
             }
         }
     }
 }
 
-/// Without a queue nobody can reach this process any more, so it tries until there is one.
-fn reopen(shared: &ListenState) {
-    let mut said = false;
-    loop {
-        // Before the first try as well: a queue that exists but cannot be read must not make it spin.
-        thread::park_timeout(REOPEN_AFTER);
-        if shared.stopping.load(Ordering::Acquire) {
-            return;
-        }
-        match queue::open(&shared.options) {
-            Ok(queue) => {
-                *shared.queue.lock() = queue;
-                return info!(Code::Tunnel, "listening on the message queue again");
+impl ListenState {
+    /// Without a queue nobody can reach this process any more, so it tries until there is one.
+    /// `None`: the thread is to end.
+    fn reopen(&self) -> Option<MessageQueue> {
+        let mut said = false;
+        loop {
+            let mut place = self.place.lock();
+            // Before the first try as well: a queue that exists but cannot be read must not make it spin.
+            self.stopped.wait_while_for(&mut place, |place| !place.stopping, REOPEN_AFTER);
+            if place.stopping {
+                return None;
             }
-            Err(e) if !said => {
-                warn!(Code::TunnelFailed, "{e}; trying again");
-                said = true;
+            drop(place);
+            match queue::open(&self.options) {
+                Ok(queue) => {
+                    let mut place = self.place.lock();
+                    if place.stopping {
+                        remove_if_ours(queue);
+                        return None;
+                    }
+                    (place.queue, place.lost) = (queue, false);
+                    drop(place);
+                    info!(Code::Tunnel, "listening on the message queue again");
+                    return Some(queue);
+                }
+                Err(e) if !said => {
+                    warn!(Code::TunnelFailed, "{e}; trying again");
+                    said = true;
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
         }
     }
 }

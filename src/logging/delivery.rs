@@ -15,9 +15,10 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{call_sink, line, Code, Line, HAS_SINK, INSIDE_SINK};
+use crate::sys;
 
 /// Most bytes of lines that wait for the sink.
 const MAX_WAITING: usize = 128 * 1024;
@@ -49,7 +50,11 @@ struct Queue {
     done: u64,
     /// Somebody has waited for the sink in vain, and it has taken no line since.
     is_stuck: bool,
+    /// A thread that waits calls the sink itself.
+    is_helped: bool,
 }
+
+type Guard = MutexGuard<'static, Queue>;
 
 /// Keeps the thread while a manager runs.
 pub(crate) struct Delivering(());
@@ -94,15 +99,16 @@ pub(super) fn deliver(line: Line) {
     if queue.thread.is_none() {
         let generation = queue.generation;
         let run = move || call_sinks(generation);
-        queue.thread =
-            thread::Builder::new().name("aiot-log".into()).stack_size(STACK).spawn(run).ok();
+        let builder = thread::Builder::new().name("aiot-log".into()).stack_size(STACK);
+        queue.thread = sys::spawn(builder, run).ok();
     }
     drop(queue);
     CHANGED.notify_all();
 }
 
 /// Waits until the sink has taken the lines that were written so far, for three seconds at most.
-/// Does not wait again until a sink that takes nothing takes a line.
+/// Does not wait again until a sink that takes nothing takes a line. If the thread could not be
+/// created, the caller's own thread calls the sink.
 pub(crate) fn settle() {
     if !HAS_SINK.load(Ordering::Acquire) || INSIDE_SINK.get() {
         return;
@@ -110,24 +116,54 @@ pub(crate) fn settle() {
     let deadline = Instant::now() + PATIENCE;
     let mut queue = QUEUE.lock();
     let target = queue.queued;
-    while queue.done < target && !queue.is_stuck && queue.thread.is_some() {
-        if CHANGED.wait_until(&mut queue, deadline).timed_out() {
+    while queue.done < target && !queue.is_stuck && queue.is_served() {
+        if queue.thread.is_none() && !queue.is_helped {
+            queue = help(queue, target, deadline);
+            if Instant::now() >= deadline {
+                return;
+            }
+        } else if CHANGED.wait_until(&mut queue, deadline).timed_out() {
             queue.is_stuck = true;
         }
     }
+}
+
+/// Calls the sink in place of the thread that could not be created.
+fn help(mut queue: Guard, target: u64, deadline: Instant) -> Guard {
+    // One thread at a time: the lines stay in order.
+    queue.is_helped = true;
+    while queue.thread.is_none() && Instant::now() < deadline {
+        // Those of other threads that come meanwhile are not its affair.
+        if queue.done >= target && !queue.lines.is_empty() {
+            break;
+        }
+        let Some(line) = queue.next() else { break };
+        queue = give(queue, line);
+    }
+    queue.is_helped = false;
+    CHANGED.notify_all();
+    queue
+}
+
+/// Calls the sink with a line from the queue.
+fn give(queue: Guard, line: Line) -> Guard {
+    drop(queue);
+    call_sink(&line);
+    let mut queue = QUEUE.lock();
+    queue.done += 1;
+    queue.is_stuck = false;
+    CHANGED.notify_all();
+    queue
 }
 
 /// The thread.
 fn call_sinks(generation: u64) {
     let mut queue = QUEUE.lock();
     loop {
-        if let Some(line) = queue.next() {
-            drop(queue);
-            call_sink(&line);
-            queue = QUEUE.lock();
-            queue.done += 1;
-            queue.is_stuck = false;
-            CHANGED.notify_all();
+        if queue.is_helped {
+            CHANGED.wait(&mut queue);
+        } else if let Some(line) = queue.next() {
+            queue = give(queue, line);
         } else if queue.generation == generation {
             CHANGED.wait(&mut queue);
         } else {
@@ -148,7 +184,13 @@ impl Queue {
             queued: 0,
             done: 0,
             is_stuck: false,
+            is_helped: false,
         }
+    }
+
+    /// Whether somebody brings the lines to the sink, or there are some to bring.
+    fn is_served(&self) -> bool {
+        self.thread.is_some() || self.is_helped || !self.lines.is_empty()
     }
 
     fn push(&mut self, line: Line) {

@@ -13,7 +13,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use crate::sys::Waker;
+use crate::sys::{self, Waker};
 
 /// Stack of a resolver thread, in bytes. glibc's resolver keeps its buffers there.
 const STACK: usize = 256 * 1024;
@@ -150,7 +150,7 @@ impl Lookups {
         if lookups.threads < MAX_THREADS {
             lookups.threads += 1;
             let thread = thread::Builder::new().name("aiot-resolve".into()).stack_size(STACK);
-            if let Err(e) = thread.spawn(move || Lookups::work(all, resolve)) {
+            if let Err(e) = sys::spawn(thread, move || Lookups::work(all, resolve)) {
                 lookups.threads -= 1;
                 // A thread that runs already will do it.
                 if lookups.threads == 0 {

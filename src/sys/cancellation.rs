@@ -25,6 +25,14 @@ pub(crate) fn disable() -> Cancellation {
     Cancellation(0)
 }
 
+/// Makes the calling thread end at its next cancellation point if it is cancelled, or was.
+#[cfg(not(target_os = "android"))]
+pub(crate) fn enable() {
+    const ENABLE: c_int = 0;
+    // SAFETY: the function may be asked for no former state.
+    unsafe { pthread_setcancelstate(ENABLE, std::ptr::null_mut()) };
+}
+
 /// Gives the calling thread its former state back. A cancellation that came meanwhile acts at the
 /// thread's next cancellation point.
 pub(crate) fn restore(former: Cancellation) {

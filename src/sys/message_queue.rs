@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 
 /// The type of every message that carries a command.
-const COMMAND: libc::c_long = 1;
+pub(super) const COMMAND: libc::c_long = 1;
 
 /// A message in the layout of the kernel: its type, then its body.
 #[repr(C)]
@@ -37,14 +37,6 @@ pub(crate) fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The result of receiving one message.
-pub(crate) enum Received {
-    /// A message that fitted. Its body is this many bytes long.
-    Message(usize),
-    /// A message longer than the buffer. It was removed from the queue and dropped.
-    TooLong,
-}
-
 impl MessageQueue {
     /// Opens the queue with this key. If there is none, creates it with `mode`.
     pub(crate) fn open_or_create(key: i32, mode: u32) -> io::Result<Self> {
@@ -66,6 +58,10 @@ impl MessageQueue {
     /// Opens the queue with this key, which must exist.
     pub(crate) fn open(key: i32) -> io::Result<Self> {
         get(key, 0).map(|id| MessageQueue { id, created: false })
+    }
+
+    pub(super) fn id(&self) -> libc::c_int {
+        self.id
     }
 
     /// Whether [`open_or_create`](Self::open_or_create) created the queue.
@@ -114,31 +110,6 @@ impl MessageQueue {
         // SAFETY: IPC_STAT writes one `msqid_ds`, and `status` is one.
         let result = unsafe { libc::msgctl(self.id, libc::IPC_STAT, &mut status) };
         check(result as isize).map(|_| status)
-    }
-
-    /// Blocks until there is a message, and copies its body to `body`. A signal interrupts the
-    /// wait.
-    pub(crate) fn receive<const N: usize>(&self, body: &mut [u8; N]) -> io::Result<Received> {
-        // The buffer is larger than a message, so a message that is too long can be told from one
-        // that fits exactly.
-        let mut envelope = Envelope::<8192> { kind: 0, body: [0; 8192] };
-        assert!(N < envelope.body.len());
-        let size = envelope.body.len();
-        let target: *mut Envelope<8192> = &mut envelope;
-        // SAFETY: `target` points to a type field and `size` bytes. MSG_NOERROR truncates a longer
-        // message.
-        let received =
-            unsafe { libc::msgrcv(self.id, target.cast(), size, COMMAND, libc::MSG_NOERROR) };
-        let received = check(received)?;
-        let result = if received <= N {
-            body[..received].copy_from_slice(&envelope.body[..received]);
-            Received::Message(received)
-        } else {
-            Received::TooLong
-        };
-        // The message may hold a token.
-        zeroize::Zeroize::zeroize(&mut envelope.body[..received]);
-        Ok(result)
     }
 
     /// Queues one message. `WouldBlock` if the queue is full.

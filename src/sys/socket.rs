@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use super::beyond_standard;
+
 /// A TCP connect in progress. When it is ready for writing, it has succeeded or failed. If it is
 /// given up after it has succeeded, the other end sees a reset, not an orderly end of nothing.
 pub(crate) struct Connecting(TcpStream);
@@ -41,8 +43,10 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `fd` is a fresh descriptor that nothing else owns.
-    let stream = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let fd = beyond_standard(unsafe { OwnedFd::from_raw_fd(fd) })?;
+    let stream = TcpStream::from(fd);
     reset_on_close(&stream, true);
+    let fd = stream.as_raw_fd();
     let result = match address {
         SocketAddr::V4(v4) => {
             let raw = libc::sockaddr_in {
@@ -102,8 +106,8 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `fd` is a fresh descriptor that nothing else owns.
-    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    connect_raw(fd, &address).map(|()| stream)
+    let stream = UnixStream::from(beyond_standard(unsafe { OwnedFd::from_raw_fd(fd) })?);
+    connect_raw(stream.as_raw_fd(), &address).map(|()| stream)
 }
 
 /// Writes the slices in order, as far as the socket takes them. std's `write_vectored` would raise

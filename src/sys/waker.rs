@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::beyond_standard;
+
 /// Wakes the thread that polls it. A wake before the poll is not lost.
 pub(crate) struct Waker(File);
 
@@ -15,7 +17,7 @@ impl Waker {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` is a fresh descriptor that nothing else owns.
-        Ok(Waker(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+        beyond_standard(unsafe { OwnedFd::from_raw_fd(fd) }).map(|fd| Waker(File::from(fd)))
     }
 
     pub(crate) fn wake(&self) {

@@ -24,6 +24,17 @@ impl Queue {
         unsafe { libc::msgctl(self.0, libc::IPC_SET, &mut status) == 0 }
     }
 
+    /// Fills the queue with messages that are no commands. Nobody can send to it any more.
+    pub fn fill(&self) {
+        let message = [2 as libc::c_long, 0];
+        let room = std::mem::size_of::<libc::c_long>();
+        // SAFETY: a type, then `room` bytes.
+        let send =
+            || unsafe { libc::msgsnd(self.0, message.as_ptr().cast(), room, libc::IPC_NOWAIT) };
+        while send() == 0 {}
+        assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::WouldBlock);
+    }
+
     fn status(&self) -> libc::msqid_ds {
         // SAFETY: a plain structure, for which all zeros are a value.
         let mut status: libc::msqid_ds = unsafe { std::mem::zeroed() };

@@ -91,6 +91,7 @@ pub struct Fields {
 
 impl Fields {
     /// Writes the fields as the continuation of a JSON object.
+    #[inline]
     pub(super) fn write(self, out: &mut Vec<u8>) {
         if self.extensions != Extensions::NONE {
             out.extend_from_slice(b",\"ext\":\"");

@@ -222,6 +222,13 @@ fn headers_nested_as_deep_as_they_can_be_are_harmless() {
         format!("{{\"frame_type\":99,\"x\":{}{}}}", "[".repeat(1000), "]".repeat(1000)),
         format!("{{\"frame_type\":99,\"x\":{}1{}}}", "{\"a\":".repeat(300), "}".repeat(300)),
     ];
+    // Within the depth that a JSON parser allows, in each field of the protocol.
+    let fields = ["frame_type", "session_id", "frame_id", "service_type", "ext", "credit", "eof"];
+    let nested = |field: &str| {
+        let (open, close) = ("[".repeat(120), "]".repeat(120));
+        format!("{{\"frame_type\":1,\"session_id\":\"none\",\"{field}\":{open}{close}}}")
+    };
+    let deepest = deepest.into_iter().chain(fields.map(nested)).collect::<Vec<_>>();
     for _ in 0..200 {
         for header in &deepest {
             assert!(header.len() <= 2048);

@@ -3,7 +3,8 @@
 
 use serde::de::Deserializer;
 use serde::Deserialize;
-use serde_json::Value;
+
+use super::header::Scalar;
 
 /// A set of session extensions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,8 +53,10 @@ impl Extensions {
 
 impl<'de> Deserialize<'de> for Extensions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        Ok(value.as_str().map_or(Extensions::NONE, Extensions::parse))
+        Ok(match Scalar::deserialize(deserializer)? {
+            Scalar::Text(names) => Extensions::parse(&names),
+            _ => Extensions::NONE,
+        })
     }
 }
 
@@ -71,9 +74,10 @@ pub enum Credit {
 
 impl<'de> Deserialize<'de> for Credit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match Value::deserialize(deserializer)? {
-            Value::Null => Credit::Absent,
-            value => value.as_u64().map_or(Credit::Invalid, Credit::Bytes),
+        Ok(match Scalar::deserialize(deserializer)? {
+            Scalar::Null => Credit::Absent,
+            Scalar::Unsigned(bytes) => Credit::Bytes(bytes),
+            _ => Credit::Invalid,
         })
     }
 }

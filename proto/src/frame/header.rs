@@ -4,9 +4,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::extension::{Credit, Extensions};
 
@@ -231,6 +230,56 @@ impl<'de> Deserialize<'de> for FrameId {
     }
 }
 
+/// A value of any kind, of which only a scalar matters. Arrays and objects are skipped without
+/// recursion: the stack of a worker is small, and a peer may nest them.
+#[derive(Debug, PartialEq)]
+pub(super) enum Scalar {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Text(String),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ScalarVisitor;
+        impl<'de> Visitor<'de> for ScalarVisitor {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar::Bool(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar::Unsigned(value))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Scalar, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Scalar, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+                Ok(Scalar::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+        }
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
 /// A field that is set if it is `true`. Any other value counts as absent: the field may belong to
 /// somebody else.
 #[derive(Debug, Default, PartialEq)]
@@ -238,7 +287,7 @@ pub(super) struct Flag(pub(super) bool);
 
 impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Flag(Value::deserialize(deserializer)? == Value::Bool(true)))
+        Ok(Flag(Scalar::deserialize(deserializer)? == Scalar::Bool(true)))
     }
 }
 
@@ -252,11 +301,33 @@ fn integral<E: de::Error>(number: f64, expected: &dyn de::Expected) -> Result<u6
     Err(E::invalid_value(de::Unexpected::Float(number), expected))
 }
 
-/// The type and the session id of a message whose header cannot be used, if it tells them.
+/// The type and the session id of a message whose header cannot be used, if it tells them. Of a field
+/// that comes twice, the last one counts.
 pub(super) fn rescue(header: &[u8]) -> Option<(u64, String)> {
-    let Value::Object(fields) = serde_json::from_slice(header).ok()? else { return None };
-    let session_id = fields.get("session_id")?.as_str()?.to_owned();
-    Some((fields.get("frame_type")?.as_u64()?, session_id))
+    #[derive(Deserialize)]
+    struct Type(#[serde(deserialize_with = "integer")] u64);
+    struct RescueVisitor;
+    impl<'de> Visitor<'de> for RescueVisitor {
+        type Value = (Option<u64>, String);
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let (mut frame_type, mut session_id) = (None, String::new());
+            while let Some(key) = map.next_key::<Text<'_>>()? {
+                match &*key.0 {
+                    "frame_type" => frame_type = Some(map.next_value::<Type>()?.0),
+                    "session_id" => session_id = map.next_value::<Text<'_>>()?.0.into_owned(),
+                    // Skipped without recursion, however deep it is.
+                    _ => _ = map.next_value::<IgnoredAny>()?,
+                }
+            }
+            Ok((frame_type, session_id))
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(header);
+    let (frame_type, session_id) = deserializer.deserialize_map(RescueVisitor).ok()?;
+    Some((frame_type?, session_id)).filter(|(_, id)| !id.is_empty())
 }
 
 /// A code: an integer by value, 2.0 or 2e0 as well, or in quotes.

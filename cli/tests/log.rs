@@ -162,7 +162,7 @@ fn a_log_that_cannot_be_written_changes_nothing() {
     for path in ["/dev/full", "/dev/null"] {
         let stderr = File::options().write(true).open(path).unwrap();
         let mut command = command(&["gateway", "--plain"], "info");
-        assert_eq!(command.stderr(stderr).status().unwrap().code(), Some(1), "{path}");
+        assert_eq!(command.stderr(stderr).status().unwrap().code(), Some(2), "{path}");
     }
 }
 

@@ -362,6 +362,14 @@ impl Handshakes {
         self.state.lock().places.drop_one().is_some()
     }
 
+    /// [`drop_one`](Self::drop_one), unless only one waits.
+    pub(super) fn drop_one_of_several(&self) {
+        let mut state = self.state.lock();
+        if state.places.waiting.len() > 1 {
+            state.places.drop_one();
+        }
+    }
+
     /// What is to be done now.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -140,6 +140,11 @@ impl Shared {
         Ok(())
     }
 
+    /// How many descriptors clients that wait do not take: those whose turn it is need more.
+    fn reserve(&self) -> usize {
+        (2 * self.settings.handshakes).min(self.descriptors / 4)
+    }
+
     /// The accept thread. When the gateway stops, it ends after all handshake threads.
     pub(super) fn accept(self: Arc<Self>, listener: &TcpListener) {
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
@@ -172,10 +177,15 @@ impl Shared {
             let accepted = listener.accept();
             match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
                 Ok(client) => {
+                    // The kernel gives the smallest free number, so a large one says that few are left.
+                    let is_near =
+                        client.0.as_raw_fd() as usize >= self.descriptors - self.reserve();
                     let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
                     let most = most_waiting(self.descriptors, taken, handshakes);
                     if let Some(address) = self.handshakes.add(client, most) {
                         self.complain(format_args!("{address}: dropped: too many clients wait"));
+                    } else if is_near {
+                        self.handshakes.drop_one_of_several();
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

@@ -513,6 +513,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 match session.release {
                     // The device has released it itself.
                     Some((Side::Access, _)) => self.end(&id),
+                    // The release waited behind data for the device, which is gone as well now.
+                    Some((Side::Device, _)) if self.device.is_none() => self.end(&id),
                     Some((Side::Device, _)) => {}
                     None => self.release(&id, Side::Device, &msg),
                 }

@@ -9,29 +9,33 @@ use narrow::Count;
 /// The names of a session and its byte counters. Whoever observes the session shares it with its owner.
 #[derive(Debug)]
 pub struct SessionRecord {
-    id: Box<str>,
-    service_type: Box<str>,
+    /// The id, then the service type.
+    names: Box<str>,
+    /// The length of the id.
+    id: u32,
     counters: Counters,
 }
 
 impl SessionRecord {
     /// The record of a session that has moved no bytes.
     pub fn new(id: &str, service_type: &str) -> Self {
+        // Both come from a header of at most 2048 bytes.
+        let length = id.len() as u32;
         SessionRecord {
-            id: id.into(),
-            service_type: service_type.into(),
+            names: [id, service_type].concat().into(),
+            id: length,
             counters: Counters::default(),
         }
     }
 
     /// The session id.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.names[..self.id as usize]
     }
 
     /// The service type.
     pub fn service_type(&self) -> &str {
-        &self.service_type
+        &self.names[self.id as usize..]
     }
 
     /// The bytes of the session.

@@ -224,7 +224,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         let mut nearest = self.connection.deadline(now, self.wants_input());
         let limits = &self.sessions.limits;
         if let Some(limit) = limits.stall_timeout.filter(|_| self.sessions.open.len() > 1) {
-            let blocked = self.sessions.open.iter().filter_map(|session| session.blocked);
+            let blocked =
+                self.sessions.open.iter().filter_map(|session| session.blocked.as_deref());
             nearest = blocked.map(|progress| progress.deadline(limit)).fold(nearest, Instant::min);
         }
         if let Some(limit) = limits.idle_timeout {
@@ -466,7 +467,8 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             let session = &sessions.open[index];
             // A session that holds up nobody may stand still.
             let limit = sessions.limits.stall_timeout.filter(|_| has_siblings);
-            let stalls_at = session.blocked.zip(limit).map(|(one, limit)| one.deadline(limit));
+            let stalls_at =
+                session.blocked.as_deref().zip(limit).map(|(one, limit)| one.deadline(limit));
             if session.is_connected() && stalls_at.is_some_and(|at| now >= at) {
                 sessions.abandon(index, D::STALLED, &mut out);
             }

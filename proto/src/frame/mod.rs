@@ -14,7 +14,7 @@ use std::borrow::Cow;
 pub use codes::{reason, release, response, status, tells_of_cut, Status};
 pub use extension::{Credit, Extensions, Fields};
 use header::Header;
-pub use write::{write_acceptance, write_release, write_response, HeaderTemplate};
+pub use write::{write_acceptance, write_release, write_response, DataHeader, HeaderTemplate};
 
 /// The name of the WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "aliyun.iot.securetunnel-v1.1";
@@ -304,6 +304,22 @@ mod tests {
     fn a_deeply_nested_header_is_malformed_and_harmless() {
         let header = format!("{{\"x\":{}", "[".repeat(2000));
         assert!(Frame::parse(&message(&header, b"")).is_err());
+    }
+
+    #[test]
+    fn the_header_of_a_data_frame_is_that_of_the_template() {
+        let ids =
+            ["s", "\u{e9}\u{2028}", "q\"uote", "back\\slash", "line\nfeed", "\u{7f}", "/", ""];
+        let all = Fields { extensions: Extensions::ALL, credit: 7, eof: true };
+        for id in ids {
+            for fields in [Fields::default(), all] {
+                let (mut short, mut long) = (Vec::new(), Vec::new());
+                DataHeader::new(id).write_with(id, 65, fields, &mut short);
+                let template = HeaderTemplate::new(FrameType::DataTransport, id, None);
+                template.write_with(65, fields, &mut long);
+                assert_eq!(short, long, "{id:?}");
+            }
+        }
     }
 
     #[test]

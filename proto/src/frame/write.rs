@@ -38,12 +38,45 @@ impl HeaderTemplate {
         let (before, after) = self.text.split_at(self.id_at);
         out.clear();
         out.extend_from_slice(before);
-        out.extend_from_slice(itoa::Buffer::new().format(frame_id).as_bytes());
-        fields.write(out);
-        out.extend_from_slice(after);
-        let length = (out.len() - 2) as u16;
-        out[..2].copy_from_slice(&length.to_be_bytes());
+        finish(frame_id, fields, after, out);
     }
+}
+
+/// How the headers of the data frames of one session are written. Most ids stand in JSON as they are,
+/// so nothing has to be kept for them.
+pub struct DataHeader(Option<Box<HeaderTemplate>>);
+
+impl DataHeader {
+    /// Looks at a session id.
+    pub fn new(session_id: &str) -> Self {
+        let stands_as_it_is =
+            !session_id.bytes().any(|byte| matches!(byte, b'"' | b'\\' | ..=0x1f | 0x7f));
+        let template = || HeaderTemplate::new(FrameType::DataTransport, session_id, None);
+        DataHeader((!stands_as_it_is || session_id.is_empty()).then(|| Box::new(template())))
+    }
+
+    /// Clears `out` and writes the length and the header to it. `session_id` is that of
+    /// [`new`](Self::new).
+    pub fn write_with(&self, session_id: &str, frame_id: u64, fields: Fields, out: &mut Vec<u8>) {
+        if let Some(template) = &self.0 {
+            return template.write_with(frame_id, fields, out);
+        }
+        out.clear();
+        out.extend_from_slice(b"\0\0{\"frame_type\":4,\"session_id\":\"");
+        out.extend_from_slice(session_id.as_bytes());
+        out.extend_from_slice(b"\",\"frame_id\":");
+        finish(frame_id, fields, b"}", out);
+    }
+}
+
+/// Writes the frame id and what follows it, then the length in front.
+#[inline]
+fn finish(frame_id: u64, fields: Fields, after: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(frame_id).as_bytes());
+    fields.write(out);
+    out.extend_from_slice(after);
+    let length = (out.len() - 2) as u16;
+    out[..2].copy_from_slice(&length.to_be_bytes());
 }
 
 /// Queues a `common_response`. Build `payload` with [`status`](super::status()).

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::frame::{self, reason, Credit, Extensions, Fields, Frame, FrameType, HeaderTemplate};
+use crate::frame::{self, reason, Credit, DataHeader, Extensions, Fields, Frame};
 use crate::observer::{Event, Journal, Observer};
 use crate::progress::Progress;
 use crate::websocket::{Receiver, Sender};
@@ -61,8 +61,8 @@ pub struct Session<S> {
     record: Arc<SessionRecord>,
     /// `None` while this end still connects to the local service.
     local: Option<Local<S>>,
-    /// The prepared header of the session's data frames.
-    header: HeaderTemplate,
+    /// How the headers of the session's data frames are written.
+    header: DataHeader,
     /// The payloads of this turn, as positions in the receive buffer.
     batch: Vec<Range<usize>>,
     /// The sum of their lengths, in bytes.
@@ -71,7 +71,7 @@ pub struct Session<S> {
     buffer: LocalBuffer,
     /// The progress of the local stream since its full local buffer has kept the connection from
     /// being read.
-    pub(crate) blocked: Option<Progress>,
+    pub(crate) blocked: Option<Box<Progress>>,
     /// The last read took more than one frame, or more bytes were left.
     pub(crate) is_bulk: bool,
     /// The peer released the session before the local stream was connected. The session is closed
@@ -90,7 +90,7 @@ pub struct Session<S> {
     /// In a session with one ended direction: when the last byte came or went.
     last_byte: Option<Instant>,
     /// The sum of the byte counters at the last look, and when they had last changed.
-    activity: Option<(u64, Instant)>,
+    activity: Option<Box<(u64, Instant)>>,
 }
 
 /// What became of the payload of a data frame.
@@ -198,9 +198,9 @@ impl<S: LocalStream> Session<S> {
     /// Whether the session is open and no byte has come or gone for this long.
     pub(crate) fn is_idle(&mut self, limit: Duration, now: Instant) -> bool {
         let sum = self.record.counters().sum();
-        let (before, since) = *self.activity.get_or_insert((sum, now));
+        let (before, since) = **self.activity.get_or_insert_with(|| Box::new((sum, now)));
         if sum != before {
-            self.activity = Some((sum, now));
+            self.activity = Some(Box::new((sum, now)));
             return false;
         }
         self.is_connected() && now >= since + limit
@@ -208,7 +208,7 @@ impl<S: LocalStream> Session<S> {
 
     /// When [`is_idle`](Self::is_idle) has to be called.
     pub(crate) fn idle_at(&self, limit: Duration, now: Instant) -> Instant {
-        self.activity.map_or(now, |(_, since)| since) + limit
+        self.activity.as_deref().map_or(now, |(_, since)| *since) + limit
     }
 
     /// Sets the extensions that hold for the session. `flow` is used if flow control is one of them.
@@ -373,7 +373,7 @@ impl<S: LocalStream> Session<S> {
     /// The full local buffer keeps the connection from being read.
     pub(crate) fn block(&mut self, now: Instant) {
         let taken = self.local.as_ref().map_or(0, Local::taken);
-        self.blocked.get_or_insert_with(|| Progress::new(taken, now)).update(taken, now);
+        self.blocked.get_or_insert_with(|| Box::new(Progress::new(taken, now))).update(taken, now);
     }
 }
 
@@ -448,7 +448,7 @@ impl<S: LocalStream> Sessions<S> {
             key: self.next_key,
             record: Arc::new(SessionRecord::new(id, service_type)),
             local,
-            header: HeaderTemplate::new(FrameType::DataTransport, id, None),
+            header: DataHeader::new(id),
             batch: Vec::new(),
             batched: 0,
             buffer: LocalBuffer::default(),
@@ -482,7 +482,8 @@ impl<S: LocalStream> Sessions<S> {
         let session = &mut self.open[index];
         for payload in bytes.chunks(most) {
             self.frame_id += 1;
-            session.header.write(self.frame_id, &mut self.header);
+            let fields = Fields::default();
+            session.header.write_with(session.id(), self.frame_id, fields, &mut self.header);
             sender.binary(&self.header, payload);
         }
         if let Some(flow) = &mut session.flow {
@@ -500,7 +501,8 @@ impl<S: LocalStream> Sessions<S> {
     /// Queues a data frame without payload.
     fn queue_fields(&mut self, index: usize, fields: Fields, sender: &mut Sender) {
         self.frame_id += 1;
-        self.open[index].header.write_with(self.frame_id, fields, &mut self.header);
+        let session = &self.open[index];
+        session.header.write_with(session.id(), self.frame_id, fields, &mut self.header);
         sender.binary(&self.header, &[]);
     }
 

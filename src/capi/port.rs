@@ -183,6 +183,15 @@ unsafe extern "C" fn network_establish(handle: *mut c_void) -> i32 {
     guard(state::PORT_NETWORK_CONNECT_FAILED, || network.establish())
 }
 
+/// The stream of a network handle, if it is connected.
+///
+/// # Safety
+/// As for `network_setopt`: the handle is NULL or from `network_init`, and no other thread uses it.
+unsafe fn connected<'a>(handle: *mut c_void) -> Option<&'a mut TcpStream> {
+    // SAFETY: the caller's promise.
+    unsafe { handle.cast::<Network>().as_mut() }?.stream.as_mut()
+}
+
 unsafe extern "C" fn network_recv(
     handle: *mut c_void,
     buffer: *mut u8,
@@ -191,7 +200,7 @@ unsafe extern "C" fn network_recv(
     _addr: *mut core_sysdep_addr_t,
 ) -> i32 {
     // SAFETY: as in `network_setopt`.
-    let stream = unsafe { handle.cast::<Network>().as_mut() }.and_then(|n| n.stream.as_mut());
+    let stream = unsafe { connected(handle) };
     let Some(stream) = stream.filter(|_| !buffer.is_null()) else {
         return code::PORT_INPUT_NULL_POINTER;
     };
@@ -218,7 +227,7 @@ unsafe extern "C" fn network_send(
     _addr: *mut core_sysdep_addr_t,
 ) -> i32 {
     // SAFETY: as in `network_setopt`.
-    let stream = unsafe { handle.cast::<Network>().as_mut() }.and_then(|n| n.stream.as_mut());
+    let stream = unsafe { connected(handle) };
     let Some(stream) = stream.filter(|_| !buffer.is_null()) else {
         return code::PORT_INPUT_NULL_POINTER;
     };

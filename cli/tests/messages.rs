@@ -320,11 +320,7 @@ fn log_of_a_gateway(arguments: &[&str]) -> String {
     let mut command = command(&[&["gateway", "--tunnel", "t1"], arguments].concat());
     let mut process = Process::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     process.lines().next_line();
-    process.terminate();
-    assert!(process.wait().success());
-    let mut log = String::new();
-    process.child().stderr.take().unwrap().read_to_string(&mut log).unwrap();
-    log
+    log_of(process)
 }
 
 #[test]

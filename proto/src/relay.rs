@@ -120,6 +120,8 @@ pub struct Relay<T: Transport, D: RelaySide, O> {
     scratch: Vec<u8>,
     /// The session whose full local buffer keeps the connection from being read.
     blocked: Option<usize>,
+    /// The local streams had much to send in the turn before.
+    was_busy: bool,
 }
 
 impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
@@ -139,6 +141,7 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
             schedule: Schedule::default(),
             scratch: Vec::new(),
             blocked: None,
+            was_busy: false,
         }
     }
 
@@ -251,9 +254,13 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         let read = self.locals(now, ready);
         // This may unblock the connection, so it comes before the connection is read.
         self.step_sessions(now);
-        // If the local streams had much to send, receive no more bytes than were read from them.
-        // Then neither direction starves the other.
-        self.receive(now, if read < READ { usize::MAX } else { read });
+        // While the local streams have much to send, receive about as much as was read from them.
+        // Then neither direction starves the other. A busy local stream whose window is small has
+        // little to read in some turns between.
+        let busy = read >= READ / 4;
+        let limit = if busy || self.was_busy { read.max(READ) } else { usize::MAX };
+        self.was_busy = busy;
+        self.receive(now, limit);
         if self.connection.is_open() {
             let (_, sender) = self.connection.halves();
             self.sessions.grant(sender, now);

@@ -27,6 +27,9 @@ const MAX_WAITING: usize = 128 * 1024;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many times as long the end waits for a sink that takes lines, but slowly.
 const LAST_WAITS: u32 = 2;
+/// How long the thread rests after lines, before it waits to be woken. Lines come in groups, and a
+/// worker that wakes nobody has its answer out sooner.
+const REST: Duration = Duration::from_millis(5);
 /// Stack of the thread, in bytes. The C caller's callback runs on it.
 const STACK: usize = 256 * 1024;
 
@@ -52,6 +55,8 @@ struct Queue {
     is_stuck: bool,
     /// A thread that waits calls the sink itself.
     is_helped: bool,
+    /// The thread rests and looks for lines soon.
+    is_resting: bool,
 }
 
 type Guard = MutexGuard<'static, Queue>;
@@ -102,8 +107,11 @@ pub(super) fn deliver(line: Line) {
         let builder = thread::Builder::new().name("aiot-log".into()).stack_size(STACK);
         queue.thread = sys::spawn(builder, run).ok();
     }
+    let wakes = !queue.is_resting || queue.bytes > MAX_WAITING / 2;
     drop(queue);
-    CHANGED.notify_all();
+    if wakes {
+        CHANGED.notify_all();
+    }
 }
 
 /// Waits until the sink has taken the lines that were written so far, for three seconds at most.
@@ -116,6 +124,9 @@ pub(crate) fn settle() {
     let deadline = Instant::now() + PATIENCE;
     let mut queue = QUEUE.lock();
     let target = queue.queued;
+    if queue.is_resting {
+        CHANGED.notify_all();
+    }
     while queue.done < target && !queue.is_stuck && queue.is_served() {
         if queue.thread.is_none() && !queue.is_helped {
             queue = help(queue, target, deadline);
@@ -159,15 +170,22 @@ fn give(queue: Guard, line: Line) -> Guard {
 /// The thread.
 fn call_sinks(generation: u64) {
     let mut queue = QUEUE.lock();
+    let mut has_rested = true;
     loop {
         if queue.is_helped {
             CHANGED.wait(&mut queue);
         } else if let Some(line) = queue.next() {
             queue = give(queue, line);
-        } else if queue.generation == generation {
+            has_rested = false;
+        } else if queue.generation != generation {
+            return;
+        } else if has_rested {
             CHANGED.wait(&mut queue);
         } else {
-            return;
+            queue.is_resting = true;
+            CHANGED.wait_for(&mut queue, REST);
+            queue.is_resting = false;
+            has_rested = true;
         }
     }
 }
@@ -185,6 +203,7 @@ impl Queue {
             done: 0,
             is_stuck: false,
             is_helped: false,
+            is_resting: false,
         }
     }
 

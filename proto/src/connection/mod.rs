@@ -540,7 +540,7 @@ impl<T: Transport> Connection<T> {
         if left == 0 {
             self.pace.idle();
         }
-        if self.pace.is_due(now) {
+        if self.pace.is_due(self.transport.written(), now) {
             self.pace.measure(self.taken(), now);
         }
         if let Err(e) = result {
@@ -569,12 +569,16 @@ impl<T: Transport> Connection<T> {
         if self.pace.is_fast() {
             return (usize::MAX, None);
         }
+        if self.pace.is_little(self.transport.written(), self.sender.len()) {
+            return (self.sender.len().max(self.blocked_write), None);
+        }
         // `poll` also reports room for a transport that has failed. The write finds out.
         let least = self.blocked_write.max(usize::from(self.writable));
         let mut left = (self.unsent_limit / 2).saturating_sub(self.transport.unsent());
         let mut pause = None;
         if let Some(round_trip) = self.transport.round_trip() {
             let (most, in_flight) = (self.pace.flight(round_trip), self.transport.unacked());
+            self.pace.note(self.transport.written().saturating_sub(in_flight as u64));
             let wanted = in_flight + self.sender.len().min(self.pace.payload());
             pause = (wanted > most).then(|| self.pace.pause(wanted - most));
             left = left.min(most.saturating_sub(in_flight));

@@ -53,6 +53,8 @@ pub(crate) struct Pace {
     full: usize,
     /// When the measurement began, and how much had been acknowledged then.
     sample: Option<(Instant, u64)>,
+    /// How much had been acknowledged when the kernel was asked last.
+    acknowledged: u64,
     /// The send buffer was never empty since then. So the link was busy all the time.
     busy: bool,
 }
@@ -60,7 +62,15 @@ pub(crate) struct Pace {
 impl Pace {
     /// `full`: the size of a queue on a fast link, in bytes.
     pub(crate) fn new(full: usize) -> Self {
-        Pace { rate: None, peaks: [0.0; 2], period: None, full, sample: None, busy: false }
+        Pace {
+            rate: None,
+            peaks: [0.0; 2],
+            period: None,
+            full,
+            sample: None,
+            acknowledged: 0,
+            busy: false,
+        }
     }
 
     /// The size of each queue, in bytes.
@@ -110,12 +120,28 @@ impl Pace {
         }
     }
 
-    /// Whether to call [`measure`](Self::measure) now.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        match self.sample {
-            Some((since, _)) if self.is_fast() => now.duration_since(since) >= FAST_INTERVAL,
-            _ => true,
+    /// Whether `length` more bytes may be written without asking the kernel what is in flight.
+    /// `written`: how many bytes have been written so far.
+    pub(crate) fn is_little(&self, written: u64, length: usize) -> bool {
+        let most = written.saturating_sub(self.acknowledged) as usize;
+        most.saturating_add(length) <= LEAST_QUEUE
+    }
+
+    /// Whether to call [`measure`](Self::measure) now. `written`: how many bytes have been written
+    /// so far.
+    pub(crate) fn is_due(&self, written: u64, now: Instant) -> bool {
+        let Some((since, before)) = self.sample else { return true };
+        let time = now.duration_since(since);
+        match self.is_fast() {
+            true => time >= FAST_INTERVAL,
+            // No more can have been acknowledged than was written.
+            false => time >= SAMPLE_TIME || written.saturating_sub(before) >= SAMPLE,
         }
+    }
+
+    /// Notes how many bytes the peer's kernel has acknowledged.
+    pub(crate) fn note(&mut self, acknowledged: u64) {
+        self.acknowledged = acknowledged;
     }
 
     /// The send buffer is empty: the link has nothing to do.
@@ -125,6 +151,7 @@ impl Pace {
 
     /// Reports how many bytes the peer's kernel has acknowledged, while more bytes wait.
     pub(crate) fn measure(&mut self, acknowledged: u64, now: Instant) {
+        self.note(acknowledged);
         let Some((since, before)) = self.sample else {
             (self.sample, self.busy) = (Some((now, acknowledged)), true);
             return;

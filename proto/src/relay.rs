@@ -440,6 +440,9 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
         let has_siblings = sessions.open.len() > 1;
         for index in (0..sessions.open.len()).rev() {
             let session = &mut sessions.open[index];
+            if session.is_untroubled() && sessions.limits.idle_timeout.is_none() {
+                continue;
+            }
             let failure = session.local_mut().and_then(|local| local.take_failure());
             if let Some(e) = failure {
                 let why = side.end_of_stream(session.service_type(), Some(&e));

@@ -171,6 +171,12 @@ impl<S: LocalStream> Session<S> {
         self.local.as_ref().is_some_and(Local::has_failed)
     }
 
+    /// Whether there is nothing to do for the session but to move bytes: its local stream has neither
+    /// failed nor ended, and blocks nobody.
+    pub(crate) fn is_untroubled(&self) -> bool {
+        !self.input_ended && self.blocked.is_none() && !self.has_failed()
+    }
+
     pub(crate) fn connect(&mut self, stream: S) {
         self.local = Some(Local::new(stream));
     }

@@ -83,6 +83,32 @@ fn busy_sessions_have_the_same_share_however_the_room_comes() {
 }
 
 #[test]
+fn a_busy_service_with_a_small_window_keeps_its_share() {
+    const TURN: usize = 61_440;
+    let mut world = with_sessions(World::new(Limits::default()), 1);
+    (0..2000).for_each(|_| world.cloud_sends(0, 4096, 1));
+    let service = service(&world, 0);
+    let received = |service: &SharedService| service.borrow().received.len();
+    let mut turns = 0;
+    while received(&service) < 4_000_000 {
+        {
+            let mut wire = world.wire.state();
+            (wire.arrived, wire.takes) = (MANY, MANY);
+        }
+        // It has a burst to say, and nothing in the next turn.
+        if turns % 2 == 0 {
+            let mut service = service.borrow_mut();
+            service.sent = service.read + TURN;
+        }
+        world.turn(false).unwrap();
+        turns += 1;
+    }
+    // A turn more or less for the start.
+    let (read, received) = (bytes_read(&world)[0], received(&service));
+    assert!(received <= 2 * read + 4 * TURN, "{received} bytes down, {read} up");
+}
+
+#[test]
 fn a_ping_gives_the_buffers_back() {
     let mut world = world(1);
     service(&world, 0).borrow_mut().sent = 1_000_000;

@@ -8,49 +8,32 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use aiot_tunnel_testkit::path::{Agent, Kind, Path};
+use aiot_tunnel_testkit::path::{Kind, Line};
 use aiot_tunnel_testkit::process::{program, Process};
 use aiot_tunnel_testkit::sockets::reset_on_close;
-use aiot_tunnel_testkit::streams::{self, Door, End, Reader};
+use aiot_tunnel_testkit::streams::{self, End, Reader};
 use aiot_tunnel_testkit::ACCESS_TOKEN;
 
-const SERVICE: &str = "s";
 /// More than the sockets and windows on the way hold.
 const UPLOAD: usize = 1_000_000;
 /// What fits everywhere.
 const LITTLE: usize = 1000;
 
-/// A path with one service, whose connections the test takes.
-struct Line {
-    path: Path,
-    _agent: Agent,
-    door: Door,
-}
-
-impl Line {
-    fn new(kind: Kind) -> Self {
-        let door = Door::new(SERVICE);
-        let path = Path::new(kind);
-        let agent = path.agent(&[door.service()]);
-        Line { path, _agent: agent, door }
-    }
-
-    /// `access --stdio` with this standard input and output, by way of a shell command that ends in
-    /// `"$@"`.
-    fn stdio(&self, shell: &str, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Process {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", shell, "sh"])
-            .arg(program())
-            .args(self.path.access_arguments(SERVICE))
-            .arg("--stdio")
-            .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN)
-            .env("RUST_LOG", "warn")
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(Stdio::piped());
-        Process::spawn(&mut command)
-    }
+/// `access --stdio` with this standard input and output, by way of a shell command that ends in
+/// `"$@"`.
+fn stdio(line: &Line, shell: &str, stdin: impl Into<Stdio>, stdout: impl Into<Stdio>) -> Process {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", shell, "sh"])
+        .arg(program())
+        .args(line.path.access_arguments(Line::SERVICE))
+        .arg("--stdio")
+        .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN)
+        .env("RUST_LOG", "warn")
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(Stdio::piped());
+    Process::spawn(&mut command)
 }
 
 const PLAINLY: &str = "exec \"$@\"";
@@ -75,7 +58,7 @@ fn is_cut(service: TcpStream) {
 fn an_upload_goes_on_after_the_service_has_said_all() {
     for kind in [Kind::PLAIN, Kind::TLS] {
         let line = Line::new(kind);
-        let mut access = line.stdio(PLAINLY, Stdio::piped(), Stdio::piped());
+        let mut access = stdio(&line, PLAINLY, Stdio::piped(), Stdio::piped());
         let (stdin, stdout) = (access.take_stdin(), access.take_stdout());
         let service = line.door.accept();
         streams::write(&service, 0, LITTLE);
@@ -96,7 +79,7 @@ fn a_socket_that_is_stdin_and_stdout_half_closes_after_the_service_has_said_all(
     let line = Line::new(Kind::PLAIN);
     let (local, remote) = pair();
     let fd = OwnedFd::from(remote);
-    let mut access = line.stdio(PLAINLY, fd.try_clone().unwrap(), fd);
+    let mut access = stdio(&line, PLAINLY, fd.try_clone().unwrap(), fd);
     let service = line.door.accept();
     streams::write(&service, 0, LITTLE);
     service.shutdown(Shutdown::Write).unwrap();
@@ -122,7 +105,7 @@ fn pair() -> (TcpStream, TcpStream) {
 fn a_reader_of_stdout_that_goes_away_cuts_the_session() {
     for kind in [Kind::PLAIN, Kind::WITHOUT_EXTENSIONS] {
         let line = Line::new(kind);
-        let mut access = line.stdio(PLAINLY, Stdio::piped(), Stdio::piped());
+        let mut access = stdio(&line, PLAINLY, Stdio::piped(), Stdio::piped());
         let (_stdin, stdout) = (access.take_stdin(), access.take_stdout());
         let mut service = line.door.accept();
         streams::write(&service, 0, LITTLE);
@@ -141,7 +124,7 @@ fn a_stdout_without_room_cuts_the_session() {
     for kind in [Kind::PLAIN, Kind::WITHOUT_EXTENSIONS] {
         let line = Line::new(kind);
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut access = line.stdio(PLAINLY, Stdio::piped(), full);
+        let mut access = stdio(&line, PLAINLY, Stdio::piped(), full);
         let _stdin = access.take_stdin();
         let mut service = line.door.accept();
         service.write_all(b"x").unwrap();
@@ -155,7 +138,7 @@ fn a_stdin_that_is_reset_cuts_the_session_behind_what_came() {
     for kind in [Kind::PLAIN, Kind::WITHOUT_EXTENSIONS] {
         let line = Line::new(kind);
         let (local, remote) = pair();
-        let access = line.stdio(PLAINLY, OwnedFd::from(remote), Stdio::null());
+        let access = stdio(&line, PLAINLY, OwnedFd::from(remote), Stdio::null());
         let service = line.door.accept();
         streams::write(&local, 0, LITTLE);
         let mut reader = Reader::new(service.try_clone().unwrap());
@@ -171,7 +154,7 @@ fn a_stdin_that_is_reset_cuts_the_session_behind_what_came() {
 fn a_stdin_that_cannot_be_read_cuts_the_session() {
     for kind in [Kind::PLAIN, Kind::WITHOUT_EXTENSIONS] {
         let line = Line::new(kind);
-        let access = line.stdio(PLAINLY, File::open("/").unwrap(), Stdio::null());
+        let access = stdio(&line, PLAINLY, File::open("/").unwrap(), Stdio::null());
         is_cut(line.door.accept());
         fails(access, &["standard input", "Is a directory"]);
     }
@@ -186,6 +169,6 @@ fn a_stdin_or_stdout_that_is_not_open_for_it_is_refused_at_once() {
         ("exec \"$@\" <&-", "standard input is closed"),
         ("exec \"$@\" 0>/dev/null", "standard input is not open for reading"),
     ] {
-        fails(line.stdio(shell, Stdio::null(), Stdio::null()), &[part]);
+        fails(stdio(&line, shell, Stdio::null(), Stdio::null()), &[part]);
     }
 }

@@ -16,7 +16,7 @@ use crate::certificates::{self, Authority};
 use crate::folder::Folder;
 use crate::process::{program, Lines, Process};
 use crate::queue::Key;
-use crate::streams::limited;
+use crate::streams::{limited, Door};
 use crate::tunnel_end::{Stream, TunnelEnd};
 use crate::wait::{self, TIMEOUT};
 use crate::{gateways, logs, sockets, ACCESS_TOKEN, DEVICE_TOKEN};
@@ -306,6 +306,32 @@ fn copy(from: &TcpStream, to: &TcpStream) {
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     });
+}
+
+/// A path with one service, whose connections the test takes.
+pub struct Line {
+    pub path: Path,
+    pub agent: Agent,
+    pub door: Door,
+}
+
+impl Line {
+    /// The name of the service.
+    pub const SERVICE: &str = "s";
+
+    pub fn new(kind: Kind) -> Self {
+        let door = Door::new(Line::SERVICE);
+        let path = Path::new(kind);
+        let agent = path.agent(&[door.service()]);
+        Line { path, agent, door }
+    }
+
+    /// A session: `access --listen`, the local program's end and the local service's end.
+    pub fn session(&self) -> (Access, TcpStream, TcpStream) {
+        let access = self.path.listen(Line::SERVICE);
+        let client = access.connect();
+        (access, client, self.door.accept())
+    }
 }
 
 /// An agent and its queue.

@@ -176,6 +176,16 @@ impl Program {
     }
 }
 
+/// A program with `--stdio`, its standard input, and its session, which is open.
+fn stdio_session() -> (Program, ChildStdin, Operator) {
+    let fake = Fake::new();
+    let mut program = Program::access(&fake.url(), &["--stdio"]);
+    let stdin = program.stdin();
+    let mut operator = fake.accept();
+    operator.answer("s1", OK);
+    (program, stdin, operator)
+}
+
 /// A program that listens, over a tunnel that is open.
 fn listening() -> (Fake, Program, SocketAddr, Operator) {
     let fake = Fake::new();
@@ -263,11 +273,7 @@ fn every_byte_before_a_release_comes_out_of_stdout() {
 
 #[test]
 fn a_session_that_is_lost_fails_but_what_came_is_delivered() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--stdio"]);
-    let _stdin = program.stdin();
-    let mut operator = fake.accept();
-    operator.answer("s1", OK);
+    let (program, _stdin, mut operator) = stdio_session();
     operator.data("s1", b"half a sen");
     operator.release("s1", r#"{"code":3,"msg":"the device has gone"}"#);
     let output = program.finish();
@@ -278,11 +284,7 @@ fn a_session_that_is_lost_fails_but_what_came_is_delivered() {
 #[test]
 fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
     for msg in ["service _SSH: Connection reset by peer (os error 104)", "the tunnel is closed"] {
-        let fake = Fake::new();
-        let mut program = Program::access(&fake.url(), &["--stdio"]);
-        let _stdin = program.stdin();
-        let mut operator = fake.accept();
-        operator.answer("s1", OK);
+        let (program, _stdin, mut operator) = stdio_session();
         operator.data("s1", b"half a sen");
         operator.release("s1", &json!({"code": 1, "msg": msg}).to_string());
         assert_eq!(operator.0.receive_close(), Some(1000));
@@ -297,11 +299,7 @@ fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
 fn every_way_to_say_that_the_device_closed_is_an_orderly_end() {
     let foreign = r#"{"code":1,"msg":"session closed by device"}"#;
     for payload in [BYE, r#"{"code":1,"msg":"closed"}"#, foreign, r#"{"code":1}"#, ""] {
-        let fake = Fake::new();
-        let mut program = Program::access(&fake.url(), &["--stdio"]);
-        let _stdin = program.stdin();
-        let mut operator = fake.accept();
-        operator.answer("s1", OK);
+        let (program, _stdin, mut operator) = stdio_session();
         operator.release("s1", payload);
         assert_eq!(operator.0.receive_close(), Some(1000));
         let output = program.finish();
@@ -378,11 +376,7 @@ fn an_upload_does_not_starve_a_later_session() {
 #[test]
 fn data_that_is_too_long_to_keep_fails_the_session() {
     for length in [65_537, 100_000] {
-        let fake = Fake::new();
-        let mut program = Program::access(&fake.url(), &["--stdio"]);
-        let _stdin = program.stdin();
-        let mut operator = fake.accept();
-        operator.answer("s1", OK);
+        let (program, _stdin, mut operator) = stdio_session();
         operator.data("s2", &vec![0; length]);
         operator.data("s1", b"half a sen");
         operator.data("s1", &vec![0; length]);
@@ -412,11 +406,7 @@ fn a_local_reset_is_told_and_no_orderly_end() {
 
 #[test]
 fn a_gateway_that_is_lost_fails_the_session() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--stdio"]);
-    let _stdin = program.stdin();
-    let mut operator = fake.accept();
-    operator.answer("s1", OK);
+    let (program, _stdin, mut operator) = stdio_session();
     operator.data("s1", b"last words");
     drop(operator);
     let output = program.finish();
@@ -426,11 +416,7 @@ fn a_gateway_that_is_lost_fails_the_session() {
 
 #[test]
 fn a_close_after_the_release_is_no_failure() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--stdio"]);
-    let _stdin = program.stdin();
-    let mut operator = fake.accept();
-    operator.answer("s1", OK);
+    let (program, _stdin, mut operator) = stdio_session();
     // More than the pipe and the program's buffers hold, so that the session is not over when the
     // close comes.
     let sent = random::bytes(1, 700_000);
@@ -485,11 +471,7 @@ fn the_end_of_stdin_comes_after_its_bytes_however_slow_the_gateway_is() {
 
 #[test]
 fn an_interrupt_ends_the_program_though_nobody_reads_its_stdout() {
-    let fake = Fake::new();
-    let mut program = Program::access(&fake.url(), &["--stdio"]);
-    let _stdin = program.stdin();
-    let mut operator = fake.accept();
-    operator.answer("s1", OK);
+    let (mut program, _stdin, mut operator) = stdio_session();
     for chunk in random::bytes(1, 400_000).chunks(4096) {
         operator.data("s1", chunk);
     }

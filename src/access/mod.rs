@@ -31,7 +31,7 @@ use aiot_tunnel_proto::access::SessionError;
 use crate::config::{ConnectParams, Port, Security, Service};
 use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
-use crate::sys::{poll, PollFd, Waker};
+use crate::sys::{self, poll, PollFd, Waker};
 use connector::Connector;
 use listeners::Listeners;
 use relay::Relay;
@@ -137,6 +137,8 @@ impl Forward {
     /// # Errors
     /// [`Error::Setup`] if the protocol cannot carry the service type.
     pub fn new(listener: TcpListener, service_type: &str) -> Result<Self> {
+        // A connection is a stream that may be cut from its first moment on.
+        sys::reset_on_close(&listener, true);
         Ok(Forward { listener, service_type: checked(service_type)? })
     }
 }
@@ -329,4 +331,23 @@ impl Client {
 fn checked(service_type: &str) -> Result<Arc<str>> {
     Service::new(service_type, "localhost", Port::try_from(1)?)?;
     Ok(service_type.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_a_reset_even_if_the_process_dies_as_it_accepts() {
+        let forward = Forward::new(TcpListener::bind("127.0.0.1:0").unwrap(), "s").unwrap();
+        let address = forward.listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        // As the kernel closes it then: nothing more was set.
+        drop(forward.listener.accept().unwrap());
+        let error = client.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
 }

@@ -151,8 +151,9 @@ pub(crate) fn limit_queue(stream: &TcpStream, bytes: libc::c_int) {
 }
 
 /// Decides whether the later close of the socket is a reset. The other end cannot mistake a reset
-/// for an orderly end. The kernel also closes the sockets of a process that is killed.
-pub(crate) fn reset_on_close(stream: &TcpStream, resets: bool) {
+/// for an orderly end. The kernel also closes the sockets of a process that is killed. A listener
+/// passes this on to the connections that it accepts.
+pub(crate) fn reset_on_close(stream: &impl AsRawFd, resets: bool) {
     let linger = libc::linger { l_onoff: resets.into(), l_linger: 0 };
     // This does not fail for an open socket. For any other, nothing changes.
     set_option(stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
@@ -171,7 +172,7 @@ pub(crate) fn keep_alive(stream: &TcpStream, idle: Duration) {
     set_option(stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &on);
 }
 
-fn set_option<T>(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &T) {
+fn set_option<T>(stream: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: &T) {
     let length = mem::size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value).cast();
     // SAFETY: the kernel reads `length` bytes of a live value and keeps no pointer to it.

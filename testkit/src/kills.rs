@@ -89,6 +89,7 @@ struct World {
     agent: Agent,
     access: Access,
     service: Service,
+    host: Ipv4Addr,
 }
 
 impl World {
@@ -96,8 +97,8 @@ impl World {
         let service = Service::new(SERVICE, "127.0.0.1", Port::new(port).unwrap()).unwrap();
         let path = Path::at(host, kind, &[]);
         let agent = path.agent(std::slice::from_ref(&service));
-        let access = listen(&path);
-        World { path, agent, access, service }
+        let access = listen(&path, host);
+        World { path, agent, access, service, host }
     }
 
     fn end(&mut self, plan: &Plan) {
@@ -118,13 +119,13 @@ impl World {
         match victim {
             Victim::Gateway => self.path.restart_gateway(),
             Victim::Agent => self.agent = self.path.agent(std::slice::from_ref(&self.service)),
-            Victim::Access => self.access = listen(&self.path),
+            Victim::Access => self.access = listen(&self.path, self.host),
         }
     }
 }
 
-fn listen(path: &Path) -> Access {
-    path.listen_with(SERVICE, &["--retry"])
+fn listen(path: &Path, host: Ipv4Addr) -> Access {
+    path.listen_at(host, SERVICE, &["--retry"])
 }
 
 impl Run {
@@ -132,7 +133,8 @@ impl Run {
         let (plan, random) = (self.plan, &mut self.random);
         let exchanges = Arc::new(Exchanges::default());
         let service = exchange::Service::start(&exchanges);
-        // An address of its own, so that no other program takes the port between two gateways.
+        // An address of its own, so that no other program takes the port of a process that is gone:
+        // a client would reach that program.
         let host = Ipv4Addr::new(127, random.random_range(1..=254), rand::random(), 77);
         let mut world = World::new(plan.kind, host, service.port);
 

@@ -223,7 +223,13 @@ impl Path {
 
     /// `more`: further arguments.
     pub fn listen_with(&self, service: &str, more: &[&str]) -> Access {
-        let mut program = self.access(service, &[&["--listen", "127.0.0.1:0"], more].concat());
+        self.listen_at(Ipv4Addr::LOCALHOST, service, more)
+    }
+
+    /// With a local port at this address.
+    pub fn listen_at(&self, host: Ipv4Addr, service: &str, more: &[&str]) -> Access {
+        let listen = SocketAddr::from((host, 0)).to_string();
+        let mut program = self.access(service, &[&["--listen", &listen], more].concat());
         let address = program.address();
         Access { program, address }
     }

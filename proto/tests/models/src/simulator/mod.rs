@@ -291,9 +291,15 @@ impl World {
             let what = format!("client {number}");
             // A request on a connection that was lost may be read late, when the client has long been
             // served by another connection. Its service is reset and says nothing to the client.
+            let has_served = |service: &&SharedProgram| {
+                let service = service.borrow();
+                service.ended && service.sent == client.received
+            };
             let may_have_served =
                 |service: &&SharedProgram| service.borrow().sent >= client.received;
-            let served = services.iter().rev().find(may_have_served).or(services.last());
+            let served = services.iter().rev();
+            let served = served.clone().find(has_served).or(served.clone().find(may_have_served));
+            let served = served.or(services.last());
             let served = served.map(|service| service.borrow());
             match &served {
                 Some(service) => judge_one(&what, &client, service, self.plan.extensions),

@@ -132,7 +132,8 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Each connection to `listener` becomes a session of the service, such as `_SSH`.
+    /// Each connection to `listener` becomes a session of the service, such as `_SSH`. Sets the
+    /// listener's `SO_LINGER` so that an accepted connection ends in a reset if this process dies.
     ///
     /// # Errors
     /// [`Error::Setup`] if the protocol cannot carry the service type.

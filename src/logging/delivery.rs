@@ -27,9 +27,11 @@ const MAX_WAITING: usize = 128 * 1024;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many times as long the end waits for a sink that takes lines, but slowly.
 const LAST_WAITS: u32 = 2;
-/// How long the thread rests after lines, before it waits to be woken. Lines come in groups, and a
-/// worker that wakes nobody has its answer out sooner.
+/// How long the thread rests after a line of a group, before it waits to be woken. A worker that wakes
+/// nobody has its answer out sooner.
 const REST: Duration = Duration::from_millis(5);
+/// Lines that follow each other within this time are a group.
+const GROUP: Duration = Duration::from_millis(100);
 /// Stack of the thread, in bytes. The C caller's callback runs on it.
 const STACK: usize = 256 * 1024;
 
@@ -170,13 +172,14 @@ fn give(queue: Guard, line: Line) -> Guard {
 /// The thread.
 fn call_sinks(generation: u64) {
     let mut queue = QUEUE.lock();
-    let mut has_rested = true;
+    let (mut has_rested, mut last) = (true, None);
     loop {
         if queue.is_helped {
             CHANGED.wait(&mut queue);
         } else if let Some(line) = queue.next() {
             queue = give(queue, line);
-            has_rested = false;
+            let before = last.replace(Instant::now());
+            has_rested = before.is_none_or(|before| before.elapsed() > GROUP);
         } else if queue.generation != generation {
             return;
         } else if has_rested {

@@ -23,8 +23,9 @@ use crate::wait;
 
 /// An end that sees nothing happen for so long hangs. Pauses come on top.
 const SILENCE: Duration = Duration::from_secs(60);
-/// A service begins no later than this after the end of its client.
-const LATE: Duration = Duration::from_secs(10);
+/// A service begins no later than this after the end of its client: the client's connection may wait
+/// for a session for 30 s.
+const LATE: Duration = Duration::from_secs(60);
 /// What a client sends first: which exchange this is.
 const HEAD: usize = 16;
 /// Mixed into an exchange's number, so that a head cannot be taken for other bytes.
@@ -430,11 +431,15 @@ impl Exchanges {
             [&head[..8], &head[8..]].map(|bytes| u64::from_be_bytes(bytes.try_into().unwrap()));
         let script = {
             let mut entries = self.entries.lock().unwrap();
-            let entry = entries.get_mut(&number).filter(|_| mark == mix(number ^ MARK));
-            let Some(entry) = entry.filter(|entry| !entry.is_served && entry.served.is_none())
-            else {
-                return stray(format!("a head that no client has sent, or sent twice: {head:x?}"));
+            if mark != mix(number ^ MARK) || number >= self.next.load(Ordering::SeqCst) {
+                return stray(format!("a head that no client has sent: {head:x?}"));
+            }
+            let Some(entry) = entries.get_mut(&number) else {
+                return stray(format!("a head of an exchange that is over: {number}"));
             };
+            if entry.is_served || entry.served.is_some() {
+                return stray(format!("a head that came twice: {number}"));
+            }
             entry.is_served = true;
             entry.script.clone()
         };

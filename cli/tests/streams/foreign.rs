@@ -10,6 +10,15 @@ fn open(line: &Line) -> (TunnelEnd, String, TcpStream) {
     (access, session, line.door.accept())
 }
 
+/// A foreign device's session with our access side: the device's end and the local program's.
+fn at_a_client(path: &Path) -> (TunnelEnd, String, Access, TcpStream) {
+    let mut device = path.raw(true);
+    let access = path.listen(SERVICE);
+    let client = access.connect();
+    let session = device.answer(0);
+    (device, session, access, client)
+}
+
 fn send(end: &mut TunnelEnd, session: &str, length: usize) {
     for part in content(0, length).chunks(4096) {
         end.data(session, part);
@@ -68,10 +77,7 @@ fn a_service_that_ends_releases_a_foreign_access_side_after_every_byte(kind: Kin
 
 fn a_foreign_devices_release_is_an_orderly_end_after_every_byte(kind: Kind) {
     let path = Path::new(kind);
-    let mut device = path.raw(true);
-    let access = path.listen(SERVICE);
-    let client = access.connect();
-    let session = device.answer(0);
+    let (mut device, session, _access, client) = at_a_client(&path);
     send(&mut device, &session, PART);
     device.release(&session, 2, r#"{"code":1,"msg":"closed"}"#);
     let mut client = Reader::new(client);
@@ -81,10 +87,7 @@ fn a_foreign_devices_release_is_an_orderly_end_after_every_byte(kind: Kind) {
 
 fn a_foreign_device_that_vanishes_is_a_reset_at_the_client(kind: Kind) {
     let path = Path::new(kind);
-    let mut device = path.raw(true);
-    let access = path.listen(SERVICE);
-    let client = access.connect();
-    let session = device.answer(0);
+    let (mut device, session, _access, client) = at_a_client(&path);
     send(&mut device, &session, PART);
     let mut client = Reader::new(client);
     client.read_up_to(PART);
@@ -95,10 +98,7 @@ fn a_foreign_device_that_vanishes_is_a_reset_at_the_client(kind: Kind) {
 fn an_upload_to_a_foreign_device_is_cut_with_the_access_side(kind: Kind) {
     for is_kill in [true, false] {
         let path = Path::new(kind);
-        let mut device = path.raw(true);
-        let mut access = path.listen(SERVICE);
-        let client = access.connect();
-        let session = device.answer(0);
+        let (mut device, session, mut access, client) = at_a_client(&path);
         let uploading = writing(client);
         device.receive_data(&session, PART);
         if is_kill {

@@ -40,22 +40,7 @@ const ANSWER_DELAY: Duration = Duration::from_millis(500);
 /// A session that nothing holds up answers a byte within this time, on a busy machine as well.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// Each promise over each kind of path.
-macro_rules! over_every_path {
-    ($($promise:ident)*) => {
-        mod plain {
-            $(#[test] fn $promise() { super::$promise(super::Kind::PLAIN); })*
-        }
-        mod tls {
-            $(#[test] fn $promise() { super::$promise(super::Kind::TLS); })*
-        }
-        mod without_extensions {
-            $(#[test] fn $promise() { super::$promise(super::Kind::WITHOUT_EXTENSIONS); })*
-        }
-    };
-}
-
-/// The same, where both ends speak the extensions or where it does not matter.
+/// Each promise where both ends speak the extensions or where it does not matter.
 macro_rules! plain_and_tls {
     ($($promise:ident)*) => {
         mod plain {
@@ -63,6 +48,16 @@ macro_rules! plain_and_tls {
         }
         mod tls {
             $(#[test] fn $promise() { super::$promise(super::Kind::TLS); })*
+        }
+    };
+}
+
+/// Each promise over each kind of path.
+macro_rules! over_every_path {
+    ($($promise:ident)*) => {
+        plain_and_tls! { $($promise)* }
+        mod without_extensions {
+            $(#[test] fn $promise() { super::$promise(super::Kind::WITHOUT_EXTENSIONS); })*
         }
     };
 }

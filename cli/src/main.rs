@@ -8,11 +8,13 @@
 mod access;
 mod agent;
 mod cli;
+mod control;
 mod gateway;
 mod input;
 mod output;
 mod process;
 mod send;
+mod status;
 mod warnings;
 
 use std::fmt;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Subcommands::Access(args) => access::run(&args),
         Subcommands::Agent(args) => agent::run(&args),
         Subcommands::Send(args) => send::run(&args),
+        Subcommands::Status(args) => status::run(&args),
     };
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,

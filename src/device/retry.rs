@@ -92,7 +92,7 @@ mod tests {
             attempts += 1;
             passed += retry.after_failure(0.0);
         }
-        // Each but the first costs one log line: see `one_line_for_each_failed_attempt`.
+        // Each but the first costs one log line: see `tests/attempts.rs`.
         assert!(attempts < 40, "{attempts} attempts");
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aiot_tunnel::ipc::{ListenOptions, Listener};
-use aiot_tunnel::{process, Error, Handle, Manager, Security, Service, TunnelId};
+use aiot_tunnel::{process, Error, Handle, Manager, Security, Service};
 use rustix::io::Errno;
 
 use crate::cli::AgentArgs;
@@ -20,8 +20,9 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
         builder = builder.service(service.clone());
     }
     let events = control::Events::new()?;
-    let told = events.clone();
+    let (told, noticed) = (events.clone(), events.clone());
     let manager = builder
+        .on_notice(move |_, notice| noticed.notice(notice))
         .on_event(move |_, event| {
             told.event(event);
             // Commands and tunnels go on when nobody reads the events.
@@ -78,10 +79,6 @@ impl control::Actions for Actions {
 
     fn reload(&self) -> Result<()> {
         Err("this agent cannot reload its settings".into())
-    }
-
-    fn reconnect(&self, _tunnel: Option<&TunnelId>) -> Result<()> {
-        Err("this agent cannot reconnect a tunnel".into())
     }
 }
 

@@ -35,8 +35,12 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     let actions = Actions { handle: manager.handle(), services: args.service.clone() };
     let control = control::serve(&args.control, Arc::new(actions), events)?;
     let result = manager.run();
-    control.map(control::Server::stop);
-    listener.map(Listener::stop);
+    if let Some(control) = control {
+        control.stop();
+    }
+    if let Some(listener) = listener {
+        listener.stop();
+    }
     Ok(result?)
 }
 

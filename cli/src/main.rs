@@ -8,12 +8,14 @@
 mod access;
 mod agent;
 mod cli;
+mod control;
 mod gateway;
 mod input;
 mod output;
 mod process;
 mod send;
 mod settings;
+mod status;
 mod warnings;
 
 use std::fmt;
@@ -74,5 +76,6 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
         (Subcommands::Agent(_), None) => Err(Usage::of("agent is the first argument").into()),
         (Subcommands::Send(args), _) => send::run(&args),
+        (Subcommands::Status(args), _) => status::run(&args),
     }
 }

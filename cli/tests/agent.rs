@@ -38,7 +38,10 @@ impl Device {
 
     fn write_settings(&self, more: &str) {
         let key = self.key.0;
-        self.folder.write("agent.toml", format!("plain = true\nqueue_key = {key}\n{more}"));
+        self.folder.write(
+            "agent.toml",
+            format!("plain = true\nqueue_key = {key}\ncontrol_socket = \"none\"\n{more}"),
+        );
     }
 
     /// Starts the agent. The result are its events.
@@ -142,7 +145,7 @@ fn sighup_changes_services_and_tunnels_and_leaves_open_ones_alone() {
     // The settings are wrong, and stay as they were.
     device.write_settings("colour = 1");
     device.reload();
-    assert!(device.log().contains("agent.toml:3: colour: there is no such key"));
+    assert!(device.log().contains("agent.toml:4: colour: there is no such key"));
     end.data("s1", b"a");
     assert_eq!(end.receive_data("s1", 1), b"a");
     // Another service and one more tunnel. The open session goes on.
@@ -201,6 +204,7 @@ fn a_program_is_run_for_each_event_and_never_sees_a_token() {
     events.expect("Connect t1");
     end.close(1000);
     let mut end = cloud.accept();
+    events.expect("Connect t1");
     device.process().user_signal();
     end.receive_close();
     let _last = cloud.accept();
@@ -222,7 +226,9 @@ fn a_program_is_run_for_each_event_and_never_sees_a_token() {
 #[test]
 fn a_program_that_hangs_or_fails_stops_neither_tunnels_nor_the_end() {
     let mut device = Device::new();
-    for script in ["#!/bin/sh\nwhile [ -e hook ]; do sleep 0.1; done\n", "#!/bin/sh\nexit 3\n", "no program"] {
+    for script in
+        ["#!/bin/sh\nwhile [ -e hook ]; do sleep 0.1; done\n", "#!/bin/sh\nexit 3\n", "no program"]
+    {
         let cloud = Cloud::plain();
         let path = device.folder.file("hook");
         write_script(&path, script);

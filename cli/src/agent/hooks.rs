@@ -55,7 +55,13 @@ impl Hooks {
         if event.kind != EventKind::Disconnect {
             self.failing().remove(&event.tunnel_id);
         }
-        self.call(super::event_name(event.kind), &event.tunnel_id, None);
+        let name = match event.kind {
+            EventKind::Connect => "connect",
+            EventKind::Disconnect => "disconnect",
+            EventKind::Expired => "expired",
+            _ => return,
+        };
+        self.call(name, &event.tunnel_id, None);
     }
 
     /// An attempt to connect has failed. Does not block.

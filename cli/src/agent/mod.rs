@@ -5,18 +5,21 @@ mod hooks;
 mod reload;
 
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use aiot_tunnel::ipc::{ListenOptions, Listener};
-use aiot_tunnel::{process, EventKind, Handle, Manager, NoticeKind, TunnelId};
+use aiot_tunnel::{process, Error, Handle, Manager, NoticeKind, Service, TunnelId};
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::cli::AgentArgs;
+use crate::input::QueueKey;
 use crate::process::{agent_signals, tell_service_manager};
 use crate::settings::Settings;
-use crate::{output, Result};
+use crate::{control, output, Result};
 
 use config::Config;
 pub(crate) use config::ConfiguredTunnel;
@@ -40,9 +43,13 @@ pub(crate) fn run(args: &AgentArgs, settings: Settings) -> Result<()> {
 
 /// What changes the settings in force.
 enum Change {
-    Reload,
+    /// The sender gets the outcome.
+    Reload(Option<Sender<std::result::Result<(), String>>>),
     TokenRefused(TunnelId),
 }
+
+/// The services in force.
+type Services = Arc<Mutex<Vec<Service>>>;
 
 fn serve(args: &AgentArgs, settings: Settings, config: Config) -> Result<()> {
     // The agent runs for months, and its buffers come and go.
@@ -50,27 +57,37 @@ fn serve(args: &AgentArgs, settings: Settings, config: Config) -> Result<()> {
     let signals = agent_signals()?;
     output::start();
     let (changes, receiver) = mpsc::channel();
-    let manager = manager(args, &config, changes.clone())?;
-    let options = ListenOptions::new()
-        .with_key(args.queue_key)
-        .with_mode(args.queue_mode)
-        .with_owner(args.queue_owner);
-    let listener = Listener::start(manager.handle(), options)?;
+    let events = control::Events::new()?;
+    let manager = manager(args, &config, changes.clone(), events.clone())?;
+    let listener = listener(args, manager.handle())?;
     for tunnel in &config.tunnels {
         manager.handle().add(&tunnel.id, tunnel.params.clone())?;
     }
-    let reloader = Reloader::new(manager.handle(), settings, config);
+    let services = Services::new(Mutex::new(config.services.clone()));
+    let actions = Actions {
+        handle: manager.handle(),
+        services: services.clone(),
+        changes: Mutex::new(changes.clone()),
+    };
+    let control = control::serve(&args.control, Arc::new(actions), events)?;
+    let reloader = Reloader::new(manager.handle(), settings, config, services);
     spawn("settings", move || apply(reloader, &receiver))?;
     let handle = manager.handle();
     spawn("signals", move || obey(signals, &handle, &changes))?;
     tell_service_manager(&[NotifyState::Ready]);
     let result = manager.run();
     tell_service_manager(&[NotifyState::Stopping]);
-    listener.stop();
+    control.map(control::Server::stop);
+    listener.map(Listener::stop);
     Ok(result?)
 }
 
-fn manager(args: &AgentArgs, config: &Config, changes: Sender<Change>) -> Result<Manager> {
+fn manager(
+    args: &AgentArgs,
+    config: &Config,
+    changes: Sender<Change>,
+    told: control::Events,
+) -> Result<Manager> {
     let mut builder =
         Manager::builder().security(config.security.clone()).limits(config.limits.clone());
     for service in &config.services {
@@ -80,6 +97,7 @@ fn manager(args: &AgentArgs, config: &Config, changes: Sender<Change>) -> Result
     let hooks_of_notices = hooks.clone();
     let builder = builder
         .on_event(move |_, event| {
+            told.event(event);
             // Commands and tunnels go on when nobody reads the events.
             output::STDOUT.push(format!("{event}\n").into_bytes());
             if let Some(hooks) = &hooks {
@@ -101,6 +119,62 @@ fn manager(args: &AgentArgs, config: &Config, changes: Sender<Change>) -> Result
     Ok(builder.build()?)
 }
 
+/// Receives commands from the message queue, unless it is off.
+fn listener(args: &AgentArgs, handle: Handle) -> Result<Option<Listener>> {
+    let QueueKey::Key(key) = args.queue_key else { return Ok(None) };
+    let options =
+        ListenOptions::new().with_key(key).with_mode(args.queue_mode).with_owner(args.queue_owner);
+    match Listener::start(handle, options) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) if has_no_queues(&e) => Err(format!(
+            "{e}: this system has no message queues; use the control socket, with --queue-key off"
+        )
+        .into()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether the kernel, or a container's filter or limit, allows no System V queue at all.
+fn has_no_queues(e: &Error) -> bool {
+    let Error::Io { source, .. } = e else { return false };
+    [Errno::NOSYS, Errno::PERM, Errno::NOSPC, Errno::OPNOTSUPP]
+        .contains(&Errno::from_io_error(source).unwrap_or(Errno::IO))
+}
+
+/// What the control socket does with this agent.
+struct Actions {
+    handle: Handle,
+    services: Services,
+    changes: Mutex<Sender<Change>>,
+}
+
+impl control::Actions for Actions {
+    fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    fn services(&self) -> Vec<Service> {
+        lock(&self.services).clone()
+    }
+
+    fn reload(&self) -> Result<()> {
+        let (sender, outcome) = mpsc::channel();
+        lock(&self.changes).send(Change::Reload(Some(sender)))?;
+        Ok(outcome.recv()??)
+    }
+
+    fn reconnect(&self, tunnel: Option<&TunnelId>) -> Result<()> {
+        Ok(match tunnel {
+            Some(id) => self.handle.reconnect(id)?,
+            None => self.handle.reconnect_all()?,
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread::Builder::new().name(name.to_owned()).spawn(work)?;
     Ok(())
@@ -111,11 +185,13 @@ fn apply(mut reloader: Reloader, changes: &Receiver<Change>) {
     for change in changes {
         match change {
             Change::TokenRefused(id) => reloader.token_refused(&id),
-            Change::Reload => {
+            Change::Reload(answer) => {
                 tell_service_manager(&[NotifyState::Reloading]);
-                // What is wrong was logged.
-                let _ = reloader.reload();
+                let outcome = reloader.reload();
                 tell_service_manager(&[NotifyState::Ready]);
+                if let Some(answer) = answer {
+                    let _ = answer.send(outcome);
+                }
             }
         }
     }
@@ -125,7 +201,7 @@ fn apply(mut reloader: Reloader, changes: &Receiver<Change>) {
 fn obey(mut signals: Signals, handle: &Handle, changes: &Sender<Change>) {
     for signal in signals.forever() {
         match signal {
-            SIGHUP => drop(changes.send(Change::Reload)),
+            SIGHUP => drop(changes.send(Change::Reload(None))),
             SIGUSR1 => {
                 log::info!("SIGUSR1: connecting every tunnel again");
                 if let Err(e) = handle.reconnect_all() {
@@ -134,15 +210,5 @@ fn obey(mut signals: Signals, handle: &Handle, changes: &Sender<Change>) {
             }
             _ => return handle.stop(),
         }
-    }
-}
-
-/// The name of an event for other programs.
-fn event_name(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::Connect => "connect",
-        EventKind::Disconnect => "disconnect",
-        EventKind::Expired => "expired",
-        _ => "other",
     }
 }

@@ -3,23 +3,39 @@
 use aiot_tunnel::{Handle, TunnelId};
 
 use super::config::{Config, Tunnel};
+use super::Services;
 use crate::cli;
 use crate::settings::Settings;
 
 /// Settings that are used once, at the start.
-const AT_START: [&str; 6] =
-    ["queue-key", "queue-mode", "queue-owner", "log-format", "log-level", "on-event"];
+const AT_START: [&str; 9] = [
+    "control-socket",
+    "control-socket-mode",
+    "control-socket-owner",
+    "log-format",
+    "log-level",
+    "on-event",
+    "queue-key",
+    "queue-mode",
+    "queue-owner",
+];
 
 pub(super) struct Reloader {
     handle: Handle,
     settings: Settings,
     /// The tunnels of the settings. Others came as commands, and are left alone.
     tunnels: Vec<Tunnel>,
+    services: Services,
 }
 
 impl Reloader {
-    pub(super) fn new(handle: Handle, settings: Settings, config: Config) -> Self {
-        Reloader { handle, settings, tunnels: config.tunnels }
+    pub(super) fn new(
+        handle: Handle,
+        settings: Settings,
+        config: Config,
+        services: Services,
+    ) -> Self {
+        Reloader { handle, settings, tunnels: config.tunnels, services }
     }
 
     /// Reads the settings and their files again. With an error, everything stays as it is.
@@ -59,7 +75,8 @@ impl Reloader {
 
     fn apply(&mut self, config: Config) {
         let handle = &self.handle;
-        handle.set_services(config.services);
+        handle.set_services(config.services.clone());
+        *super::lock(&self.services) = config.services;
         handle.set_security(config.security);
         if let Err(e) = handle.set_limits(config.limits) {
             log::warn!("reload: {e}");

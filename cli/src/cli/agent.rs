@@ -8,7 +8,8 @@ use clap::Args;
 use log::LevelFilter;
 
 use crate::agent::ConfiguredTunnel;
-use crate::input::{self, OptionalDuration};
+use crate::control::ControlArgs;
+use crate::input::{self, OptionalDuration, QueueKey};
 use crate::output::LogFormat;
 use crate::settings::{Names, Table};
 
@@ -54,9 +55,9 @@ variable is not set. In a variable, ';' divides the values of an option that may
 Times are in seconds, or have a unit: 90, 500ms, 5m, 1h. Sizes are in bytes, or have a unit: KiB,
 MiB.
 
-Tunnels come from the settings, from `aiot-tunnel send`, and from the business process of the
-Link SDK through the message queue. The agent prints one line for each event, such as \"Connect
-t1\".
+Tunnels come from the settings, from `aiot-tunnel send` through the control socket, and from the
+business process of the Link SDK through the message queue. A container has no message queue: use
+--queue-key off there. The agent prints one line for each event, such as \"Connect t1\".
 
 Signals:
   SIGHUP           reads the file of settings and all files that it names again; open tunnels stay
@@ -111,15 +112,16 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "FILE", help_heading = "The tunnel service")]
     pub(crate) client_key: Option<PathBuf>,
 
-    /// Key of the message queue that commands come from
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    /// Key of the message queue that commands come from; "off": no queue
     #[arg(
         long,
         value_name = "KEY",
-        default_value_t = ipc::DEFAULT_KEY,
-        value_parser = input::queue_key,
+        default_value_t = QueueKey::Key(ipc::DEFAULT_KEY),
         help_heading = "Commands"
     )]
-    pub(crate) queue_key: i32,
+    pub(crate) queue_key: QueueKey,
     /// Permissions that the queue may have, in octal; an existing queue loses all others
     #[arg(
         long,

@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod gateway;
 mod send;
+mod status;
 
 use std::ffi::OsString;
 
@@ -17,11 +18,13 @@ pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use send::{Operation, SendArgs};
+pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
+/// `status` shows what the tunnels do.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -53,6 +56,8 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
+    /// Show the tunnels and sessions of the agent on this machine
+    Status(StatusArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::control::Directive;
 use super::options::Options;
+use super::subscribers::{Observation, Subscribers};
 use super::worker::{self, Report, ReportKind, Worker};
 use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
@@ -117,12 +118,13 @@ struct Inner {
     handler: Mutex<Option<EventHandler>>,
     notice_handler: Mutex<Option<NoticeHandler>>,
     notices: Arc<NoticeQueue>,
+    subscribers: Arc<Subscribers>,
 }
 
 /// The state of the notices on their way to the start thread.
 #[derive(Default)]
 struct NoticeQueue {
-    /// Whether somebody wants them.
+    /// Whether there is a handler for them.
     wanted: AtomicBool,
     queued: AtomicUsize,
     /// Dropped since the last one that was queued.
@@ -278,6 +280,17 @@ impl Handle {
         *present = handler;
     }
 
+    /// Returns a channel with a copy of every event and every notice from now on, in their order. Any
+    /// number of subscribers may exist besides the handlers. A subscriber never delays anything: at
+    /// most 256 observations wait for it, and further ones are dropped and counted
+    /// ([`Observation::Missed`]). A copy may be received before the handler has been called. The
+    /// channel ends, after what waits in it, when the run of the manager has ended. Drop the receiver to
+    /// unsubscribe.
+    #[must_use]
+    pub fn subscribe(&self) -> mpsc::Receiver<Observation> {
+        self.0.subscribers.add(|| self.0.ledger.lock().stopped)
+    }
+
     /// Calls the event handler.
     fn deliver(&self, event: &Event) {
         // The handler is cloned and the lock released, because the handler may call
@@ -319,9 +332,10 @@ impl Handle {
     /// Queues the notices of one tunnel for the start thread. Holds no `Handle`, because the records
     /// are part of it.
     fn notice_sink(&self, id: &TunnelId) -> NoticeSink {
-        let (queue, sender, id) = (self.0.notices.clone(), self.0.sender.clone(), id.clone());
+        let (queue, subscribers) = (self.0.notices.clone(), self.0.subscribers.clone());
+        let (sender, id) = (self.0.sender.clone(), id.clone());
         Box::new(move |kind| {
-            if !queue.wanted.load(Ordering::Acquire) {
+            if !queue.wanted.load(Ordering::Acquire) && subscribers.is_empty() {
                 return;
             }
             if queue.queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED_NOTICES {
@@ -431,6 +445,7 @@ impl ManagerBuilder {
             handler: Mutex::new(self.handler),
             notice_handler: Mutex::default(),
             notices: Arc::default(),
+            subscribers: Arc::default(),
         }));
         handle.set_notice_handler(self.notice_handler);
         Ok(Manager { handle, receiver, running: Arc::default() })
@@ -493,10 +508,11 @@ impl Manager {
     /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
         let mut run = self.begin()?;
-        while let Some(delivery) = run.next() {
-            match delivery {
-                Delivery::Event(event) => self.handle.deliver(&event),
-                Delivery::Notice(notice) => self.handle.deliver_notice(&notice),
+        while let Some(observation) = run.next() {
+            match observation {
+                Observation::Event(event) => self.handle.deliver(&event),
+                Observation::Notice(notice) => self.handle.deliver_notice(&notice),
+                Observation::Missed(_) => {}
             }
         }
         Ok(())
@@ -528,6 +544,9 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         self.handle.stop();
+        if !self.running.load(Ordering::Acquire) {
+            self.handle.0.subscribers.end();
+        }
     }
 }
 
@@ -572,15 +591,9 @@ pub(crate) struct Run {
     _delivering: logging::Delivering,
 }
 
-/// What a handler is to be called for.
-pub(crate) enum Delivery {
-    Event(Event),
-    Notice(Notice),
-}
-
 /// One thing to do after a message. The handler of an event runs before the next one is done.
 enum Deed {
-    Deliver(Delivery),
+    Deliver(Observation),
     /// Gives the tunnel's worker its present connection data.
     Connect(TunnelId),
     /// Tells a worker to end.
@@ -589,16 +602,17 @@ enum Deed {
 
 impl Run {
     /// Executes commands until there is something to deliver. Returns `None` at the end. Blocks.
-    pub(crate) fn next(&mut self) -> Option<Delivery> {
+    pub(crate) fn next(&mut self) -> Option<Observation> {
         loop {
             match self.deeds.pop_front() {
-                Some(Deed::Deliver(delivery)) => {
+                Some(Deed::Deliver(observation)) => {
                     // The lines that led to an event come before it. Notices do not wait: there may be
                     // many, and the log callback may be slow.
-                    if matches!(delivery, Delivery::Event(_)) {
+                    if matches!(observation, Observation::Event(_)) {
                         logging::settle();
                     }
-                    return Some(delivery);
+                    self.handle.0.subscribers.send(&observation);
+                    return Some(observation);
                 }
                 Some(Deed::Connect(id)) => self.direct_to_connect(&id),
                 Some(Deed::Retire(worker, how)) => {
@@ -767,15 +781,15 @@ impl Run {
 
     fn emit(&mut self, kind: EventKind, id: &TunnelId) {
         let event = Event { kind, tunnel_id: id.clone() };
-        self.deeds.push_back(Deed::Deliver(Delivery::Event(event)));
+        self.deeds.push_back(Deed::Deliver(Observation::Event(event)));
     }
 
     fn notify(&mut self, mut notice: Notice) {
-        let queue = &self.handle.0.notices;
+        let (queue, subscribers) = (&self.handle.0.notices, &self.handle.0.subscribers);
         queue.queued.fetch_sub(1, Ordering::AcqRel);
-        if queue.wanted.load(Ordering::Acquire) {
+        if queue.wanted.load(Ordering::Acquire) || !subscribers.is_empty() {
             notice.dropped = queue.dropped.swap(0, Ordering::AcqRel);
-            self.deeds.push_back(Deed::Deliver(Delivery::Notice(notice)));
+            self.deeds.push_back(Deed::Deliver(Observation::Notice(notice)));
         }
     }
 
@@ -846,8 +860,9 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.handle.stop();
         self.stop();
-        // Nobody is there to be told of events.
+        // No handler is called any more.
         while self.next().is_some() {}
+        self.handle.0.subscribers.end();
         info!(Code::Tunnel, "remote proxy thread exit!");
         self.running.store(false, Ordering::Release);
     }

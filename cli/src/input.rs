@@ -146,6 +146,7 @@ impl FromStr for QueueKey {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "off" => Ok(QueueKey::Off),
+            key if key.parse::<i32>().is_err() => Err("neither a number nor off".into()),
             key => queue_key(key).map(QueueKey::Key),
         }
     }

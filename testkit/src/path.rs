@@ -353,7 +353,7 @@ impl Agent {
     pub fn start(ca: Option<&str>, services: &[Service]) -> Self {
         let key = Key::new();
         let mut command = Command::new(program());
-        command.args(["agent", "--queue-key", &key.0.to_string()]);
+        command.args(["agent", "--control-socket", "none", "--queue-key", &key.0.to_string()]);
         match ca {
             Some(ca) => command.args(["--ca", ca]),
             None => command.arg("--plain"),

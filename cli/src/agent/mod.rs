@@ -94,7 +94,7 @@ fn manager(
         builder = builder.service(service.clone());
     }
     let hooks = args.on_event.as_deref().map(Hooks::start).transpose()?;
-    let hooks_of_notices = hooks.clone();
+    let (noticed, hooks_of_notices) = (told.clone(), hooks.clone());
     let builder = builder
         .on_event(move |_, event| {
             told.event(event);
@@ -104,17 +104,20 @@ fn manager(
                 hooks.event(event);
             }
         })
-        .on_notice(move |_, notice| match &notice.kind {
-            NoticeKind::TokenRefused => {
-                // The thread that receives it reads a file, which may take long.
-                let _ = changes.send(Change::TokenRefused(notice.tunnel_id.clone()));
-            }
-            NoticeKind::Failed { text, .. } => {
-                if let Some(hooks) = &hooks_of_notices {
-                    hooks.failed(&notice.tunnel_id, text);
+        .on_notice(move |_, notice| {
+            noticed.notice(notice);
+            match &notice.kind {
+                NoticeKind::TokenRefused => {
+                    // The thread that receives it reads a file, which may take long.
+                    let _ = changes.send(Change::TokenRefused(notice.tunnel_id.clone()));
                 }
+                NoticeKind::Failed { text, .. } => {
+                    if let Some(hooks) = &hooks_of_notices {
+                        hooks.failed(&notice.tunnel_id, text);
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         });
     Ok(builder.build()?)
 }
@@ -161,13 +164,6 @@ impl control::Actions for Actions {
         let (sender, outcome) = mpsc::channel();
         lock(&self.changes).send(Change::Reload(Some(sender)))?;
         Ok(outcome.recv()??)
-    }
-
-    fn reconnect(&self, tunnel: Option<&TunnelId>) -> Result<()> {
-        Ok(match tunnel {
-            Some(id) => self.handle.reconnect(id)?,
-            None => self.handle.reconnect_all()?,
-        })
     }
 }
 

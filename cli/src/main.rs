@@ -13,6 +13,7 @@ mod input;
 mod output;
 mod process;
 mod send;
+mod signal;
 mod warnings;
 
 use std::fmt;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Subcommands::Access(args) => access::run(&args),
         Subcommands::Agent(args) => agent::run(&args),
         Subcommands::Send(args) => send::run(&args),
+        Subcommands::Signal(args) => signal::run(&args),
     };
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod gateway;
 mod send;
+mod signal;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
@@ -12,11 +13,13 @@ pub(crate) use access::AccessArgs;
 pub(crate) use agent::AgentArgs;
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use send::{Operation, SendArgs};
+pub(crate) use signal::SignalArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open;
+/// so does `signal`, which receives it from the platform over MQTT.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -48,6 +51,8 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
+    /// Tell the agent what the platform says over MQTT
+    Signal(SignalArgs),
 }
 
 /// A limit. With 0, nothing would work.

@@ -15,6 +15,7 @@ mod output;
 mod process;
 mod send;
 mod settings;
+mod signal;
 mod status;
 mod warnings;
 
@@ -76,6 +77,7 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
         (Subcommands::Agent(_), None) => Err(Usage::of("agent is the first argument").into()),
         (Subcommands::Send(args), _) => send::run(&args),
+        (Subcommands::Signal(args), _) => signal::run(&args),
         (Subcommands::Status(args), _) => status::run(&args),
     }
 }

@@ -20,6 +20,7 @@ pub mod kills;
 pub mod link;
 pub mod logs;
 pub mod manager;
+pub mod mosquitto;
 pub mod namespaces;
 pub mod path;
 pub mod process;

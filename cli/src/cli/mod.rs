@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod gateway;
 mod send;
+mod signal;
 mod status;
 
 use std::ffi::OsString;
@@ -18,13 +19,14 @@ pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use send::{Operation, SendArgs};
+pub(crate) use signal::SignalArgs;
 pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
-/// `status` shows what the tunnels do.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open; so does
+/// `signal`, which hears it from the platform over MQTT. `status` shows what the tunnels do.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -58,6 +60,8 @@ pub(crate) enum Subcommands {
     Send(SendArgs),
     /// Show the tunnels and sessions of the agent on this machine
     Status(StatusArgs),
+    /// Tell the agent what the platform says over MQTT
+    Signal(SignalArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.

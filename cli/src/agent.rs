@@ -11,7 +11,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     // The agent runs for months, and its buffers come and go.
     process::give_back_large_buffers();
     output::start();
-    let mut builder = Manager::builder().security(security(args)?);
+    let mut builder = Manager::builder().security(security(args)?).network(args.network.network()?);
     for service in &args.service {
         builder = builder.service(service.clone());
     }
@@ -37,7 +37,7 @@ fn security(args: &AgentArgs) -> Result<Security> {
     if args.plain {
         return Ok(Security::Plain);
     }
-    let tls = input::tls(args.ca.as_deref())?;
+    let tls = input::tls(args.ca.as_deref())?.with_clock(args.network.clock());
     Ok(Security::Tls(match (&args.client_cert, &args.client_key) {
         (Some(cert), Some(key)) => {
             tls.with_client_pem(&input::read(cert)?, &input::read_secret(key)?)?

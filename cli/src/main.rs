@@ -10,6 +10,7 @@ mod agent;
 mod cli;
 mod gateway;
 mod input;
+mod network;
 mod output;
 mod process;
 mod send;

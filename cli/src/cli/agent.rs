@@ -6,6 +6,7 @@ use aiot_tunnel::{ipc, Service};
 use clap::Args;
 
 use crate::input;
+use crate::network::NetworkOptions;
 
 const AGENT_HELP: &str = "\
 Examples:
@@ -57,4 +58,6 @@ pub(crate) struct AgentArgs {
     /// User id that may own the queue, besides root and the user of this process
     #[arg(long, value_name = "UID")]
     pub(crate) queue_owner: Option<u32>,
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
 }

@@ -49,7 +49,8 @@ mod status;
 mod sys;
 
 pub use config::{
-    ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
+    AddressFamily, Clock, ConnectParams, Limits, Network, Port, Proxy, Security, Service, Target,
+    TlsConfig, Token, TunnelId,
 };
 pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder, NoticeHandler};
 pub use device::subscribers::Observation;

@@ -11,6 +11,7 @@ mod cli;
 mod control;
 mod gateway;
 mod input;
+mod network;
 mod output;
 mod process;
 mod send;

@@ -12,13 +12,16 @@ use aiot_tunnel_testkit::folder::Folder;
 /// A value of each key that is not its default, as the file has it and as an option has it. `@NAME`
 /// stands for a file of the test.
 const VALUES: &[(&str, &str, &str)] = &[
+    ("bind", "\"10.0.0.1\"", "10.0.0.1"),
     ("ca", "\"@ca.pem\"", "@ca.pem"),
     ("client_cert", "\"@client.pem\"", "@client.pem"),
     ("client_key", "\"@client.key\"", "@client.key"),
+    ("clock", "\"tolerant\"", "tolerant"),
     ("connect_timeout", "\"1500ms\"", "1500ms"),
     ("control_socket", "\"/run/other.sock\"", "/run/other.sock"),
     ("control_socket_mode", "0o660", "0o660"),
     ("control_socket_owner", "\"1:2\"", "1:2"),
+    ("family", "\"ipv6\"", "ipv6"),
     ("handshake_timeout", "7", "7"),
     ("local_keepalive", "\"never\"", "never"),
     ("log_format", "\"json\"", "json"),
@@ -29,6 +32,8 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("ping_interval", "\"1m\"", "1m"),
     ("plain", "true", "true"),
     ("pong_timeout", "\"2m\"", "2m"),
+    ("proxy", "\"socks5://proxy.example:1080\"", "socks5://proxy.example:1080"),
+    ("proxy_auth_file", "\"@proxy.auth\"", "@proxy.auth"),
     ("queue_key", "-77", "-77"),
     ("queue_mode", "\"0640\"", "0640"),
     ("queue_owner", "65534", "65534"),
@@ -38,11 +43,12 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("stall_timeout", "\"9s\"", "9s"),
 ];
 
-/// The client certificate and its key are there together or not at all.
+/// What must be set as well.
 fn partner(key: &str) -> Option<&'static str> {
     match key {
         "client_cert" => Some("client_key"),
         "client_key" => Some("client_cert"),
+        "proxy_auth_file" => Some("proxy"),
         _ => None,
     }
 }
@@ -53,6 +59,7 @@ fn folder() -> Folder {
     folder.write("ca.pem", &identity.certificate);
     folder.write("client.pem", &identity.certificate);
     folder.write("client.key", &identity.key);
+    folder.write("proxy.auth", "user:hush-password");
     folder
 }
 
@@ -230,6 +237,10 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
             "[[tunnel]]\nid = \"t\"\nurl = \"ws://h\"\ntoken_file = \"ca.pem\"",
             "agent.toml:2: tunnel: a ws:// URL is without TLS",
         ),
+        ("proxy = \"ftp://p:1\"", "agent.toml:1: proxy: "),
+        ("proxy = \"http://u:hush-p@p:1\"", "agent.toml:1: proxy: every user of this machine"),
+        ("proxy_auth_file = \"empty\"", "agent.toml:1: proxy_auth_file: --proxy-auth-file needs"),
+        ("bind = \"1.2.3.4:5\"", "agent.toml:1: bind: neither an address"),
         ("config = \"x\"", "agent.toml:1: config: there is no such key"),
     ] {
         folder.write("agent.toml", file);

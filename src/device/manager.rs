@@ -18,7 +18,7 @@ use super::control::Directive;
 use super::options::Options;
 use super::subscribers::{Observation, Subscribers};
 use super::worker::{self, Report, ReportKind, Worker};
-use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
+use crate::config::{ConnectParams, Limits, Network, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{self, info, warn, Code};
@@ -267,6 +267,11 @@ impl Handle {
         *self.0.options.tls.lock() = TlsContext::new(security);
     }
 
+    /// Sets the way to the tunnel service, for the connections opened from now on.
+    pub fn set_network(&self, network: Network) {
+        *self.0.options.network.lock() = Arc::new(network);
+    }
+
     /// Replaces the event handler from the next event on. `None`: events are dropped.
     pub fn set_event_handler(&self, handler: Option<EventHandler>) {
         *self.0.handler.lock() = handler;
@@ -377,6 +382,7 @@ pub struct ManagerBuilder {
     services: Services,
     security: Security,
     limits: Limits,
+    network: Network,
     handler: Option<EventHandler>,
     notice_handler: Option<NoticeHandler>,
 }
@@ -387,6 +393,7 @@ impl fmt::Debug for ManagerBuilder {
             .field("services", &self.services)
             .field("security", &self.security)
             .field("limits", &self.limits)
+            .field("network", &self.network)
             .field("handler", &self.handler.is_some())
             .field("notice_handler", &self.notice_handler.is_some())
             .finish()
@@ -404,6 +411,13 @@ impl ManagerBuilder {
     /// root certificates.
     pub fn security(mut self, security: Security) -> Self {
         self.security = security;
+        self
+    }
+
+    /// Sets the way to the tunnel service: proxy, local address or interface, address family. Default:
+    /// [`Network::new`], which uses no proxy and does not read the environment.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
         self
     }
 
@@ -436,6 +450,7 @@ impl ManagerBuilder {
             limits: Mutex::new(self.limits),
             services: Arc::new(Mutex::new(self.services)),
             tls: Mutex::new(TlsContext::new(self.security)),
+            network: Mutex::new(Arc::new(self.network)),
         });
         let handle = Handle(Arc::new(Inner {
             options,

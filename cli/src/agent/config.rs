@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use aiot_tunnel::{ConnectParams, Limits, Security, Service, TunnelId};
+use aiot_tunnel::{ConnectParams, Limits, Network, Security, Service, TunnelId};
 
 use crate::cli::{AgentArgs, LimitArgs};
 use crate::settings::Settings;
@@ -63,6 +63,7 @@ impl Tunnel {
 pub(super) struct Config {
     pub(super) services: Vec<Service>,
     pub(super) security: Security,
+    pub(super) network: Network,
     pub(super) limits: Limits,
     pub(super) tunnels: Vec<Tunnel>,
 }
@@ -76,6 +77,7 @@ impl Config {
         Ok(Config {
             services: services(args, settings)?,
             security: security(args, settings)?,
+            network: network(args, settings)?,
             limits: limits(&args.limits),
             tunnels: tunnels(args, settings)?,
         })
@@ -106,6 +108,7 @@ fn security(args: &AgentArgs, settings: &Settings) -> Result<Security, Usage> {
         return Ok(Security::Plain);
     }
     let tls = input::tls(args.ca.as_deref()).map_err(|e| settings.wrong("ca", e))?;
+    let tls = tls.with_clock(args.network.clock());
     let (cert, key) = match (&args.client_cert, &args.client_key) {
         (None, None) => return Ok(Security::Tls(tls)),
         (Some(cert), Some(key)) => (cert, key),
@@ -121,6 +124,13 @@ fn security(args: &AgentArgs, settings: &Settings) -> Result<Security, Usage> {
     let tls = tls.with_client_pem(&chain, &private);
     // The error says which of the two it is about.
     Ok(Security::Tls(tls.map_err(|e| settings.wrong("client-key", e))?))
+}
+
+fn network(args: &AgentArgs, settings: &Settings) -> Result<Network, Usage> {
+    args.network.network().map_err(|e| match &args.network.proxy_auth_file {
+        Some(_) => settings.wrong("proxy-auth-file", e),
+        None => settings.wrong("proxy", e),
+    })
 }
 
 fn limits(args: &LimitArgs) -> Limits {

@@ -88,8 +88,10 @@ fn manager(
     changes: Sender<Change>,
     told: control::Events,
 ) -> Result<Manager> {
-    let mut builder =
-        Manager::builder().security(config.security.clone()).limits(config.limits.clone());
+    let mut builder = Manager::builder()
+        .security(config.security.clone())
+        .network(config.network.clone())
+        .limits(config.limits.clone());
     for service in &config.services {
         builder = builder.service(service.clone());
     }

@@ -78,6 +78,7 @@ impl Reloader {
         handle.set_services(config.services.clone());
         *super::lock(&self.services) = config.services;
         handle.set_security(config.security);
+        handle.set_network(config.network);
         if let Err(e) = handle.set_limits(config.limits) {
             log::warn!("reload: {e}");
         }

@@ -10,6 +10,7 @@ use log::LevelFilter;
 use crate::agent::ConfiguredTunnel;
 use crate::control::ControlArgs;
 use crate::input::{self, OptionalDuration, QueueKey};
+use crate::network::NetworkOptions;
 use crate::output::LogFormat;
 use crate::settings::{Names, Table};
 
@@ -111,6 +112,8 @@ pub(crate) struct AgentArgs {
     /// Private key of the client certificate (PEM file, not encrypted)
     #[arg(long, value_name = "FILE", help_heading = "The tunnel service")]
     pub(crate) client_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
 
     #[command(flatten)]
     pub(crate) control: ControlArgs,

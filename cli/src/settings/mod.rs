@@ -154,13 +154,6 @@ impl Settings {
         let values = setting.map(|setting| &setting.values[..]).unwrap_or_default();
         values.iter().map(|(value, _)| &value[..]).collect()
     }
-
-    /// Replaces the text of a value that must not be shown.
-    pub(crate) fn mask(&mut self, option: &str, shown: String) {
-        if let Some(setting) = self.settings.get_mut(option) {
-            setting.values.iter_mut().for_each(|(value, _)| value.clone_from(&shown));
-        }
-    }
 }
 
 /// Whether an option asks for something to be shown, such as `--help`.
@@ -300,7 +293,9 @@ fn reason(error: &clap::Error) -> String {
         None => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            line.strip_prefix("error: ").unwrap_or(line).to_owned()
+            let line = line.strip_prefix("error: ").unwrap_or(line);
+            let core = line.strip_prefix("invalid value").and_then(|rest| rest.split_once("': "));
+            core.map_or(line, |(_, why)| why).to_owned()
         }
     }
 }

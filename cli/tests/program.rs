@@ -86,7 +86,10 @@ fn help_shows_every_subcommand_its_options_and_examples() {
         assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
         let help = stdout(&[subcommand, "--help"]);
         for option in options {
-            let shows = |line: &str| line.split_whitespace().any(|word| word == *option);
+            // A flag that takes `=false` is shown with it.
+            let flag = format!("{option}[=");
+            let is_it = |word: &str| word == *option || word.starts_with(&flag);
+            let shows = |line: &str| line.split_whitespace().any(is_it);
             assert!(help.lines().any(shows), "{subcommand} {option}: {help}");
         }
         let example = format!("aiot-tunnel {subcommand} ");

@@ -2,6 +2,7 @@
 
 use super::*;
 
+use aiot_tunnel_testkit::certificates::Authority;
 use aiot_tunnel_testkit::cloud::Cloud;
 use aiot_tunnel_testkit::queue::Key;
 
@@ -109,4 +110,57 @@ fn a_server_that_is_no_agent_is_an_error() {
         assert!(stderr(&output).contains(part), "{output:?}");
     }
     server.join().unwrap();
+}
+
+/// A file on a disk that hangs must not take the socket away, too.
+#[test]
+fn a_reload_that_hangs_holds_up_nobody() {
+    let folder = Folder::new();
+    let authority = Authority::new();
+    let ca = folder.write("ca.pem", authority.pem());
+    let agent = Agent::secured(&["--ca", &ca], &[]);
+    fs::remove_file(&ca).unwrap();
+    let made = Command::new("mkfifo").arg(&ca).status().unwrap();
+    assert!(made.success());
+    let mut reloading: Vec<Client> = (0..3).map(|_| agent.client()).collect();
+    for client in &mut reloading {
+        // The second request waits for the first one.
+        client.write("{\"command\":\"reload\"}\n{\"command\":\"fly\"}");
+        client.half_close();
+    }
+    // This one does not wait for its answer.
+    drop(reloading.pop());
+    // The agent reads the file now, and gets nothing.
+    let mut file = fs::File::options().write(true).open(&ca).unwrap();
+    for _ in 0..10 {
+        assert!(agent.status().is_object());
+    }
+    let mut more: Vec<Client> = (0..8).map(|_| agent.client()).collect();
+    for client in &mut more {
+        client.send(&json!({"command": "reload"}));
+    }
+    // Eight are under way: the three from before, and five of these.
+    let mut refused = Vec::new();
+    for client in more.iter_mut().skip(5) {
+        refused.push(client.line());
+    }
+    assert!(refused.iter().all(|answer| error(answer).contains("reloads already")), "{refused:?}");
+    // A file in place of the pipe, for those that read it afterwards.
+    let place = folder.write("new.pem", authority.pem());
+    fs::rename(place, &ca).unwrap();
+    file.write_all(&authority.pem()).unwrap();
+    drop(file);
+    for client in &mut reloading {
+        assert_eq!(client.line(), json!({"ok": true}));
+        assert!(error(&client.line()).contains("unknown"));
+        client.expect_end();
+    }
+    for client in more.iter_mut().take(5) {
+        assert_eq!(client.line(), json!({"ok": true}));
+    }
+    succeeds(&agent.run(&["send", "reload"]));
+    fs::write(&ca, "nothing").unwrap();
+    let output = agent.run(&["send", "reload"]);
+    assert!(stderr(&output).contains("the agent refuses: ") && stderr(&output).contains(&ca));
+    agent.end();
 }

@@ -14,7 +14,9 @@ pub enum EventKind {
     /// [`Connect`](EventKind::Connect) has exactly one. C: `AIOT_TUNNEL_EVT_DISCONNECT`.
     Disconnect,
     /// The cloud refuses the token (HTTP 401, close code 4001 or 401). The tunnel is dropped;
-    /// `update` or `add` with a new token brings it back. C: `AIOT_TUNNEL_EVT_EXPIRED`.
+    /// `update` or `add` with a new token brings it back. A tunnel that
+    /// [retries](crate::ConnectParams::with_refusal_retry) has no such event. C:
+    /// `AIOT_TUNNEL_EVT_EXPIRED`.
     Expired,
 }
 

@@ -15,8 +15,8 @@
 //! | **listen thread** ([`ipc::Listener`]), optional | receives commands from another process |
 //! | one **worker** for each tunnel | connects, relays sessions |
 //!
-//! Commands come through a [`Handle`], which never blocks; [`Handle::tunnels`] shows what the
-//! tunnels do.
+//! Commands come through a [`Handle`], which never blocks. [`Handle::tunnels`] shows what the tunnels
+//! do. Events tell when they connect; [notices](Notice) tell why they fail, and of sessions.
 //!
 //! # Features
 //!
@@ -51,10 +51,10 @@ mod sys;
 pub use config::{
     ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
 };
-pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder};
+pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder, NoticeHandler};
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
-pub use status::{SessionStatus, TunnelState, TunnelStatus};
+pub use status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus};
 
 /// Another name of [`ipc`].
 #[doc(hidden)]

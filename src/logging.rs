@@ -10,6 +10,7 @@
 
 mod budget;
 mod delivery;
+mod held;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -25,6 +26,7 @@ use crate::state;
 
 pub(crate) use budget::{limit_this_thread, report_left_out};
 pub(crate) use delivery::{settle, Delivering};
+pub(crate) use held::hold;
 
 const TARGET: &str = "aiot_tunnel";
 
@@ -78,16 +80,25 @@ pub(crate) fn set_sink(sink: Option<Sink>) {
 }
 
 pub(crate) fn write(level: Level, code: Code, text: fmt::Arguments<'_>) {
+    if held::keeps(level, code, text) {
+        return;
+    }
     if budget::permits(level) {
         write_unlimited(level, code, text);
     }
 }
 
-fn write_unlimited(level: Level, code: Code, text: fmt::Arguments<'_>) {
+/// Whether the facade takes a line of this level, and whether the sink does.
+fn takers(level: Level) -> (bool, bool) {
     let to_facade = log::log_enabled!(target: TARGET, level);
     // A line that the sink itself causes does not go to the sink. Otherwise it would recurse
     // without end.
     let to_sink = HAS_SINK.load(Ordering::Acquire) && !INSIDE_SINK.get();
+    (to_facade, to_sink)
+}
+
+fn write_unlimited(level: Level, code: Code, text: fmt::Arguments<'_>) {
+    let (to_facade, to_sink) = takers(level);
     if !to_facade && !to_sink {
         return;
     }

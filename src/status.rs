@@ -1,4 +1,5 @@
-//! What can be observed of running tunnels: [`Handle::tunnels`](crate::Handle::tunnels).
+//! What can be observed of running tunnels: their status
+//! ([`Handle::tunnels`](crate::Handle::tunnels)) and their [`Notice`]s.
 //!
 //! Each tunnel has one [`TunnelRecord`], which its worker writes and which a snapshot reads. Its
 //! lock is taken when a state changes or a session opens or closes, never for data: bytes are
@@ -16,6 +17,8 @@ use crate::logging::{one_line, Code};
 
 /// Longest error text that is kept, in characters.
 const MAX_ERROR: usize = 512;
+/// The error text of a tunnel whose token is refused.
+pub(crate) const TOKEN_REFUSED: &str = "the cloud refuses the token";
 
 /// A tunnel at one moment, from [`Handle::tunnels`](crate::Handle::tunnels).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +35,8 @@ pub struct TunnelStatus {
     /// The time from which it has been in that state, by the system's clock as it is set now. It
     /// is computed for each snapshot, so two snapshots may differ by some microseconds.
     pub since: SystemTime,
-    /// Attempts to connect since the tunnel was last open or got its connection data; the one
-    /// that is running counts. 0 while it is open.
+    /// Attempts to connect since the tunnel was last open, got its connection data or was told to
+    /// reconnect; the one that is running counts. 0 while it is open.
     pub attempts: u32,
     /// Why the last attempt failed or the last connection was lost; at most 512 characters on one
     /// line, without secrets. It is kept when a later attempt succeeds. `None`: since the tunnel
@@ -41,6 +44,18 @@ pub struct TunnelStatus {
     pub last_error: Option<String>,
     /// The open sessions, the oldest first.
     pub sessions: Vec<SessionStatus>,
+    /// Payload bytes from the cloud in all sessions that were opened since the tunnel was added, also
+    /// in those that have ended, and also before an update.
+    ///
+    /// A session's share is final when it is no longer listed in `sessions`. Each byte that was
+    /// accepted for the session counts; the last ones may still go to its local service after that.
+    /// The bytes of a request that was refused do not count.
+    pub bytes_from_cloud: u64,
+    /// Payload bytes that were read from local services for the cloud, in the same sessions. When a
+    /// session is cut, the cloud may not have got the last of them.
+    pub bytes_to_cloud: u64,
+    /// The number of sessions that were opened since the tunnel was added.
+    pub sessions_opened: u64,
 }
 
 /// What a tunnel does. As text it is one word, such as `connected`.
@@ -88,21 +103,46 @@ pub struct SessionStatus {
     pub bytes_to_cloud: u64,
 }
 
-/// What an [`Event`](crate::Event) does not say, about one tunnel.
+/// What an [`Event`](crate::Event) does not say, about one tunnel. See
+/// [`ManagerBuilder::on_notice`](crate::ManagerBuilder::on_notice).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Notice {
-    pub(crate) tunnel_id: TunnelId,
-    pub(crate) kind: NoticeKind,
+#[non_exhaustive]
+pub struct Notice {
+    /// The tunnel to which it happened.
+    pub tunnel_id: TunnelId,
+    /// What happened.
+    pub kind: NoticeKind,
+    /// Notices of all tunnels that were dropped before this one, because 1024 of them waited already
+    /// for a handler that was slower than the tunnels.
+    pub dropped: u32,
 }
 
+impl Notice {
+    /// Makes a notice. The library makes its own notices; this function is for tests of a notice
+    /// handler.
+    pub fn new(tunnel_id: TunnelId, kind: NoticeKind) -> Self {
+        Notice { tunnel_id, kind, dropped: 0 }
+    }
+}
+
+/// What a [`Notice`] tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NoticeKind {
-    /// An attempt has failed, or a connection was lost.
+#[non_exhaustive]
+pub enum NoticeKind {
+    /// An attempt to connect has failed, or an open connection was lost.
+    #[non_exhaustive]
     Failed {
-        code: Code,
+        /// The [state code](crate::state) of the log line that reports it (negative).
+        code: i32,
+        /// The reason, as in [`TunnelStatus::last_error`].
         text: String,
     },
+    /// The cloud refuses the tunnel's token. Either an event `Expired` follows, or the tunnel
+    /// [tries again](crate::ConnectParams::with_refusal_retry).
+    TokenRefused,
+    /// A session's local service is connected.
     SessionOpened(SessionStatus),
+    /// A session is over. Its byte counts are final.
     SessionClosed(SessionStatus),
 }
 
@@ -123,6 +163,30 @@ struct Fields {
     attempts: u32,
     last_error: Option<String>,
     sessions: Vec<Session>,
+    /// Of the sessions that have ended.
+    ended: Totals,
+}
+
+/// Sums over sessions.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    sessions: u64,
+    from_cloud: u64,
+    to_cloud: u64,
+}
+
+impl Totals {
+    fn add(&mut self, from_cloud: u64, to_cloud: u64) {
+        self.sessions = self.sessions.saturating_add(1);
+        self.from_cloud = self.from_cloud.saturating_add(from_cloud);
+        self.to_cloud = self.to_cloud.saturating_add(to_cloud);
+    }
+
+    /// Adds a session that has ended.
+    fn add_ended(&mut self, session: &Session) {
+        let counters = session.record.counters();
+        self.add(counters.received(), counters.sent());
+    }
 }
 
 enum Phase {
@@ -148,11 +212,19 @@ impl TunnelRecord {
         self
     }
 
-    /// The tunnel gets new connection data; the history of the old ones is forgotten.
+    /// The tunnel gets new connection data; the history of the old ones is forgotten, but not the
+    /// totals.
     pub(crate) fn restart(&self, params: &ConnectParams) {
         let mut fields = self.fields.lock();
         self.end_sessions(&mut fields);
-        *fields = Fields::new(params);
+        *fields = Fields { ended: fields.ended, ..Fields::new(params) };
+    }
+
+    /// The tunnel connects again with the same data, because it was told to.
+    pub(crate) fn start_again(&self) {
+        let mut fields = self.fields.lock();
+        fields.attempts = 0;
+        self.enter(&mut fields, Phase::Connecting);
     }
 
     /// An attempt to connect begins.
@@ -184,8 +256,16 @@ impl TunnelRecord {
         let text: String = one_line(why).chars().take(MAX_ERROR).collect();
         let mut fields = self.fields.lock();
         self.end_sessions(&mut fields);
-        self.notice(|| NoticeKind::Failed { code, text: text.clone() });
+        self.notice(|| NoticeKind::Failed { code: code as i32, text: text.clone() });
         fields.last_error = Some(text);
+    }
+
+    /// The cloud refuses the token.
+    pub(crate) fn refused(&self) {
+        let mut fields = self.fields.lock();
+        self.end_sessions(&mut fields);
+        self.notice(|| NoticeKind::TokenRefused);
+        fields.last_error = Some(TOKEN_REFUSED.to_owned());
     }
 
     /// A session's local service is connected. The worker counts the bytes in `record`.
@@ -197,9 +277,11 @@ impl TunnelRecord {
     }
 
     /// A session is no longer open. Of the open sessions, no two have one id.
+    /// Its counts are final.
     pub(crate) fn session_closed(&self, id: &str) {
-        let mut fields = self.fields.lock();
-        for session in fields.sessions.extract_if(.., |session| session.record.id() == id) {
+        let Fields { sessions, ended, .. } = &mut *self.fields.lock();
+        for session in sessions.extract_if(.., |session| session.record.id() == id) {
+            ended.add_ended(&session);
             self.notice(|| NoticeKind::SessionClosed(session.status(Instant::now())));
         }
     }
@@ -211,8 +293,11 @@ impl TunnelRecord {
         self.end_sessions(fields);
     }
 
+    /// Ends what is left after a panic: usually, the relay has closed all sessions.
     fn end_sessions(&self, fields: &mut Fields) {
-        for session in fields.sessions.drain(..) {
+        let Fields { sessions, ended, .. } = fields;
+        for session in sessions.drain(..) {
+            ended.add_ended(&session);
             self.notice(|| NoticeKind::SessionClosed(session.status(Instant::now())));
         }
     }
@@ -235,6 +320,12 @@ impl TunnelRecord {
                 TunnelState::Waiting { retry_at: clock.checked_add(left).unwrap_or(clock) }
             }
         };
+        // Each count is read once, so that the totals fit the sessions that are listed.
+        let sessions: Vec<_> = fields.sessions.iter().map(|session| session.status(now)).collect();
+        let mut totals = fields.ended;
+        for session in &sessions {
+            totals.add(session.bytes_from_cloud, session.bytes_to_cloud);
+        }
         TunnelStatus {
             id,
             host: fields.host.clone(),
@@ -243,7 +334,10 @@ impl TunnelRecord {
             since: clock.checked_sub(ago(fields.since)).unwrap_or(clock),
             attempts: fields.attempts,
             last_error: fields.last_error.clone(),
-            sessions: fields.sessions.iter().map(|session| session.status(now)).collect(),
+            sessions,
+            bytes_from_cloud: totals.from_cloud,
+            bytes_to_cloud: totals.to_cloud,
+            sessions_opened: totals.sessions,
         }
     }
 }
@@ -265,6 +359,7 @@ impl Fields {
             attempts: 0,
             last_error: None,
             sessions: Vec::new(),
+            ended: Totals::default(),
         }
     }
 }
@@ -344,7 +439,7 @@ mod tests {
         assert!(matches!(closed, NoticeKind::SessionClosed(s) if s.bytes_from_cloud == 5));
         assert!(matches!(other, NoticeKind::SessionClosed(s) if s.id == "s2"));
         let text = "lost".to_owned();
-        assert_eq!(*failed, NoticeKind::Failed { code: Code::TunnelReset, text });
+        assert_eq!(*failed, NoticeKind::Failed { code: Code::TunnelReset as i32, text });
     }
 
     #[test]
@@ -365,5 +460,35 @@ mod tests {
         assert_eq!(snapshot(&record).sessions.len(), 1);
         record.failed("lost");
         assert!(snapshot(&record).sessions.is_empty());
+    }
+
+    #[test]
+    fn totals_hold_every_session_since_the_tunnel_was_added() {
+        let record = record();
+        let totals = || {
+            let status = snapshot(&record);
+            (status.sessions_opened, status.bytes_from_cloud, status.bytes_to_cloud)
+        };
+        assert_eq!(totals(), (0, 0, 0));
+        for round in 0..3 {
+            record.connected();
+            // Two open sessions never have one id; later ones may.
+            let session = Arc::new(SessionRecord::new("s", "_SSH"));
+            record.session_opened(session.clone());
+            session.counters().add_received(10);
+            session.counters().add_sent(3);
+            let expected = (round + 1, (round + 1) * 10, (round + 1) * 3);
+            assert_eq!(totals(), expected);
+            match round {
+                0 => record.session_closed("s"),
+                1 => record.failed("lost"),
+                _ => {
+                    let token = crate::config::Token::new("hush-new").unwrap();
+                    let port = Port::new(1).unwrap();
+                    record.restart(&ConnectParams::new("other", port, "/", token).unwrap());
+                }
+            }
+            assert_eq!(totals(), expected);
+        }
     }
 }

@@ -9,6 +9,8 @@ fn assert_ended(handle: &Handle) {
         handle.add(&id("new"), params("127.0.0.1", 1)),
         handle.update(&id("t"), params("127.0.0.1", 1)),
         handle.delete(&id("t")),
+        handle.reconnect(&id("t")),
+        handle.reconnect_all(),
     ];
     for outcome in outcomes {
         let error = outcome.unwrap_err();

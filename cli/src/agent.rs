@@ -1,11 +1,15 @@
 //! `aiot-tunnel agent`
 
+use std::sync::Arc;
+
 use aiot_tunnel::ipc::{ListenOptions, Listener};
-use aiot_tunnel::{process, Manager, Security};
+use aiot_tunnel::{process, Error, Handle, Manager, Security, Service, TunnelId};
+use rustix::io::Errno;
 
 use crate::cli::AgentArgs;
+use crate::input::QueueKey;
 use crate::process::on_signal;
-use crate::{input, output, Result};
+use crate::{control, input, output, Result};
 
 pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     // The agent runs for months, and its buffers come and go.
@@ -15,22 +19,70 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     for service in &args.service {
         builder = builder.service(service.clone());
     }
+    let events = control::Events::new()?;
+    let told = events.clone();
     let manager = builder
-        .on_event(|_, event| {
+        .on_event(move |_, event| {
+            told.event(event);
             // Commands and tunnels go on when nobody reads the events.
             output::STDOUT.push(format!("{event}\n").into_bytes());
         })
         .build()?;
     let handle = manager.handle();
     on_signal(move || handle.stop())?;
-    let options = ListenOptions::new()
-        .with_key(args.queue_key)
-        .with_mode(args.queue_mode)
-        .with_owner(args.queue_owner);
-    let listener = Listener::start(manager.handle(), options)?;
+    let listener = listener(args, manager.handle())?;
+    let actions = Actions { handle: manager.handle(), services: args.service.clone() };
+    let control = control::serve(&args.control, Arc::new(actions), events)?;
     let result = manager.run();
-    listener.stop();
+    control.map(control::Server::stop);
+    listener.map(Listener::stop);
     Ok(result?)
+}
+
+/// Receives commands from the message queue, unless it is off.
+fn listener(args: &AgentArgs, handle: Handle) -> Result<Option<Listener>> {
+    let QueueKey::Key(key) = args.queue_key else { return Ok(None) };
+    let options =
+        ListenOptions::new().with_key(key).with_mode(args.queue_mode).with_owner(args.queue_owner);
+    match Listener::start(handle, options) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) if has_no_queues(&e) => Err(format!(
+            "{e}: this system has no message queues; use the control socket, with --queue-key off"
+        )
+        .into()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether the kernel, or a container's filter or limit, allows no System V queue at all.
+fn has_no_queues(e: &Error) -> bool {
+    let Error::Io { source, .. } = e else { return false };
+    [Errno::NOSYS, Errno::PERM, Errno::NOSPC, Errno::OPNOTSUPP]
+        .contains(&Errno::from_io_error(source).unwrap_or(Errno::IO))
+}
+
+/// What the control socket does with this agent.
+struct Actions {
+    handle: Handle,
+    services: Vec<Service>,
+}
+
+impl control::Actions for Actions {
+    fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    fn services(&self) -> Vec<Service> {
+        self.services.clone()
+    }
+
+    fn reload(&self) -> Result<()> {
+        Err("this agent cannot reload its settings".into())
+    }
+
+    fn reconnect(&self, _tunnel: Option<&TunnelId>) -> Result<()> {
+        Err("this agent cannot reconnect a tunnel".into())
+    }
 }
 
 fn security(args: &AgentArgs) -> Result<Security> {

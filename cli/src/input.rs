@@ -1,7 +1,9 @@
 //! What the options name: files, tokens, URLs and services.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::str::FromStr;
 
 use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
 use zeroize::Zeroizing;
@@ -113,6 +115,33 @@ pub(crate) fn listen(text: &str) -> std::result::Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The message queue of an agent, or none: containers often have no System V IPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QueueKey {
+    Off,
+    Key(i32),
+}
+
+impl FromStr for QueueKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "off" => Ok(QueueKey::Off),
+            key => queue_key(key).map(QueueKey::Key),
+        }
+    }
+}
+
+impl fmt::Display for QueueKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QueueKey::Off => f.write_str("off"),
+            QueueKey::Key(key) => key.fmt(f),
+        }
+    }
+}
+
 /// The key of a message queue.
 pub(crate) fn queue_key(text: &str) -> std::result::Result<i32, String> {
     match text.parse() {
@@ -197,6 +226,10 @@ mod tests {
         assert_eq!(queue_key("-5"), Ok(-5));
         for bad in ["0", "", "x", "4294967296"] {
             assert!(queue_key(bad).is_err(), "{bad}");
+            assert!(bad.parse::<QueueKey>().is_err(), "{bad}");
+        }
+        for text in ["off", "1234"] {
+            assert_eq!(text.parse::<QueueKey>().unwrap().to_string(), text);
         }
     }
 

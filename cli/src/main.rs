@@ -8,12 +8,14 @@
 mod access;
 mod agent;
 mod cli;
+mod control;
 mod gateway;
 mod input;
 mod output;
 mod process;
 mod send;
 mod signal;
+mod status;
 mod warnings;
 
 use std::fmt;
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Subcommands::Agent(args) => agent::run(&args),
         Subcommands::Send(args) => send::run(&args),
         Subcommands::Signal(args) => signal::run(&args),
+        Subcommands::Status(args) => status::run(&args),
     };
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -325,10 +325,10 @@ impl Callback {
                 let userdata = self.userdata.load(Ordering::Acquire);
                 Some(Call::Event { function, handle, event: event_for_c(event), userdata })
             }
-            Delivery::Notice(notice, dropped) => {
+            Delivery::Notice(notice) => {
                 let (function, userdata) = (*self.notices.lock())?;
                 let userdata = ptr::with_exposed_provenance_mut(userdata);
-                let notice = notice_for_c(notice, *dropped);
+                let notice = notice_for_c(notice);
                 Some(Call::Notice { function, handle, notice, userdata })
             }
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{guard_code, handle, input, Outcome, Refusal};
 use crate::ipc::ListenOptions;
 use crate::logging::{one_line, Code};
-use crate::status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus};
+use crate::status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus, TOKEN_REFUSED};
 
 /// Limits and times of an instance, for aiot_tunnel_set_limit. (Ours)
 #[repr(C)]
@@ -528,13 +528,13 @@ fn session_for_c(session: &SessionStatus) -> aiot_tunnel_session_t {
     }
 }
 
-pub(super) fn notice_for_c(notice: &Notice, dropped: u32) -> aiot_tunnel_notice_t {
+pub(super) fn notice_for_c(notice: &Notice) -> aiot_tunnel_notice_t {
     use aiot_tunnel_notice_type_t::*;
     let mut for_c = aiot_tunnel_notice_t {
         size: size_of::<aiot_tunnel_notice_t>() as u32,
         r#type: AIOT_TUNNEL_NOTICE_FAILED,
         code: 0,
-        dropped,
+        dropped: notice.dropped,
         bytes_from_cloud: 0,
         bytes_to_cloud: 0,
         text: [0; 512],
@@ -544,8 +544,12 @@ pub(super) fn notice_for_c(notice: &Notice, dropped: u32) -> aiot_tunnel_notice_
     };
     match &notice.kind {
         NoticeKind::Failed { code, text } => {
-            for_c.code = *code as i32;
+            for_c.code = *code;
             for_c.text = array(text);
+        }
+        NoticeKind::TokenRefused => {
+            for_c.code = Code::TunnelFailed as i32;
+            for_c.text = array(TOKEN_REFUSED);
         }
         NoticeKind::SessionOpened(session) => {
             for_c.r#type = AIOT_TUNNEL_NOTICE_SESSION_OPENED;

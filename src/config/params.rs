@@ -16,6 +16,7 @@ pub struct ConnectParams {
     pub(crate) token: Token,
     /// Header lines of the caller's, each with its line end.
     headers: String,
+    retries_refusal: bool,
 }
 
 impl ConnectParams {
@@ -34,7 +35,28 @@ impl ConnectParams {
         check_visible("path", path, 0, MAX_PATH)?;
         let slash = if path.starts_with('/') { "" } else { "/" };
         let path = format!("{slash}{path}");
-        Ok(ConnectParams { host: host.to_owned(), port, path, token, headers: String::new() })
+        let (host, headers) = (host.to_owned(), String::new());
+        Ok(ConnectParams { host, port, path, token, headers, retries_refusal: false })
+    }
+
+    /// Sets what a tunnel does when its token is refused (HTTP 401, close code 4001 or 401).
+    ///
+    /// `false`, the default: the tunnel is dropped, and its event is
+    /// [`Expired`](crate::EventKind::Expired). Somebody then asks the cloud for a new token.
+    ///
+    /// `true`: the tunnel is kept and connects again, after 1 s at first, then after gaps that double up
+    /// to 5 minutes. There is no event `Expired`; [`NoticeKind::TokenRefused`](crate::NoticeKind) tells
+    /// of each refusal. This is for a tunnel whose token stands in a file, where nobody would bring it
+    /// back after a mistake at the tunnel service. The access side ignores this setting.
+    #[must_use]
+    pub fn with_refusal_retry(mut self, retries: bool) -> Self {
+        self.retries_refusal = retries;
+        self
+    }
+
+    /// Whether a tunnel with this connection data is kept when its token is refused.
+    pub fn retries_refusal(&self) -> bool {
+        self.retries_refusal
     }
 
     /// Adds a header line to the request that opens the WebSocket, for example one that a proxy or a

@@ -173,6 +173,21 @@ impl Services {
             None => self.0.push(service),
         }
     }
+
+    /// No longer offers the service of this type. Returns whether there was one.
+    pub(crate) fn remove(&mut self, service_type: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|service| service.service_type != service_type);
+        self.0.len() < before
+    }
+}
+
+impl FromIterator<Service> for Services {
+    fn from_iter<I: IntoIterator<Item = Service>>(services: I) -> Self {
+        let mut all = Services::default();
+        services.into_iter().for_each(|service| all.put(service));
+        all
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ pub(crate) enum Directive {
     Connect {
         params: ConnectParams,
         epoch: u64,
+        /// The epoch with which the tunnel got this data. It is older than `epoch` if the tunnel is
+        /// only to connect again.
+        since: u64,
     },
     /// Close the connection, deliver the last bytes to the local services, then end.
     Leave,

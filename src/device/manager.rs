@@ -46,8 +46,18 @@ const SPARE_WORKERS: usize = 8;
 /// only commands and further events wait. If it panics, the panic is logged and everything goes on.
 pub type EventHandler = Arc<dyn Fn(&Handle, &Event) + Send + Sync>;
 
+/// Receives the notices of all tunnels of a [`Manager`].
+///
+/// The start thread calls it as it calls the [`EventHandler`]: one call at a time for both of them, in
+/// the order in which things happened. The same is allowed. While a handler blocks, at most 1024
+/// notices wait; further ones are dropped, and [`Notice::dropped`] counts them. Events are never
+/// dropped.
+pub type NoticeHandler = Arc<dyn Fn(&Handle, &Notice) + Send + Sync>;
+
 enum Message {
     Command(TunnelId, Command),
+    /// Every tunnel connects again.
+    ReconnectAll,
     Worker(Report),
     Notice(Notice),
     Stop,
@@ -56,6 +66,7 @@ enum Message {
 enum Command {
     Add(ConnectParams),
     Update(ConnectParams),
+    Reconnect,
     Delete,
 }
 
@@ -64,6 +75,7 @@ enum Command {
 #[derive(Default)]
 struct Ledger {
     slots: HashMap<TunnelId, Slot>,
+    /// The number of commands that wait in the channel.
     queued: usize,
     /// No command is taken any more, because the manager was stopped or the start thread has ended.
     stopped: bool,
@@ -80,6 +92,17 @@ impl Ledger {
     fn wanted(&self) -> usize {
         self.slots.values().filter(|slot| slot.wanted).count()
     }
+
+    /// Whether another command may be queued.
+    fn check(&self) -> Result<()> {
+        if self.stopped {
+            return Err(Error::Ended);
+        }
+        if self.queued >= MAX_QUEUED_COMMANDS {
+            return Err(Error::Busy(self.queued));
+        }
+        Ok(())
+    }
 }
 
 /// The records of the existing tunnels, in the order of their ids.
@@ -92,6 +115,7 @@ struct Inner {
     records: Mutex<Records>,
     sender: Sender<Message>,
     handler: Mutex<Option<EventHandler>>,
+    notice_handler: Mutex<Option<NoticeHandler>>,
     notices: Arc<NoticeQueue>,
 }
 
@@ -155,6 +179,30 @@ impl Handle {
         self.command(id, Command::Delete)
     }
 
+    /// Makes a tunnel connect again at once, with the connection data that it has. An open tunnel is
+    /// closed (DISCONNECT) before. One that waits for its next attempt makes it now, and its gaps start
+    /// again from the shortest. If the id is unknown, the start thread logs that and ignores the
+    /// command.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] or [`Error::Ended`]. In both cases, nothing is queued.
+    pub fn reconnect(&self, id: &TunnelId) -> Result<()> {
+        self.command(id, Command::Reconnect)
+    }
+
+    /// [`reconnect`](Handle::reconnect) for all tunnels that exist when the start thread executes the
+    /// command. It counts as one command.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] or [`Error::Ended`]. In both cases, nothing is queued.
+    pub fn reconnect_all(&self) -> Result<()> {
+        let mut ledger = self.0.ledger.lock();
+        ledger.check()?;
+        ledger.queued += 1;
+        let _ = self.0.sender.send(Message::ReconnectAll);
+        Ok(())
+    }
+
     /// Ends [`Manager::run`]. This call returns at once. `run` returns within 200 ms, even while a
     /// tunnel is connecting. (With many more than the default of 20 tunnels, it takes 0.2 to 0.3 ms
     /// for each.) A stop is final: a later `run` returns at once, and later commands return
@@ -187,6 +235,31 @@ impl Handle {
         self.0.options.services.lock().put(service);
     }
 
+    /// No longer offers the service of this type. Its open sessions go on. Returns whether there was
+    /// such a service.
+    pub fn remove_service(&self, service_type: &str) -> bool {
+        self.0.options.services.lock().remove(service_type)
+    }
+
+    /// Replaces all services, in one step. The sessions opened from now on get the new ones, also in
+    /// open tunnels; open sessions go on with the service that they have. Of several services of one
+    /// type, the last one counts.
+    pub fn set_services(&self, services: impl IntoIterator<Item = Service>) {
+        let services = services.into_iter().collect();
+        *self.0.options.services.lock() = services;
+    }
+
+    /// Replaces all limits and times. [`max_tunnels`](Limits::max_tunnels) applies to the next
+    /// [`add`](Handle::add): tunnels that exist stay. Everything else applies to the connections that
+    /// are opened from now on, and to their sessions; [`reconnect_all`](Handle::reconnect_all) opens
+    /// them now.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a limit is out of its range. Nothing is changed in this case.
+    pub fn set_limits(&self, limits: Limits) -> Result<()> {
+        self.change_limits(|present| *present = limits)
+    }
+
     /// Sets the security of the connections opened from now on.
     pub fn set_security(&self, security: Security) {
         *self.0.options.tls.lock() = TlsContext::new(security);
@@ -197,6 +270,14 @@ impl Handle {
         *self.0.handler.lock() = handler;
     }
 
+    /// Replaces the notice handler from the next notice on. `None`, the initial state: notices are not
+    /// made. When this is called from another thread, the former handler may still be running.
+    pub fn set_notice_handler(&self, handler: Option<NoticeHandler>) {
+        let mut present = self.0.notice_handler.lock();
+        self.want_notices(handler.is_some());
+        *present = handler;
+    }
+
     /// Calls the event handler.
     fn deliver(&self, event: &Event) {
         // The handler is cloned and the lock released, because the handler may call
@@ -205,6 +286,15 @@ impl Handle {
         let Some(handler) = handler else { return };
         if catch_unwind(AssertUnwindSafe(|| handler(self, event))).is_err() {
             warn!(Code::TunnelFailed, "the event handler panicked");
+        }
+    }
+
+    /// Calls the notice handler.
+    fn deliver_notice(&self, notice: &Notice) {
+        let handler = self.0.notice_handler.lock().clone();
+        let Some(handler) = handler else { return };
+        if catch_unwind(AssertUnwindSafe(|| handler(self, notice))).is_err() {
+            warn!(Code::TunnelFailed, "the notice handler panicked");
         }
     }
 
@@ -239,20 +329,19 @@ impl Handle {
                 queue.dropped.fetch_add(1, Ordering::AcqRel);
                 return;
             }
-            let _ = sender.send(Message::Notice(Notice { tunnel_id: id.clone(), kind }));
+            let _ = sender.send(Message::Notice(Notice::new(id.clone(), kind)));
         })
     }
 
     fn command(&self, id: &TunnelId, command: Command) -> Result<()> {
         let mut ledger = self.0.ledger.lock();
-        if ledger.stopped {
-            return Err(Error::Ended);
-        }
-        if ledger.queued >= MAX_QUEUED_COMMANDS {
-            return Err(Error::Busy(ledger.queued));
-        }
-        let wanted = !matches!(command, Command::Delete);
+        ledger.check()?;
         let known = ledger.slots.get(id).is_some_and(|slot| slot.wanted);
+        let wanted = match command {
+            Command::Add(_) | Command::Update(_) => true,
+            Command::Reconnect => known,
+            Command::Delete => false,
+        };
         let most = self.0.options.limits.lock().max_tunnels;
         if wanted && !known && ledger.wanted() >= most {
             return Err(Error::TunnelLimit(most));
@@ -275,6 +364,7 @@ pub struct ManagerBuilder {
     security: Security,
     limits: Limits,
     handler: Option<EventHandler>,
+    notice_handler: Option<NoticeHandler>,
 }
 
 impl fmt::Debug for ManagerBuilder {
@@ -284,6 +374,7 @@ impl fmt::Debug for ManagerBuilder {
             .field("security", &self.security)
             .field("limits", &self.limits)
             .field("handler", &self.handler.is_some())
+            .field("notice_handler", &self.notice_handler.is_some())
             .finish()
     }
 }
@@ -314,6 +405,12 @@ impl ManagerBuilder {
         self
     }
 
+    /// Sets the notice handler; see [`NoticeHandler`]. Without a handler, notices are not made.
+    pub fn on_notice(mut self, handler: impl Fn(&Handle, &Notice) + Send + Sync + 'static) -> Self {
+        self.notice_handler = Some(Arc::new(handler));
+        self
+    }
+
     /// Makes the manager. This starts no thread and opens no connection; [`Manager::run`] does.
     ///
     /// # Errors
@@ -332,8 +429,10 @@ impl ManagerBuilder {
             records: Mutex::default(),
             sender,
             handler: Mutex::new(self.handler),
+            notice_handler: Mutex::default(),
             notices: Arc::default(),
         }));
+        handle.set_notice_handler(self.notice_handler);
         Ok(Manager { handle, receiver, running: Arc::default() })
     }
 }
@@ -395,9 +494,9 @@ impl Manager {
     pub fn run(&self) -> Result<()> {
         let mut run = self.begin()?;
         while let Some(delivery) = run.next() {
-            // Only the C interface wants notices, and it has a loop of its own.
-            if let Delivery::Event(event) = delivery {
-                self.handle.deliver(&event);
+            match delivery {
+                Delivery::Event(event) => self.handle.deliver(&event),
+                Delivery::Notice(notice) => self.handle.deliver_notice(&notice),
             }
         }
         Ok(())
@@ -436,12 +535,20 @@ impl Drop for Manager {
 struct Tunnel {
     params: ConnectParams,
     record: Arc<TunnelRecord>,
-    /// Every update raises it. Reports with an older epoch are ignored.
+    /// Every update and every reconnect raises it. Reports with an older epoch are ignored.
     epoch: u64,
+    /// The epoch with which it got `params`.
+    since: u64,
     /// Whether the last event of the tunnel was CONNECT.
     connected: bool,
     /// `None` if no thread could be created for it yet.
     worker: Option<Worker>,
+}
+
+impl Tunnel {
+    fn directive(&self) -> Directive {
+        Directive::Connect { params: self.params.clone(), epoch: self.epoch, since: self.since }
+    }
 }
 
 /// The work of the start thread. It owns no frame of that thread's stack, so that a caller in C can
@@ -468,15 +575,14 @@ pub(crate) struct Run {
 /// What a handler is to be called for.
 pub(crate) enum Delivery {
     Event(Event),
-    /// With the number of notices that were dropped before it.
-    Notice(Notice, u32),
+    Notice(Notice),
 }
 
 /// One thing to do after a message. The handler of an event runs before the next one is done.
 enum Deed {
     Deliver(Delivery),
     /// Gives the tunnel's worker its present connection data.
-    Reconnect(TunnelId),
+    Connect(TunnelId),
     /// Tells a worker to end.
     Retire(Worker, Directive),
 }
@@ -494,7 +600,7 @@ impl Run {
                     }
                     return Some(delivery);
                 }
-                Some(Deed::Reconnect(id)) => self.reconnect(&id),
+                Some(Deed::Connect(id)) => self.direct_to_connect(&id),
                 Some(Deed::Retire(worker, how)) => {
                     worker.direct(how);
                     self.leaving.push(worker);
@@ -522,6 +628,7 @@ impl Run {
         };
         match message {
             Ok(Message::Command(id, command)) => self.execute(id, command),
+            Ok(Message::ReconnectAll) => self.reconnect_all(),
             Ok(Message::Worker(report)) => self.report(report),
             Ok(Message::Notice(notice)) => self.notify(notice),
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => self.stop(),
@@ -540,6 +647,8 @@ impl Run {
             }
             Command::Add(params) => self.create(&id, params),
             Command::Update(params) => self.update(&id, params),
+            Command::Reconnect if self.tunnels.contains_key(&id) => self.reconnect(&id),
+            Command::Reconnect => warn!(Code::Tunnel, "reconnect tunnel_id {id} not found!"),
             Command::Delete => self.delete(&id),
         }
         let mut ledger = self.handle.0.ledger.lock();
@@ -565,8 +674,9 @@ impl Run {
         let at = records.partition_point(|(other, _)| other < id);
         records.insert(at, (id.clone(), record.clone()));
         drop(records);
-        let worker = self.spawn(id, &params, 0, &record);
-        let tunnel = Tunnel { params, record, epoch: 0, connected: false, worker };
+        let first = Directive::Connect { params: params.clone(), epoch: 0, since: 0 };
+        let worker = self.spawn(id, first, &record);
+        let tunnel = Tunnel { params, record, epoch: 0, since: 0, connected: false, worker };
         self.tunnels.insert(id.clone(), tunnel);
     }
 
@@ -574,18 +684,34 @@ impl Run {
         let Some(tunnel) = self.tunnels.get_mut(id) else {
             return self.create(id, params);
         };
-        tunnel.epoch += 1;
         tunnel.params = params;
+        tunnel.since = tunnel.epoch + 1;
+        self.reconnect(id);
+    }
+
+    /// Makes a tunnel connect again with its present connection data.
+    fn reconnect(&mut self, id: &TunnelId) {
+        let Some(tunnel) = self.tunnels.get_mut(id) else { return };
+        tunnel.epoch += 1;
         let was_connected = std::mem::take(&mut tunnel.connected);
         if was_connected {
             self.emit(EventKind::Disconnect, id);
         }
-        self.deeds.push_back(Deed::Reconnect(id.clone()));
+        self.deeds.push_back(Deed::Connect(id.clone()));
     }
 
-    fn reconnect(&self, id: &TunnelId) {
-        if let Some(Tunnel { worker: Some(worker), params, epoch, .. }) = self.tunnels.get(id) {
-            worker.direct(Directive::Connect { params: params.clone(), epoch: *epoch });
+    fn reconnect_all(&mut self) {
+        let mut ids: Vec<TunnelId> = self.tunnels.keys().cloned().collect();
+        ids.sort_unstable();
+        ids.iter().for_each(|id| self.reconnect(id));
+        self.handle.0.ledger.lock().queued -= 1;
+    }
+
+    /// Gives the tunnel's worker its present connection data.
+    fn direct_to_connect(&self, id: &TunnelId) {
+        let Some(tunnel) = self.tunnels.get(id) else { return };
+        if let Some(worker) = &tunnel.worker {
+            worker.direct(tunnel.directive());
         }
     }
 
@@ -644,28 +770,26 @@ impl Run {
         self.deeds.push_back(Deed::Deliver(Delivery::Event(event)));
     }
 
-    fn notify(&mut self, notice: Notice) {
+    fn notify(&mut self, mut notice: Notice) {
         let queue = &self.handle.0.notices;
         queue.queued.fetch_sub(1, Ordering::AcqRel);
         if queue.wanted.load(Ordering::Acquire) {
-            let dropped = queue.dropped.swap(0, Ordering::AcqRel);
-            self.deeds.push_back(Deed::Deliver(Delivery::Notice(notice, dropped)));
+            notice.dropped = queue.dropped.swap(0, Ordering::AcqRel);
+            self.deeds.push_back(Deed::Deliver(Delivery::Notice(notice)));
         }
     }
 
     fn spawn(
         &mut self,
         id: &TunnelId,
-        params: &ConnectParams,
-        epoch: u64,
+        first: Directive,
         record: &Arc<TunnelRecord>,
     ) -> Option<Worker> {
         self.make_room();
         let sender = self.handle.0.sender.clone();
         let report = move |report| drop(sender.send(Message::Worker(report)));
         let options = self.handle.0.options.clone();
-        let directive = Directive::Connect { params: params.clone(), epoch };
-        match worker::spawn(id.clone(), options, directive, record.clone(), report) {
+        match worker::spawn(id.clone(), options, first, record.clone(), report) {
             Ok(worker) => Some(worker),
             Err(e) => {
                 warn!(Code::TunnelFailed, "tunnel {id}: create its worker: {e}; trying again");
@@ -699,9 +823,8 @@ impl Run {
             .collect();
         for id in missing {
             let Some(tunnel) = self.tunnels.get(&id) else { continue };
-            let (params, epoch, record) =
-                (tunnel.params.clone(), tunnel.epoch, tunnel.record.clone());
-            let worker = self.spawn(&id, &params, epoch, &record);
+            let (first, record) = (tunnel.directive(), tunnel.record.clone());
+            let worker = self.spawn(&id, first, &record);
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.worker = worker;
             }

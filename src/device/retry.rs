@@ -1,5 +1,5 @@
-//! When to connect again: the schedule of the C SDK, with an upper limit and some jitter on the
-//! longer gaps.
+//! When to connect again. After a failed attempt: the schedule of the C SDK, with an upper limit and
+//! some jitter on the longer gaps. After a refused token: a schedule of its own, with longer gaps.
 
 use std::time::Duration;
 
@@ -8,10 +8,15 @@ const MAX_GAP: Duration = Duration::from_secs(64);
 /// The number of consecutive failures after which the gap doubles.
 const STEP: u32 = 5;
 
+/// Longest gap after a refused token.
+pub(crate) const MAX_REFUSAL_GAP: Duration = Duration::from_secs(5 * 60);
+
 /// Counts consecutive failed attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     failures: u32,
+    /// How often the token was refused.
+    refusals: u32,
     /// Another device with the same token took the place of this one since the last start.
     replaced: bool,
 }
@@ -40,6 +45,15 @@ impl Retry {
         }
         gap.mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 10.0).min(MAX_GAP)
     }
+
+    /// Counts one more refusal of the token and returns the gap before the next attempt. It doubles
+    /// from 1 s on. `jitter`, from 0 to 1, shortens it by up to a quarter: after a mistake in the
+    /// gateway's list of tokens, a whole fleet has been refused at the same moment.
+    pub(crate) fn after_refusal(&mut self, jitter: f64) -> Duration {
+        let gap = Duration::from_secs(1 << self.refusals.min(9)).min(MAX_REFUSAL_GAP);
+        self.refusals = self.refusals.saturating_add(1);
+        gap.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 4.0)
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +68,32 @@ mod tests {
         assert_eq!(gaps[28..34], [32, 64, 64, 64, 64, 64]);
         retry.clear();
         assert_eq!(retry.after_failure(1.0).as_secs(), 1);
+    }
+
+    #[test]
+    fn gaps_after_a_refused_token_double_from_1_s_up_to_5_minutes() {
+        let mut retry = Retry::default();
+        let gaps: Vec<u64> = (0..12).map(|_| retry.after_refusal(0.0).as_secs()).collect();
+        assert_eq!(gaps, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        assert_eq!(retry.after_refusal(1.0), Duration::from_secs(225));
+        // A failure of another kind has a count of its own.
+        assert_eq!(retry.after_failure(0.0).as_secs(), 1);
+        assert_eq!(retry.after_refusal(0.0), MAX_REFUSAL_GAP);
+        retry.clear();
+        assert_eq!(retry.after_refusal(0.0).as_secs(), 1);
+    }
+
+    #[test]
+    fn ten_minutes_offline_have_fewer_than_40_attempts() {
+        let mut retry = Retry::default();
+        let mut passed = Duration::ZERO;
+        let mut attempts = 0;
+        while passed < Duration::from_secs(600) {
+            attempts += 1;
+            passed += retry.after_failure(0.0);
+        }
+        // Each but the first costs one log line: see `tests/attempts.rs`.
+        assert!(attempts < 40, "{attempts} attempts");
     }
 
     #[test]

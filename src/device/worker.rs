@@ -18,13 +18,13 @@ use aiot_tunnel_proto::session::SessionLimits;
 use aiot_tunnel_proto::websocket::Role;
 
 use super::control::{Control, Directive};
-use super::log::{log_failure, log_progress, log_replaced, RelayObserver};
+use super::log::{failure_code, log_progress, log_replaced, RelayObserver, Series};
 use super::options::Options;
 use super::poll::{turn, TunnelRelay, Waiter};
-use super::retry::Retry;
+use super::retry::{Retry, MAX_REFUSAL_GAP};
 use crate::config::{ConnectParams, Limits, TunnelId};
 use crate::logging::{self, info, warn, Code};
-use crate::net::open::{OpenError, Opened, Opener};
+use crate::net::open::{Failure, OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
 use crate::status::TunnelRecord;
@@ -119,6 +119,7 @@ pub(crate) fn spawn(
             record,
             report: Box::new(report),
             retry: Retry::default(),
+            series: Series::default(),
             was_short: false,
             failed: RefCell::default(),
             pause: None,
@@ -150,6 +151,8 @@ struct WorkerThread {
     record: Arc<TunnelRecord>,
     report: Box<dyn Fn(Report) + Send>,
     retry: Retry,
+    /// The failed attempts, for the log.
+    series: Series,
     /// Whether the last connection was lost within [`SHORT_LIFE`].
     was_short: bool,
     resolver: Rc<Resolver>,
@@ -167,10 +170,12 @@ enum Outcome {
     Directed,
     /// The connection was open and is lost. The next attempt begins at once.
     Lost,
-    /// The connection could not be opened, or was the second one in a row that was lost at once.
-    /// The next attempt begins after the retry gap.
-    Failed,
-    Expired,
+    /// The connection was open and was lost too soon. The next attempt begins after the retry gap.
+    LostSoon,
+    /// The connection could not be opened. The next attempt begins after the retry gap.
+    Failed(Failure),
+    /// The cloud refuses the token.
+    Refused,
 }
 
 impl WorkerThread {
@@ -189,7 +194,8 @@ impl WorkerThread {
             if let Some(current) = &self.current {
                 self.tell(current.epoch, ReportKind::Lost);
             }
-            self.pause_after_failure();
+            let gap = self.retry.after_failure(rand::random());
+            self.pause_for(gap);
         }
     }
 
@@ -207,9 +213,14 @@ impl WorkerThread {
                     self.waiter.linger(LEAVE);
                     break;
                 }
-                Some(Directive::Connect { params, epoch }) => {
+                Some(Directive::Connect { params, epoch, since }) => {
                     self.retry.clear();
-                    self.record.restart(&params);
+                    self.series.clear();
+                    let is_new = self.current.as_ref().is_none_or(|current| current.epoch < since);
+                    match is_new {
+                        true => self.record.restart(&params),
+                        false => self.record.start_again(),
+                    }
                     self.current = Some(Rc::new(Assignment { params, epoch }));
                 }
                 None => {}
@@ -227,26 +238,41 @@ impl WorkerThread {
         match self.connection(current) {
             Outcome::Directed => {}
             Outcome::Lost => self.retry.clear(),
-            Outcome::Failed => {
-                let gap = self.pause_after_failure();
+            Outcome::LostSoon => {
+                let gap = self.retry.after_failure(rand::random());
                 info!(Code::Tunnel, "tunnel {}: trying again in {gap:.1?}", self.id);
+                self.pause_for(gap);
             }
-            Outcome::Expired => {
+            Outcome::Failed(failure) => {
+                let gap = self.retry.after_failure(rand::random());
+                let code = failure_code(&failure);
+                warn!(code, "tunnel {}: {failure}; trying again in {gap:.1?}", self.id);
+                self.record.failed_with(code, &failure.to_string());
+                self.pause_for(gap);
+            }
+            Outcome::Refused if current.params.retries_refusal() => {
+                let gap = self.retry.after_refusal(rand::random());
+                warn!(
+                    Code::TunnelFailed,
+                    "tunnel {}: the cloud refuses its token; trying again in {gap:.1?}", self.id
+                );
+                self.record.refused();
+                self.pause_for(gap);
+            }
+            Outcome::Refused => {
                 warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
-                self.record.failed("the cloud refuses the token");
+                self.record.refused();
                 self.tell(current.epoch, ReportKind::Expired);
                 self.current = None;
             }
         }
     }
 
-    /// Delays the next attempt. Returns the gap.
-    fn pause_after_failure(&mut self) -> Duration {
-        let gap = self.retry.after_failure(rand::random());
+    /// Delays the next attempt.
+    fn pause_for(&mut self, gap: Duration) {
         let until = Instant::now() + gap;
         self.record.waiting(until);
         self.pause = Some(until);
-        gap
     }
 
     fn tell(&self, epoch: u64, kind: ReportKind) {
@@ -256,27 +282,49 @@ impl WorkerThread {
     /// Opens and serves one connection, from the name lookup to its end.
     fn connection(&mut self, current: &Assignment) -> Outcome {
         self.record.connecting();
-        let opened = match self.open(&current.params) {
-            Ok(opened) => opened,
+        let began = Instant::now();
+        let outcome = match self.open_with_few_lines(&current.params) {
+            Ok(opened) => return self.serve(opened, current.epoch),
             Err(OpenError::Interrupted) => return Outcome::Directed,
-            Err(OpenError::Unauthorized) => return Outcome::Expired,
-            Err(OpenError::Failed(failure)) => {
-                let code = log_failure(&self.id, &failure);
-                self.record.failed_with(code, &failure.to_string());
-                return Outcome::Failed;
-            }
+            Err(OpenError::Unauthorized) => Outcome::Refused,
+            Err(OpenError::Failed(failure)) => Outcome::Failed(failure),
         };
+        self.series.failed(began);
+        outcome
+    }
+
+    /// Serves an open connection until its end.
+    fn serve(&mut self, opened: Opened, epoch: u64) -> Outcome {
         info!(Code::Tunnel, "websocket {} opened", self.id);
+        self.series.end(&self.id);
         self.record.connected();
-        self.tell(current.epoch, ReportKind::Connected);
+        self.tell(epoch, ReportKind::Connected);
         let since = Instant::now();
         let mut relay = self.relay(opened, since);
-        let outcome = match self.run_relay(&mut relay) {
-            None => self.closed_as_directed(&mut relay),
-            Some(end) => self.lost(&end, current.epoch, since.elapsed()),
-        };
+        let end = self.run_relay(&mut relay);
+        if end.is_none() {
+            relay.close(reason::TUNNEL_CLOSED, Instant::now());
+        }
+        let lived = since.elapsed();
+        // It receives the last bytes and closes the sessions, so the counts are final from here on.
         self.waiter.keep_lingering(relay.into_lingering(Instant::now()));
-        outcome
+        match end {
+            None => self.closed_as_directed(),
+            Some(end) => self.lost(&end, epoch, lived),
+        }
+    }
+
+    /// Opens a connection. The steps of the first attempt of a series are logged as they are made,
+    /// those of a further one only if it succeeds: its failure costs one line.
+    fn open_with_few_lines(&self, params: &ConnectParams) -> Result<Opened, OpenError> {
+        if self.series.is_empty() {
+            return self.open(params);
+        }
+        let (opened, steps) = logging::hold(|| self.open(params));
+        if opened.is_ok() {
+            steps.write();
+        }
+        opened
     }
 
     fn open(&self, params: &ConnectParams) -> Result<Opened, OpenError> {
@@ -333,8 +381,7 @@ impl WorkerThread {
         None
     }
 
-    fn closed_as_directed(&self, relay: &mut TunnelRelay) -> Outcome {
-        relay.close(reason::TUNNEL_CLOSED, Instant::now());
+    fn closed_as_directed(&self) -> Outcome {
         info!(Code::Tunnel, "end the cloud channel.");
         info!(Code::Tunnel, "close cloud channel!");
         info!(Code::Tunnel, "websocket {} closed", self.id);
@@ -353,19 +400,23 @@ impl WorkerThread {
         info!(Code::Adapter, "adapter_network_deinit");
         self.tell(epoch, ReportKind::Lost);
         if end.is_expired() {
-            return Outcome::Expired;
+            // One that is refused soon after each success waits longer each time.
+            if lived > MAX_REFUSAL_GAP {
+                self.retry.clear();
+            }
+            return Outcome::Refused;
         }
         if let Some(address) = end.replaced_by().filter(|_| lived < REPLACED_SOON) {
             if self.retry.replaced() {
                 log_replaced(&self.id, address);
             }
-            return Outcome::Failed;
+            return Outcome::LostSoon;
         }
         let is_short = lived < SHORT_LIFE;
         // Two connections lost at once, one after the other, count as a failed attempt.
         let was_short = std::mem::replace(&mut self.was_short, is_short);
         if was_short && is_short {
-            return Outcome::Failed;
+            return Outcome::LostSoon;
         }
         Outcome::Lost
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use aiot_tunnel::{ipc, Service};
 use clap::Args;
 
-use crate::input;
+use crate::control::ControlArgs;
+use crate::input::{self, QueueKey};
 
 const AGENT_HELP: &str = "\
 Examples:
@@ -16,9 +17,12 @@ Examples:
     aiot-tunnel agent --service _SSH=127.0.0.1:22 --service web=unix:/run/app.sock \\
         --ca ca.pem
 
-The agent opens no tunnel by itself: `aiot-tunnel send`, or the business process of the
-Link SDK, tells it through the message queue. It prints one line for each event, such as
-\"Connect t1\". SIGINT and SIGTERM end it.";
+  In a container, which has no message queue:
+    aiot-tunnel agent --queue-key off
+
+The agent opens no tunnel by itself. `aiot-tunnel send` tells it to through the control socket,
+and the business process of the Link SDK through the message queue. It prints one line for
+each event, such as \"Connect t1\". SIGINT and SIGTERM end it.";
 
 #[derive(Args)]
 #[command(after_help = AGENT_HELP)]
@@ -43,18 +47,15 @@ pub(crate) struct AgentArgs {
     /// Private key of the client certificate (PEM file, not encrypted)
     #[arg(long, value_name = "FILE", requires = "client_cert")]
     pub(crate) client_key: Option<PathBuf>,
-    /// Key of the message queue that commands come from
-    #[arg(
-        long,
-        value_name = "KEY",
-        default_value_t = ipc::DEFAULT_KEY,
-        value_parser = input::queue_key
-    )]
-    pub(crate) queue_key: i32,
+    /// Key of the message queue that commands come from; "off": no queue
+    #[arg(long, value_name = "KEY", default_value_t = QueueKey::Key(ipc::DEFAULT_KEY))]
+    pub(crate) queue_key: QueueKey,
     /// Permissions that the queue may have, in octal; an existing queue loses all others
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = input::octal)]
     pub(crate) queue_mode: u32,
     /// User id that may own the queue, besides root and the user of this process
     #[arg(long, value_name = "UID")]
     pub(crate) queue_owner: Option<u32>,
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
 }

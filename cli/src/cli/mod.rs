@@ -5,6 +5,7 @@ mod agent;
 mod gateway;
 mod send;
 mod signal;
+mod status;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
@@ -14,12 +15,13 @@ pub(crate) use agent::AgentArgs;
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::SignalArgs;
+pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open;
-/// so does `signal`, which receives it from the platform over MQTT.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
+/// `status` shows what the tunnels do. `signal` tells the agent what the platform says over MQTT.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -53,6 +55,8 @@ pub(crate) enum Subcommands {
     Send(SendArgs),
     /// Tell the agent what the platform says over MQTT
     Signal(SignalArgs),
+    /// Show the tunnels and sessions of the agent on this machine
+    Status(StatusArgs),
 }
 
 /// A limit. With 0, nothing would work.

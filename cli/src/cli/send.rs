@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use aiot_tunnel::{ipc, Port, TunnelId};
+use aiot_tunnel::{Port, TunnelId};
 use clap::{Args, ValueEnum};
 
+use crate::control::path_of_socket;
 use crate::input;
 
 const SEND_HELP: &str = "\
@@ -16,17 +17,26 @@ Examples:
   Close it:
     aiot-tunnel send delete --tunnel t1
 
-The program ends when the agent has taken the command, and fails if nobody takes it within
-three seconds. The agent reports the outcome as an event.";
+  Connect all tunnels again now, for example after the network has changed:
+    aiot-tunnel send reconnect
+
+The command goes through the agent's control socket. If no agent listens there, or with
+--queue-key, it goes through the message queue, which carries add, update and delete. The
+program ends when the agent has taken the command, and fails if nobody takes it within three
+seconds. The agent reports the outcome as an event.";
 
 #[derive(Args)]
 #[command(after_help = SEND_HELP)]
 pub(crate) struct SendArgs {
     /// Command to send
     pub(crate) operation: Operation,
-    /// Id of the tunnel
-    #[arg(long, value_name = "ID")]
-    pub(crate) tunnel: TunnelId,
+    /// Id of the tunnel; needed for add, update and delete. Reconnect without it is for all
+    #[arg(
+        long,
+        value_name = "ID",
+        required_if_eq_any([("operation", "add"), ("operation", "update"), ("operation", "delete")])
+    )]
+    pub(crate) tunnel: Option<TunnelId>,
     /// Host of the tunnel service; needed for add and update
     #[arg(long)]
     pub(crate) host: Option<String>,
@@ -39,14 +49,12 @@ pub(crate) struct SendArgs {
     /// File with the device's token; without it, AIOT_TUNNEL_DEVICE_TOKEN is used
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Key of the agent's message queue
-    #[arg(
-        long,
-        value_name = "KEY",
-        default_value_t = ipc::DEFAULT_KEY,
-        value_parser = input::queue_key
-    )]
-    pub(crate) queue_key: i32,
+    /// The agent's control socket; default /run/aiot-tunnel/agent.sock
+    #[arg(long, value_name = "PATH", value_parser = path_of_socket, conflicts_with = "queue_key")]
+    pub(crate) control_socket: Option<PathBuf>,
+    /// Key of the agent's message queue; 1234 unless the agent has another one
+    #[arg(long, value_name = "KEY", value_parser = input::queue_key)]
+    pub(crate) queue_key: Option<i32>,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
@@ -57,4 +65,8 @@ pub(crate) enum Operation {
     Update,
     /// Close a tunnel
     Delete,
+    /// Connect a tunnel again now, or all of them
+    Reconnect,
+    /// Make the agent read its services and files again, as SIGHUP does
+    Reload,
 }

@@ -1,0 +1,125 @@
+//! Events on their way from the agent's threads to the server's.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use aiot_tunnel::{Event, EventKind};
+use rustix::event::{eventfd, EventfdFlags};
+
+use super::protocol::{self, EventName};
+use crate::Result;
+
+/// Most bytes of events that wait for the server, or for one client.
+pub(super) const MAX_WAITING: usize = 256 * 1024;
+
+/// Where the agent puts its events. Does nothing but count while no client wants them: an event
+/// must not wake a thread for nobody. Cheap to clone. Nothing here blocks.
+#[derive(Clone)]
+pub(crate) struct Events(Arc<Shared>);
+
+struct Shared {
+    /// Wakes the server.
+    wake: OwnedFd,
+    queue: Mutex<Queue>,
+    counts: [AtomicU64; EventName::ALL.len()],
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Clients that want events.
+    subscribers: usize,
+    /// Lines for all of them.
+    lines: Vec<u8>,
+    /// There was no room for a line.
+    is_cut: bool,
+    stop: bool,
+}
+
+/// What the server finds when it is woken.
+#[derive(Default)]
+pub(super) struct Woken {
+    pub(super) lines: Vec<u8>,
+    /// Lines are missing, so whoever wants all events must be told.
+    pub(super) is_cut: bool,
+    pub(super) stop: bool,
+}
+
+impl Events {
+    pub(crate) fn new() -> Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| format!("make an event descriptor: {e}"))?;
+        Ok(Events(Arc::new(Shared { wake, queue: Mutex::default(), counts: Default::default() })))
+    }
+
+    /// Passes on an event of the library.
+    pub(crate) fn event(&self, event: &Event) {
+        let name = match event.kind {
+            EventKind::Connect => EventName::Connect,
+            EventKind::Disconnect => EventName::Disconnect,
+            EventKind::Expired => EventName::Expired,
+            _ => return,
+        };
+        self.push(&protocol::Event::new(name, event.tunnel_id.as_str()));
+    }
+
+    pub(crate) fn push(&self, event: &protocol::Event) {
+        self.0.counts[event.event as usize].fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.lock();
+        if queue.subscribers == 0 || queue.is_cut {
+            return;
+        }
+        let line = protocol::line(&event.at(SystemTime::now()));
+        match queue.lines.len() + line.len() > MAX_WAITING {
+            true => queue.is_cut = true,
+            false => queue.lines.extend_from_slice(&line),
+        }
+        drop(queue);
+        self.wake();
+    }
+
+    /// How many there were of each kind since the start.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (EventName, u64)> + '_ {
+        let counts = self.0.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        EventName::ALL.into_iter().zip(counts)
+    }
+
+    pub(super) fn add_subscriber(&self) {
+        self.lock().subscribers += 1;
+    }
+
+    pub(super) fn set_subscribers(&self, number: usize) {
+        self.lock().subscribers = number;
+    }
+
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.wake();
+    }
+
+    /// Takes what waits. The server calls it when [`waker`](Self::waker) is readable.
+    pub(super) fn take(&self) -> Woken {
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&self.0.wake, &mut counter);
+        let mut queue = self.lock();
+        Woken {
+            lines: std::mem::take(&mut queue.lines),
+            is_cut: std::mem::take(&mut queue.is_cut),
+            stop: queue.stop,
+        }
+    }
+
+    pub(super) fn waker(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
+    }
+
+    /// A counter that is full wakes as well.
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -67,6 +67,25 @@ fn help_shows_every_subcommand_its_options_and_examples() {
             ],
         ),
         ("send", &["--tunnel", "--host", "--port", "--path", "--token-file", "--queue-key"]),
+        (
+            "signal",
+            &[
+                "--broker",
+                "--region",
+                "--instance",
+                "--product-key",
+                "--device-name",
+                "--device-secret-file",
+                "--username",
+                "--password-file",
+                "--client-id",
+                "--ca",
+                "--client-cert",
+                "--client-key",
+                "--control-socket",
+                "--queue-key",
+            ],
+        ),
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
         let help = stdout(&[subcommand, "--help"]);
@@ -109,6 +128,9 @@ fn a_wrong_argument_is_named_with_the_reason() {
         (&["agent", "--queue-key", "0"], ["--queue-key", "nobody can reach"]),
         (&["send", "delete", "--tunnel", "t1", "--queue-key", "0"], ["--queue-key", "private"]),
         (&["gateway", "--cert", "server.pem"], ["--key", "required"]),
+        (&["signal", "--broker", "wss://h"], ["--broker", "mqtts://HOST"]),
+        (&["signal", "--username", "u"], ["--password-file", "required"]),
+        (&["signal", "--region", "r", "--instance", "i"], ["--region", "--instance"]),
         (&["fly"], ["fly", "subcommand"]),
     ] {
         let output = run(arguments);
@@ -137,6 +159,24 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
         (with(&["ws://h:65536", "--tunnel", "t1"]), "port"),
         (with(&["ws://h h", "--tunnel", "t1"]), "host"),
         (vec!["send", "update", "--tunnel", "t1", "--port", "1"], "--host and --port"),
+        (vec!["signal", "--broker", "mqtt://h"], "--product-key and --device-name"),
+        (vec!["signal", "--product-key", "p", "--device-name", "d"], "--broker URL"),
+        (vec!["signal", "--product-key", "p/q", "--device-name", "d"], "product key"),
+        (vec!["signal", "--product-key", "p", "--device-name", "d", "--region", "/"], "region"),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--broker",
+                "mqtt://h",
+                "--ca",
+                "ca.pem",
+            ],
+            "mqtts://",
+        ),
     ] {
         let output = run_with_tokens(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);

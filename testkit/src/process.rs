@@ -111,6 +111,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Sends SIGUSR1.
+    pub fn user_signal(&mut self) {
+        self.signal(Signal::USR1);
+    }
+
     /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);

@@ -34,6 +34,8 @@ pub(crate) fn init_log() {
         builder.write_style(env_logger::WriteStyle::Always);
     }
     builder.parse_env(env_logger::Env::default().default_filter_or("info"));
+    // The MQTT library quotes packets that a broker must not send. They may hold a password.
+    builder.filter_module("rumqttc", log::LevelFilter::Off);
     builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).init();
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();

@@ -25,9 +25,9 @@ const WATCH_AGAIN_MOST: Duration = Duration::from_secs(8);
 
 pub(crate) fn run(args: &SignalArgs) -> Result<()> {
     let mut ends = ending_signals()?;
+    let mut asks = Signals::new([SIGUSR1])?;
     let options = options(args)?;
     output::start();
-    let mut asks = Signals::new([SIGUSR1])?;
     let agent = Agent::new(args);
     let socket = agent.socket.clone();
     let signal = Signal::start(options, agent)?;

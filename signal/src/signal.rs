@@ -89,6 +89,10 @@ impl Default for Times {
 
 /// Receives the platform's messages and hands them to the agent, until it is stopped. Dropping it stops
 /// it, as [`stop`](Self::stop) does.
+///
+/// Its own log lines hold no secret, and a broker can cause only a limited number of them. The MQTT
+/// library `rumqttc` makes lines, too; one of them quotes packets that a broker must not send, and a
+/// broker knows the password. So leave lines with the target `rumqttc` out of the log.
 #[must_use = "dropping it stops it"]
 pub struct Signal {
     shared: Arc<Shared>,

@@ -35,6 +35,7 @@ fn broker(test: &str) -> Option<Mosquitto> {
     let credentials = credentials();
     let (user, password) =
         (credentials.username().unwrap(), credentials.expose_password().unwrap());
+    logs::note_secret(password.as_bytes());
     Mosquitto::new(user, password, TOPICS).map_err(|why| skip(test, why)).ok()
 }
 

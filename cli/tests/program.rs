@@ -201,6 +201,20 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             "set AIOT_TUNNEL_DEVICE_TOKEN",
         ),
         (vec!["send", "delete", "--tunnel", "t1", "--queue-key", "12345679"], "message queue"),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--region",
+                "r",
+                "--device-secret-file",
+                "/nowhere/secret",
+            ],
+            "/nowhere/secret: No such file",
+        ),
     ] {
         let output = run(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);

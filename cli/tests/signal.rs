@@ -141,8 +141,15 @@ impl Device {
         assert_eq!(self.ssh().as_deref(), Some("hello from the device"));
     }
 
-    /// Ends the signal process; its log must not hold a secret.
+    /// Ends the signal process; its log must not hold a secret, and it has no file open.
     fn finish(mut self) {
+        let open = format!("/proc/{}/fd", self.signal.process.id());
+        for descriptor in std::fs::read_dir(open).unwrap().flatten() {
+            // One that was closed meanwhile has no name any more.
+            let file = std::fs::read_link(descriptor.path()).unwrap_or_default();
+            let is_file = file.starts_with("/") && !file.starts_with("/dev");
+            assert!(!is_file, "{}", file.display());
+        }
         self.signal.process.terminate();
         let (status, log) = self.signal.finish();
         assert!(status.success(), "{status}: {log}");
@@ -188,7 +195,7 @@ fn one_message_leads_to_ssh_and_close_ends_it(test: &str, way: Way) {
     device.update(DEVICE_TOKEN);
     device.reply(device.data(DEVICE_TOKEN));
     device.broker.publish(NOTIFY, b"junk");
-    device.signal.expect_log("drops a message of 4 bytes");
+    device.signal.expect_log("dropped a message of 4 bytes");
     device.ssh_works();
     assert_eq!(device.events.so_far(), [""; 0]);
     device.close();

@@ -222,7 +222,7 @@ impl Connection {
         let body = format!("{{\"id\":{},\"params\":{{}}}}", self.number);
         let topic = self.shared.options.device.request_topic();
         match self.client.try_publish(topic, QoS::AtLeastOnce, false, body) {
-            Ok(()) => log::info!("asks the platform for connection data"),
+            Ok(()) => log::info!("asking the platform for connection data"),
             Err(e) => log::warn!("cannot ask the platform for connection data: {e}"),
         }
     }
@@ -295,7 +295,7 @@ impl Connection {
         if let Err(why) = self.take(publish) {
             if self.limiter.permits(Instant::now()) {
                 let topic = printable(&publish.topic);
-                log::warn!("drops a message of {size} bytes on {topic}: {why}");
+                log::warn!("dropped a message of {size} bytes on {topic}: {why}");
             }
         }
     }

@@ -231,15 +231,17 @@ impl Handle {
         self.want(Reason::Lost);
     }
 
-    /// The agent's events are seen from now on. If it has started again, it has lost its tunnels: the
-    /// agent gets what is known again, and the platform is asked for what is not.
+    /// The agent's events are seen from now on. If they were seen before, the agent may have started
+    /// again and lost its tunnels: it gets what is known again, and the platform is asked for what is not.
     pub fn agent_connected(&self) {
         let mut state = self.0.lock();
-        state.ledger.agent_connected();
+        let is_again = state.ledger.agent_connected();
         state.is_agent_back = true;
         drop(state);
         self.0.owed.notify_all();
-        self.want(Reason::Lost);
+        if is_again {
+            self.want(Reason::Lost);
+        }
     }
 
     /// The agent's events are not seen any more.

@@ -61,6 +61,7 @@ fn start() -> (TcpListener, Signal) {
     let credentials = Credentials::password("pk.d", "user", "hush-password").unwrap();
     let mut times = Times::default();
     times.connect = Duration::from_secs(1);
+    times.keep_alive = Duration::from_secs(1);
     times.retry_least = Duration::from_millis(10);
     times.retry_most = Duration::from_millis(20);
     let options = Options::new(device, broker, credentials).with_times(times);
@@ -176,11 +177,11 @@ fn a_flood_of_junk_does_not_fill_the_log() {
     }
     // A ping is answered in its turn: everything before it has been looked at.
     stream.write_all(&publish(br#"{"tunnel_id":"t1","operation":"close"}"#)).unwrap();
-    wait::until("20 lines", || lines_with("drops a message") == 20);
+    wait::until("20 lines", || lines_with("dropped a message") == 20);
     drop(stream);
     drop(accept(&listener));
     signal.stop();
-    assert_eq!(lines_with("drops a message"), 20);
+    assert_eq!(lines_with("dropped a message"), 20);
     assert_eq!(lines_with("hush"), 0);
 }
 
@@ -206,5 +207,17 @@ fn a_broker_that_does_not_answer_the_subscriptions_has_a_deadline() {
     stream.write_all(&CONNACK).unwrap();
     drop(accept(&listener));
     assert_eq!(lines_with("does not answer the subscriptions"), 1);
+    signal.stop();
+}
+
+#[test]
+fn a_broker_that_answers_no_ping_is_given_up() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let (listener, signal) = start();
+    let mut stream = accept(&listener);
+    stream.write_all(&CONNACK).unwrap();
+    answer_subscriptions(&mut stream, 1);
+    drop(accept(&listener));
+    assert_eq!(lines_with("does not answer a ping"), 1);
     signal.stop();
 }

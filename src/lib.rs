@@ -49,9 +49,11 @@ mod status;
 mod sys;
 
 pub use config::{
-    ConnectParams, Limits, Port, Security, Service, Target, TlsConfig, Token, TunnelId,
+    AddressFamily, Clock, ConnectParams, Limits, Network, Port, Proxy, Security, Service, Target,
+    TlsConfig, Token, TunnelId,
 };
 pub use device::manager::{EventHandler, Handle, Manager, ManagerBuilder, NoticeHandler};
+pub use device::subscribers::Observation;
 pub use error::{Error, Result};
 pub use event::{Event, EventKind};
 pub use status::{Notice, NoticeKind, SessionStatus, TunnelState, TunnelStatus};

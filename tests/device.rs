@@ -390,3 +390,67 @@ fn a_reader_that_takes_nothing_does_not_hold_its_siblings_for_ever() {
     assert!(released);
     drop(kept);
 }
+
+#[test]
+fn services_are_replaced_and_removed_without_touching_open_sessions() {
+    let named = |name: &'static str| {
+        service("e", move |mut stream| {
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() {
+                if stream.write_all(name.as_bytes()).is_err() {
+                    break;
+                }
+            }
+        })
+    };
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(named("old")).service(echo("other")));
+    let handle = &running.handle;
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    let answers = |device: &mut aiot_tunnel_testkit::tunnel_end::TunnelEnd, session, name: &str| {
+        device.data(session, b"?");
+        assert_eq!(device.receive_data(session, name.len()), name.as_bytes());
+    };
+    assert_eq!(device.create("a", "e"), 0);
+    answers(&mut device, "a", "old");
+    handle.set_services([named("first"), named("new"), echo("third")]);
+    assert_eq!(device.create("b", "e"), 0);
+    // Of two services of one type, the last one counts.
+    answers(&mut device, "b", "new");
+    answers(&mut device, "a", "old");
+    assert_eq!(device.create("c", "other"), 2);
+    assert_eq!(device.create("c", "third"), 0);
+    assert!(handle.remove_service("e"));
+    assert!(!handle.remove_service("e"));
+    assert_eq!(device.create("d", "e"), 2);
+    answers(&mut device, "b", "new");
+    handle.set_services([]);
+    assert_eq!(device.create("d", "third"), 2);
+    answers(&mut device, "c", "?");
+    assert!(running.events.try_recv().is_err());
+}
+
+#[test]
+fn new_limits_apply_to_the_next_connection_and_bad_ones_change_nothing() {
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")));
+    let handle = &running.handle;
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    handle.set_limits(Limits::new().with_max_sessions(1).with_max_tunnels(1)).unwrap();
+    assert_eq!(device.create("a", "e"), 0);
+    assert_eq!(device.create("b", "e"), 0);
+    let refused = handle.add(&id("u"), cloud.params()).unwrap_err();
+    assert!(matches!(refused, Error::TunnelLimit(1)), "{refused}");
+    let refused = handle.set_limits(Limits::new().with_max_sessions(0)).unwrap_err();
+    assert!(refused.to_string().starts_with("max_sessions"), "{refused}");
+    handle.reconnect_all().unwrap();
+    running.expect(EventKind::Disconnect, "t");
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("a", "e"), 0);
+    assert_eq!(device.create("b", "e"), 1);
+}

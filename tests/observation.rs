@@ -1,6 +1,8 @@
 //! What `Handle::tunnels` shows of tunnels and their sessions.
 
 use std::net::TcpListener;
+use std::sync::mpsc::{self, TryRecvError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::*;
@@ -154,4 +156,112 @@ fn a_snapshot_holds_no_token() {
     assert!(cloud.accept_if(|_| Some(500)).is_none());
     let status = wait_for(&running.handle, "the refusal", |s| s.last_error.is_some());
     assert!(!format!("{status:?}").contains("hush-"), "{status:?}");
+}
+
+#[test]
+fn subscribers_get_what_the_handlers_get_until_the_run_ends() {
+    let cloud = Cloud::plain();
+    let mut running = Running::start(plain().service(echo("e")));
+    let handle = running.handle.clone();
+    let (first, second) = (handle.subscribe(), handle.subscribe());
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    device.check_echo("s", "e");
+    drop(second);
+    device.close(1001);
+    running.expect(EventKind::Disconnect, "t");
+    let _device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    running.stop();
+    let seen: Vec<String> = first
+        .into_iter()
+        .map(|observation| match observation {
+            Observation::Event(event) => event.to_string(),
+            Observation::Notice(notice) => match notice.kind {
+                NoticeKind::SessionOpened(session) => format!("opened {}", session.id),
+                NoticeKind::SessionClosed(session) => {
+                    assert_eq!(session.bytes_from_cloud, session.bytes_to_cloud);
+                    assert_ne!(session.bytes_to_cloud, 0);
+                    format!("closed {}", session.id)
+                }
+                NoticeKind::Failed { code, text, .. } => {
+                    assert!(text.contains("1001"), "{text}");
+                    format!("failed {code:x}")
+                }
+                other => format!("{other:?}"),
+            },
+            other => format!("{other:?}"),
+        })
+        .collect();
+    let failed = format!("failed {:x}", state::TUNNEL_RESET);
+    let expected = [
+        "Connect t",
+        "opened s",
+        "closed s",
+        &*failed,
+        "Disconnect t",
+        "Connect t",
+        "Disconnect t",
+    ];
+    assert_eq!(seen, expected);
+    assert!(handle.subscribe().recv().is_err());
+}
+
+#[test]
+fn a_notice_handler_may_be_exchanged_and_may_panic() {
+    let (sender, notices) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let (call, called) = mpsc::channel();
+    let call = Mutex::new(call);
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().on_notice(move |_, _| {
+        call.lock().unwrap().send(()).unwrap();
+        panic!("on purpose");
+    }));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    assert!(cloud.accept_if(|_| Some(500)).is_none());
+    called.recv_timeout(TIMEOUT).unwrap();
+    running.handle.set_notice_handler(Some(Arc::new(move |handle, notice| {
+        // Every call of the handle is allowed here.
+        handle.delete(&notice.tunnel_id).unwrap();
+        sender.lock().unwrap().send(notice.clone()).unwrap();
+    })));
+    // The worker waits, and the next attempt fails as well.
+    assert!(cloud.accept_if(|_| Some(500)).is_none());
+    let notice = notices.recv_timeout(TIMEOUT).unwrap();
+    assert!(matches!(notice.kind, NoticeKind::Failed { .. }), "{notice:?}");
+    wait::until("the tunnel is deleted", || running.handle.tunnels().is_empty());
+    running.handle.set_notice_handler(None);
+    // The sender in the former handler is gone.
+    wait::until("the end", || matches!(notices.try_recv(), Err(TryRecvError::Disconnected)));
+}
+
+#[test]
+fn notices_that_a_slow_handler_has_no_room_for_are_counted() {
+    let (release, gate) = mpsc::channel::<()>();
+    let (sender, dropped) = mpsc::channel();
+    let (gate, sender) = (Mutex::new(gate), Mutex::new(sender));
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(echo("e")).on_notice(move |_, notice| {
+        let _ = gate.lock().unwrap().recv();
+        sender.lock().unwrap().send(notice.dropped).unwrap();
+    }));
+    running.handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    // Each has two notices.
+    const SESSIONS: u32 = 600;
+    for _ in 0..SESSIONS {
+        device.check_echo("s", "e");
+    }
+    drop(release);
+    let (mut handled, mut lost) = (0, 0);
+    while handled + lost < 2 * SESSIONS {
+        lost += dropped.recv_timeout(TIMEOUT).expect("a notice in time");
+        handled += 1;
+    }
+    assert_eq!(handled + lost, 2 * SESSIONS);
+    // The first one was in the handler's hands.
+    assert!((1024..=1025).contains(&handled), "{handled} handled, {lost} dropped");
 }

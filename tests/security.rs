@@ -601,7 +601,7 @@ fn without_a_ca_of_its_own_an_agent_trusts_the_systems_roots_and_shows_its_certi
         let queue = own.0.to_string();
         let mut command = Command::new(program());
         command
-            .args(["agent", "--queue-key", &queue])
+            .args(["agent", "--control-socket", "none", "--queue-key", &queue])
             .arg("--client-cert")
             .arg(file("cert", &identity.certificate))
             .arg("--client-key")
@@ -659,7 +659,7 @@ fn no_process_shows_its_token_in_the_process_list_or_its_environment() {
     let own = Key::new();
     let key = own.0.to_string();
     let mut command = Command::new(program());
-    command.args(["agent", "--plain", "--queue-key", &key]);
+    command.args(["agent", "--plain", "--control-socket", "none", "--queue-key", &key]);
     let mut agent = Holder::new(logs::keep_of(&mut command));
     let (host, port) = address.rsplit_once(':').unwrap();
     let send = || {

@@ -149,9 +149,19 @@ fn tunnel(link: &Link, more: &[&str]) -> SetUp {
     });
     gateway.lines().expect("listening");
     let service = format!("bench=127.0.0.1:{SERVICE_PORT}");
-    let mut agent = link
-        .device
-        .within(|| start(&["agent", "--queue-key", &queue, "--ca", &ca, "--service", &service]));
+    let mut agent = link.device.within(|| {
+        start(&[
+            "agent",
+            "--control-socket",
+            "none",
+            "--queue-key",
+            &queue,
+            "--ca",
+            &ca,
+            "--service",
+            &service,
+        ])
+    });
     let events = agent.lines();
     wait::until("the agent's queue", || key.exists());
     let host = CLOUD.to_string();

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     let security = match (url.secure, &args.ca) {
         (false, None) => Security::Plain,
         (false, Some(_)) => return usage("--ca needs a wss:// URL"),
-        (true, ca) => Security::Tls(input::tls(ca.as_deref())?),
+        (true, ca) => Security::Tls(input::tls(ca.as_deref())?.with_clock(args.network.clock())),
     };
     let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
     // With --stdio, standard output is closed before the program ends.
@@ -35,6 +35,7 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     let params = ConnectParams::new(url.host, url.port, &path, token).map_err(Usage::of)?;
     let keepalive = (args.keepalive > 0).then(|| Duration::from_secs(args.keepalive));
     let client = Client::new(params, security, &args.service)?
+        .with_network(args.network.network()?)
         .with_extensions(!args.no_extensions)
         .with_queue_timeout(Duration::from_secs(args.queue_timeout))
         .with_half_close_timeout(Duration::from_secs(args.half_close_timeout))

@@ -4,8 +4,10 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
+use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::{warnings, Result};
@@ -14,6 +16,11 @@ use crate::{warnings, Result};
 pub(crate) const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
 /// The variable that holds the operator's token when no file is named.
 pub(crate) const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
+
+/// A longer time is a mistake, and clocks do not reach it.
+const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A larger buffer is a mistake.
+const MAX_BYTES: usize = 1024 * 1024 * 1024;
 
 /// Reads a file; an error names it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
@@ -31,12 +38,7 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
 /// Call it before the process has a second thread.
 pub(crate) fn token(file: Option<&Path>, variable: &str, side: &str) -> Result<Token> {
     let text = match file {
-        Some(path) => {
-            let bytes = read_secret(path)?;
-            let text =
-                std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
-            Zeroizing::new(text.to_owned())
-        }
+        Some(path) => secret_text(path)?,
         None => process::take_variable(variable)?.ok_or_else(|| {
             format!("no {side} token: name its file in an option (see --help), or set {variable}")
         })?,
@@ -45,6 +47,22 @@ pub(crate) fn token(file: Option<&Path>, variable: &str, side: &str) -> Result<T
         "" => Err(format!("the {side} token is empty").into()),
         token => Ok(Token::new(token)?),
     }
+}
+
+/// The token of a file, never empty.
+pub(crate) fn token_of_file(path: &Path) -> Result<Token> {
+    let text = secret_text(path)?;
+    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    match text.trim() {
+        "" => Err(wrong(&"it is empty; a token is expected").into()),
+        token => Ok(Token::new(token).map_err(|e| wrong(&e))?),
+    }
+}
+
+fn secret_text(path: &Path) -> Result<Zeroizing<String>> {
+    let bytes = read_secret(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// TLS that trusts the certificates of a file, or the system's.
@@ -128,6 +146,7 @@ impl FromStr for QueueKey {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "off" => Ok(QueueKey::Off),
+            key if key.parse::<i32>().is_err() => Err("neither a number nor off".into()),
             key => queue_key(key).map(QueueKey::Key),
         }
     }
@@ -152,9 +171,71 @@ pub(crate) fn queue_key(text: &str) -> std::result::Result<i32, String> {
     }
 }
 
+/// A time that may be switched off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OptionalDuration(pub(crate) Option<Duration>);
+
+/// A time in seconds, or with a unit: `90`, `500ms`, `1m 30s`. Not zero.
+pub(crate) fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let time = match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    };
+    match time {
+        Ok(Duration::ZERO) => Err("must not be zero".to_owned()),
+        Ok(time) if time > MAX_TIME => Err("longer than 100 years".to_owned()),
+        Ok(time) => Ok(time),
+        Err(_) => Err("not a time such as 30s, 500ms or 5m".to_owned()),
+    }
+}
+
+/// A time, or `never`.
+pub(crate) fn optional_duration(text: &str) -> std::result::Result<OptionalDuration, String> {
+    match text {
+        "never" => Ok(OptionalDuration(None)),
+        text => match duration(text) {
+            Ok(time) => Ok(OptionalDuration(Some(time))),
+            Err(e) => Err(format!("{e}; never switches it off")),
+        },
+    }
+}
+
+/// A number of bytes, or of KiB or MiB.
+fn bytes(text: &str, least: usize) -> std::result::Result<usize, String> {
+    let (number, unit) = match text.trim_end_matches("KiB") {
+        number if number != text => (number, 1024),
+        _ => match text.trim_end_matches("MiB") {
+            number if number != text => (number, 1024 * 1024),
+            number => (number, 1),
+        },
+    };
+    let bytes: Option<usize> = number.trim_end().parse().ok();
+    match bytes.and_then(|bytes| bytes.checked_mul(unit)).filter(|bytes| *bytes <= MAX_BYTES) {
+        Some(bytes) if bytes >= least => Ok(bytes),
+        Some(_) => Err(format!("less than {}KiB", least / 1024)),
+        None => Err("not a number of bytes up to 1024MiB, such as 65536 or 64KiB".to_owned()),
+    }
+}
+
+/// The largest payload that is accepted fits into it.
+pub(crate) fn session_buffer(text: &str) -> std::result::Result<usize, String> {
+    bytes(text, 64 * 1024)
+}
+
+/// Two frames fit into it.
+pub(crate) fn send_buffer(text: &str) -> std::result::Result<usize, String> {
+    bytes(text, 8 * 1024)
+}
+
+/// How much is logged.
+pub(crate) fn log_level(text: &str) -> std::result::Result<LevelFilter, String> {
+    text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace".to_owned())
+}
+
 /// Permission bits in octal.
 pub(crate) fn octal(text: &str) -> std::result::Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    match u32::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("not permissions such as 0600".into()),
     }
@@ -234,9 +315,30 @@ mod tests {
     }
 
     #[test]
+    fn times_and_sizes_have_units() {
+        for (text, seconds) in [("90", 90.0), ("500ms", 0.5), ("1m 30s", 90.0), ("2h", 7200.0)] {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), seconds);
+        }
+        for bad in ["", "0", "0s", "-1", "x", "1 fortnight", "99999999999999999999", "200y"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(optional_duration("never"), Ok(OptionalDuration(None)));
+        assert_eq!(optional_duration("1"), Ok(OptionalDuration(Some(Duration::from_secs(1)))));
+        assert!(optional_duration("0").unwrap_err().contains("never"));
+        for (text, bytes) in [("65536", 65536), ("64KiB", 65536), ("1 MiB", 1 << 20)] {
+            assert_eq!(session_buffer(text), Ok(bytes));
+        }
+        for bad in ["", "65535", "KiB", "1GiB", "-1", "2048MiB", "99999999999999999999"] {
+            assert!(session_buffer(bad).is_err(), "{bad}");
+        }
+        assert_eq!(send_buffer("8KiB"), Ok(8192));
+    }
+
+    #[test]
     fn permissions_are_octal() {
         assert_eq!(octal("0620"), Ok(0o620));
-        for bad in ["", "9", "1000", "-1", "0x1f"] {
+        assert_eq!(octal("0o600"), Ok(0o600));
+        for bad in ["", "9", "1000", "-1", "0x1f", "0o", "0o0o1"] {
             assert!(octal(bad).is_err(), "{bad}");
         }
     }

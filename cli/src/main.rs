@@ -11,9 +11,11 @@ mod cli;
 mod control;
 mod gateway;
 mod input;
+mod network;
 mod output;
 mod process;
 mod send;
+mod settings;
 mod signal;
 mod status;
 mod warnings;
@@ -21,9 +23,9 @@ mod warnings;
 use std::fmt;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use cli::{Cli, Subcommands};
+use cli::Subcommands;
+use output::LogFormat;
+use settings::Settings;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -49,20 +51,12 @@ impl fmt::Display for Usage {
 impl std::error::Error for Usage {}
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    output::init_log();
-    let result = match cli.command {
-        Subcommands::Gateway(args) => gateway::run(&args),
-        Subcommands::Access(args) => access::run(&args),
-        Subcommands::Agent(args) => agent::run(&args),
-        Subcommands::Send(args) => send::run(&args),
-        Subcommands::Signal(args) => signal::run(&args),
-        Subcommands::Status(args) => status::run(&args),
-    };
+    let result =
+        cli::parse().map_err(Into::into).and_then(|(cli, settings)| run(cli.command, settings));
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            output::STDERR.push(format!("aiot-tunnel: {e}\n").into_bytes());
+            output::say_why(&*e);
             match e.is::<Usage>() {
                 true => ExitCode::from(WRONG_ARGUMENTS),
                 false => ExitCode::FAILURE,
@@ -71,4 +65,20 @@ fn main() -> ExitCode {
     };
     output::finish();
     status
+}
+
+fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
+    match &command {
+        Subcommands::Agent(args) => output::init_log(args.log_format, args.log_level),
+        _ => output::init_log(LogFormat::Text, None),
+    }
+    match (command, settings) {
+        (Subcommands::Gateway(args), _) => gateway::run(&args),
+        (Subcommands::Access(args), _) => access::run(&args),
+        (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
+        (Subcommands::Agent(_), None) => Err(Usage::of("agent is the first argument").into()),
+        (Subcommands::Send(args), _) => send::run(&args),
+        (Subcommands::Signal(args), _) => signal::run(&args),
+        (Subcommands::Status(args), _) => status::run(&args),
+    }
 }

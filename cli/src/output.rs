@@ -9,9 +9,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::ValueEnum;
+use log::{Level, LevelFilter};
 
 /// Most bytes that wait for a reader: some thousand lines.
 const MAX_WAITING: usize = 256 * 1024;
@@ -27,21 +30,103 @@ pub(crate) static STDERR: Lines = Lines::new();
 /// The queue in front of standard output, for the agent's events.
 pub(crate) static STDOUT: Lines = Lines::new();
 
-/// Makes the log and the reports of panics go through [`STDERR`].
-pub(crate) fn init_log() {
+/// The format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// The Link SDK's: [SECONDS.MILLISECONDS][LK-CODE] TEXT
+    Lk,
+    /// For people: time, level, text
+    Text,
+    /// One JSON object a line: time, level, code, text
+    Json,
+    /// For systemd's journal, which adds the time: <PRIORITY>TEXT
+    Journald,
+}
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Makes the log and the reports of panics go through [`STDERR`]. Without a level, RUST_LOG decides, or
+/// it is info.
+pub(crate) fn init_log(format: LogFormat, level: Option<LevelFilter>) {
     let mut builder = env_logger::Builder::new();
     if has_colors() {
         builder.write_style(env_logger::WriteStyle::Always);
     }
-    builder.parse_env(env_logger::Env::default().default_filter_or("info"));
+    match level {
+        Some(level) => {
+            builder.filter_level(level);
+        }
+        None => {
+            builder.parse_env(env_logger::Env::default().default_filter_or("info"));
+        }
+    }
     // The MQTT library quotes packets that a broker must not send. They may hold a password.
-    builder.filter_module("rumqttc", log::LevelFilter::Off);
+    builder.filter_module("rumqttc", LevelFilter::Off);
+    if format != LogFormat::Text {
+        builder.format(move |out, record| {
+            writeln!(out, "{}", line(format, record.level(), &record.args().to_string()))
+        });
+    }
     builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).init();
+    let _ = FORMAT.set(format);
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let name = thread.name().unwrap_or("without a name");
-        STDERR.push(format!("thread {name:?} {panic}\n").into_bytes());
+        say(&format!("thread {name:?} {panic}"));
     }));
+}
+
+/// Says why the program ends.
+pub(crate) fn say_why(error: &dyn std::error::Error) {
+    say(&format!("aiot-tunnel: {error}"));
+}
+
+fn say(text: &str) {
+    let text = match FORMAT.get() {
+        None | Some(LogFormat::Text) => text.to_owned(),
+        Some(format) => line(*format, Level::Error, text),
+    };
+    STDERR.push(format!("{text}\n").into_bytes());
+}
+
+/// A line without its end.
+fn line(format: LogFormat, level: Level, text: &str) -> String {
+    let now = SystemTime::now();
+    // The library puts the code first.
+    let code = text.strip_prefix("[LK-").and_then(|rest| rest.split_once("] "));
+    match format {
+        LogFormat::Text => text.to_owned(),
+        LogFormat::Lk => {
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let separator = if code.is_some() { "" } else { " " };
+            format!("[{}.{:03}]{separator}{text}", now.as_secs(), now.subsec_millis())
+        }
+        LogFormat::Json => {
+            let (code, text) = match code {
+                Some((code, text)) => (Some(format!("LK-{code}")), text),
+                None => (None, text),
+            };
+            serde_json::json!({
+                "time": humantime::format_rfc3339_millis(now).to_string(),
+                "level": level.as_str().to_ascii_lowercase(),
+                "code": code,
+                "text": text,
+            })
+            .to_string()
+        }
+        // The priorities of syslog(3).
+        LogFormat::Journald => {
+            let priority = match level {
+                Level::Error => 3,
+                Level::Warn => 4,
+                Level::Info => 6,
+                Level::Debug | Level::Trace => 7,
+            };
+            // Each line of a text is an entry of its own.
+            let lines: Vec<_> = text.lines().map(|line| format!("<{priority}>{line}")).collect();
+            lines.join("\n")
+        }
+    }
 }
 
 /// Starts the threads that write. Until then, lines wait in their queues: tokens can be taken out of

@@ -67,8 +67,9 @@ pub(crate) fn run(args: &SendArgs) -> Result<()> {
         (Err(absent @ Unreachable::Absent(_)), Message::Command(command))
             if args.control_socket.is_none() =>
         {
-            ipc::send_and_wait(ipc::DEFAULT_KEY, command, TAKEN_WITHIN)
-                .map_err(|e| format!("{absent}; nor is there another way: {e}").into())
+            ipc::send_and_wait(ipc::DEFAULT_KEY, command, TAKEN_WITHIN).map_err(|e| {
+                format!("{absent}; its message queue cannot be used either: {e}").into()
+            })
         }
         (Err(e), _) => Err(e.into()),
     }

@@ -53,7 +53,8 @@ impl Agent {
     fn start(more: &[&str], level: &str) -> Self {
         let key = Key::new();
         let queue = key.0.to_string();
-        let arguments = [&["agent", "--plain", "--queue-key", &queue], more].concat();
+        let arguments = ["agent", "--plain", "--control-socket", "none", "--queue-key", &queue];
+        let arguments = [&arguments, more].concat();
         let process = Process::start(&mut command(&arguments, level));
         Agent { process, cloud: Cloud::plain(), key }
     }
@@ -147,7 +148,8 @@ fn a_log_that_cannot_be_written_changes_nothing() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     for stderr in [Stdio::from(nobody), Stdio::from(full)] {
         let queue = Key::new();
-        let arguments = ["agent", "--plain", "--queue-key", &queue.0.to_string()];
+        let key = queue.0.to_string();
+        let arguments = ["agent", "--plain", "--control-socket", "none", "--queue-key", &key];
         let mut command = command(&arguments, "trace");
         let mut process = Process::start(command.stderr(stderr));
         let cloud = Cloud::plain();

@@ -362,7 +362,8 @@ fn settings_that_work_and_are_not_safe_are_warned_about_once() {
 
 /// An agent that reads the queue of a key.
 fn agent(key: &Key) -> Process {
-    let arguments = ["agent", "--plain", "--queue-key", &key.0.to_string()];
+    let key_text = key.0.to_string();
+    let arguments = ["agent", "--plain", "--control-socket", "none", "--queue-key", &key_text];
     let mut command = command(&arguments);
     let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::piped()));
     let nobody = ipc::Command::Delete(id("nobody"));
@@ -384,7 +385,8 @@ fn a_command_that_nobody_takes_is_a_failure() {
 fn a_second_agent_on_one_queue_is_refused_until_the_first_is_gone() {
     let key = Key::new();
     let mut first = agent(&key);
-    let text = fails(&["agent", "--plain", "--queue-key", &key.0.to_string()]);
+    let key_text = key.0.to_string();
+    let text = fails(&["agent", "--plain", "--control-socket", "none", "--queue-key", &key_text]);
     says(&text, &["another agent", &format!("process {}", first.id()), "another key"]);
     // Killed, it leaves its queue behind, but nothing that stops the next one.
     first.child().kill().unwrap();

@@ -64,9 +64,24 @@ fn help_shows_every_subcommand_its_options_and_examples() {
                 "--queue-key",
                 "--queue-mode",
                 "--queue-owner",
+                "--control-socket",
+                "--control-socket-mode",
+                "--control-socket-owner",
             ],
         ),
-        ("send", &["--tunnel", "--host", "--port", "--path", "--token-file", "--queue-key"]),
+        (
+            "send",
+            &[
+                "--tunnel",
+                "--host",
+                "--port",
+                "--path",
+                "--token-file",
+                "--control-socket",
+                "--queue-key",
+            ],
+        ),
+        ("status", &["--json", "--watch", "--interval", "--control-socket"]),
         (
             "signal",
             &[
@@ -90,7 +105,10 @@ fn help_shows_every_subcommand_its_options_and_examples() {
         assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
         let help = stdout(&[subcommand, "--help"]);
         for option in options {
-            let shows = |line: &str| line.split_whitespace().any(|word| word == *option);
+            // A flag that takes `=false` is shown with it.
+            let flag = format!("{option}[=");
+            let is_it = |word: &str| word == *option || word.starts_with(&flag);
+            let shows = |line: &str| line.split_whitespace().any(is_it);
             assert!(help.lines().any(shows), "{subcommand} {option}: {help}");
         }
         let example = format!("aiot-tunnel {subcommand} ");
@@ -127,6 +145,17 @@ fn a_wrong_argument_is_named_with_the_reason() {
         (&[&access[..], &["--stdio", "--service", &long]].concat(), ["--service", "127"]),
         (&["agent", "--queue-key", "0"], ["--queue-key", "nobody can reach"]),
         (&["send", "delete", "--tunnel", "t1", "--queue-key", "0"], ["--queue-key", "private"]),
+        (&["agent", "--queue-key", "none"], ["--queue-key", "neither a number nor off"]),
+        (&["agent", "--control-socket", "agent.sock"], ["--control-socket", "absolute path"]),
+        (&["agent", "--control-socket-mode", "rw"], ["--control-socket-mode", "such as 0600"]),
+        (&["agent", "--control-socket-owner", "me"], ["--control-socket-owner", "UID:GID"]),
+        (&["send", "delete"], ["--tunnel", "required"]),
+        (
+            &["send", "reload", "--control-socket", "/s", "--queue-key", "1"],
+            ["--control-socket", "cannot be used with"],
+        ),
+        (&["status", "--interval", "2"], ["--watch", "required"]),
+        (&["status", "--watch", "--interval", "0"], ["--interval", "from 0.1 to 86400"]),
         (&["gateway", "--cert", "server.pem"], ["--key", "required"]),
         (&["signal", "--broker", "wss://h"], ["--broker", "mqtts://HOST"]),
         (&["signal", "--username", "u"], ["--password-file", "required"]),
@@ -177,6 +206,8 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
             ],
             "mqtts://",
         ),
+        (vec!["send", "reload", "--tunnel", "t1"], "leave --tunnel out"),
+        (vec!["send", "reconnect", "--queue-key", "1"], "add, update and delete only"),
     ] {
         let output = run_with_tokens(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -215,6 +246,11 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             ],
             "/nowhere/secret: No such file",
         ),
+        (
+            vec!["send", "reload", "--control-socket", "/nowhere/s"],
+            "no agent listens on /nowhere/s",
+        ),
+        (vec!["status", "--control-socket", "/nowhere/s"], "no agent listens on /nowhere/s"),
     ] {
         let output = run(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);

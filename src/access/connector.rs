@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +9,10 @@ use std::time::{Duration, Instant};
 use aiot_tunnel_proto::Ready;
 
 use super::listeners::Listeners;
-use super::{Error, Result};
-use crate::config::ConnectParams;
-use crate::net::open::{Failure, OpenError, Opened, Opener};
+use super::{log, Error, Result};
+use crate::config::{ConnectParams, Network};
+use crate::net::addresses::History;
+use crate::net::open::{Failure, OpenError, Opened, Opener, Progress};
 use crate::net::resolver::Resolver;
 use crate::net::tls::TlsContext;
 use crate::net::{UntilStopped, Wait, WaitError};
@@ -24,22 +24,25 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Connector<'a> {
     params: &'a ConnectParams,
     tls: &'a TlsContext,
+    network: &'a Network,
     stop: &'a Waker,
     /// Woken when a lookup is done.
     lookups: Arc<Waker>,
     resolver: Resolver,
-    failed: RefCell<Vec<SocketAddr>>,
+    history: RefCell<History>,
 }
 
 impl<'a> Connector<'a> {
     pub(super) fn new(
         params: &'a ConnectParams,
         tls: &'a TlsContext,
+        network: &'a Network,
         stop: &'a Waker,
     ) -> io::Result<Self> {
         let lookups = Arc::new(Waker::new()?);
         let resolver = Resolver::new(lookups.clone());
-        Ok(Connector { params, tls, stop, lookups, resolver, failed: RefCell::default() })
+        let history = RefCell::default();
+        Ok(Connector { params, tls, network, stop, lookups, resolver, history })
     }
 
     /// Makes one attempt. Blocks for 15 s at most.
@@ -59,7 +62,7 @@ impl<'a> Connector<'a> {
         let until = Instant::now() + time;
         // Without a descriptor, the wait may return early.
         while Instant::now() < until {
-            if let Err(WaitError::Interrupted) = wait.wait(None, false, until) {
+            if let Err(WaitError::Interrupted) = wait.wait(&[], false, until) {
                 return true;
             }
         }
@@ -71,8 +74,16 @@ impl<'a> Connector<'a> {
     }
 
     fn open_with(&self, wait: &impl Wait) -> Result<Opened> {
-        let opener =
-            Opener { wait, resolver: &self.resolver, failed: &self.failed, progress: &|_| {} };
+        let opener = Opener {
+            wait,
+            resolver: &self.resolver,
+            network: self.network,
+            history: &self.history,
+            progress: &|step| match step {
+                Progress::Detour(text) => log::warn!("{text}"),
+                _ => {}
+            },
+        };
         let deadline = Instant::now() + TIMEOUT;
         opener.open(self.params, self.tls, deadline).map_err(|e| match e {
             OpenError::Interrupted => Error::Connection("stopped".into()),
@@ -93,7 +104,7 @@ struct Accepting<'a, 'b> {
 impl Wait for Accepting<'_, '_> {
     fn wait(
         &self,
-        fd: Option<BorrowedFd<'_>>,
+        awaited: &[BorrowedFd<'_>],
         write: bool,
         deadline: Instant,
     ) -> std::result::Result<(), WaitError> {
@@ -101,9 +112,10 @@ impl Wait for Accepting<'_, '_> {
         loop {
             let now = Instant::now();
             listeners.step(now);
-            let awaited = fd.or(self.wait.lookups.map(AsFd::as_fd));
+            let lookups = self.wait.lookups.filter(|_| awaited.is_empty());
             let mut fds = vec![PollFd::new(self.wait.stop.as_fd(), true, false)];
-            fds.extend(awaited.map(|awaited| PollFd::new(awaited, !write, write)));
+            fds.extend(awaited.iter().map(|fd| PollFd::new(*fd, !write, write)));
+            fds.extend(lookups.map(|lookups| PollFd::new(lookups.as_fd(), true, false)));
             let from = fds.len();
             fds.extend(listeners.fds(now).map(|fd| PollFd::new(fd, true, false)));
             let until = listeners.deadline(now).map_or(deadline, |at| at.min(deadline));
@@ -116,7 +128,7 @@ impl Wait for Accepting<'_, '_> {
             drop(fds);
             listeners.accept(&ready);
             if is_ready {
-                if let (Some(lookups), None) = (self.wait.lookups, fd) {
+                if let Some(lookups) = lookups {
                     lookups.reset();
                 }
                 return Ok(());

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::SessionError;
 
-use crate::config::{ConnectParams, Port, Security, Service};
+use crate::config::{ConnectParams, Network, Port, Security, Service};
 use crate::error::Error as CrateError;
 use crate::net::tls::TlsContext;
 use crate::sys::{self, poll, PollFd, Waker};
@@ -159,6 +159,7 @@ struct Settings {
 pub struct Client {
     params: ConnectParams,
     tls: TlsContext,
+    network: Network,
     service_type: Arc<str>,
     settings: Settings,
     /// Never reset. Once it is woken, every call ends.
@@ -169,6 +170,7 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("params", &self.params)
+            .field("network", &self.network)
             .field("service_type", &self.service_type)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
@@ -194,7 +196,14 @@ impl Client {
             local_keepalive: Some(Duration::from_secs(60)),
             retry: false,
         };
-        Ok(Client { params, tls, service_type, settings, stop })
+        Ok(Client { params, tls, network: Network::new(), service_type, settings, stop })
+    }
+
+    /// Sets the way to the tunnel service: proxy, local address or interface, address family. Default:
+    /// [`Network::new`], which uses no proxy.
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
     }
 
     /// Sets whether half-close and flow control are offered to the device; default true. A tunnel
@@ -264,7 +273,7 @@ impl Client {
 
     fn keep_forwarding(&self, forwards: &[Forward]) -> Result<()> {
         let mut listeners = Listeners::new(forwards, &self.settings)?;
-        let connector = Connector::new(&self.params, &self.tls, &self.stop)?;
+        let connector = Connector::new(&self.params, &self.tls, &self.network, &self.stop)?;
         let mut connected = self.settings.retry;
         loop {
             let lost = match connector.open_beside(&mut listeners) {
@@ -305,7 +314,7 @@ impl Client {
     /// stdin or stdout is closed or open for the other direction only; then nothing is connected.
     pub fn stdio(&self) -> Result<()> {
         let standard = Standard::take()?;
-        let opened = Connector::new(&self.params, &self.tls, &self.stop)?.open()?;
+        let opened = Connector::new(&self.params, &self.tls, &self.network, &self.stop)?.open()?;
         let (local, output) = standard.start()?;
         let mut relay = Relay::new(opened, &self.settings, &self.stop, None);
         relay.open(local, &self.service_type, &output);

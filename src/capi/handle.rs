@@ -19,7 +19,8 @@ use super::state::inside_log_callback;
 use super::tunnel::{aiot_tunnel_event_t, aiot_tunnel_event_type, EventFunction};
 use super::{input, Outcome, Refusal};
 use crate::config::{ConnectParams, Port, Security, Token};
-use crate::device::manager::{self, Delivery, Manager, Run};
+use crate::device::manager::{self, Manager, Run};
+use crate::device::subscribers::Observation;
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::ipc::{ListenOptions, Listener};
@@ -257,13 +258,13 @@ pub(super) fn next_call() -> Option<Call> {
     // Taken out meanwhile: a log callback may start another instance.
     let mut started = RUNS.with_borrow_mut(Vec::pop)?;
     let call = loop {
-        let Some(delivery) = started.run.next() else {
+        let Some(observation) = started.run.next() else {
             if RUNS.with_borrow(Vec::is_empty) {
                 sys::at_thread_end(None);
             }
             return None;
         };
-        if let Some(call) = started.inside.0.callback.call(&delivery) {
+        if let Some(call) = started.inside.0.callback.call(&observation) {
             break call;
         }
     };
@@ -314,23 +315,24 @@ impl Callback {
     }
 
     /// The call that delivers this. `None` if there is nobody to deliver it to.
-    fn call(&self, delivery: &Delivery) -> Option<Call> {
+    fn call(&self, observation: &Observation) -> Option<Call> {
         if self.silenced.load(Ordering::Acquire) {
             return None;
         }
         let handle = ptr::without_provenance_mut(self.handle);
-        match delivery {
-            Delivery::Event(event) => {
+        match observation {
+            Observation::Event(event) => {
                 let function = (*self.function.lock())?;
                 let userdata = self.userdata.load(Ordering::Acquire);
                 Some(Call::Event { function, handle, event: event_for_c(event), userdata })
             }
-            Delivery::Notice(notice) => {
+            Observation::Notice(notice) => {
                 let (function, userdata) = (*self.notices.lock())?;
                 let userdata = ptr::with_exposed_provenance_mut(userdata);
                 let notice = notice_for_c(notice);
                 Some(Call::Notice { function, handle, notice, userdata })
             }
+            Observation::Missed(_) => None,
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Tunnel ids, connection data, services, security and limits. A value is checked when it is
+//! Tunnel ids, connection data, services, security, limits and the way out. A value is checked when it is
 //! made, so no other module checks it again. Nothing here does I/O.
 
 mod ids;
 mod limits;
+mod network;
 mod params;
+mod proxy;
 mod service;
 mod text;
 mod tls;
@@ -13,11 +15,14 @@ pub use ids::{Port, TunnelId};
 pub use limits::Limits;
 #[cfg(feature = "access")]
 pub(crate) use limits::FIRST_WINDOW;
+pub use network::{AddressFamily, Network};
 pub use params::ConnectParams;
+pub use proxy::Proxy;
+pub(crate) use proxy::{Credentials, ProxyProtocol};
 pub(crate) use service::Services;
 pub use service::{Service, Target};
 #[cfg(feature = "gateway")]
 pub(crate) use tls::validity_problem;
 pub(crate) use tls::ClientIdentity;
-pub use tls::{Security, TlsConfig};
+pub use tls::{Clock, Security, TlsConfig};
 pub use token::Token;

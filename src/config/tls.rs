@@ -40,6 +40,26 @@ pub struct TlsConfig {
     pub(crate) roots: Option<Vec<X509>>,
     pub(crate) identity: Option<ClientIdentity>,
     pub(crate) sni: bool,
+    pub(crate) clock: Clock,
+}
+
+/// How far this machine's clock is trusted when a certificate is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Clock {
+    /// A certificate must be valid at the time that the clock says.
+    #[default]
+    Strict,
+    /// As [`Strict`](Self::Strict), unless the clock says a time before this library was built. Then
+    /// the clock is certainly wrong, as it is on a device without a battery until it has asked the
+    /// network. A certificate is then checked for the time of the build instead, and one that is not
+    /// valid yet at that time is accepted, with a warning in the log each time. A certificate that had
+    /// expired when the library was built, one of an untrusted CA and one for another name are refused
+    /// as ever.
+    ///
+    /// The price: while the clock is wrong, a certificate that has expired since the build is not
+    /// noticed. `docs/security.md` says more.
+    Tolerant,
 }
 
 /// A client's certificate, those between it and a root, and its key.
@@ -51,7 +71,7 @@ pub(crate) struct ClientIdentity {
 
 impl Default for TlsConfig {
     fn default() -> Self {
-        TlsConfig { roots: None, identity: None, sni: true }
+        TlsConfig { roots: None, identity: None, sni: true, clock: Clock::Strict }
     }
 }
 
@@ -61,6 +81,7 @@ impl fmt::Debug for TlsConfig {
             .field("roots", &self.roots.as_ref().map(Vec::len))
             .field("identity", &self.identity.as_ref().map(|_| ".."))
             .field("sni", &self.sni)
+            .field("clock", &self.clock)
             .finish()
     }
 }
@@ -100,6 +121,12 @@ impl TlsConfig {
     /// sent.
     pub fn with_sni(mut self, sni: bool) -> Self {
         self.sni = sni;
+        self
+    }
+
+    /// Sets what happens while this machine's clock is wrong; default [`Clock::Strict`].
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 }

@@ -23,6 +23,9 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
             info!(Code::Adapter, "success to establish tcp, fd={fd}");
             info!(Code::Adapter, "local port: {local_port}");
         }
+        Progress::ThroughProxy(proxy) => {
+            info!(Code::Adapter, "the proxy {proxy} has connected to {host}, port {port}");
+        }
         Progress::Securing => info!(
             Code::Adapter,
             "establish tls connection with server(host='{host}', port=[{port}])"
@@ -31,6 +34,7 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
         Progress::NoSubprotocol => {
             warn!(Code::Tunnel, "the server names no subprotocol; using the connection");
         }
+        Progress::Detour(text) => warn!(Code::Tunnel, "{text}"),
         Progress::Opened => info!(Code::Channel, "open_cloud_proxy_channel success"),
     }
 }
@@ -39,7 +43,7 @@ pub(super) fn log_progress(params: &ConnectParams, step: Progress) {
 pub(super) fn failure_code(failure: &Failure) -> Code {
     match failure {
         Failure::Lookup(_) => Code::Dns,
-        Failure::Connect(_) => Code::Channel,
+        Failure::Connect(_) | Failure::Proxy(_) => Code::Channel,
         Failure::TimedOut(_) => Code::TunnelTimeout,
         Failure::Tls(_) => Code::Handshake,
         Failure::Status(..) | Failure::Answer(_) => Code::TunnelFailed,

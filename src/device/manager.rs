@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 
 use super::control::Directive;
 use super::options::Options;
+use super::subscribers::{Observation, Subscribers};
 use super::worker::{self, Report, ReportKind, Worker};
-use crate::config::{ConnectParams, Limits, Security, Service, Services, TunnelId};
+use crate::config::{ConnectParams, Limits, Network, Security, Service, Services, TunnelId};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind};
 use crate::logging::{self, info, warn, Code};
@@ -117,12 +118,13 @@ struct Inner {
     handler: Mutex<Option<EventHandler>>,
     notice_handler: Mutex<Option<NoticeHandler>>,
     notices: Arc<NoticeQueue>,
+    subscribers: Arc<Subscribers>,
 }
 
 /// The state of the notices on their way to the start thread.
 #[derive(Default)]
 struct NoticeQueue {
-    /// Whether somebody wants them.
+    /// Whether there is a handler for them.
     wanted: AtomicBool,
     queued: AtomicUsize,
     /// Dropped since the last one that was queued.
@@ -265,6 +267,11 @@ impl Handle {
         *self.0.options.tls.lock() = TlsContext::new(security);
     }
 
+    /// Sets the way to the tunnel service, for the connections opened from now on.
+    pub fn set_network(&self, network: Network) {
+        *self.0.options.network.lock() = Arc::new(network);
+    }
+
     /// Replaces the event handler from the next event on. `None`: events are dropped.
     pub fn set_event_handler(&self, handler: Option<EventHandler>) {
         *self.0.handler.lock() = handler;
@@ -276,6 +283,17 @@ impl Handle {
         let mut present = self.0.notice_handler.lock();
         self.want_notices(handler.is_some());
         *present = handler;
+    }
+
+    /// Returns a channel with a copy of every event and every notice from now on, in their order. Any
+    /// number of subscribers may exist besides the handlers. A subscriber never delays anything: at
+    /// most 256 observations wait for it, and further ones are dropped and counted
+    /// ([`Observation::Missed`]). A copy may be received before the handler has been called. The
+    /// channel ends, after what waits in it, when the run of the manager has ended. Drop the receiver to
+    /// unsubscribe.
+    #[must_use]
+    pub fn subscribe(&self) -> mpsc::Receiver<Observation> {
+        self.0.subscribers.add(|| self.0.ledger.lock().stopped)
     }
 
     /// Calls the event handler.
@@ -319,9 +337,10 @@ impl Handle {
     /// Queues the notices of one tunnel for the start thread. Holds no `Handle`, because the records
     /// are part of it.
     fn notice_sink(&self, id: &TunnelId) -> NoticeSink {
-        let (queue, sender, id) = (self.0.notices.clone(), self.0.sender.clone(), id.clone());
+        let (queue, subscribers) = (self.0.notices.clone(), self.0.subscribers.clone());
+        let (sender, id) = (self.0.sender.clone(), id.clone());
         Box::new(move |kind| {
-            if !queue.wanted.load(Ordering::Acquire) {
+            if !queue.wanted.load(Ordering::Acquire) && subscribers.is_empty() {
                 return;
             }
             if queue.queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED_NOTICES {
@@ -363,6 +382,7 @@ pub struct ManagerBuilder {
     services: Services,
     security: Security,
     limits: Limits,
+    network: Network,
     handler: Option<EventHandler>,
     notice_handler: Option<NoticeHandler>,
 }
@@ -373,6 +393,7 @@ impl fmt::Debug for ManagerBuilder {
             .field("services", &self.services)
             .field("security", &self.security)
             .field("limits", &self.limits)
+            .field("network", &self.network)
             .field("handler", &self.handler.is_some())
             .field("notice_handler", &self.notice_handler.is_some())
             .finish()
@@ -390,6 +411,13 @@ impl ManagerBuilder {
     /// root certificates.
     pub fn security(mut self, security: Security) -> Self {
         self.security = security;
+        self
+    }
+
+    /// Sets the way to the tunnel service: proxy, local address or interface, address family. Default:
+    /// [`Network::new`], which uses no proxy and does not read the environment.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
         self
     }
 
@@ -422,6 +450,7 @@ impl ManagerBuilder {
             limits: Mutex::new(self.limits),
             services: Arc::new(Mutex::new(self.services)),
             tls: Mutex::new(TlsContext::new(self.security)),
+            network: Mutex::new(Arc::new(self.network)),
         });
         let handle = Handle(Arc::new(Inner {
             options,
@@ -431,6 +460,7 @@ impl ManagerBuilder {
             handler: Mutex::new(self.handler),
             notice_handler: Mutex::default(),
             notices: Arc::default(),
+            subscribers: Arc::default(),
         }));
         handle.set_notice_handler(self.notice_handler);
         Ok(Manager { handle, receiver, running: Arc::default() })
@@ -493,10 +523,11 @@ impl Manager {
     /// [`Error::AlreadyRunning`] at once, if another thread is inside `run`.
     pub fn run(&self) -> Result<()> {
         let mut run = self.begin()?;
-        while let Some(delivery) = run.next() {
-            match delivery {
-                Delivery::Event(event) => self.handle.deliver(&event),
-                Delivery::Notice(notice) => self.handle.deliver_notice(&notice),
+        while let Some(observation) = run.next() {
+            match observation {
+                Observation::Event(event) => self.handle.deliver(&event),
+                Observation::Notice(notice) => self.handle.deliver_notice(&notice),
+                Observation::Missed(_) => {}
             }
         }
         Ok(())
@@ -528,6 +559,9 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         self.handle.stop();
+        if !self.running.load(Ordering::Acquire) {
+            self.handle.0.subscribers.end();
+        }
     }
 }
 
@@ -572,15 +606,9 @@ pub(crate) struct Run {
     _delivering: logging::Delivering,
 }
 
-/// What a handler is to be called for.
-pub(crate) enum Delivery {
-    Event(Event),
-    Notice(Notice),
-}
-
 /// One thing to do after a message. The handler of an event runs before the next one is done.
 enum Deed {
-    Deliver(Delivery),
+    Deliver(Observation),
     /// Gives the tunnel's worker its present connection data.
     Connect(TunnelId),
     /// Tells a worker to end.
@@ -589,16 +617,17 @@ enum Deed {
 
 impl Run {
     /// Executes commands until there is something to deliver. Returns `None` at the end. Blocks.
-    pub(crate) fn next(&mut self) -> Option<Delivery> {
+    pub(crate) fn next(&mut self) -> Option<Observation> {
         loop {
             match self.deeds.pop_front() {
-                Some(Deed::Deliver(delivery)) => {
+                Some(Deed::Deliver(observation)) => {
                     // The lines that led to an event come before it. Notices do not wait: there may be
                     // many, and the log callback may be slow.
-                    if matches!(delivery, Delivery::Event(_)) {
+                    if matches!(observation, Observation::Event(_)) {
                         logging::settle();
                     }
-                    return Some(delivery);
+                    self.handle.0.subscribers.send(&observation);
+                    return Some(observation);
                 }
                 Some(Deed::Connect(id)) => self.direct_to_connect(&id),
                 Some(Deed::Retire(worker, how)) => {
@@ -767,15 +796,15 @@ impl Run {
 
     fn emit(&mut self, kind: EventKind, id: &TunnelId) {
         let event = Event { kind, tunnel_id: id.clone() };
-        self.deeds.push_back(Deed::Deliver(Delivery::Event(event)));
+        self.deeds.push_back(Deed::Deliver(Observation::Event(event)));
     }
 
     fn notify(&mut self, mut notice: Notice) {
-        let queue = &self.handle.0.notices;
+        let (queue, subscribers) = (&self.handle.0.notices, &self.handle.0.subscribers);
         queue.queued.fetch_sub(1, Ordering::AcqRel);
-        if queue.wanted.load(Ordering::Acquire) {
+        if queue.wanted.load(Ordering::Acquire) || !subscribers.is_empty() {
             notice.dropped = queue.dropped.swap(0, Ordering::AcqRel);
-            self.deeds.push_back(Deed::Deliver(Delivery::Notice(notice)));
+            self.deeds.push_back(Deed::Deliver(Observation::Notice(notice)));
         }
     }
 
@@ -846,8 +875,9 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.handle.stop();
         self.stop();
-        // Nobody is there to be told of events.
+        // No handler is called any more.
         while self.next().is_some() {}
+        self.handle.0.subscribers.end();
         info!(Code::Tunnel, "remote proxy thread exit!");
         self.running.store(false, Ordering::Release);
     }

@@ -7,4 +7,5 @@ pub(crate) mod manager;
 mod options;
 mod poll;
 mod retry;
+pub(crate) mod subscribers;
 pub(crate) mod worker;

@@ -52,10 +52,14 @@ pub(super) fn turn(
         set.push(lingering.stream().as_fd(), lingering.wants_read(), lingering.wants_write());
     }
     for dial in relay.side().dials() {
-        match dial.fd() {
+        match dial.fds().next() {
             Some(fd) => set.push(fd, false, true),
             None => set.push(control.waker.as_fd(), false, false),
         }
+    }
+    // These only end the wait. A dial with several connects looks at all of them itself.
+    for fd in relay.side().dials().flat_map(|dial| dial.fds().skip(1)) {
+        set.push(fd, false, true);
     }
     let count = relay.sessions().len();
     let dials = 2 + count + relay.lingering().len();
@@ -100,7 +104,7 @@ impl Waiter {
     /// Blocks until there is a directive or the deadline has passed.
     pub(super) fn sleep(&self, until: Option<Instant>) {
         while !self.control.waits() && until.is_none_or(|until| Instant::now() < until) {
-            self.poll(None, false, until);
+            self.poll(&[], false, until);
         }
     }
 
@@ -111,16 +115,16 @@ impl Waiter {
             if self.control.waits() {
                 break;
             }
-            self.poll(None, false, Some(until));
+            self.poll(&[], false, Some(until));
         }
     }
 
-    /// Does one `poll`. Returns whether the descriptor `fd` is ready.
-    fn poll(&self, fd: Option<BorrowedFd<'_>>, write: bool, deadline: Option<Instant>) -> bool {
+    /// Does one `poll`. Returns whether one of the descriptors is ready.
+    fn poll(&self, fds: &[BorrowedFd<'_>], write: bool, deadline: Option<Instant>) -> bool {
         let mut lingering = self.lingering.borrow_mut();
-        let mut polled = Vec::with_capacity(2 + lingering.len());
+        let mut polled = Vec::with_capacity(1 + fds.len() + lingering.len());
         polled.push(PollFd::new(self.control.waker.as_fd(), true, false));
-        polled.extend(fd.map(|fd| PollFd::new(fd, !write, write)));
+        polled.extend(fds.iter().map(|fd| PollFd::new(*fd, !write, write)));
         polled.extend(lingering.iter().map(|lingering| {
             let (read, write) = (lingering.wants_read(), lingering.wants_write());
             PollFd::new(lingering.stream().as_fd(), read, write)
@@ -135,7 +139,7 @@ impl Waiter {
         if polled[0].ready().read {
             self.control.waker.reset();
         }
-        let ready = fd.is_some() && polled[1].ready() != Default::default();
+        let ready = polled[1..=fds.len()].iter().any(|fd| fd.ready() != Default::default());
         drop(polled);
         if !lingering.is_empty() {
             let (now, mut scratch) = (Instant::now(), [0; 8192]);
@@ -148,7 +152,7 @@ impl Waiter {
 impl Wait for Waiter {
     fn wait(
         &self,
-        fd: Option<BorrowedFd<'_>>,
+        fds: &[BorrowedFd<'_>],
         write: bool,
         deadline: Instant,
     ) -> Result<(), WaitError> {
@@ -160,7 +164,7 @@ impl Wait for Waiter {
                 return Err(WaitError::TimedOut);
             }
             // A lookup that is done wakes the waker.
-            if self.poll(fd, write, Some(deadline)) || fd.is_none() {
+            if self.poll(fds, write, Some(deadline)) || fds.is_empty() {
                 return Ok(());
             }
         }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +23,7 @@ use super::poll::{turn, TunnelRelay, Waiter};
 use super::retry::{Retry, MAX_REFUSAL_GAP};
 use crate::config::{ConnectParams, Limits, TunnelId};
 use crate::logging::{self, info, warn, Code};
+use crate::net::addresses::History;
 use crate::net::open::{Failure, OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
@@ -121,7 +121,7 @@ pub(crate) fn spawn(
             retry: Retry::default(),
             series: Series::default(),
             was_short: false,
-            failed: RefCell::default(),
+            history: RefCell::default(),
             pause: None,
             leaving: false,
         };
@@ -156,8 +156,8 @@ struct WorkerThread {
     /// Whether the last connection was lost within [`SHORT_LIFE`].
     was_short: bool,
     resolver: Rc<Resolver>,
-    /// Addresses of the cloud that failed since the last success, the most recent last.
-    failed: RefCell<Vec<SocketAddr>>,
+    /// What is known about the addresses of the cloud.
+    history: RefCell<History>,
     /// When the next attempt may begin. `None`: at once.
     pause: Option<Instant>,
     /// The worker was told to leave.
@@ -331,7 +331,8 @@ impl WorkerThread {
         let opener = Opener {
             wait: &self.waiter,
             resolver: &self.resolver,
-            failed: &self.failed,
+            network: &self.options.network(),
+            history: &self.history,
             progress: &|step| log_progress(params, step),
         };
         let deadline = Instant::now() + self.options.limits().handshake_timeout;

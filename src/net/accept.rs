@@ -72,7 +72,7 @@ pub(crate) fn refuse(
             Ok(length) => left = left.saturating_sub(length),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if wait.wait(Some(socket.as_fd()), false, until).is_err() {
+                if wait.wait(&[socket.as_fd()], false, until).is_err() {
                     break;
                 }
             }

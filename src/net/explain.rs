@@ -3,8 +3,11 @@
 
 use aiot_tunnel_proto::handshake::fault;
 
+use super::clock::WrongClock;
+use super::dial::ProxyError;
 use super::open::Failure;
-use crate::config::ConnectParams;
+use super::WaitError;
+use crate::config::{ConnectParams, Proxy};
 
 /// OpenSSL's words for a certificate whose CA is not trusted.
 const UNTRUSTED: [&str; 4] = [
@@ -13,6 +16,8 @@ const UNTRUSTED: [&str; 4] = [
     "unable to get local issuer certificate",
     "unable to verify the first certificate",
 ];
+/// OpenSSL's words for a certificate from the future.
+const NOT_YET_VALID: &str = "certificate is not yet valid";
 /// OpenSSL's words for an answer that is not TLS.
 const NO_TLS: [&str; 5] = [
     "wrong version number",
@@ -23,16 +28,23 @@ const NO_TLS: [&str; 5] = [
 ];
 
 /// The same failure with a text for people.
-pub(super) fn explained(failure: Failure, params: &ConnectParams) -> Failure {
-    let server = match params.host() {
-        host if host.contains(':') => format!("[{host}]:{}", params.port()),
-        host => format!("{host}:{}", params.port()),
+pub(super) fn explained(
+    failure: Failure,
+    params: &ConnectParams,
+    proxy: Option<&Proxy>,
+) -> Failure {
+    let server = match proxy {
+        None => name_of(params),
+        Some(proxy) => format!("{} (through the proxy {proxy})", name_of(params)),
     };
     let text = |why: String, raw: &str| format!("{why} [{raw}]");
     match failure {
         Failure::Lookup(raw) => Failure::Lookup(text(lookup(&server), &raw)),
-        Failure::Connect(raw) => Failure::Connect(text(connect(&server, &raw), &raw)),
+        Failure::Connect(raw) => {
+            Failure::Connect(text(connect(&server, &raw, "the tunnel service"), &raw))
+        }
         Failure::TimedOut(raw) => Failure::TimedOut(text(timed_out(&server), &raw)),
+        Failure::Proxy(text) => Failure::Proxy(text),
         Failure::Tls(raw) => Failure::Tls(text(tls(&server, &raw), &raw)),
         Failure::Answer(raw) => Failure::Answer(text(answer(&server, &raw), &raw)),
         Failure::Broken(raw) => Failure::Broken(text(broken(&server), &raw)),
@@ -42,6 +54,91 @@ pub(super) fn explained(failure: Failure, params: &ConnectParams) -> Failure {
     }
 }
 
+fn name_of(params: &ConnectParams) -> String {
+    match params.host() {
+        host if host.contains(':') => format!("[{host}]:{}", params.port()),
+        host => format!("{host}:{}", params.port()),
+    }
+}
+
+/// Why the proxy could not be reached, as a text for people.
+pub(super) fn explained_proxy(failure: Failure, proxy: &Proxy) -> String {
+    let proxy = format!("the proxy {proxy}");
+    let raw = failure.to_string();
+    let why = match failure {
+        Failure::Lookup(_) => lookup(&proxy),
+        Failure::TimedOut(_) => timed_out(&proxy),
+        _ => connect(&proxy, &raw, "the proxy"),
+    };
+    format!("{why} [{raw}]")
+}
+
+/// Why the proxy did not connect to the server, as a text for people. Nothing that the proxy has sent
+/// stands in it but a number.
+pub(super) fn explained_refusal(
+    error: ProxyError,
+    proxy: &Proxy,
+    params: &ConnectParams,
+) -> String {
+    let server = name_of(params);
+    let (why, raw) = match error {
+        ProxyError::Wait(WaitError::Io(e)) | ProxyError::Io(e) => {
+            let why = format!(
+                "the proxy {proxy} ended the connection in place of an answer; check its address, and \
+                 whether it is an HTTP or a SOCKS5 proxy"
+            );
+            (why, e.to_string())
+        }
+        ProxyError::Wait(WaitError::TimedOut | WaitError::Interrupted) => {
+            let why = format!(
+                "the proxy {proxy} accepts the connection and does not answer in time; check its \
+                 address, whether it is an HTTP or a SOCKS5 proxy, and whether it can reach {server}"
+            );
+            (why, "timed out".to_owned())
+        }
+        ProxyError::Credentials(raw) if proxy.credentials().is_none() => {
+            let why = format!(
+                "the proxy {proxy} asks for a user name and a password; give them with the proxy \
+                 (--proxy-auth-file)"
+            );
+            (why, raw)
+        }
+        ProxyError::Credentials(raw) => {
+            let why = format!(
+                "the proxy {proxy} refuses the user name or the password; check both \
+                 (--proxy-auth-file)"
+            );
+            (why, raw)
+        }
+        ProxyError::Forbidden(raw) => {
+            let why = format!(
+                "the proxy {proxy} forbids the connection to {server}; ask its operator to allow it"
+            );
+            (why, raw)
+        }
+        ProxyError::Unreachable(raw) => {
+            let why = format!(
+                "the proxy {proxy} cannot connect to {server}; check that address, and the proxy's \
+                 network and name server"
+            );
+            (why, raw)
+        }
+        ProxyError::NoProxy(raw) => {
+            let why = format!(
+                "what answers at {proxy} is no proxy that can be used; check its address, and whether \
+                 it is an HTTP or a SOCKS5 proxy"
+            );
+            (why, raw)
+        }
+        ProxyError::Refused(raw) => {
+            let why =
+                format!("the proxy {proxy} refuses the connection to {server}; ask its operator");
+            (why, raw)
+        }
+    };
+    format!("{why} [{raw}]")
+}
+
 fn lookup(server: &str) -> String {
     format!(
         "cannot connect to {server}: the name is unknown; check it, and whether this machine's name \
@@ -49,12 +146,12 @@ fn lookup(server: &str) -> String {
     )
 }
 
-fn connect(server: &str, raw: &str) -> String {
+fn connect(server: &str, raw: &str, what: &str) -> String {
     let is = |code: i32| raw.contains(&format!("(os error {code})"));
     if is(libc::ECONNREFUSED) {
         return format!(
-            "cannot connect to {server}: nothing listens there; check the address, and whether the \
-             tunnel service runs"
+            "cannot connect to {server}: nothing listens there; check the address, and whether {what} \
+             runs"
         );
     }
     if is(libc::ENETUNREACH) || is(libc::EHOSTUNREACH) {
@@ -86,7 +183,14 @@ fn tls(server: &str, raw: &str) -> String {
              clock"
         );
     }
-    if says("certificate is not yet valid") {
+    if says(NOT_YET_VALID) {
+        if let Some(clock) = WrongClock::look() {
+            return format!(
+                "cannot trust {server}: this machine's clock is wrong ({}); set it, or accept this \
+                 until it is set (--clock tolerant)",
+                clock.text()
+            );
+        }
         return format!(
             "cannot trust {server}: its certificate is not valid yet; set this machine's clock"
         );
@@ -169,7 +273,7 @@ mod tests {
         let port = Port::new(8443).unwrap();
         let path = "/tunnel/t1/source?secret=x";
         let params = ConnectParams::new(host, port, path, token).unwrap();
-        explained(failure, &params).to_string()
+        explained(failure, &params, None).to_string()
     }
 
     #[test]

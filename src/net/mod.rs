@@ -3,6 +3,8 @@
 
 #[cfg(feature = "gateway")]
 pub(crate) mod accept;
+pub(crate) mod addresses;
+mod clock;
 pub(crate) mod dial;
 mod exit;
 mod explain;

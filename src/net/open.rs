@@ -1,36 +1,41 @@
-//! Opens a WebSocket from connection data: name lookup, TCP, TLS and opening handshake, all before
-//! one deadline. Device side and access side both open their connections here.
+//! Opens a WebSocket from connection data: name lookup, TCP, if there is a proxy the way through it,
+//! TLS and opening handshake, all before one deadline. Device side and access side both open their
+//! connections here.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Instant;
 
 use aiot_tunnel_proto::connection::Transport;
 use aiot_tunnel_proto::handshake::client::{Answer, ClientHandshake, Refusal, Target};
 use aiot_tunnel_proto::handshake::{Head, HeadReader};
 
-use super::dial::tcp;
-use super::explain::explained;
+use super::addresses::History;
+use super::dial::tcp::{Race, Won};
+use super::dial::{self, ProxyError};
+use super::explain::{explained, explained_proxy, explained_refusal};
 use super::read_ahead::ReadAhead;
 use super::resolver::Resolver;
 use super::tls::{Connector, Handshake, TlsContext};
 use super::wait::HandshakeError;
 use super::{Socket, Stream, Wait, WaitError};
-use crate::config::ConnectParams;
-
-/// How many failed addresses are remembered.
-const MAX_FAILED: usize = 32;
+use crate::config::{ConnectParams, Network, Proxy};
+use crate::sys;
 
 /// A step of an attempt, for the log.
 pub(crate) enum Progress {
     Connecting,
+    /// The usual way is not open, and another one is tried. The text says both.
+    Detour(String),
     Connected {
         fd: i32,
         local_port: u16,
     },
+    /// The proxy, as text, has connected to the server.
+    ThroughProxy(String),
     Securing,
     Secured,
     /// The answer names no subprotocol. It is accepted.
@@ -55,6 +60,9 @@ pub(crate) enum Failure {
     Lookup(String),
     Connect(String),
     TimedOut(String),
+    /// The proxy could not be reached, or did not connect to the server. The text is a plain sentence
+    /// from the start.
+    Proxy(String),
     Tls(String),
     /// The server answered with a status that is neither 101 nor 401.
     Status(u16, String),
@@ -70,7 +78,7 @@ impl Failure {
     fn weight(&self) -> u8 {
         match self {
             Failure::Lookup(_) | Failure::Connect(_) | Failure::TimedOut(_) => 0,
-            Failure::Broken(_) => 1,
+            Failure::Broken(_) | Failure::Proxy(_) => 1,
             Failure::Answer(_) | Failure::Status(..) => 2,
             Failure::Tls(_) => 3,
         }
@@ -84,6 +92,7 @@ impl fmt::Display for Failure {
             | Failure::Lookup(text)
             | Failure::Connect(text)
             | Failure::TimedOut(text)
+            | Failure::Proxy(text)
             | Failure::Tls(text)
             | Failure::Answer(text)
             | Failure::Broken(text) => f.write_str(text),
@@ -108,18 +117,44 @@ impl fmt::Debug for Stream {
 pub(crate) struct Opener<'a, W> {
     pub(crate) wait: &'a W,
     pub(crate) resolver: &'a Resolver,
-    /// Addresses of the server that failed since the last success, the most recent last.
-    pub(crate) failed: &'a RefCell<Vec<SocketAddr>>,
+    pub(crate) network: &'a Network,
+    pub(crate) history: &'a RefCell<History>,
     pub(crate) progress: &'a dyn Fn(Progress),
 }
 
+/// One attempt: what is opened, and by which way.
+struct Attempt<'a> {
+    params: &'a ConnectParams,
+    tls: &'a TlsContext,
+    proxy: Option<&'a Proxy>,
+}
+
+impl Attempt<'_> {
+    /// Where TCP leads: to the proxy, or to the server.
+    fn host(&self) -> &str {
+        self.proxy.map_or(self.params.host(), Proxy::host)
+    }
+
+    fn port(&self) -> u16 {
+        self.proxy.map_or(self.params.port(), Proxy::port).get()
+    }
+
+    /// A failure before TCP is connected.
+    fn failed_tcp(&self, failure: Failure) -> OpenError {
+        OpenError::Failed(match self.proxy {
+            Some(proxy) => Failure::Proxy(explained_proxy(failure, proxy)),
+            None => failure,
+        })
+    }
+}
+
 impl<W: Wait> Opener<'_, W> {
-    /// Looks up the host and tries its addresses in turn, before `deadline`. Blocks in the waits of
-    /// `wait`.
+    /// Looks up the host (or its proxy) and tries its addresses, before `deadline`. Blocks in the waits
+    /// of `wait`.
     ///
-    /// Each address gets a share of the time, and the share covers all steps. An address that does
-    /// not answer, or that accepts the connection and then stays silent, must not use up the time
-    /// of the next one.
+    /// The addresses race for the TCP connection. The first that is connected has its share of the
+    /// time for all other steps: an address that accepts the connection and then stays silent must not
+    /// use up the time of the others.
     pub(crate) fn open(
         &self,
         params: &ConnectParams,
@@ -127,45 +162,85 @@ impl<W: Wait> Opener<'_, W> {
         deadline: Instant,
     ) -> Result<Opened, OpenError> {
         (self.progress)(Progress::Connecting);
-        let addresses = self.look_up(params.host(), params.port().get(), deadline);
-        let opened =
-            addresses.and_then(|addresses| self.open_one_of(&addresses, params, tls, deadline));
-        opened.map_err(|e| match e {
-            OpenError::Failed(failure) => OpenError::Failed(explained(failure, params)),
+        let proxy = self.network.proxy_for(tls.is_secure(), params.host(), params.port());
+        let attempt = Attempt { params, tls, proxy };
+        self.open_by_name(&attempt, deadline).map_err(|e| match e {
+            OpenError::Failed(failure) => OpenError::Failed(explained(failure, params, proxy)),
             e => e,
         })
     }
 
-    fn open_one_of(
-        &self,
-        addresses: &[SocketAddr],
-        params: &ConnectParams,
-        tls: &TlsContext,
-        deadline: Instant,
-    ) -> Result<Opened, OpenError> {
-        let mut failure = Failure::Lookup(format!("look up {}: no address", params.host()));
-        for (done, address) in addresses.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = Instant::now() + left / (addresses.len() - done) as u32;
-            self.tries(*address);
-            match self.open_at(*address, params, tls, share) {
-                Ok(opened) => {
-                    self.failed.borrow_mut().clear();
-                    return Ok(opened);
+    /// The address that worked last is tried, too, when the name server no longer lists it or does not
+    /// answer: after the others, with its share of the time.
+    fn open_by_name(&self, attempt: &Attempt<'_>, deadline: Instant) -> Result<Opened, OpenError> {
+        let (host, port) = (attempt.host(), attempt.port());
+        let good = self.history.borrow().good(host, port, self.network);
+        // Without another way, the lookup may take all the time.
+        let of_lookup = match good {
+            Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
+            None => deadline,
+        };
+        let failed = match self.look_up(host, port, of_lookup) {
+            Ok(addresses) => {
+                let spare = good.filter(|good| !addresses.contains(good));
+                let count = addresses.len() as u32;
+                let left = deadline.saturating_duration_since(Instant::now());
+                let until = match spare {
+                    Some(_) => Instant::now() + left / (count + 1) * count,
+                    None => deadline,
+                };
+                match (self.open_one_of(addresses, attempt, until), spare) {
+                    (Err(OpenError::Failed(failure)), Some(_)) => failure,
+                    (result, _) => return result,
                 }
-                Err(OpenError::Failed(next)) => {
-                    if next.weight() >= failure.weight() {
-                        failure = next;
-                    }
-                }
-                Err(e) => return Err(e),
             }
-        }
-        Err(OpenError::Failed(failure))
+            Err(OpenError::Failed(failure)) if good.is_some() => failure,
+            Err(OpenError::Failed(failure)) => return Err(attempt.failed_tcp(failure)),
+            Err(e) => return Err(e),
+        };
+        // There is a failure only if there is another address.
+        let Some(good) = good else { return Err(OpenError::Failed(failed)) };
+        let text = format!("{failed}; trying {good}, the address at which {host} answered last");
+        (self.progress)(Progress::Detour(text));
+        self.open_one_of(vec![good], attempt, deadline)
     }
 
-    /// Looks up the addresses of a host. Addresses that failed come last, in whatever order the
-    /// name server lists them, because one of them may accept a connection and then stay silent.
+    fn open_one_of(
+        &self,
+        mut addresses: Vec<SocketAddr>,
+        attempt: &Attempt<'_>,
+        deadline: Instant,
+    ) -> Result<Opened, OpenError> {
+        let none = Failure::Lookup(format!(
+            "look up {}: no address{}",
+            attempt.host(),
+            if addresses.is_empty() { " that may be used" } else { "" }
+        ));
+        let mut failure = attempt.failed_tcp(none);
+        while !addresses.is_empty() {
+            let result = self.race(&mut addresses, attempt, deadline).and_then(|(address, tcp)| {
+                // The addresses that remain have not failed.
+                let left = deadline.saturating_duration_since(Instant::now());
+                let share = Instant::now() + left / (addresses.len() + 1) as u32;
+                // The most recent one to fail, should it do so.
+                self.history.borrow_mut().tries(address);
+                let opened = self.open_at(tcp, attempt, share)?;
+                self.history.borrow_mut().succeeded(attempt.host(), address);
+                Ok(opened)
+            });
+            match (result, &failure) {
+                (Err(OpenError::Failed(next)), OpenError::Failed(former)) => {
+                    if next.weight() >= former.weight() {
+                        failure = OpenError::Failed(next);
+                    }
+                }
+                (result, _) => return result,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Looks up the addresses of a host.
     fn look_up(
         &self,
         host: &str,
@@ -176,36 +251,76 @@ impl<W: Wait> Opener<'_, W> {
         let lookup = self.resolver.look_up(host, port).map_err(failed)?;
         loop {
             if let Some(result) = lookup.poll() {
-                let mut addresses = result.map_err(failed)?;
-                let failures = self.failed.borrow();
-                addresses.sort_by_key(|address| failures.iter().position(|a| a == address));
-                return Ok(addresses);
+                let found = result.map_err(failed)?;
+                return Ok(self.history.borrow().sorted(found, self.network));
             }
-            let waited = self.wait.wait(None, false, deadline);
+            let waited = self.wait.wait(&[], false, deadline);
             waited.map_err(|e| not_waited("look up", e))?;
         }
     }
 
-    fn tries(&self, address: SocketAddr) {
-        let mut failed = self.failed.borrow_mut();
-        failed.retain(|other| *other != address);
-        if failed.len() == MAX_FAILED {
-            failed.remove(0);
+    /// Connects to one of the addresses. Leaves in `addresses` those that have not failed. After an
+    /// error these are none.
+    fn race(
+        &self,
+        addresses: &mut Vec<SocketAddr>,
+        attempt: &Attempt<'_>,
+        deadline: Instant,
+    ) -> Result<(SocketAddr, TcpStream), OpenError> {
+        let all = std::mem::take(addresses);
+        let what = match all[..] {
+            [address] => format!("connect to {address}"),
+            _ => format!("connect to {} addresses", all.len()),
+        };
+        let mut race = Race::new(all, Instant::now(), deadline);
+        let origin = self.network.origin();
+        let begins = &mut |address| self.history.borrow_mut().tries(address);
+        let mut ready = false;
+        let failed = |failure| Err(attempt.failed_tcp(failure));
+        loop {
+            match race.step(ready, Instant::now(), &origin, begins) {
+                Some(Won::By(address, tcp)) => {
+                    *addresses = race.into_rest();
+                    sys::reset_on_close(&tcp, false);
+                    return match tcp.set_nodelay(true) {
+                        Ok(()) => Ok((address, tcp)),
+                        Err(e) => failed(Failure::Connect(format!("connect to {address}: {e}"))),
+                    };
+                }
+                Some(Won::Nobody(address, e)) => {
+                    let what = address.map_or(what, |address| format!("connect to {address}"));
+                    return failed(Failure::Connect(format!("{what}: {e}")));
+                }
+                None => {}
+            }
+            let until = race.deadline().map_or(deadline, |at| at.min(deadline));
+            let fds: Vec<BorrowedFd<'_>> = race.fds().collect();
+            ready = match self.wait.wait(&fds, true, until) {
+                Ok(()) => true,
+                Err(WaitError::TimedOut) if Instant::now() < deadline => false,
+                Err(e) => {
+                    return match not_waited(&what, e) {
+                        OpenError::Failed(failure) => failed(failure),
+                        e => Err(e),
+                    }
+                }
+            };
         }
-        failed.push(address);
     }
 
     fn open_at(
         &self,
-        address: SocketAddr,
-        params: &ConnectParams,
-        tls: &TlsContext,
+        tcp: TcpStream,
+        attempt: &Attempt<'_>,
         deadline: Instant,
     ) -> Result<Opened, OpenError> {
-        let tcp = self.connect(address, deadline)?;
+        let params = attempt.params;
         let local_port = tcp.local_addr().map_or(0, |address| address.port());
         (self.progress)(Progress::Connected { fd: tcp.as_raw_fd(), local_port });
-        let connector = tls.connector();
+        if let Some(proxy) = attempt.proxy {
+            self.pass(&tcp, proxy, params, deadline)?;
+        }
+        let connector = attempt.tls.connector();
         let connector =
             connector.map_err(|e| OpenError::Failed(Failure::Tls(format!("set up TLS: {e}"))))?;
         let (stream, default_port) = match connector {
@@ -224,15 +339,23 @@ impl<W: Wait> Opener<'_, W> {
         Ok(opened)
     }
 
-    fn connect(&self, address: SocketAddr, deadline: Instant) -> Result<TcpStream, OpenError> {
-        let what = || format!("connect to {address}");
-        let tcp = tcp::connect(address, self.wait, deadline).map_err(|e| match e {
-            HandshakeError::Wait(e) => not_waited(&what(), e),
-            HandshakeError::Io(e) => {
-                OpenError::Failed(Failure::Connect(format!("{}: {e}", what())))
+    /// Makes the proxy connect to the server.
+    fn pass(
+        &self,
+        tcp: &TcpStream,
+        proxy: &Proxy,
+        params: &ConnectParams,
+        deadline: Instant,
+    ) -> Result<(), OpenError> {
+        let (host, port) = (params.host(), params.port().get());
+        match dial::through_proxy(tcp, proxy, host, port, self.wait, deadline) {
+            Ok(()) => {
+                (self.progress)(Progress::ThroughProxy(proxy.to_string()));
+                Ok(())
             }
-        })?;
-        Ok(tcp)
+            Err(ProxyError::Wait(WaitError::Interrupted)) => Err(OpenError::Interrupted),
+            Err(e) => Err(OpenError::Failed(Failure::Proxy(explained_refusal(e, proxy, params)))),
+        }
     }
 
     fn secure(
@@ -346,7 +469,7 @@ pub(super) fn finish_tls(
         let paused = middle.get_mut().has_paused();
         let socket = middle.get_mut().get_mut();
         let room = paused || socket.waits_for_room();
-        wait.wait(Some(socket.tcp().as_fd()), room, deadline).map_err(TlsError::Wait)?;
+        wait.wait(&[socket.tcp().as_fd()], room, deadline).map_err(TlsError::Wait)?;
         socket.arm();
         handshake = middle.go_on();
     }
@@ -379,7 +502,7 @@ fn wait_for(
     deadline: Instant,
 ) -> Result<(), HandshakeError> {
     let room = stream.has_paused() || stream.socket().waits_for_room();
-    wait.wait(Some(stream.as_fd()), room, deadline).map_err(HandshakeError::Wait)?;
+    wait.wait(&[stream.as_fd()], room, deadline).map_err(HandshakeError::Wait)?;
     stream.arm();
     Ok(())
 }
@@ -409,7 +532,6 @@ pub(super) fn read_head(
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::os::fd::BorrowedFd;
     use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
@@ -422,13 +544,13 @@ mod tests {
     impl Wait for Plainly {
         fn wait(
             &self,
-            fd: Option<BorrowedFd<'_>>,
+            fds: &[BorrowedFd<'_>],
             write: bool,
             deadline: Instant,
         ) -> Result<(), WaitError> {
-            let mut fds = [PollFd::new(fd.unwrap(), !write, write)];
+            let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, !write, write)).collect();
             sys::poll(&mut fds, Some(deadline)).map_err(WaitError::Io)?;
-            if fds[0].ready() == Default::default() {
+            if fds.iter().all(|fd| fd.ready() == Default::default()) {
                 return Err(WaitError::TimedOut);
             }
             Ok(())
@@ -447,12 +569,18 @@ mod tests {
         let (port, token) = (Port::new(1).unwrap(), Token::new("hush-access").unwrap());
         let params = ConnectParams::new("gateway.example", port, "/tunnel/t1/source", token);
         let resolver = Resolver::new(Arc::new(Waker::new().unwrap()));
-        let failed = RefCell::default();
-        let opener =
-            Opener { wait: &Plainly, resolver: &resolver, failed: &failed, progress: &|_| {} };
+        let history = RefCell::default();
+        let opener = Opener {
+            wait: &Plainly,
+            resolver: &resolver,
+            network: &Network::new(),
+            history: &history,
+            progress: &|_| {},
+        };
         let deadline = Instant::now() + Duration::from_secs(5);
         let tls = TlsContext::new(Security::Plain);
-        let opened = opener.open_one_of(&addresses, &params.unwrap(), &tls, deadline);
+        let attempt = Attempt { params: &params.unwrap(), tls: &tls, proxy: None };
+        let opened = opener.open_one_of(addresses.into(), &attempt, deadline);
         assert!(opened.is_ok());
         gateway.join().unwrap();
     }

@@ -3,9 +3,12 @@
 //! If the system's root certificates are trusted, native-tls connects. If the process brings its
 //! own CA, as all callers of the C SDK do, native-tls would still load the system's roots, twice,
 //! and drop them (`docs/performance.md` has the cost). So in that case a context is made with
-//! openssl directly, which native-tls uses underneath on Linux.
+//! openssl directly, which native-tls uses underneath on Linux. So it is when a wrong clock is
+//! tolerated, which native-tls knows nothing of.
 
 use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use native_tls::{Identity, Protocol};
@@ -19,8 +22,10 @@ use openssl::x509::{X509VerifyResult, X509};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::clock::WrongClock;
 use super::exit::{self, Gated};
-use crate::config::{ClientIdentity, Security, TlsConfig};
+use crate::config::{ClientIdentity, Clock, Security, TlsConfig};
+use crate::logging::{warn, Code};
 
 /// Longest plain text of a TLS record, in bytes (RFC 8446, 5.1). One write makes one record.
 pub(crate) const MAX_RECORD: usize = 16 * 1024;
@@ -43,6 +48,11 @@ impl TlsContext {
         TlsContext(Arc::new(Context { security, connector }))
     }
 
+    /// Whether connections are encrypted.
+    pub(crate) fn is_secure(&self) -> bool {
+        matches!(self.0.security.get(), Security::Tls(_))
+    }
+
     /// The connector. `None` if the setting is plain text. Blocks while another thread makes it.
     pub(crate) fn connector(&self) -> Result<Option<Gated<Connector>>, String> {
         let Security::Tls(config) = self.0.security.get() else { return Ok(None) };
@@ -62,18 +72,19 @@ impl TlsContext {
 #[derive(Clone)]
 pub(crate) enum Connector {
     System(native_tls::TlsConnector),
-    Own { context: SslContext, sni: bool },
+    Own { context: SslContext, sni: bool, clock: Clock },
 }
 
 impl Connector {
     fn new(config: &TlsConfig) -> Result<Self, String> {
         let identity = config.identity.as_ref();
-        match &config.roots {
-            None => system(identity, config.sni).map(Connector::System),
-            Some(roots) => own(roots, identity)
-                .map(|context| Connector::Own { context, sni: config.sni })
-                .map_err(|e| e.to_string()),
+        let &TlsConfig { sni, clock, .. } = config;
+        if config.roots.is_none() && clock == Clock::Strict {
+            return system(identity, sni).map(Connector::System);
         }
+        own(config.roots.as_deref(), identity)
+            .map(|context| Connector::Own { context, sni, clock })
+            .map_err(|e| e.to_string())
     }
 
     pub(crate) fn connect<S: Read + Write>(&self, host: &str, stream: S) -> Handshake<S> {
@@ -85,7 +96,7 @@ impl Connector {
         };
         match self {
             Connector::System(connector) => connector.connect(host, stream).into(),
-            Connector::Own { context, sni } => match session(context, host, *sni) {
+            Connector::Own { context, sni, clock } => match session(context, host, *sni, *clock) {
                 Ok(session) => session.connect(stream).into(),
                 Err(e) => Handshake::Failed(e.to_string()),
             },
@@ -110,8 +121,15 @@ fn system(
     builder.build().map_err(|e| e.to_string())
 }
 
-/// Does what openssl's own connector does, but does not load the system's roots.
-fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, ErrorStack> {
+/// Where systems keep their root certificates. OpenSSL that is linked in does not know.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Does what openssl's own connector does, but loads the system's roots only if there are no others.
+fn own(
+    roots: Option<&[X509]>,
+    identity: Option<&ClientIdentity>,
+) -> Result<SslContext, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
     // Renegotiation is of no use here. With it, a write might have to wait for a read.
@@ -127,10 +145,20 @@ fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, 
             | SslMode::RELEASE_BUFFERS,
     );
     context.set_verify(SslVerifyMode::PEER);
-    // An anchor may be an intermediate certificate or the server's own.
-    context.cert_store_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
-    for root in roots {
-        context.cert_store_mut().add_cert(root.clone())?;
+    match roots {
+        Some(roots) => {
+            // An anchor may be an intermediate certificate or the server's own.
+            context.cert_store_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
+            for root in roots {
+                context.cert_store_mut().add_cert(root.clone())?;
+            }
+        }
+        None => {
+            context.set_default_verify_paths()?;
+            for path in SYSTEM_ROOTS.map(Path::new).into_iter().filter(|path| path.exists()) {
+                context.set_ca_file(path)?;
+            }
+        }
     }
     if let Some(ClientIdentity { chain, key }) = identity {
         if let Some((own, others)) = chain.split_first() {
@@ -145,8 +173,11 @@ fn own(roots: &[X509], identity: Option<&ClientIdentity>) -> Result<SslContext, 
 }
 
 /// A TLS session that accepts only a certificate for this host.
-fn session(context: &SslContext, host: &str, sni: bool) -> Result<Ssl, ErrorStack> {
+fn session(context: &SslContext, host: &str, sni: bool, clock: Clock) -> Result<Ssl, ErrorStack> {
     let mut session = Ssl::new(context)?;
+    if let (Clock::Tolerant, Some(wrong)) = (clock, WrongClock::look()) {
+        tolerate(&mut session, host, wrong);
+    }
     let address = host.parse();
     // An IP address is never sent as the server name (RFC 6066, 3).
     if sni && address.is_err() {
@@ -159,6 +190,36 @@ fn session(context: &SslContext, host: &str, sni: bool) -> Result<Ssl, ErrorStac
         Err(_) => parameters.set_host(host)?,
     }
     Ok(session)
+}
+
+/// Checks certificates for the time of the build in place of the present, which nobody knows. Then one
+/// that had expired is still refused; only one that is not valid yet, for whatever time, is accepted.
+fn tolerate(session: &mut Ssl, host: &str, clock: WrongClock) {
+    /// `X509_V_ERR_CERT_NOT_YET_VALID`.
+    const NOT_YET_VALID: i32 = 9;
+    // A 32-bit `time_t` holds every time before 2038. Without this, nothing is tolerated either.
+    #[allow(irrefutable_let_patterns, clippy::useless_conversion)]
+    let Ok(time) = clock.earliest().try_into() else {
+        return;
+    };
+    session.param_mut().set_time(time);
+    let server = host.to_owned();
+    let has_warned = AtomicBool::new(false);
+    session.set_verify_callback(SslVerifyMode::PEER, move |is_valid, chain| {
+        if is_valid || chain.error().as_raw() != NOT_YET_VALID {
+            return is_valid;
+        }
+        chain.set_error(X509VerifyResult::OK);
+        if !has_warned.swap(true, Ordering::Relaxed) {
+            warn!(
+                Code::ServerCert,
+                "a certificate of {server} is not valid yet and is accepted (--clock tolerant), because \
+                 this machine's clock is wrong: {}",
+                clock.text()
+            );
+        }
+        true
+    });
 }
 
 /// The state of a TLS handshake.

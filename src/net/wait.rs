@@ -50,16 +50,12 @@ impl From<WaitError> for io::Error {
     }
 }
 
-/// Waits in `poll` for a descriptor, and for whatever may interrupt the thread.
+/// Waits in `poll` for descriptors, and for whatever may interrupt the thread.
 pub(crate) trait Wait {
-    /// Blocks until the descriptor is ready: for writing if `write` is set, else for reading.
+    /// Blocks until one of the descriptors is ready: for writing if `write` is set, else for reading.
     /// Without a descriptor, it waits for the waker of the thread's resolver and may return early.
-    fn wait(
-        &self,
-        fd: Option<BorrowedFd<'_>>,
-        write: bool,
-        deadline: Instant,
-    ) -> Result<(), WaitError>;
+    fn wait(&self, fds: &[BorrowedFd<'_>], write: bool, deadline: Instant)
+        -> Result<(), WaitError>;
 }
 
 /// Waits that end when a waker is woken. Used by the access side and the gateway.
@@ -75,14 +71,14 @@ pub(crate) struct UntilStopped<'a> {
 impl Wait for UntilStopped<'_> {
     fn wait(
         &self,
-        fd: Option<BorrowedFd<'_>>,
+        awaited: &[BorrowedFd<'_>],
         write: bool,
         deadline: Instant,
     ) -> Result<(), WaitError> {
-        let lookups = self.lookups.filter(|_| fd.is_none());
-        let awaited = fd.or(lookups.map(AsFd::as_fd));
+        let lookups = self.lookups.filter(|_| awaited.is_empty());
         let mut fds = vec![PollFd::new(self.stop.as_fd(), true, false)];
-        fds.extend(awaited.map(|fd| PollFd::new(fd, !write, write)));
+        fds.extend(awaited.iter().map(|fd| PollFd::new(*fd, !write, write)));
+        fds.extend(lookups.map(|lookups| PollFd::new(lookups.as_fd(), true, false)));
         loop {
             poll(&mut fds, Some(deadline)).map_err(WaitError::Io)?;
             if fds[0].ready().read {

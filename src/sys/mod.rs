@@ -33,7 +33,7 @@ pub(crate) use semaphore::Semaphore;
 pub(crate) use signals::spawn;
 pub(crate) use socket::{
     connect, connect_unix, is_dead, keep_alive, least_round_trip, limit_queue, push,
-    reset_on_close, send, send_vectored, unacked, unsent, Connecting,
+    reset_on_close, send, send_vectored, unacked, unsent, Connecting, Origin,
 };
 #[cfg(feature = "access")]
 pub(crate) use standard::{access_mode, end_output, was_closed};

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -32,9 +32,42 @@ impl AsFd for Connecting {
     }
 }
 
+/// Where a connection leaves the machine. `None`: as the system chooses.
+#[derive(Default)]
+pub(crate) struct Origin<'a> {
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) interface: Option<&'a str>,
+}
+
+/// A socket address in the kernel's form.
+enum RawAddress {
+    V4(libc::sockaddr_in),
+    V6(libc::sockaddr_in6),
+}
+
+impl RawAddress {
+    fn new(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(v4) => RawAddress::V4(libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            }),
+            SocketAddr::V6(v6) => RawAddress::V6(libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            }),
+        }
+    }
+}
+
 /// Begins to connect and does not block. The descriptor is close-on-exec, so child processes do not
 /// inherit it.
-pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
+pub(crate) fn connect(address: SocketAddr, origin: &Origin<'_>) -> io::Result<Connecting> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket takes no pointers. The result is checked before use.
@@ -46,31 +79,50 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<Connecting> {
     let fd = beyond_standard(unsafe { OwnedFd::from_raw_fd(fd) })?;
     let stream = TcpStream::from(fd);
     reset_on_close(&stream, true);
-    let fd = stream.as_raw_fd();
-    let result = match address {
-        SocketAddr::V4(v4) => {
-            let raw = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            connect_raw(fd, &raw)
-        }
-        SocketAddr::V6(v6) => {
-            let raw = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
-                sin6_scope_id: v6.scope_id(),
-            };
-            connect_raw(fd, &raw)
-        }
+    if let Some(name) = origin.interface {
+        bind_to_interface(&stream, name)
+            .map_err(|e| io::Error::new(e.kind(), format!("use the interface {name}: {e}")))?;
+    }
+    if let Some(own) = origin.address {
+        bind(&stream, SocketAddr::new(own, 0))
+            .map_err(|e| io::Error::new(e.kind(), format!("use the local address {own}: {e}")))?;
+    }
+    let result = match RawAddress::new(address) {
+        RawAddress::V4(raw) => connect_raw(stream.as_raw_fd(), &raw),
+        RawAddress::V6(raw) => connect_raw(stream.as_raw_fd(), &raw),
     };
     match result {
         Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
         _ => Ok(Connecting(stream)),
+    }
+}
+
+fn bind_to_interface(stream: &TcpStream, name: &str) -> io::Result<()> {
+    let length = name.len() as libc::socklen_t;
+    let (fd, level, option) = (stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
+    // SAFETY: the kernel reads `length` bytes of a live text and keeps no pointer to it.
+    match unsafe { libc::setsockopt(fd, level, option, name.as_ptr().cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn bind(stream: &TcpStream, address: SocketAddr) -> io::Result<()> {
+    fn bind_raw<T>(fd: libc::c_int, address: &T) -> libc::c_int {
+        let length = mem::size_of::<T>() as libc::socklen_t;
+        // SAFETY: `address` is a live socket address structure and `length` is its size.
+        unsafe { libc::bind(fd, std::ptr::from_ref(address).cast(), length) }
+    }
+    let on: libc::c_int = 1;
+    // The port is chosen by the connect, so that it need not be one that nobody else uses.
+    set_option(stream, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &on);
+    let result = match RawAddress::new(address) {
+        RawAddress::V4(raw) => bind_raw(stream.as_raw_fd(), &raw),
+        RawAddress::V6(raw) => bind_raw(stream.as_raw_fd(), &raw),
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

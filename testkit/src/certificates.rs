@@ -129,6 +129,11 @@ impl Authority {
         self.identity_for(name, -1)
     }
 
+    /// A certificate that had expired long before anybody built the program under test.
+    pub fn long_expired_identity(&self, name: &str) -> Identity {
+        self.identity_for(name, -1000)
+    }
+
     /// A certificate that expires in so many days; a negative number has passed already.
     fn identity_for(&self, name: &str, days: i64) -> Identity {
         let key = Key::new();

@@ -27,6 +27,14 @@ impl Folder {
         std::fs::write(&path, content).unwrap();
         path.into_os_string().into_string().unwrap()
     }
+
+    /// Writes a file that only its owner may read.
+    pub fn write_secret(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.write(name, content);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
 }
 
 impl Default for Folder {

@@ -26,6 +26,7 @@ pub mod path;
 pub mod process;
 pub mod procfs;
 pub mod properties;
+pub mod proxies;
 pub mod queue;
 pub mod random;
 pub mod services;

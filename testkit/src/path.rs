@@ -356,9 +356,18 @@ pub struct Agent {
 impl Agent {
     /// Trusts the certificates of the file `ca`, or else speaks without TLS.
     pub fn start(ca: Option<&str>, services: &[Service]) -> Self {
+        Agent::start_as(Command::new(program()), ca, services, &[])
+    }
+
+    /// The same, with a command that becomes the program, and with further arguments.
+    pub fn start_as(
+        mut command: Command,
+        ca: Option<&str>,
+        services: &[Service],
+        more: &[&str],
+    ) -> Self {
         let key = Key::new();
-        let mut command = Command::new(program());
-        command.args(["agent", "--queue-key", &key.0.to_string()]);
+        command.args(["agent", "--control-socket", "none", "--queue-key", &key.0.to_string()]);
         match ca {
             Some(ca) => command.args(["--ca", ca]),
             None => command.arg("--plain"),
@@ -367,7 +376,7 @@ impl Agent {
             command
                 .args(["--service", &format!("{}={}", service.service_type(), service.target())]);
         }
-        let mut program = Program::start_command(&mut command);
+        let mut program = Program::start_command(command.args(more));
         let events = program.process.lines();
         wait::until("the agent's queue", || key.exists());
         Agent { program, events, key }
@@ -375,12 +384,17 @@ impl Agent {
 
     /// Sends a command; `add` and `update` name the gateway's address.
     pub fn send(&self, operation: &str, gateway: Option<SocketAddr>) {
+        let gateway = gateway.map(|address| (address.ip().to_string(), address.port()));
+        self.send_to(operation, gateway.as_ref().map(|(host, port)| (&**host, *port)));
+    }
+
+    /// Sends a command; `add` and `update` name the gateway's host and port.
+    pub fn send_to(&self, operation: &str, gateway: Option<(&str, u16)>) {
         let key = self.key.0.to_string();
         let mut command = Command::new(program());
         command.args(["send", operation, "--tunnel", TUNNEL, "--queue-key", &key]);
-        if let Some(address) = gateway {
-            let (host, port) = (address.ip().to_string(), address.port().to_string());
-            command.args(["--host", &host, "--port", &port]);
+        if let Some((host, port)) = gateway {
+            command.args(["--host", host, "--port", &port.to_string()]);
         }
         let output = command.env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE_TOKEN).output().unwrap();
         assert!(output.status.success(), "{output:?}");

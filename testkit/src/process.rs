@@ -111,6 +111,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Sends SIGHUP.
+    pub fn hang_up(&mut self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Sends SIGUSR1.
     pub fn user_signal(&mut self) {
         self.signal(Signal::USR1);

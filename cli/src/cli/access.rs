@@ -6,6 +6,7 @@ use aiot_tunnel::TunnelId;
 use clap::Args;
 
 use crate::input;
+use crate::network::NetworkOptions;
 
 const ACCESS_HELP: &str = "\
 Examples:
@@ -78,4 +79,6 @@ pub(crate) struct AccessArgs {
     /// File with the operator's token; without it, AIOT_TUNNEL_ACCESS_TOKEN is used
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
 }

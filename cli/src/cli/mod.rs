@@ -7,11 +7,16 @@ mod send;
 mod signal;
 mod status;
 
+use std::ffi::OsString;
+
 use clap::builder::RangedU64ValueParser;
-use clap::{Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::settings::{self, Names, Settings};
+use crate::Usage;
 
 pub(crate) use access::AccessArgs;
-pub(crate) use agent::AgentArgs;
+pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::SignalArgs;
@@ -20,8 +25,8 @@ pub(crate) use status::StatusArgs;
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
-/// `status` shows what the tunnels do. `signal` tells the agent what the platform says over MQTT.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open; so does
+/// `signal`, which hears it from the platform over MQTT. `status` shows what the tunnels do.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -53,10 +58,58 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
-    /// Tell the agent what the platform says over MQTT
-    Signal(SignalArgs),
     /// Show the tunnels and sessions of the agent on this machine
     Status(StatusArgs),
+    /// Tell the agent what the platform says over MQTT
+    Signal(SignalArgs),
+}
+
+/// The subcommands that take settings from a file and from the environment.
+const WITH_SETTINGS: [&Names; 1] = [&AGENT_SETTINGS];
+
+/// The program's command line, as help and manual pages show it.
+pub(crate) fn command() -> Command {
+    WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
+        command.mut_subcommand(names.subcommand, |subcommand| names.document(subcommand))
+    })
+}
+
+/// Parses the command line, with the settings of the environment and of a file. Ends the program after
+/// a request for help and after wrong arguments.
+///
+/// # Errors
+/// A wrong setting in the environment or the file.
+pub(crate) fn parse() -> Result<(Cli, Option<Settings>), Usage> {
+    let (arguments, settings) = layered()?;
+    let matches = command().get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    Ok((cli, settings))
+}
+
+/// The agent's settings as they are now.
+///
+/// # Errors
+/// A wrong setting.
+pub(crate) fn agent_again() -> Result<(AgentArgs, Settings), Usage> {
+    let (arguments, settings) = layered()?;
+    let first_line = |e: clap::Error| Usage::of(e.to_string().lines().next().unwrap_or_default());
+    let matches = command().try_get_matches_from(arguments).map_err(first_line)?;
+    match (Cli::from_arg_matches(&matches).map_err(first_line)?.command, settings) {
+        (Subcommands::Agent(args), Some(settings)) => Ok((args, settings)),
+        _ => Err(Usage::of("this is no agent")),
+    }
+}
+
+fn layered() -> Result<(Vec<OsString>, Option<Settings>), Usage> {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let names = WITH_SETTINGS.iter().find(|names| settings::is_for(names, &arguments));
+    let Some(names) = names else { return Ok((arguments, None)) };
+    let command = command();
+    let Some(subcommand) = command.find_subcommand(names.subcommand) else {
+        return Ok((arguments, None));
+    };
+    let (arguments, settings) = settings::layer(names, subcommand, &arguments)?;
+    Ok((arguments, Some(settings)))
 }
 
 /// A limit. With 0, nothing would work.

@@ -3,9 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
-use aiot_tunnel::{Event, EventKind};
+use aiot_tunnel::{Event, Notice};
 use rustix::event::{eventfd, EventfdFlags};
 
 use super::protocol::{self, EventName};
@@ -55,26 +54,43 @@ impl Events {
 
     /// Passes on an event of the library.
     pub(crate) fn event(&self, event: &Event) {
-        let name = match event.kind {
-            EventKind::Connect => EventName::Connect,
-            EventKind::Disconnect => EventName::Disconnect,
-            EventKind::Expired => EventName::Expired,
-            _ => return,
-        };
-        self.push(&protocol::Event::new(name, event.tunnel_id.as_str()));
+        if let Some(event) = protocol::Event::of_event(event) {
+            self.push(&event);
+        }
     }
 
-    pub(crate) fn push(&self, event: &protocol::Event) {
+    /// Passes on a notice of the library.
+    pub(crate) fn notice(&self, notice: &Notice) {
+        if notice.dropped > 0 {
+            self.cut();
+        }
+        if let Some(event) = protocol::Event::of_notice(notice) {
+            self.push(&event);
+        }
+    }
+
+    fn push(&self, event: &protocol::Event) {
         self.0.counts[event.event as usize].fetch_add(1, Ordering::Relaxed);
         let mut queue = self.lock();
         if queue.subscribers == 0 || queue.is_cut {
             return;
         }
-        let line = protocol::line(&event.at(SystemTime::now()));
+        let line = protocol::line(event);
         match queue.lines.len() + line.len() > MAX_WAITING {
             true => queue.is_cut = true,
             false => queue.lines.extend_from_slice(&line),
         }
+        drop(queue);
+        self.wake();
+    }
+
+    /// Events are missing.
+    fn cut(&self) {
+        let mut queue = self.lock();
+        if queue.subscribers == 0 {
+            return;
+        }
+        queue.is_cut = true;
         drop(queue);
         self.wake();
     }

@@ -37,7 +37,13 @@ pub(crate) trait Actions: Send + Sync {
     fn reload(&self) -> Result<()>;
 
     /// Connects a tunnel again, or all of them.
-    fn reconnect(&self, tunnel: Option<&TunnelId>) -> Result<()>;
+    fn reconnect(&self, tunnel: Option<&TunnelId>) -> Result<()> {
+        let handle = self.handle();
+        match tunnel {
+            Some(tunnel) => Ok(handle.reconnect(tunnel)?),
+            None => Ok(handle.reconnect_all()?),
+        }
+    }
 
     /// Takes a command, as one from the message queue.
     fn command(&self, command: Command) -> Result<()> {

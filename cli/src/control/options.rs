@@ -14,6 +14,7 @@ pub(crate) const DEFAULT_PATH: &str = "/run/aiot-tunnel/agent.sock";
 
 /// The agent's options of the control socket.
 #[derive(Args)]
+#[command(next_help_heading = "Commands")]
 pub(crate) struct ControlArgs {
     /// Unix socket on which the agent takes commands and tells its state; "none": no socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, value_parser = socket_path)]

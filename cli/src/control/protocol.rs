@@ -6,8 +6,10 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aiot_tunnel::ipc::Command;
-use aiot_tunnel::{ConnectParams, Port, Service, SessionStatus, Token, TunnelId, TunnelState};
-use aiot_tunnel::{Error, TunnelStatus};
+use aiot_tunnel::{
+    ConnectParams, Error, EventKind, Notice, NoticeKind, Port, Service, SessionStatus, Token,
+    TunnelId, TunnelState, TunnelStatus,
+};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -354,7 +356,6 @@ impl Tunnel {
             TunnelState::Waiting { retry_at, .. } => Some(timestamp(retry_at)),
             _ => None,
         };
-        let sum = |bytes: fn(&SessionStatus) -> u64| tunnel.sessions.iter().map(bytes).sum();
         Tunnel {
             id: tunnel.id.as_str().to_owned(),
             host: tunnel.host.clone(),
@@ -364,9 +365,9 @@ impl Tunnel {
             attempts: tunnel.attempts,
             retry_at,
             last_error: tunnel.last_error.clone(),
-            bytes_from_cloud: sum(|session| session.bytes_from_cloud),
-            bytes_to_cloud: sum(|session| session.bytes_to_cloud),
-            sessions_opened: tunnel.sessions.len() as u64,
+            bytes_from_cloud: tunnel.bytes_from_cloud,
+            bytes_to_cloud: tunnel.bytes_to_cloud,
+            sessions_opened: tunnel.sessions_opened,
             sessions: tunnel.sessions.iter().map(Session::new).collect(),
         }
     }
@@ -391,17 +392,32 @@ pub(crate) enum EventName {
     Connect,
     Disconnect,
     Expired,
+    Failed,
+    TokenRefused,
+    SessionOpened,
+    SessionClosed,
 }
 
 impl EventName {
-    pub(crate) const ALL: [EventName; 3] =
-        [EventName::Connect, EventName::Disconnect, EventName::Expired];
+    pub(crate) const ALL: [EventName; 7] = [
+        EventName::Connect,
+        EventName::Disconnect,
+        EventName::Expired,
+        EventName::Failed,
+        EventName::TokenRefused,
+        EventName::SessionOpened,
+        EventName::SessionClosed,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EventName::Connect => "connect",
             EventName::Disconnect => "disconnect",
             EventName::Expired => "expired",
+            EventName::Failed => "failed",
+            EventName::TokenRefused => "token_refused",
+            EventName::SessionOpened => "session_opened",
+            EventName::SessionClosed => "session_closed",
         }
     }
 }
@@ -410,25 +426,47 @@ impl EventName {
 #[derive(Serialize)]
 pub(crate) struct Event<'a> {
     pub(crate) event: EventName,
-    pub(crate) tunnel: &'a str,
+    tunnel: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<&'a str>,
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<Session>,
+    time: String,
 }
 
 impl<'a> Event<'a> {
-    pub(crate) fn new(event: EventName, tunnel: &'a str) -> Self {
-        Event { event, tunnel, error: None }
+    /// What the library tells its event handler, now. `None`: it has no name here.
+    pub(crate) fn of_event(event: &'a aiot_tunnel::Event) -> Option<Self> {
+        let name = match event.kind {
+            EventKind::Connect => EventName::Connect,
+            EventKind::Disconnect => EventName::Disconnect,
+            EventKind::Expired => EventName::Expired,
+            _ => return None,
+        };
+        Some(Event::now(name, &event.tunnel_id))
     }
 
-    /// The event with its time.
-    pub(crate) fn at(&self, time: SystemTime) -> impl Serialize + '_ {
-        #[derive(Serialize)]
-        struct Timed<'a> {
-            #[serde(flatten)]
-            event: &'a Event<'a>,
-            time: String,
-        }
-        Timed { event: self, time: timestamp(time) }
+    /// What the library tells its notice handler, now. `None`: it has no name here.
+    pub(crate) fn of_notice(notice: &'a Notice) -> Option<Self> {
+        let now = |name| Event::now(name, &notice.tunnel_id);
+        Some(match &notice.kind {
+            NoticeKind::Failed { text, .. } => {
+                Event { error: Some(text), ..now(EventName::Failed) }
+            }
+            NoticeKind::TokenRefused => now(EventName::TokenRefused),
+            NoticeKind::SessionOpened(session) => {
+                Event { session: Some(Session::new(session)), ..now(EventName::SessionOpened) }
+            }
+            NoticeKind::SessionClosed(session) => {
+                Event { session: Some(Session::new(session)), ..now(EventName::SessionClosed) }
+            }
+            _ => return None,
+        })
+    }
+
+    fn now(event: EventName, tunnel: &'a TunnelId) -> Self {
+        let time = timestamp(SystemTime::now());
+        Event { event, tunnel: tunnel.as_str(), error: None, session: None, time }
     }
 }
 

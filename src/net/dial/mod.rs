@@ -1,12 +1,16 @@
-//! The ways to connect, one file each: [`tcp`] leads to the cloud (called by [`open`](super::open)) and to
-//! local services, [`unix`] to local services. A proxy would be a file beside them. No function blocks:
-//! a [`Dial`] is advanced when `poll` reports its descriptor ready, and the way to the cloud waits in
-//! `Wait`.
+//! The ways to connect, one file each: [`tcp`] leads to one of a host's addresses (for the cloud, its
+//! proxy and local services), [`unix`] to local services. [`http_proxy`] and [`socks5`] continue a TCP
+//! connection through a proxy; [`exchange`] is how both talk. No function blocks: a [`Dial`] is advanced
+//! when `poll` reports its descriptor ready, and the way to the cloud waits in `Wait`.
 
+mod exchange;
+mod http_proxy;
+mod socks5;
 pub(crate) mod tcp;
 pub(crate) mod unix;
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,7 +21,27 @@ use parking_lot::Mutex;
 
 use super::local::LocalSocket;
 use super::resolver::Resolver;
-use crate::config::{Services, Target};
+use super::Wait;
+use crate::config::{Proxy, ProxyProtocol, Services, Target};
+use exchange::Exchange;
+pub(crate) use exchange::ProxyError;
+
+/// Continues a connection to the proxy: after that, it is one to the host. Bytes that follow the
+/// proxy's answer stay in the socket.
+pub(super) fn through_proxy(
+    tcp: &TcpStream,
+    proxy: &Proxy,
+    host: &str,
+    port: u16,
+    wait: &dyn Wait,
+    deadline: Instant,
+) -> Result<(), ProxyError> {
+    let exchange = Exchange { tcp, wait, deadline };
+    match proxy.protocol {
+        ProxyProtocol::Http => http_proxy::connect(&exchange, proxy, host, port),
+        ProxyProtocol::Socks5 => socks5::connect(&exchange, proxy, host, port),
+    }
+}
 
 /// A connect to a local service, in progress.
 pub(crate) enum Dial {
@@ -26,13 +50,14 @@ pub(crate) enum Dial {
 }
 
 impl Dial {
-    /// The descriptor that becomes writable when the connect can advance. `None` while a name is
-    /// looked up; the end of the lookup wakes the resolver's waker.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Dial::Tcp(dial) => dial.fd(),
+    /// The descriptors of which one becomes writable when the connect can advance. None while a name
+    /// is looked up; the end of the lookup wakes the resolver's waker.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let tcp = match self {
+            Dial::Tcp(dial) => Some(dial),
             Dial::Unix(_) => None,
-        }
+        };
+        tcp.into_iter().flat_map(tcp::TcpDial::fds)
     }
 }
 

@@ -207,7 +207,8 @@ impl Agent {
     fn start(name: &'static str, arguments: &[String]) -> Self {
         let queue = Key::new();
         let mut command = Command::new(program());
-        command.args(["agent", "--queue-key", &queue.0.to_string()]).args(arguments);
+        command.args(["agent", "--control-socket", "none", "--queue-key", &queue.0.to_string()]);
+        command.args(arguments);
         let process = Process::start(command.env("RUST_LOG", "error").stdout(Stdio::piped()));
         let (readings, peak) = (Vec::new(), Reading::default());
         Agent { name, process, queue, reader: None, readings, peak }

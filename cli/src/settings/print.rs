@@ -1,0 +1,101 @@
+//! Shows the settings in force as a file of settings, with the origin of each behind it.
+
+use std::fmt;
+
+use super::{display, Origin, Setting, Settings, Table};
+
+/// Where the comments begin.
+const COLUMN: usize = 44;
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "# The first of these that sets a value decides: option, environment, file, default."
+        )?;
+        let is_table = |setting: &&Setting| self.names.table(&setting.option).is_some();
+        for setting in self.settings.values().filter(|setting| !is_table(setting)) {
+            plain(f, setting)?;
+        }
+        for table in self.names.tables {
+            let Some(setting) = self.settings.get(table.option()) else { continue };
+            match table {
+                Table::Map { key, .. } => map(f, key, setting)?,
+                Table::List { key, fields, .. } => list(f, key, fields, setting)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn plain(f: &mut fmt::Formatter<'_>, setting: &Setting) -> fmt::Result {
+    let key = setting.option.replace('-', "_");
+    match &setting.values[..] {
+        [] => writeln!(f, "{:COLUMN$} # not set", format!("# {key} =")),
+        [(value, origin)] => line(f, &format!("{key} = {}", literal(value)), origin),
+        [.., (_, origin)] => {
+            let values: Vec<_> = setting.values.iter().map(|(value, _)| literal(value)).collect();
+            line(f, &format!("{key} = [{}]", values.join(", ")), origin)
+        }
+    }
+}
+
+fn map(f: &mut fmt::Formatter<'_>, key: &str, setting: &Setting) -> fmt::Result {
+    writeln!(f, "\n[{key}]")?;
+    for (value, origin) in &setting.values {
+        let (name, value) = value.split_once('=').unwrap_or((value, ""));
+        let is_bare = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        };
+        let name = if is_bare(name) { name.to_owned() } else { text(name) };
+        line(f, &format!("{name} = {}", text(value)), origin)?;
+    }
+    Ok(())
+}
+
+fn list(f: &mut fmt::Formatter<'_>, key: &str, fields: &[&str], setting: &Setting) -> fmt::Result {
+    for (value, origin) in &setting.values {
+        writeln!(f)?;
+        line(f, &format!("[[{key}]]"), origin)?;
+        for (field, value) in fields.iter().zip(value.splitn(fields.len(), ' ')) {
+            writeln!(f, "{field} = {}", text(value))?;
+        }
+    }
+    Ok(())
+}
+
+fn line(f: &mut fmt::Formatter<'_>, setting: &str, origin: &Origin) -> fmt::Result {
+    write!(f, "{setting:COLUMN$} # ")?;
+    match origin {
+        Origin::Default => writeln!(f, "default"),
+        Origin::Option => writeln!(f, "option"),
+        Origin::Environment(variable) => writeln!(f, "{variable}"),
+        Origin::File { path, line } => writeln!(f, "{}:{line}", display(path)),
+    }
+}
+
+/// A value as TOML.
+fn literal(value: &str) -> String {
+    // A number with a leading zero is none in TOML.
+    let is_number = value.parse::<i64>().is_ok_and(|number| number.to_string() == value);
+    match value {
+        "true" | "false" => value.to_owned(),
+        _ if is_number => value.to_owned(),
+        _ => text(value),
+    }
+}
+
+fn text(value: &str) -> String {
+    let mut text = String::from("\"");
+    for c in value.chars() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            c if c.is_control() => text.push_str(&format!("\\u{:04X}", c as u32)),
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}

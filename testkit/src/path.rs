@@ -175,8 +175,13 @@ impl Path {
         assert_eq!(self.gateway.address(), self.address);
     }
 
+    /// Where the gateway listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The certificate that clients shall trust, as an argument.
-    fn ca(&self) -> Option<String> {
+    pub fn ca(&self) -> Option<String> {
         let path = self.authority.as_ref().map(|_| self.folder.file(CA));
         path.map(|path| path.into_os_string().into_string().unwrap())
     }

@@ -568,6 +568,38 @@ fn a_first_address_that_takes_the_connection_and_says_nothing_is_not_tried_first
     drop(held);
 }
 
+#[test]
+fn the_address_that_worked_last_is_tried_while_the_name_server_is_dead() {
+    let test = "the name server dies";
+    let Some(world) = World::new(test) else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![CLOUD]));
+    let mut limits = short();
+    // The lookup has half of it.
+    limits["handshake_timeout"] = json!(3000);
+    let Some(mut process) = names.device(test, &world, &spec(limits, &[])) else { return };
+    process.add("t", NAME, port);
+    let mut device = upgrade(accept(&listener));
+    process.expect("Connect t");
+    // The last one lists another address, where nobody answers.
+    for dead in [Dns::Unknown, Dns::Refused, Dns::Silent, Dns::Addresses(vec![BLACK_HOLE])] {
+        names.now(dead);
+        drop(device);
+        process.expect("Disconnect t");
+        device = upgrade(accept(&listener));
+        process.expect("Connect t");
+        device.check_echo("s", ECHO);
+    }
+    // For another host it is of no use.
+    names.now(Dns::Unknown);
+    process.update("t", "other.test", port);
+    process.expect("Disconnect t");
+    names.asked(2);
+    assert!(process.said().is_empty());
+    process.stop();
+}
+
 /// Something else answers in the cloud's place, twice; then the cloud does. There is no event before
 /// that, and afterwards the tunnel works.
 fn impostor(case: &str, limits: Limits, speak: impl Fn(TcpStream)) {

@@ -1,7 +1,5 @@
 //! `aiot-tunnel signal`: from the broker to the agent.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -11,27 +9,25 @@ use aiot_tunnel::TunnelId;
 use aiot_tunnel_signal::{
     Broker, Credentials, Device, HandOver, Handle, NotHandedOver, Options, Queue, Signal, Tls,
 };
-use serde_json::{json, Value};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 use zeroize::Zeroizing;
 
 use crate::cli::SignalArgs;
+use crate::control::protocol::RequestLine;
+use crate::control::{Client, Refused, DEFAULT_PATH};
 use crate::process::ending_signals;
 use crate::{input, output, warnings, Result, Usage};
 
-const DEFAULT_SOCKET: &str = "/run/aiot-tunnel/agent.sock";
-/// How long the agent may take to answer a request.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
 /// Time between two tries to see the agent's events.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 const WATCH_AGAIN_MOST: Duration = Duration::from_secs(8);
 
 pub(crate) fn run(args: &SignalArgs) -> Result<()> {
     let mut ends = ending_signals()?;
+    let mut asks = Signals::new([SIGUSR1])?;
     let options = options(args)?;
     output::start();
-    let mut asks = Signals::new([SIGUSR1])?;
     let agent = Agent::new(args);
     let socket = agent.socket.clone();
     let signal = Signal::start(options, agent)?;
@@ -114,7 +110,7 @@ impl Agent {
     fn new(args: &SignalArgs) -> Self {
         match (&args.control_socket, args.queue_key) {
             (None, None) => Agent {
-                socket: Some(DEFAULT_SOCKET.into()),
+                socket: Some(DEFAULT_PATH.into()),
                 queue: Some(Queue::new(ipc::DEFAULT_KEY)),
             },
             (socket, key) => Agent { socket: socket.clone(), queue: key.map(Queue::new) },
@@ -149,71 +145,43 @@ impl HandOver for Agent {
 }
 
 fn by_socket(socket: &Path, command: &Command) -> std::result::Result<(), NotHandedOver> {
-    let request = match command {
-        Command::Add(id, params) | Command::Update(id, params) => json!({
-            "command": if matches!(command, Command::Add(..)) { "add" } else { "update" },
-            "tunnel": id.as_str(), "host": params.host(), "port": params.port().get(),
-            "path": params.path(), "token": params.token().expose(),
-        }),
-        _ => json!({"command": "delete", "tunnel": tunnel(command).as_str()}),
-    };
-    let away = |e: io::Error| NotHandedOver::Unreachable(format!("{}: {e}", socket.display()));
-    let (_, answer) = ask(socket, &request).map_err(away)?;
-    match answer["ok"].as_bool() {
-        Some(true) => Ok(()),
-        _ => {
-            let why = answer["error"].as_str().unwrap_or("its answer is not understood");
-            Err(NotHandedOver::Refused(why.to_owned()))
-        }
-    }
-}
-
-fn tunnel(command: &Command) -> &TunnelId {
-    match command {
-        Command::Add(id, _) | Command::Update(id, _) | Command::Delete(id) => id,
-        _ => unreachable!("there are three commands"),
-    }
-}
-
-/// Sends a request; the connection and the answer.
-fn ask(socket: &Path, request: &Value) -> io::Result<(BufReader<UnixStream>, Value)> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWERED_WITHIN))?;
-    stream.set_write_timeout(Some(ANSWERED_WITHIN))?;
-    let line = Zeroizing::new(format!("{request}\n"));
-    stream.write_all(line.as_bytes())?;
-    let mut reader = BufReader::new(stream);
-    let mut answer = String::new();
-    reader.read_line(&mut answer)?;
-    let answer = serde_json::from_str(&answer).map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok((reader, answer))
+    let mut agent =
+        Client::connect(socket).map_err(|e| NotHandedOver::Unreachable(e.to_string()))?;
+    agent.request(&RequestLine::of(command)).map_err(|e| match e.downcast::<Refused>() {
+        Ok(refused) => NotHandedOver::Refused(refused.0),
+        Err(e) => NotHandedOver::Unreachable(e.to_string()),
+    })
 }
 
 /// Sees the agent's events, for as long as the program runs.
 fn watch(socket: &Path, handle: &Handle) {
     let mut gap = WATCH_AGAIN;
     loop {
-        if let Ok((mut events, _)) = ask(socket, &json!({"command": "events"})) {
+        if let Some(agent) = subscribed(socket) {
             gap = WATCH_AGAIN;
-            let _ = events.get_ref().set_read_timeout(None);
             handle.agent_connected();
-            let mut line = String::new();
-            while events.read_line(&mut line).is_ok_and(|length| length > 0) {
-                let event: Value = serde_json::from_str(&line).unwrap_or_default();
-                if let (Some("expired"), Some(id)) =
-                    (event["event"].as_str(), event["tunnel"].as_str())
-                {
-                    if let Ok(id) = TunnelId::new(id) {
-                        log::info!("tunnel {id} has expired");
-                        handle.expired(&id);
-                    }
-                }
-                line.clear();
-            }
+            until_it_leaves(agent, handle);
             handle.agent_disconnected();
             log::warn!("the agent has left; waiting for it");
         }
         thread::sleep(gap);
         gap = (2 * gap).min(WATCH_AGAIN_MOST);
+    }
+}
+
+fn subscribed(socket: &Path) -> Option<Client> {
+    let mut agent = Client::connect(socket).ok()?;
+    agent.subscribe().ok().map(|()| agent)
+}
+
+fn until_it_leaves(mut agent: Client, handle: &Handle) {
+    while let Some(event) = agent.next_event() {
+        if event.event != "expired" {
+            continue;
+        }
+        if let Ok(id) = TunnelId::new(&event.tunnel) {
+            log::info!("tunnel {id} has expired");
+            handle.expired(&id);
+        }
     }
 }

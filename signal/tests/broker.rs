@@ -11,8 +11,9 @@ use aiot_tunnel_signal::{
 };
 use aiot_tunnel_testkit::certificates::Authority;
 use aiot_tunnel_testkit::mosquitto::{Mosquitto, Subscriber};
-use aiot_tunnel_testkit::wait::TIMEOUT;
+use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 use aiot_tunnel_testkit::{logs, skip};
+use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslVersion};
 use serde_json::{json, Value};
 
 const TOKEN: &str = "hush-tunnel-token";
@@ -35,6 +36,7 @@ fn broker(test: &str) -> Option<Mosquitto> {
     let credentials = credentials();
     let (user, password) =
         (credentials.username().unwrap(), credentials.expose_password().unwrap());
+    logs::note_secret(password.as_bytes());
     Mosquitto::new(user, password, TOPICS).map_err(|why| skip(test, why)).ok()
 }
 
@@ -256,16 +258,12 @@ fn a_sign_in_that_is_refused_is_tried_again() {
     mosquitto.set_password(&user, "hush-other");
     mosquitto.start();
     let running = Running::start(options(&mosquitto));
-    aiot_tunnel_testkit::wait::until("several refusals", || {
-        mosquitto.log().matches("not authorised").count() >= 3
-    });
+    wait::until("several refusals", || mosquitto.log().matches("not authorised").count() >= 3);
     mosquitto.stop();
     mosquitto.set_password(&user, credentials().expose_password().unwrap());
     mosquitto.start();
     // It is there as soon as the broker keeps its session.
-    aiot_tunnel_testkit::wait::until("a subscription", || {
-        mosquitto.log().contains("Sending SUBACK to pk.device-1")
-    });
+    wait::until("a subscription", || mosquitto.log().contains("Sending SUBACK to pk.device-1"));
     mosquitto.publish(&device().notify_topic(), connect("t1", json!("443")).to_string());
     assert_eq!(running.next(), "t1 gw.example:443");
 }
@@ -286,9 +284,7 @@ fn a_broker_with_the_wrong_certificate_gets_no_password() {
         let before = mosquitto.log().matches("alert").count();
         let running =
             Running::start(Options::new(device(), broker, credentials()).with_times(times()));
-        aiot_tunnel_testkit::wait::until("several attempts", || {
-            mosquitto.log().matches("alert").count() >= before + 3
-        });
+        wait::until("several attempts", || mosquitto.log().matches("alert").count() >= before + 3);
         running.signal.stop();
         assert!(!mosquitto.log().contains("as pk.device-1"), "{}", mosquitto.log());
     }
@@ -316,7 +312,7 @@ fn a_client_certificate_is_presented() {
         let options = Options::new(device(), broker.with_tls(tls).unwrap(), credentials.clone());
         let before = mosquitto.log().matches("Sending SUBACK to pk.device-1").count();
         let running = Running::start(options.with_times(times()));
-        aiot_tunnel_testkit::wait::until("a subscription", || {
+        wait::until("a subscription", || {
             mosquitto.log().matches("Sending SUBACK to pk.device-1").count() >= before + 2
         });
         running.signal.stop();
@@ -332,8 +328,41 @@ fn a_broker_that_says_nothing_has_a_deadline_and_a_stop_does_not_wait_for_it() {
     let mut times = times();
     times.connect = Duration::from_secs(1);
     let running = Running::start(Options::new(device(), broker, credentials()).with_times(times));
-    let first = aiot_tunnel_testkit::wait::accept(&listener);
-    let second = aiot_tunnel_testkit::wait::accept(&listener);
+    let first = wait::accept(&listener);
+    let second = wait::accept(&listener);
     running.signal.stop();
     drop((first, second));
+}
+
+#[test]
+fn the_name_is_in_the_tls_handshake_and_old_tls_is_refused() {
+    logs::keep();
+    let authority = Authority::new();
+    let identity = authority.identity("localhost");
+    for is_old in [false, true] {
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_certificate(&identity.x509()).unwrap();
+        acceptor.set_private_key(&identity.private_key()).unwrap();
+        if is_old {
+            acceptor.set_min_proto_version(None).unwrap();
+            acceptor.set_max_proto_version(Some(SslVersion::TLS1_1)).unwrap();
+            acceptor.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+        }
+        let acceptor = acceptor.build();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let broker: Broker = format!("mqtts://localhost:{port}").parse().unwrap();
+        let tls = Tls::new().with_ca_pem(&authority.pem()).unwrap();
+        let options = Options::new(device(), broker.with_tls(tls).unwrap(), credentials());
+        let running = Running::start(options.with_times(times()));
+        let accepted = acceptor.accept(wait::accept(&listener));
+        match is_old {
+            false => assert_eq!(
+                accepted.unwrap().ssl().servername(NameType::HOST_NAME),
+                Some("localhost")
+            ),
+            true => assert!(accepted.is_err()),
+        }
+        running.signal.stop();
+    }
 }

@@ -25,8 +25,8 @@ pub(crate) use status::StatusArgs;
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open; so does
-/// `signal`, which hears it from the platform over MQTT. `status` shows what the tunnels do.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
+/// `status` shows what the tunnels do. `signal` tells the agent what the platform says over MQTT.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -58,10 +58,10 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
-    /// Show the tunnels and sessions of the agent on this machine
-    Status(StatusArgs),
     /// Tell the agent what the platform says over MQTT
     Signal(SignalArgs),
+    /// Show the tunnels and sessions of the agent on this machine
+    Status(StatusArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.

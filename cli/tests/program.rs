@@ -237,6 +237,7 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             "no agent listens on /nowhere/s",
         ),
         (vec!["status", "--control-socket", "/nowhere/s"], "no agent listens on /nowhere/s"),
+        (
             vec![
                 "signal",
                 "--product-key",

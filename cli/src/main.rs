@@ -10,6 +10,7 @@ mod agent;
 mod cli;
 mod gateway;
 mod input;
+mod manual;
 mod output;
 mod process;
 mod send;
@@ -74,5 +75,7 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
         (Subcommands::Agent(_), None) => Err(Usage::of("agent is the first argument").into()),
         (Subcommands::Send(args), _) => send::run(&args),
+        (Subcommands::Completions(args), _) => manual::completions(&args),
+        (Subcommands::Man(args), _) => manual::man(&args),
     }
 }

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod gateway;
+mod manual;
 mod send;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ use crate::Usage;
 pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
+pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 
 /// Open secure tunnels to devices behind a firewall or NAT.
@@ -53,6 +55,11 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
+    /// Print the completions for a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.
@@ -63,6 +70,13 @@ pub(crate) fn command() -> Command {
     WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
         command.mut_subcommand(names.subcommand, |subcommand| names.document(subcommand))
     })
+}
+
+/// The agent's options, without the names of their variables in the help texts.
+pub(crate) fn undocumented_agent() -> Command {
+    let mut command = Cli::command();
+    command.build();
+    command.find_subcommand(AGENT_SETTINGS.subcommand).cloned().unwrap_or_default()
 }
 
 /// Parses the command line, with the settings of the environment and of a file. Ends the program after

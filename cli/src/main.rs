@@ -11,6 +11,7 @@ mod cli;
 mod control;
 mod gateway;
 mod input;
+mod manual;
 mod network;
 mod output;
 mod process;
@@ -80,5 +81,7 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::Send(args), _) => send::run(&args),
         (Subcommands::Signal(args), _) => signal::run(&args),
         (Subcommands::Status(args), _) => status::run(&args),
+        (Subcommands::Completions(args), _) => manual::completions(&args),
+        (Subcommands::Man(args), _) => manual::man(&args),
     }
 }

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod gateway;
+mod manual;
 mod send;
 mod signal;
 mod status;
@@ -18,6 +19,7 @@ use crate::Usage;
 pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
+pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::SignalArgs;
 pub(crate) use status::StatusArgs;
@@ -62,6 +64,11 @@ pub(crate) enum Subcommands {
     Signal(SignalArgs),
     /// Show the tunnels and sessions of the agent on this machine
     Status(StatusArgs),
+    /// Print the completions for a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.
@@ -72,6 +79,13 @@ pub(crate) fn command() -> Command {
     WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
         command.mut_subcommand(names.subcommand, |subcommand| names.document(subcommand))
     })
+}
+
+/// The agent's options, without the names of their variables in the help texts.
+pub(crate) fn undocumented_agent() -> Command {
+    let mut command = Cli::command();
+    command.build();
+    command.find_subcommand(AGENT_SETTINGS.subcommand).cloned().unwrap_or_default()
 }
 
 /// Parses the command line, with the settings of the environment and of a file. Ends the program after

@@ -20,6 +20,8 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::Usage;
 
+pub(crate) use print::literal;
+
 /// Divides the values of an option that may be repeated, in its environment variable.
 const SEPARATOR: char = ';';
 /// Options that are no settings.
@@ -58,8 +60,13 @@ impl Table {
 
 impl Names {
     /// The environment variable of an option.
-    fn variable(&self, option: &str) -> String {
+    pub(crate) fn variable(&self, option: &str) -> String {
         format!("{}{}", self.prefix, option.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Whether an option is a setting that is not a table.
+    pub(crate) fn is_plain_setting(&self, option: &str) -> bool {
+        !NO_SETTINGS.contains(&option) && self.table(option).is_none()
     }
 
     fn table(&self, option: &str) -> Option<&Table> {
@@ -70,7 +77,9 @@ impl Names {
     pub(crate) fn document(&self, command: Command) -> Command {
         command.mut_args(|arg| {
             let Some(variable) = arg.get_long().map(|long| self.variable(long)) else { return arg };
-            if is_action(&arg) || NO_SETTINGS[1..].contains(&arg.get_id().as_str()) {
+            if is_action(&arg)
+                || arg.get_long().is_some_and(|long| NO_SETTINGS[1..].contains(&long))
+            {
                 return arg;
             }
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();

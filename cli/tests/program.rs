@@ -208,6 +208,20 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
             ],
             "mqtts://",
         ),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--region",
+                "r",
+                "--device-secret-file",
+                "/nowhere/secret",
+            ],
+            "/nowhere/secret: No such file",
+        ),
     ] {
         let output = run_with_tokens(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -237,20 +251,6 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             "no agent listens on /nowhere/s",
         ),
         (vec!["status", "--control-socket", "/nowhere/s"], "no agent listens on /nowhere/s"),
-        (
-            vec![
-                "signal",
-                "--product-key",
-                "p",
-                "--device-name",
-                "d",
-                "--region",
-                "r",
-                "--device-secret-file",
-                "/nowhere/secret",
-            ],
-            "/nowhere/secret: No such file",
-        ),
     ] {
         let output = run(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);

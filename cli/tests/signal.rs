@@ -1,6 +1,7 @@
 //! From the platform's message to ssh: mosquitto, `signal`, `agent`, `gateway`, `access` and OpenSSH. A
 //! test whose programs are not installed says so and passes; scripts/setup installs them.
 
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -308,8 +309,8 @@ fn the_business_process_in_c_opens_and_closes_a_tunnel() {
         let mut command = Command::new(&example);
         command.arg(key.0.to_string()).args(arguments).stderr(Stdio::piped());
         let mut process = Process::start(&mut command);
-        process.write(input.concat().as_bytes());
-        drop(process.take_stdin());
+        // One whose arguments are wrong ends without reading.
+        let _ = process.take_stdin().write_all(input.concat().as_bytes());
         process.wait()
     };
     let address = gateway.address();

@@ -341,7 +341,7 @@ impl Connection {
                 }
             }
         };
-        let tunnel = message.tunnel().clone();
+        let tunnel = printable(message.tunnel().as_str());
         let line = match &message {
             Message::Connect(..) => format!("the platform opens tunnel {tunnel}"),
             Message::Update(..) => format!("the platform sends connection data of tunnel {tunnel}"),

@@ -51,12 +51,15 @@ impl HandOver for Agent {
 
 /// A broker without TLS, and a library that connects to it.
 fn start() -> (TcpListener, Signal) {
+    start_at(TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+fn start_at(listener: TcpListener) -> (TcpListener, Signal) {
     let _ = log::set_logger(&Collector);
     log::set_max_level(log::LevelFilter::Trace);
     LINES.lock().unwrap().clear();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let broker: Broker = format!("mqtt://127.0.0.1:{port}").parse().unwrap();
+    let address = listener.local_addr().unwrap();
+    let broker: Broker = format!("mqtt://{address}").parse().unwrap();
     let device = Device::new("pk", "d").unwrap();
     let credentials = Credentials::password("pk.d", "user", "hush-password").unwrap();
     let mut times = Times::default();
@@ -219,5 +222,16 @@ fn a_broker_that_answers_no_ping_is_given_up() {
     answer_subscriptions(&mut stream, 1);
     drop(accept(&listener));
     assert_eq!(lines_with("does not answer a ping"), 1);
+    signal.stop();
+}
+
+#[test]
+fn a_broker_may_have_an_ipv6_address() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        return aiot_tunnel_testkit::skip("an IPv6 address", "this machine has no IPv6");
+    };
+    let (listener, signal) = start_at(listener);
+    drop(accept(&listener));
     signal.stop();
 }

@@ -180,7 +180,8 @@ impl<W: Wait> Opener<'_, W> {
             Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
             None => deadline,
         };
-        let failed = match self.look_up(host, port, of_lookup) {
+        // `may_know`: nothing says that the last address is no longer the server's.
+        let (failed, may_know) = match self.look_up(host, port, of_lookup) {
             Ok(addresses) => {
                 let spare = good.filter(|good| !addresses.contains(good));
                 let count = addresses.len() as u32;
@@ -190,11 +191,11 @@ impl<W: Wait> Opener<'_, W> {
                     None => deadline,
                 };
                 match (self.open_one_of(addresses, attempt, until), spare) {
-                    (Err(OpenError::Failed(failure)), Some(_)) => failure,
+                    (Err(OpenError::Failed(failure)), Some(_)) => (failure, false),
                     (result, _) => return result,
                 }
             }
-            Err(OpenError::Failed(failure)) if good.is_some() => failure,
+            Err(OpenError::Failed(failure)) if good.is_some() => (failure, true),
             Err(OpenError::Failed(failure)) => return Err(attempt.failed_tcp(failure)),
             Err(e) => return Err(e),
         };
@@ -202,7 +203,11 @@ impl<W: Wait> Opener<'_, W> {
         let Some(good) = good else { return Err(OpenError::Failed(failed)) };
         let text = format!("{failed}; trying {good}, the address at which {host} answered last");
         (self.progress)(Progress::Detour(text));
-        self.open_one_of(vec![good], attempt, deadline)
+        match self.open_one_of(vec![good], attempt, deadline) {
+            // A server that the name server no longer lists may have an old list of tokens.
+            Err(OpenError::Unauthorized) if !may_know => Err(OpenError::Failed(failed)),
+            result => result,
+        }
     }
 
     fn open_one_of(

@@ -21,7 +21,7 @@ pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
-pub(crate) use signal::SignalArgs;
+pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
 pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
@@ -72,7 +72,7 @@ pub(crate) enum Subcommands {
 }
 
 /// The subcommands that take settings from a file and from the environment.
-const WITH_SETTINGS: [&Names; 1] = [&AGENT_SETTINGS];
+const WITH_SETTINGS: [&Names; 2] = [&AGENT_SETTINGS, &SIGNAL_SETTINGS];
 
 /// The program's command line, as help and manual pages show it.
 pub(crate) fn command() -> Command {
@@ -95,7 +95,14 @@ pub(crate) fn undocumented_agent() -> Command {
 /// A wrong setting in the environment or the file.
 pub(crate) fn parse() -> Result<(Cli, Option<Settings>), Usage> {
     let (arguments, settings) = layered()?;
-    let matches = command().get_matches_from(arguments);
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        // What the options of the command line do to each other is clap's to explain.
+        Err(e) => match settings.as_ref().and_then(|settings| settings.explain(&e)) {
+            Some(wrong) => return Err(wrong),
+            None => e.exit(),
+        },
+    };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     Ok((cli, settings))
 }

@@ -142,6 +142,30 @@ impl Settings {
         Usage::of(format_args!("{}: {why}", self.place_of(option, at)))
     }
 
+    /// An error about options that do not fit together, if not all of them are on the command line.
+    pub(crate) fn explain(&self, error: &clap::Error) -> Option<Usage> {
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument};
+        if !matches!(error.kind(), ArgumentConflict | MissingRequiredArgument) {
+            return None;
+        }
+        let text = error.to_string();
+        let first = text.split("\n\n").next().unwrap_or_default();
+        // The usage also names the options that made another one necessary.
+        let (setting, origin) = self.outside(first).or_else(|| self.outside(&text))?;
+        let place = Place { names: self.names, origin, option: &setting.option };
+        let first: Vec<&str> = first.split_whitespace().collect();
+        Some(Usage::of(format_args!("{place}: {}", first.join(" ").trim_start_matches("error: "))))
+    }
+
+    /// The first option in a text that the environment or the file has set.
+    fn outside(&self, text: &str) -> Option<(&Setting, &Origin)> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let options = words.filter_map(|word| self.settings.get(word.strip_prefix("--")?));
+        let mut values = options
+            .flat_map(|setting| setting.values.iter().map(move |(_, origin)| (setting, origin)));
+        values.find(|(_, origin)| matches!(origin, Origin::File { .. } | Origin::Environment(_)))
+    }
+
     /// The file or the variable that set the option, or the option's name.
     pub(crate) fn place(&self, option: &str) -> String {
         self.place_of(option, 0).to_string()

@@ -212,3 +212,39 @@ fn an_ordinary_user_is_warned_once_and_goes_on_without_the_default_socket() {
     assert_eq!(warnings.len(), 1, "{log}");
     assert!(warnings[0].contains("WARN") && warnings[0].contains("--control-socket"), "{log}");
 }
+
+/// All programs with their defaults, in a mount namespace with a /run of its own.
+#[test]
+fn the_programs_meet_at_the_default_path() {
+    const SCRIPT: &str = r#"
+        mount -t tmpfs none /run || exit 77
+        "$0" agent --plain --queue-key off & agent=$!
+        for look in $(seq 1000); do
+            [ -S /run/aiot-tunnel/agent.sock ] && break
+            kill -0 $agent && sleep 0.02 || exit 1
+        done
+        "$0" status --json && "$0" send delete --tunnel t && "$0" send reconnect || exit 2
+        "$0" agent --plain --queue-key off && exit 3
+        stat -c '%a %n' /run/aiot-tunnel /run/aiot-tunnel/agent.sock
+        kill $agent; wait $agent || exit 4
+        [ -e /run/aiot-tunnel/agent.sock ] && exit 5
+        "$0" send delete --tunnel t; [ $? = 1 ] && echo the end
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--ipc", "sh", "-c", SCRIPT]).arg(program());
+    let output = match command.env("RUST_LOG", "warn").output() {
+        Ok(output) if !matches!(output.status.code(), Some(77)) && is_root() => output,
+        _ => return skip("the default path", "no mount namespaces"),
+    };
+    let (text, errors) = (stdout(&output), stderr(&output));
+    assert!(output.status.success(), "{output:?}");
+    for part in
+        ["{\"version\":", "755 /run/aiot-tunnel\n", "600 /run/aiot-tunnel/agent.sock\n", "the end"]
+    {
+        assert!(text.contains(part), "no {part:?} in {output:?}");
+    }
+    let second = "/run/aiot-tunnel/agent.sock: another agent (process ";
+    assert!(errors.contains(second), "{errors}");
+    assert!(errors.contains("no agent listens on /run/aiot-tunnel/agent.sock"), "{errors}");
+    assert!(errors.contains("message queue 0x4d2"), "{errors}");
+}

@@ -62,10 +62,12 @@ fn a_thousand_commands_of_each_kind_leave_nothing_behind() {
     reader.join().unwrap();
 }
 
-/// Sleeps of all threads in this time.
-fn sleeps(agent: &Agent, time: Duration) -> u64 {
-    let before = procfs::sleeps(agent.id());
+/// Sleeps of all threads in this time. A thread that never sleeps would have none.
+pub(super) fn sleeps(agent: &Agent, time: Duration) -> u64 {
+    let (before, busy) = (procfs::sleeps(agent.id()), procfs::cpu(agent.id()));
     thread::sleep(time);
+    let busy = procfs::cpu(agent.id()) - busy;
+    assert!(busy < time.as_secs_f64() / 2.0, "{busy} s of processor time in {time:?}");
     procfs::sleeps(agent.id()) - before
 }
 
@@ -78,8 +80,14 @@ fn an_idle_agent_sleeps_with_clients_on_its_socket() {
     clients[1].write("{\"command\":");
     clients[2].subscribe();
     clients[2].half_close();
+    // One that does not read its answers, and is gone for good after its last request.
+    clients[3].write("{\"command\":\"status\"}\n".repeat(5000));
+    clients[4].write("{\"command\":\"status\"}\n".repeat(5000));
+    clients.remove(4);
+    // One that has got an answer to what is no request, and does not leave.
+    clients[4].write("GET / HTTP/1.1\r\n\r\n");
     assert!(agent.status().is_object());
-    wait::until("it is idle", || sleeps(&agent, Duration::from_millis(100)) == 0);
+    wait::until("it is idle", || sleeps(&agent, Duration::from_secs(1)) == 0);
     assert_eq!(sleeps(&agent, TIME), 0);
     agent.end();
 }

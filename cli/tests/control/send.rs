@@ -130,6 +130,7 @@ fn a_reload_that_hangs_holds_up_nobody() {
     }
     // This one does not wait for its answer.
     drop(reloading.pop());
+    super::costs::sleeps(&agent, std::time::Duration::from_millis(500));
     // The agent reads the file now, and gets nothing.
     let mut file = fs::File::options().write(true).open(&ca).unwrap();
     for _ in 0..10 {

@@ -9,6 +9,7 @@ use aiot_tunnel::TunnelId;
 use aiot_tunnel_signal::{
     Broker, Credentials, Device, HandOver, Handle, NotHandedOver, Options, Queue, Signal, Tls,
 };
+use sd_notify::NotifyState;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 use zeroize::Zeroizing;
@@ -16,17 +17,27 @@ use zeroize::Zeroizing;
 use crate::cli::SignalArgs;
 use crate::control::protocol::RequestLine;
 use crate::control::{Client, Refused, DEFAULT_PATH};
-use crate::process::ending_signals;
+use crate::process::{ending_signals, tell_service_manager};
+use crate::settings::Settings;
 use crate::{input, output, warnings, Result, Usage};
 
 /// Time between two tries to see the agent's events.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 const WATCH_AGAIN_MOST: Duration = Duration::from_secs(8);
 
-pub(crate) fn run(args: &SignalArgs) -> Result<()> {
+pub(crate) fn run(args: &SignalArgs, settings: &Settings) -> Result<()> {
     let mut ends = ending_signals()?;
     let mut asks = Signals::new([SIGUSR1])?;
-    let options = options(args)?;
+    if args.print_config {
+        print!("{settings}");
+    }
+    let options = options(args, settings)?;
+    if args.check {
+        println!("the settings are valid");
+    }
+    if args.check || args.print_config {
+        return Ok(());
+    }
     output::start();
     let agent = Agent::new(args);
     let socket = agent.socket.clone();
@@ -37,12 +48,14 @@ pub(crate) fn run(args: &SignalArgs) -> Result<()> {
         thread::spawn(move || watch(&socket, &handle));
     }
     thread::spawn(move || asks.forever().for_each(|_| handle.ask()));
+    tell_service_manager(&[NotifyState::Ready]);
     ends.forever().next();
+    tell_service_manager(&[NotifyState::Stopping]);
     signal.stop();
     Ok(())
 }
 
-fn options(args: &SignalArgs) -> Result<Options> {
+fn options(args: &SignalArgs, settings: &Settings) -> Result<Options> {
     let (Some(key), Some(name)) = (&args.product_key, &args.device_name) else {
         return Err(Usage::of("give --product-key and --device-name").into());
     };
@@ -53,12 +66,12 @@ fn options(args: &SignalArgs) -> Result<Options> {
         (_, _, Some(instance)) => Broker::instance(instance).map_err(Usage::of)?,
         _ => return Err(Usage::of("give --broker URL, --region or --instance").into()),
     };
-    let broker = with_tls(args, broker)?;
-    let credentials = credentials(args, &device, &broker)?;
+    let broker = with_tls(args, settings, broker)?;
+    let credentials = credentials(args, settings, &device, &broker)?;
     Ok(Options::new(device, broker, credentials))
 }
 
-fn with_tls(args: &SignalArgs, broker: Broker) -> Result<Broker> {
+fn with_tls(args: &SignalArgs, settings: &Settings, broker: Broker) -> Result<Broker> {
     if !broker.is_tls() {
         if args.ca.is_some() || args.client_cert.is_some() {
             return Err(Usage::of("--ca and --client-cert need a broker with mqtts://").into());
@@ -68,23 +81,37 @@ fn with_tls(args: &SignalArgs, broker: Broker) -> Result<Broker> {
     }
     let mut tls = Tls::new();
     if let Some(path) = &args.ca {
-        let with_ca = tls.with_ca_pem(&input::read(path)?);
-        tls = with_ca.map_err(|e| format!("{}: {e}", path.display()))?;
+        let pem = input::read(path).map_err(|e| settings.wrong("ca", e))?;
+        tls = tls
+            .with_ca_pem(&pem)
+            .map_err(|e| settings.wrong("ca", format_args!("{}: {e}", path.display())))?;
     }
     if let (Some(cert), Some(key)) = (&args.client_cert, &args.client_key) {
-        tls = tls.with_client_pem(&input::read(cert)?, &input::read_secret(key)?)?;
+        let chain = input::read(cert).map_err(|e| settings.wrong("client-cert", e))?;
+        let private = input::read_secret(key).map_err(|e| settings.wrong("client-key", e))?;
+        let tls_with = tls.with_client_pem(&chain, &private);
+        tls = tls_with.map_err(|e| settings.wrong("client-key", e))?;
     }
     Ok(broker.with_tls(tls)?)
 }
 
-fn credentials(args: &SignalArgs, device: &Device, broker: &Broker) -> Result<Credentials> {
+fn credentials(
+    args: &SignalArgs,
+    settings: &Settings,
+    device: &Device,
+    broker: &Broker,
+) -> Result<Credentials> {
     let default_id = format!("{}.{}", device.product_key(), device.device_name());
     let id = args.client_id.as_deref().unwrap_or(&default_id);
     let signed = match (&args.device_secret_file, &args.username, &args.password_file) {
         (Some(file), _, _) => {
-            Credentials::from_device_secret(device, &secret(file)?, broker.is_tls())
+            let secret = secret(file).map_err(|e| settings.wrong("device-secret-file", e))?;
+            Credentials::from_device_secret(device, &secret, broker.is_tls())
         }
-        (None, Some(name), Some(file)) => Credentials::password(id, name, &secret(file)?),
+        (None, Some(name), Some(file)) => {
+            let secret = secret(file).map_err(|e| settings.wrong("password-file", e))?;
+            Credentials::password(id, name, &secret)
+        }
         _ => Credentials::anonymous(id),
     };
     Ok(signed.map_err(Usage::of)?)

@@ -81,7 +81,6 @@ fn help_shows_every_subcommand_its_options_and_examples() {
                 "--queue-key",
             ],
         ),
-        ("status", &["--json", "--watch", "--interval", "--control-socket"]),
         (
             "signal",
             &[
@@ -101,6 +100,7 @@ fn help_shows_every_subcommand_its_options_and_examples() {
                 "--queue-key",
             ],
         ),
+        ("status", &["--json", "--watch", "--interval", "--control-socket"]),
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
         let help = stdout(&[subcommand, "--help"]);
@@ -188,6 +188,8 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
         (with(&["ws://h:65536", "--tunnel", "t1"]), "port"),
         (with(&["ws://h h", "--tunnel", "t1"]), "host"),
         (vec!["send", "update", "--tunnel", "t1", "--port", "1"], "--host and --port"),
+        (vec!["send", "reload", "--tunnel", "t1"], "leave --tunnel out"),
+        (vec!["send", "reconnect", "--queue-key", "1"], "add, update and delete only"),
         (vec!["signal", "--broker", "mqtt://h"], "--product-key and --device-name"),
         (vec!["signal", "--product-key", "p", "--device-name", "d"], "--broker URL"),
         (vec!["signal", "--product-key", "p/q", "--device-name", "d"], "product key"),
@@ -206,8 +208,20 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
             ],
             "mqtts://",
         ),
-        (vec!["send", "reload", "--tunnel", "t1"], "leave --tunnel out"),
-        (vec!["send", "reconnect", "--queue-key", "1"], "add, update and delete only"),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--region",
+                "r",
+                "--device-secret-file",
+                "/nowhere/secret",
+            ],
+            "/nowhere/secret: No such file",
+        ),
     ] {
         let output = run_with_tokens(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -232,20 +246,6 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             "set AIOT_TUNNEL_DEVICE_TOKEN",
         ),
         (vec!["send", "delete", "--tunnel", "t1", "--queue-key", "12345679"], "message queue"),
-        (
-            vec![
-                "signal",
-                "--product-key",
-                "p",
-                "--device-name",
-                "d",
-                "--region",
-                "r",
-                "--device-secret-file",
-                "/nowhere/secret",
-            ],
-            "/nowhere/secret: No such file",
-        ),
         (
             vec!["send", "reload", "--control-socket", "/nowhere/s"],
             "no agent listens on /nowhere/s",

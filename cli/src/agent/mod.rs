@@ -77,8 +77,12 @@ fn serve(args: &AgentArgs, settings: Settings, config: Config) -> Result<()> {
     tell_service_manager(&[NotifyState::Ready]);
     let result = manager.run();
     tell_service_manager(&[NotifyState::Stopping]);
-    control.map(control::Server::stop);
-    listener.map(Listener::stop);
+    if let Some(control) = control {
+        control.stop();
+    }
+    if let Some(listener) = listener {
+        listener.stop();
+    }
     Ok(result?)
 }
 

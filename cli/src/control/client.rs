@@ -131,7 +131,11 @@ impl Client {
     fn ask(&mut self, request: &RequestLine) -> Result<AnswerLine> {
         // It may hold a token.
         let line = Zeroizing::new(protocol::line(request));
-        self.stream.get_ref().write_all(&line).map_err(|e| self.failed(e))?;
+        match self.stream.get_ref().write_all(&line) {
+            // An agent without room for a client ends the connection, and says why before.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => return Err(self.failed(e)),
+            _ => {}
+        }
         let mut line = Vec::new();
         let mut stream = self.stream.by_ref().take(MAX_ANSWER);
         let read = stream.read_until(b'\n', &mut line);

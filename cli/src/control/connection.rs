@@ -21,9 +21,12 @@ const TOO_LONG: &str = "the line has more than 8192 bytes";
 /// A connected client.
 pub(super) struct Client {
     pub(super) stream: UnixStream,
+    pub(super) number: u64,
     input: Input,
     output: Output,
     state: State,
+    /// An answer takes its time. Later requests wait for it.
+    waits: bool,
     /// The client sends no more.
     has_ended: bool,
     pub(super) wants_events: bool,
@@ -46,12 +49,14 @@ struct Head {
 }
 
 impl Client {
-    pub(super) fn new(stream: UnixStream, turn: u64) -> Self {
+    pub(super) fn new(stream: UnixStream, number: u64, turn: u64) -> Self {
         Client {
             stream,
+            number,
             input: Input::default(),
             output: Output::default(),
             state: State::Requests,
+            waits: false,
             has_ended: false,
             wants_events: false,
             heard: turn,
@@ -74,13 +79,24 @@ impl Client {
         interest
     }
 
+    /// Nothing that the client does matters now.
+    pub(super) fn is_set_aside(&self) -> bool {
+        self.waits && self.output.is_empty()
+    }
+
     fn wants_input(&self) -> bool {
         !self.has_ended && !self.is_behind()
     }
 
-    /// It does not take its answers.
+    /// Its next request has to wait: it does not take its answers, or the last answer takes its time.
     fn is_behind(&self) -> bool {
-        self.output.len() >= MAX_ANSWERS
+        self.waits || self.output.len() >= MAX_ANSWERS
+    }
+
+    /// The answer that took its time.
+    pub(super) fn end_wait(&mut self, line: &[u8]) {
+        self.waits = false;
+        self.output.push(line);
     }
 
     /// Does what can be done now. False: the client has gone.
@@ -116,6 +132,7 @@ impl Client {
                 let _ = self.stream.shutdown(Shutdown::Write);
                 !self.has_ended && discarded <= MAX_DISCARDED
             }
+            _ if self.waits => true,
             _ if self.wants_events => !(self.has_ended && ready.contains(PollFlags::HUP)),
             _ => !self.has_ended,
         })
@@ -154,7 +171,10 @@ impl Client {
                 State::Requests => match Request::parse(line) {
                     Ok(request) => {
                         self.wants_events |= request == Request::Events;
-                        self.output.push(&agent.answer(request));
+                        match agent.answer(request, self.number) {
+                            Some(line) => self.output.push(&line),
+                            None => self.waits = true,
+                        }
                     }
                     Err(refusal) => {
                         let text = refusal.to_string();

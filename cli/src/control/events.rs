@@ -33,6 +33,8 @@ struct Queue {
     lines: Vec<u8>,
     /// There was no room for a line.
     is_cut: bool,
+    /// Answers that took their time, each for the client with this number.
+    answers: Vec<(u64, Vec<u8>)>,
     stop: bool,
 }
 
@@ -42,6 +44,7 @@ pub(super) struct Woken {
     pub(super) lines: Vec<u8>,
     /// Lines are missing, so whoever wants all events must be told.
     pub(super) is_cut: bool,
+    pub(super) answers: Vec<(u64, Vec<u8>)>,
     pub(super) stop: bool,
 }
 
@@ -109,6 +112,12 @@ impl Events {
         self.lock().subscribers = number;
     }
 
+    /// Passes on the answer for the client with this number.
+    pub(super) fn answer(&self, client: u64, line: Vec<u8>) {
+        self.lock().answers.push((client, line));
+        self.wake();
+    }
+
     pub(super) fn stop(&self) {
         self.lock().stop = true;
         self.wake();
@@ -122,6 +131,7 @@ impl Events {
         Woken {
             lines: std::mem::take(&mut queue.lines),
             is_cut: std::mem::take(&mut queue.is_cut),
+            answers: std::mem::take(&mut queue.answers),
             stop: queue.stop,
         }
     }

@@ -21,6 +21,7 @@ pub(crate) use client::{Client, Refused, Unreachable};
 pub(crate) use events::Events;
 pub(crate) use options::{path_of_socket, ControlArgs, SocketPath, DEFAULT_PATH};
 pub(crate) use server::Server;
+use socket::NoSocket;
 
 use crate::Result;
 
@@ -60,9 +61,8 @@ pub(crate) trait Actions: Send + Sync {
 
 /// Starts the server that the options ask for.
 ///
-/// Without rights to make the default path, an ordinary user's agent goes on without the socket, and
-/// so does a second agent of one machine: both still have the message queue. A path of the user's
-/// choice must work.
+/// Without rights to make the default path, an ordinary user's agent goes on without the socket: there
+/// is the message queue. A path of the user's choice must work, and two agents never share one.
 pub(crate) fn serve(
     args: &ControlArgs,
     actions: Arc<dyn Actions>,
@@ -72,7 +72,7 @@ pub(crate) fn serve(
     let options = args.options(path);
     match Server::start(&options, actions, events) {
         Ok(server) => Ok(Some(server)),
-        Err(e) if args.control_socket.is_default() => {
+        Err(e) if args.control_socket.is_default() && !is_taken(&*e) => {
             log::warn!(
                 "no control socket: {e}; choose another path with --control-socket, or switch it \
                  off with --control-socket none"
@@ -81,4 +81,8 @@ pub(crate) fn serve(
         }
         Err(e) => Err(e),
     }
+}
+
+fn is_taken(e: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(e.downcast_ref(), Some(NoSocket::Taken(_)))
 }

@@ -22,7 +22,9 @@ use crate::Result;
 const MAX_CLIENTS: usize = 32;
 /// For so long nobody is accepted after the system had no descriptor or memory for a client.
 const REST: Duration = Duration::from_secs(1);
-/// Stack of the thread, in bytes.
+/// Most reloads at once. Each has a thread.
+const MAX_RELOADS: usize = 8;
+/// Stack of a thread, in bytes.
 const STACK: usize = 256 * 1024;
 
 /// The running server.
@@ -39,8 +41,14 @@ impl Server {
         events: Events,
     ) -> Result<Self> {
         let (listener, file) = socket::open(options)?;
-        let agent = Agent { actions, events: events.clone(), since: SystemTime::now() };
-        let turns = Turns { listener, agent, clients: Vec::new(), turn: 0, rests_until: None };
+        let agent = Agent {
+            actions,
+            events: events.clone(),
+            since: SystemTime::now(),
+            reloads: Arc::default(),
+        };
+        let turns =
+            Turns { listener, agent, clients: Vec::new(), next: 0, turn: 0, rests_until: None };
         let run = move || turns.run(file);
         let thread = thread::Builder::new().name("control".into()).stack_size(STACK).spawn(run);
         Ok(Server { events, thread: thread.map_err(|e| format!("start a thread: {e}"))? })
@@ -58,26 +66,46 @@ pub(super) struct Agent {
     actions: Arc<dyn Actions>,
     events: Events,
     since: SystemTime,
+    /// Each reload that is under way holds it, too.
+    reloads: Arc<()>,
 }
 
 impl Agent {
-    /// Does what a request asks for, and answers it.
-    pub(super) fn answer(&self, request: Request) -> Vec<u8> {
+    /// Does what the client with this number asks for, and answers it. `None`: it takes its time, and
+    /// the answer comes through [`Events`].
+    pub(super) fn answer(&self, request: Request, client: u64) -> Option<Vec<u8>> {
         let done = match request {
             Request::Command(command) => self.actions.command(command),
             Request::Reconnect(tunnel) => self.actions.reconnect(tunnel.as_ref()),
-            Request::Reload => self.actions.reload(),
+            Request::Reload => match self.reload(client) {
+                Ok(()) => return None,
+                Err(e) => Err(e),
+            },
             Request::Events => {
                 // Before the client learns of it: from then on it misses none.
                 self.events.add_subscriber();
                 Ok(())
             }
-            Request::Status => return protocol::line(&Answer::status(&self.status())),
+            Request::Status => return Some(protocol::line(&Answer::status(&self.status()))),
         };
-        match done {
-            Ok(()) => protocol::line(&Answer::OK),
-            Err(e) => protocol::line(&Answer::error(&e.to_string())),
+        Some(answer(done))
+    }
+
+    /// Reloads on a thread of its own: a file may be on a disk that hangs, and then this socket is the
+    /// way to find that out.
+    fn reload(&self, client: u64) -> Result<()> {
+        let running = self.reloads.clone();
+        if Arc::strong_count(&running) > MAX_RELOADS + 1 {
+            return Err("it reloads already".into());
         }
+        let (actions, events) = (self.actions.clone(), self.events.clone());
+        let run = move || {
+            let answer = answer(actions.reload());
+            drop(running);
+            events.answer(client, answer);
+        };
+        let thread = thread::Builder::new().name("reload".into()).stack_size(STACK).spawn(run);
+        thread.map(drop).map_err(|e| format!("start a thread: {e}").into())
     }
 
     pub(super) fn metrics(&self) -> String {
@@ -89,11 +117,20 @@ impl Agent {
     }
 }
 
+fn answer(done: Result<()>) -> Vec<u8> {
+    match done {
+        Ok(()) => protocol::line(&Answer::OK),
+        Err(e) => protocol::line(&Answer::error(&e.to_string())),
+    }
+}
+
 /// The thread's work.
 struct Turns {
     listener: UnixListener,
     agent: Agent,
     clients: Vec<Client>,
+    /// The number of the next client.
+    next: u64,
     /// The number of the present turn.
     turn: u64,
     rests_until: Option<Instant>,
@@ -129,9 +166,11 @@ impl Turns {
         let waker = self.agent.events.waker();
         fds.push(PollFd::new(&waker, PollFlags::IN));
         fds.push(PollFd::new(&self.listener, accepts));
-        fds.extend(
-            self.clients.iter().map(|client| PollFd::new(&client.stream, client.interest())),
-        );
+        fds.extend(self.clients.iter().map(|client| match client.is_set_aside() {
+            // `poll` would tell of a client that has gone again and again.
+            true => PollFd::new(&waker, PollFlags::empty()),
+            false => PollFd::new(&client.stream, client.interest()),
+        }));
         let timeout = rest.and_then(|rest| Timespec::try_from(rest).ok());
         let found = poll(&mut fds, timeout.as_ref());
         let ready = fds[2..].iter().map(PollFd::revents).collect();
@@ -153,6 +192,11 @@ impl Turns {
     /// Gives the waiting events to the clients that want them. True: this is the end.
     fn deliver(&mut self) -> bool {
         let woken = self.agent.events.take();
+        for (number, line) in woken.answers {
+            if let Some(client) = self.clients.iter_mut().find(|client| client.number == number) {
+                client.end_wait(&line);
+            }
+        }
         self.clients.retain_mut(|client| {
             // Whoever takes events must not miss one without notice.
             !client.wants_events || (client.push_events(&woken.lines) && !woken.is_cut)
@@ -165,7 +209,8 @@ impl Turns {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if stream.set_nonblocking(true).is_ok() {
-                        self.admit(Client::new(stream, self.turn));
+                        self.next += 1;
+                        self.admit(Client::new(stream, self.next, self.turn));
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

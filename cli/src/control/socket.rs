@@ -1,6 +1,7 @@
 //! The socket's file: made with its final rights at most, never in place of a live one, and removed
 //! only while it is this process's own.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{lchown, DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -17,13 +18,32 @@ use rustix::net::{
 };
 
 use super::options::Options;
-use crate::Result;
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 64;
 /// How long to wait for another process that begins at the same path at this moment.
 const TURN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Why there is no socket. The text names the path.
+#[derive(Debug)]
+pub(crate) enum NoSocket {
+    /// Something is there that must stay.
+    Taken(String),
+    /// The system refuses something.
+    Failed(String),
+}
+
+impl fmt::Display for NoSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (NoSocket::Taken(why) | NoSocket::Failed(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl std::error::Error for NoSocket {}
+
+type Result<T> = std::result::Result<T, NoSocket>;
 
 /// The file of a listening socket. Dropping it removes the file if it is still this one.
 pub(super) struct SocketFile {
@@ -32,35 +52,36 @@ pub(super) struct SocketFile {
     inode: u64,
 }
 
-/// Listens at the path of the options. An error names the path.
+/// Listens at the path of the options.
 pub(super) fn open(options: &Options) -> Result<(UnixListener, SocketFile)> {
     let path = &options.path;
-    let named = |e: io::Error| format!("{}: {e}", path.display());
     let folder = path.parent().unwrap_or(Path::new("/"));
-    make_folder(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    make_folder(folder).map_err(|e| failed(folder, e))?;
     let _turn = Turn::take(folder);
     make_room(path)?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .map_err(|e| named(e.into()))?;
+    listen_at(options).map_err(|e| failed(path, e))
+}
+
+fn failed(path: &Path, e: io::Error) -> NoSocket {
+    NoSocket::Failed(format!("{}: {e}", path.display()))
+}
+
+fn listen_at(options: &Options) -> io::Result<(UnixListener, SocketFile)> {
+    let path = &options.path;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // Linux makes the file with the permissions of the socket, less the umask. So there is no moment
-    // in which the file has more. Without an owner's bits it would not be his before `lchown`.
-    let narrow = Mode::from_raw_mode(options.mode & 0o600);
-    fchmod(&socket, narrow).map_err(|e| named(e.into()))?;
-    let address = SocketAddrUnix::new(path).map_err(|e| named(e.into()))?;
-    bind(&socket, &address).map_err(|e| named(e.into()))?;
-    let found = fs::symlink_metadata(path).map_err(named)?;
+    // in which the file has more. The owner is still this process's user, so nobody else gets any.
+    fchmod(&socket, Mode::from_raw_mode(options.mode & 0o600))?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let found = fs::symlink_metadata(path)?;
     let file = SocketFile { path: path.clone(), device: found.dev(), inode: found.ino() };
     if let Some(owner) = options.owner {
-        lchown(path, Some(owner.uid), owner.gid)
-            .map_err(|e| format!("{}: give it to {owner}: {e}", path.display()))?;
+        let given = lchown(path, Some(owner.uid), owner.gid);
+        given.map_err(|e| io::Error::new(e.kind(), format!("give it to {owner}: {e}")))?;
     }
-    fs::set_permissions(path, Permissions::from_mode(options.mode)).map_err(named)?;
-    listen(&socket, BACKLOG).map_err(|e| named(e.into()))?;
+    fs::set_permissions(path, Permissions::from_mode(options.mode))?;
+    listen(&socket, BACKLOG)?;
     Ok((UnixListener::from(socket), file))
 }
 
@@ -107,28 +128,34 @@ fn make_room(path: &Path) -> Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(format!("{shown}: {e}").into()),
+        Err(e) => return Err(failed(path, e)),
     };
     if !found.file_type().is_socket() {
-        return Err(format!("{shown}: there is a file that is no socket; it stays as it is").into());
+        let what = format!("{shown}: there is a file that is no socket; it stays as it is");
+        return Err(NoSocket::Taken(what));
     }
     match listener_of(path) {
-        Ok(Some(process)) => Err(format!(
-            "{shown}: another agent (process {process}) listens there; stop it, or choose another \
-             path with --control-socket"
-        )
-        .into()),
-        Ok(None) => Err(format!(
-            "{shown}: another agent listens there; stop it, or choose another path with \
-             --control-socket"
-        )
-        .into()),
+        Ok(process) => {
+            let process = process.map_or(String::new(), |id| format!(" (process {id})"));
+            Err(NoSocket::Taken(format!(
+                "{shown}: another agent{process} listens there; stop it, or choose another path with \
+                 --control-socket"
+            )))
+        }
         Err(Errno::CONNREFUSED) => {
-            fs::remove_file(path).map_err(|e| format!("{shown}: remove the old socket: {e}"))?;
+            let removed = fs::remove_file(path);
+            removed.map_err(|e| {
+                NoSocket::Failed(format!(
+                    "{shown}: remove the socket of an agent that has ended: {e}"
+                ))
+            })?;
             log::debug!("{shown}: removed the socket of an agent that has ended");
             Ok(())
         }
-        Err(e) => Err(format!("{shown}: cannot tell whether an agent listens there: {e}").into()),
+        Err(e) => {
+            let what = format!("{shown}: cannot tell whether an agent listens there: {e}");
+            Err(NoSocket::Failed(what))
+        }
     }
 }
 

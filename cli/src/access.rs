@@ -1,5 +1,6 @@
 //! `aiot-tunnel access`
 
+use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -7,26 +8,41 @@ use aiot_tunnel::access::{Client, Forward};
 use aiot_tunnel::{ConnectParams, Security};
 
 use crate::cli::AccessArgs;
+use crate::exit_codes::{Failure, CANNOT_LISTEN};
 use crate::input::{self, ACCESS_TOKEN};
 use crate::output;
 use crate::process::{on_signal, say_listening};
-use crate::{warnings, Result, Usage};
+use crate::{rates, warnings, Result, Usage};
 
 pub(crate) fn run(args: &AccessArgs) -> Result<()> {
-    let usage = |why| Err(Usage::of(why).into());
-    let url = input::split_url(&args.url).map_err(Usage::of)?;
-    let path = match (&args.tunnel, url.path) {
+    // An error about something that the profile has set names its place there.
+    let usage = |key: &str, why: &str| match &args.loaded {
+        Some(profile) => Err(profile.wrong(key, why).into()),
+        None => Err(Usage::of(why).into()),
+    };
+    let place = &args.place;
+    if args.loaded.is_none() && (place.config.is_some() || place.profile.is_some()) {
+        return Err(Usage::of("give --url, or a profile, and not both").into());
+    }
+    let url = input::split_url(args.url.as_deref().unwrap_or_default()).map_err(Usage::of)?;
+    let path = match (args.tunnel()?, url.path) {
         (Some(id), "" | "/") => format!("/tunnel/{id}/source"),
         (None, path) if path.len() > 1 => path.to_owned(),
-        (Some(_), _) => return usage("the URL has a path already: leave --tunnel out"),
-        (None, _) => return usage("give --tunnel ID, or the whole path in --url"),
+        (Some(_), _) if args.loaded.is_some() => {
+            return usage("url", "a profile's URL has no path: it serves several tunnels")
+        }
+        (Some(_), _) => return usage("url", "the URL has a path already: leave --tunnel out"),
+        (None, _) => return usage("url", "give --tunnel ID, or the whole path in --url"),
     };
     let security = match (url.secure, &args.ca) {
         (false, None) => Security::Plain,
-        (false, Some(_)) => return usage("--ca needs a wss:// URL"),
+        (false, Some(_)) => return usage("ca", "--ca needs a wss:// URL"),
         (true, ca) => Security::Tls(input::tls(ca.as_deref())?.with_clock(args.network.clock())),
     };
-    let token = input::token(args.token_file.as_deref(), ACCESS_TOKEN, "access")?;
+    let token = match (&args.loaded, &args.token_file) {
+        (Some(profile), None) => profile.token()?,
+        (_, file) => input::token(file.as_deref(), ACCESS_TOKEN, "access")?,
+    };
     // With --stdio, standard output is closed before the program ends.
     output::start_log();
     if !url.secure {
@@ -43,13 +59,16 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
         .with_retry(args.retry);
     let stop = client.stop_handle();
     on_signal(move || stop.stop())?;
+    if args.verbose {
+        rates::show(client.traffic())?;
+    }
     if args.stdio {
         return Ok(client.stdio()?);
     }
     let mut forwards = Vec::new();
     for listen in &args.listen {
         let (address, service) = listen.split_once('=').unwrap_or((listen, &args.service));
-        let listener = bind(address).map_err(|e| format!("listen on {address}: {e}"))?;
+        let listener = bind(address).map_err(|e| cannot_listen(address, &e))?;
         let bound = listener.local_addr()?;
         forwards.push(Forward::new(listener, service)?);
         say_listening(bound)?;
@@ -57,8 +76,17 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     Ok(client.forward(&forwards)?)
 }
 
+fn cannot_listen(address: &str, e: &io::Error) -> Failure {
+    let cure = match e.kind() {
+        io::ErrorKind::AddrInUse => "another program uses the port: choose another one, or port 0",
+        io::ErrorKind::PermissionDenied => "ports below 1024 are root's: choose a higher one",
+        _ => "choose an address of this machine, such as 127.0.0.1:8080",
+    };
+    Failure::new(CANNOT_LISTEN, format_args!("cannot listen on {address}: {cure} [{e}]"))
+}
+
 /// Binds HOST:PORT, or :PORT on all addresses of the machine.
-fn bind(address: &str) -> std::io::Result<TcpListener> {
+fn bind(address: &str) -> io::Result<TcpListener> {
     match address.strip_prefix(':') {
         // The IPv6 wildcard also takes IPv4, unless the machine has no IPv6.
         Some(port) => TcpListener::bind(format!("[::]:{port}"))

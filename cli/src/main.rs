@@ -3,21 +3,25 @@
 //! what a subcommand does is the library's.
 //!
 //! The program exits with 0 after success, with 1 after a failure, and with 2 when the arguments
-//! are wrong.
+//! are wrong. `exit_codes.rs` has the others.
 
 mod access;
 mod agent;
 mod cli;
 mod control;
+mod exit_codes;
 mod gateway;
 mod input;
 mod manual;
 mod network;
 mod output;
 mod process;
+mod profile;
+mod rates;
 mod send;
 mod settings;
 mod signal;
+mod ssh;
 mod status;
 mod warnings;
 
@@ -28,10 +32,7 @@ use cli::Subcommands;
 use output::LogFormat;
 use settings::Settings;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// Exit status after wrong arguments. clap uses the same one.
-const WRONG_ARGUMENTS: u8 = 2;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// The arguments are wrong. The text says why.
 #[derive(Debug)]
@@ -52,16 +53,12 @@ impl fmt::Display for Usage {
 impl std::error::Error for Usage {}
 
 fn main() -> ExitCode {
-    let result =
-        cli::parse().map_err(Into::into).and_then(|(cli, settings)| run(cli.command, settings));
+    let result = cli::parse().and_then(|(cli, settings)| run(cli.command, settings));
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             output::say_why(&*e);
-            match e.is::<Usage>() {
-                true => ExitCode::from(WRONG_ARGUMENTS),
-                false => ExitCode::FAILURE,
-            }
+            ExitCode::from(exit_codes::of(&*e))
         }
     };
     output::finish();
@@ -83,6 +80,8 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::Agent(_) | Subcommands::Signal(_), None) => {
             Err(Usage::of("the subcommand must be the first argument").into())
         }
+        (Subcommands::Ssh(args), _) => ssh::run(&args),
+        (Subcommands::SshConfig(args), _) => ssh::config(&args),
         (Subcommands::Send(args), _) => send::run(&args),
         (Subcommands::Status(args), _) => status::run(&args),
         (Subcommands::Completions(args), _) => manual::completions(&args),

@@ -81,7 +81,8 @@ pub(crate) fn say_why(error: &dyn std::error::Error) {
     say(&format!("aiot-tunnel: {error}"));
 }
 
-fn say(text: &str) {
+/// Writes a line to standard error, in the format of the log.
+pub(crate) fn say(text: &str) {
     let text = match FORMAT.get() {
         None | Some(LogFormat::Text) => text.to_owned(),
         Some(format) => line(*format, Level::Error, text),

@@ -95,8 +95,8 @@ impl Lack {
         if status.code == i64::from(response::SESSION_LIMIT) {
             return Some(Lack::Session(sessions));
         }
-        let is_away =
-            status.code == i64::from(response::REFUSED) && status.msg == response::NOT_CONNECTED;
+        let is_away = status.code == i64::from(response::REFUSED)
+            && response::is_not_connected(&status.msg);
         is_away.then_some(Lack::Device)
     }
 }
@@ -396,8 +396,9 @@ fn refuse<S: LocalStream>(
     error: SessionError,
     out: &mut Outputs<'_, impl Observer>,
 ) {
-    drop(pending);
+    // The observer knows before the local program does.
     out.journal.tell(Event::Failed(&error));
+    drop(pending);
 }
 
 /// The text of a status, quoted, so that it stays on one line.

@@ -14,6 +14,9 @@ use crate::session::{LocalStream, Outputs, ReleaseCodes, Sessions};
 use crate::websocket::Sender;
 use crate::Ready;
 
+/// Longest text that lists services. A longer text of a response is truncated, and a name with it.
+const MAX_TEXT: usize = 240;
+
 /// Connects sessions to local services. No function blocks.
 pub trait Connect {
     /// A connect in progress.
@@ -38,6 +41,11 @@ pub trait Connect {
 
     /// The address of a service, for messages.
     fn address(&self, service_type: &str) -> String;
+
+    /// The names of the services that the device offers, in a stable order, for messages.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Why a connect could not begin.
@@ -122,11 +130,29 @@ impl<C: Connect> DeviceSide<C> {
             DialError::NoService if service_type.is_empty() => {
                 (response::REFUSED, "the request names no service".into())
             }
-            DialError::NoService => (response::REFUSED, format!("no service {service_type} here")),
+            DialError::NoService => (response::REFUSED, self.no_service(service_type)),
             DialError::Io(e) => {
                 (response::REFUSED, self.not_connected(service_type, &e.to_string()))
             }
         })
+    }
+
+    /// Whoever asks has the access token, which opens every service whose name he knows or guesses.
+    /// So the names are no secret from him.
+    fn no_service(&self, service_type: &str) -> String {
+        let mut text = format!("no service {service_type} here");
+        let mut separator = response::OFFERS;
+        for name in self.connect.names() {
+            let is_too_long = text.len() + separator.len() + name.len() > MAX_TEXT;
+            text += separator;
+            if is_too_long {
+                text += "...";
+                break;
+            }
+            text += &name;
+            separator = ", ";
+        }
+        text
     }
 
     fn not_connected(&self, service_type: &str, why: &str) -> String {

@@ -89,8 +89,10 @@ impl<'a> Connector<'a> {
         opener.open(self.params, self.tls, deadline).map_err(|e| match e {
             OpenError::Interrupted => Error::Connection("stopped".into()),
             OpenError::Unauthorized => Error::Unauthorized,
+            OpenError::Expired => Error::Expired,
             OpenError::Failed(Failure::Status(status, text)) => Error::Status { status, text },
             OpenError::Failed(Failure::Tls(why)) => Error::Tls(why),
+            OpenError::Failed(Failure::Proxy(why)) => Error::Proxy(why),
             OpenError::Failed(failure) => Error::Connection(failure.to_string()),
         })
     }

@@ -13,11 +13,13 @@
 //! byte has come or gone for the [half-close timeout](Client::with_half_close_timeout). There a
 //! local program that takes nothing holds up the other sessions, so its session is cut after 10 s.
 
+mod cause;
 mod connector;
 mod listeners;
 mod log;
 mod relay;
 mod stdio;
+mod traffic;
 
 use std::fmt;
 use std::io;
@@ -27,15 +29,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::SessionError;
+use aiot_tunnel_proto::session::Lingering;
 
 use crate::config::{ConnectParams, Network, Port, Security, Service};
 use crate::error::Error as CrateError;
+use crate::net::open::Opened;
 use crate::net::tls::TlsContext;
+use crate::net::LocalSocket;
 use crate::sys::{self, poll, PollFd, Waker};
+pub use cause::Cause;
 use connector::Connector;
 use listeners::Listeners;
 use relay::Relay;
 use stdio::Standard;
+pub use traffic::Traffic;
 
 const TARGET: &str = "aiot_tunnel::access";
 const RETRY: Duration = Duration::from_secs(1);
@@ -46,9 +53,13 @@ const LAST_BYTES: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The token is wrong or has expired (HTTP 401, or close code 4001).
+    /// The token is wrong or has expired (HTTP 401).
     #[error("the tunnel service refuses the token (wrong or expired); ask for a new one")]
     Unauthorized,
+    /// The tunnel has expired: our gateway says so (HTTP 401), or an open connection was closed with
+    /// code 4001, which also tells of a token that was replaced.
+    #[error("the tunnel has expired, or its token was replaced; ask for a new tunnel or a new token")]
+    Expired,
     /// The server answered with another HTTP status than 101 and 401. 404: it does not know the
     /// tunnel.
     #[error("{text}")]
@@ -62,20 +73,35 @@ pub enum Error {
     /// and what to do.
     #[error("{0}")]
     Tls(String),
-    /// The connection could not be opened, or was lost. The text says which, why, and what to do.
+    /// The proxy could not be reached, or did not connect to the server. The text says which, why, and
+    /// what to do.
+    #[error("{0}")]
+    Proxy(String),
+    /// The connection could not be opened. The text says which, why, and what to do.
     #[error("{0}")]
     Connection(String),
+    /// The connection was lost. The text says why, and what to do.
+    #[error("{0}")]
+    Disconnected(String),
     /// The gateway or the device refused the session.
-    #[error("session refused: code {code}, {msg}")]
+    #[error("{text} [session refused: code {code}, {msg}]")]
     Refused {
+        /// Why, and what to do.
+        text: String,
+        /// What it means.
+        cause: Cause,
         /// The response code. 1: the session limit is reached. 2: the device refuses.
         code: i64,
         /// The text of the response, quoted.
         msg: String,
     },
     /// The session did not end in order.
-    #[error("session lost: code {code}, {msg}")]
+    #[error("{text} [session lost: code {code}, {msg}]")]
     Released {
+        /// Why, and what to do.
+        text: String,
+        /// What it means.
+        cause: Cause,
         /// The release code. Codes from 2 are losses. Codes 0 and 1 are losses if the text says
         /// so, or if a session with half-close had not ended in both directions.
         code: i64,
@@ -95,9 +121,27 @@ pub enum Error {
 
 impl Error {
     fn of_session(error: &SessionError) -> Self {
+        let (cause, text) = cause::of_session(error);
         match error.clone() {
-            SessionError::Refused { code, msg } => Error::Refused { code, msg },
-            SessionError::Released { code, msg } => Error::Released { code, msg },
+            SessionError::Refused { code, msg } => Error::Refused { text, cause, code, msg },
+            SessionError::Released { code, msg } => Error::Released { text, cause, code, msg },
+        }
+    }
+
+    /// What went wrong.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Error::Unauthorized => Cause::TokenRefused,
+            Error::Expired => Cause::Expired,
+            Error::Status { status: 404, .. } => Cause::UnknownTunnel,
+            Error::Status { status: 500..600, .. } => Cause::Unavailable,
+            Error::Status { .. } | Error::Connection(_) => Cause::Unreachable,
+            Error::Tls(_) => Cause::Untrusted,
+            Error::Proxy(_) => Cause::Proxy,
+            Error::Disconnected(_) => Cause::Cut,
+            Error::Refused { cause, .. } | Error::Released { cause, .. } => *cause,
+            Error::Lost(why) => cause::of_loss(why),
+            Error::Io(_) | Error::Setup(_) => Cause::Local,
         }
     }
 }
@@ -162,6 +206,7 @@ pub struct Client {
     network: Network,
     service_type: Arc<str>,
     settings: Settings,
+    traffic: Traffic,
     /// Never reset. Once it is woken, every call ends.
     stop: Arc<Waker>,
 }
@@ -196,7 +241,8 @@ impl Client {
             local_keepalive: Some(Duration::from_secs(60)),
             retry: false,
         };
-        Ok(Client { params, tls, network: Network::new(), service_type, settings, stop })
+        let (network, traffic) = (Network::new(), Traffic::default());
+        Ok(Client { params, tls, network, service_type, settings, traffic, stop })
     }
 
     /// Sets the way to the tunnel service: proxy, local address or interface, address family. Default:
@@ -242,6 +288,11 @@ impl Client {
         self
     }
 
+    /// What the sessions move, for another thread.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.clone()
+    }
+
     /// A handle that stops the client from another thread.
     pub fn stop_handle(&self) -> Stop {
         Stop(self.stop.clone())
@@ -263,7 +314,7 @@ impl Client {
     /// sessions are reported to the log.
     ///
     /// # Errors
-    /// [`Error::Unauthorized`] at any time. Any other error only if the first connection fails and
+    /// [`Error::Unauthorized`] and [`Error::Expired`] at any time. Any other error only if the first connection fails and
     /// [`with_retry`](Self::with_retry) is not set.
     pub fn forward(&self, forwards: &[Forward]) -> Result<()> {
         let result = self.keep_forwarding(forwards);
@@ -281,7 +332,7 @@ impl Client {
                     connected = true;
                     log::info!("connected to the tunnel");
                     let lingering = Some(listeners.take_lingering());
-                    let mut relay = Relay::new(opened, &self.settings, &self.stop, lingering);
+                    let mut relay = self.relay(opened, lingering);
                     relay.run(Some(&mut listeners))
                 }
                 Err(e) => Err(e),
@@ -289,7 +340,7 @@ impl Client {
             match lost {
                 _ if self.is_stopped() => return Ok(()),
                 Ok(()) => return Ok(()),
-                Err(e @ Error::Unauthorized) => return Err(e),
+                Err(e @ (Error::Unauthorized | Error::Expired)) => return Err(e),
                 Err(e) if !connected => return Err(e),
                 Err(e) => log::warn!("{e}; connecting again"),
             }
@@ -316,13 +367,22 @@ impl Client {
         let standard = Standard::take()?;
         let opened = Connector::new(&self.params, &self.tls, &self.network, &self.stop)?.open()?;
         let (local, output) = standard.start()?;
-        let mut relay = Relay::new(opened, &self.settings, &self.stop, None);
+        let mut relay = self.relay(opened, None);
         relay.open(local, &self.service_type, &output);
         let result = relay.run(None);
         drop(relay);
         // After a stop, do not wait long for a reader of stdout that does not read.
         let written = output.finish(&self.stop, LAST_BYTES);
         result.and(written)
+    }
+
+    fn relay(
+        &self,
+        opened: Opened,
+        lingering: Option<Vec<Lingering<LocalSocket>>>,
+    ) -> Relay<'_> {
+        self.traffic.begin();
+        Relay::new(opened, &self.settings, &self.traffic, &self.stop, lingering)
     }
 
     fn is_stopped(&self) -> bool {

@@ -1,6 +1,7 @@
 //! One connection of the access side and its local streams: how it waits, accepts and ends.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use aiot_tunnel_proto::LogLimiter;
 
 use super::listeners::Listeners;
 use super::stdio::Output;
-use super::{log, Error, Result, Settings};
+use super::{log, Error, Result, Settings, Traffic};
 use crate::config::FIRST_WINDOW;
 use crate::net::open::Opened;
 use crate::net::{LocalSocket, Stream};
@@ -49,6 +50,9 @@ struct Outcomes {
     /// the only session is the result.
     listening: bool,
     result: Result<()>,
+    traffic: Traffic,
+    /// Set when the only session is cut.
+    cut: Option<Arc<AtomicBool>>,
 }
 
 impl Outcomes {
@@ -56,7 +60,14 @@ impl Outcomes {
         if self.listening {
             log::error!("{error}");
         } else {
+            self.cut();
             self.result = Err(error);
+        }
+    }
+
+    fn cut(&self) {
+        if let Some(cut) = &self.cut {
+            cut.store(true, Ordering::SeqCst);
         }
     }
 }
@@ -70,6 +81,8 @@ impl Observer for Outcomes {
             Event::LeftOut(count) => {
                 log::warn!("{count} more such lines were left out");
             }
+            Event::Opened(record) => self.traffic.opened(record),
+            Event::Closed { id } => self.traffic.closed(id),
             Event::Pinged => log::report(Instant::now()),
             _ => {}
         }
@@ -89,6 +102,7 @@ impl<'a> Relay<'a> {
     pub(super) fn new(
         opened: Opened,
         settings: &Settings,
+        traffic: &Traffic,
         stop: &'a Waker,
         lingering: Option<Vec<Lingering<LocalSocket>>>,
     ) -> Self {
@@ -107,7 +121,7 @@ impl<'a> Relay<'a> {
             },
         };
         let limits = RelayLimits { session, log_window: LogLimiter::WINDOW };
-        let outcomes = Outcomes { listening, result: Ok(()) };
+        let outcomes = Outcomes { listening, result: Ok(()), traffic: traffic.clone(), cut: None };
         let extensions = if settings.extensions { Extensions::ALL } else { Extensions::NONE };
         let side = AccessSide::new(AccessLimits { extensions }, now);
         let relay =
@@ -118,6 +132,7 @@ impl<'a> Relay<'a> {
     /// Asks the device for a session for this local stream, whose bytes go to stdout.
     pub(super) fn open(&mut self, local: LocalSocket, service_type: &Arc<str>, output: &'a Output) {
         self.output = Some(output);
+        self.relay.observer_mut().cut = Some(output.cut().clone());
         let pending = Pending::new(local, service_type.clone(), None);
         self.relay.open(pending, Instant::now());
     }
@@ -145,6 +160,9 @@ impl<'a> Relay<'a> {
         let lost = self.relay.end().cloned();
         // If the last session had already ended, the loss of the connection takes nothing from it.
         let was_over = is_single && self.relay.is_over();
+        if lost.is_some() && !was_over {
+            self.relay.observer_mut().cut();
+        }
         if let (Some(listeners), false) = (listeners, stopped) {
             // What has no session yet, and what is still being delivered, waits for the next
             // connection.
@@ -157,10 +175,14 @@ impl<'a> Relay<'a> {
             return Err(Error::Lost(failure.unwrap_or_else(|| reason::STOPPED.to_owned())));
         }
         match lost {
-            Some(end) if !was_over && end.is_expired() => Err(Error::Unauthorized),
-            Some(end) if !was_over => Err(Error::Connection(format!(
-                "the connection to the tunnel service is lost: {end}"
-            ))),
+            Some(end) if !was_over && end.is_expired() => Err(Error::Expired),
+            Some(end) if !was_over => {
+                // With listeners, the client does so itself.
+                let cure = if is_single { "; try again" } else { "" };
+                Err(Error::Disconnected(format!(
+                    "the connection to the tunnel service is lost: {end}{cure}"
+                )))
+            }
             _ => std::mem::replace(&mut self.relay.observer_mut().result, Ok(())),
         }
     }

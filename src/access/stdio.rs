@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
@@ -56,10 +57,14 @@ impl Standard {
             let _ = from_stdin.shutdown(Shutdown::Write);
         })?;
         let (failed, done) = (Waker::new()?, Waker::new()?);
-        let output = Arc::new(Output { failure: OnceLock::new(), failed, done, theirs });
+        let (failure, is_cut) = (OnceLock::new(), Arc::default());
+        let output = Arc::new(Output { failure, failed, done, theirs, is_cut });
         let told = output.clone();
         thread::Builder::new().name("access-stdout".into()).spawn(move || {
             match copy_output(&to_stdout, &stdout) {
+                // Its reader, ssh for example, may end this process at the end of the stream. The
+                // program says why it was cut before it ends, and that is the end of the stream.
+                Ok(()) if told.is_cut.load(Ordering::SeqCst) => {}
                 Ok(()) => {
                     // Its reader may wait for the end before it ends stdin.
                     drop(stdout);
@@ -100,6 +105,7 @@ pub(super) struct Output {
     done: Waker,
     /// The threads' end of the socket pair.
     theirs: UnixStream,
+    is_cut: Arc<AtomicBool>,
 }
 
 impl Output {
@@ -111,6 +117,12 @@ impl Output {
     /// Why stdout takes no more bytes. `None`: it has not failed.
     pub(super) fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
+    }
+
+    /// Tells that the session is cut. Set it before the local stream ends: stdout then stays open until
+    /// the process ends.
+    pub(super) fn cut(&self) -> &Arc<AtomicBool> {
+        &self.is_cut
     }
 
     /// Drops the bytes for stdout. Call it once the relay knows of the failure. The write that fails

@@ -165,6 +165,11 @@ impl Services {
         self.0.iter().find(|service| service.service_type == service_type)
     }
 
+    /// The types of all services.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.0.iter().map(|service| service.service_type.clone()).collect()
+    }
+
     /// Offers a service in place of one of the same type.
     pub(crate) fn put(&mut self, service: Service) {
         let same = self.0.iter_mut().find(|other| other.service_type == service.service_type);

@@ -286,7 +286,7 @@ impl WorkerThread {
         let outcome = match self.open_with_few_lines(&current.params) {
             Ok(opened) => return self.serve(opened, current.epoch),
             Err(OpenError::Interrupted) => return Outcome::Directed,
-            Err(OpenError::Unauthorized) => Outcome::Refused,
+            Err(OpenError::Unauthorized | OpenError::Expired) => Outcome::Refused,
             Err(OpenError::Failed(failure)) => Outcome::Failed(failure),
         };
         self.series.failed(began);

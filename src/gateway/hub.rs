@@ -42,15 +42,16 @@ impl Hub {
         Hub { name, tunnel, log, orders, waker, stopping: false }
     }
 
-    /// Serves until the gateway stops, or until there is no connection and `may_end` agrees. Stays
-    /// while it owes the log a count.
-    pub(super) fn run(mut self, may_end: impl Fn(&Receiver<Order>) -> bool) {
+    /// Serves until the gateway stops, or until there is no connection and `may_end` agrees, which is
+    /// told when a device was last connected. Stays while it owes the log a count.
+    pub(super) fn run(mut self, may_end: impl Fn(&Receiver<Order>, Option<Instant>) -> bool) {
         loop {
             let is_idle = self.tunnel.is_empty() && self.orders.is_empty();
             if is_idle && self.stopping {
                 return self.log.report(&self.name, Instant::now(), true);
             }
-            if is_idle && self.log.deadline().is_none() && may_end(&self.orders) {
+            let device_left = self.tunnel.device_left();
+            if is_idle && self.log.deadline().is_none() && may_end(&self.orders, device_left) {
                 return;
             }
             if let Err(e) = self.wait() {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use aiot_tunnel_proto::connection::Connection;
 use aiot_tunnel_proto::gateway::{self, Tunnel};
-use aiot_tunnel_proto::handshake::server::{refusal, Opening};
+use aiot_tunnel_proto::handshake::server::{expired, refusal, Opening};
 use aiot_tunnel_proto::handshake::StatusCode;
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{LogLimiter, Side};
@@ -57,6 +57,9 @@ fn most_waiting(limit: usize, connections: usize, handshakes: usize) -> usize {
     spare.clamp(LEAST_WAITING, MAX_WAITING)
 }
 
+/// Why a client with the right token is refused after the end of a tunnel.
+const EXPIRED: &str = "the tunnel has expired";
+
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) tunnels: HashMap<String, Entry>,
@@ -70,6 +73,8 @@ pub(super) struct Entry {
     pub(super) access_token: Digest,
     pub(super) expires: Option<Instant>,
     pub(super) hub: Option<HubHandle>,
+    /// When a device was last connected, as long as there is no hub.
+    pub(super) device_left: Option<Instant>,
     pub(super) log: LogLimits,
     pub(super) devices: Permits,
     pub(super) accesses: Permits,
@@ -130,6 +135,7 @@ impl Shared {
             access_token,
             expires: None,
             hub: None,
+            device_left: None,
             log: LogLimits::default(),
             devices: Permits::default(),
             accesses: Permits::default(),
@@ -245,6 +251,7 @@ impl Shared {
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
         let refuse = |stream, status| accept::refuse(stream, &refusal(status), &wait, deadline);
+        let refuse_expired = |stream| accept::refuse(stream, &expired(), &wait, deadline);
         let request = match accept::read_request(&mut stream, &wait, deadline) {
             Ok(request) => request,
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
@@ -272,7 +279,10 @@ impl Shared {
                 self.complain(format_args!(
                     "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
                 ));
-                return refuse(stream, status);
+                return match &*why {
+                    EXPIRED => refuse_expired(stream),
+                    _ => refuse(stream, status),
+                };
             }
         };
         if !handshake.succeeds() {
@@ -317,7 +327,7 @@ impl Shared {
             return unauthorized("wrong token");
         }
         if entry.is_expired() {
-            return unauthorized("the tunnel has expired");
+            return unauthorized(EXPIRED);
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
@@ -352,7 +362,8 @@ impl Shared {
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, entry.log.clone())?);
+            let (log, left) = (entry.log.clone(), entry.device_left);
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, log, left)?);
         }
         entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
@@ -369,27 +380,39 @@ impl Shared {
         tunnel: &str,
         serial: u64,
         limits: LogLimits,
+        device_left: Option<Instant>,
     ) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
         let log = TunnelLog { name: tunnel.to_owned(), limits: limits.clone() };
-        let core = Tunnel::new(self.settings.tunnel, log);
+        let mut core = Tunnel::new(self.settings.tunnel, log);
+        core.set_device_left(device_left);
         let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
-        let run = move || hub.run(|orders| shared.retire(&tunnel, serial, orders));
+        let retire = move |orders: &_, left| shared.retire(&tunnel, (serial, left), orders);
+        let run = move || hub.run(retire);
         let thread = sys::spawn(thread::Builder::new().name("gateway-hub".into()), run)?;
         Ok(HubHandle { serial, orders, waker, thread })
     }
 
     /// Removes an idle hub from its tunnel, unless a new order has come. Returns whether the hub
     /// may end.
-    fn retire(&self, tunnel: &str, serial: u64, orders: &Receiver<Order>) -> bool {
+    fn retire(
+        &self,
+        tunnel: &str,
+        (serial, device_left): (u64, Option<Instant>),
+        orders: &Receiver<Order>,
+    ) -> bool {
         let mut registry = self.registry.lock();
         if !orders.is_empty() {
             return false;
         }
         let entry = registry.tunnels.get_mut(tunnel);
-        let hub = entry.and_then(|entry| entry.hub.take_if(|hub| hub.serial == serial));
+        let hub = entry.and_then(|entry| {
+            let hub = entry.hub.take_if(|hub| hub.serial == serial)?;
+            entry.device_left = device_left;
+            Some(hub)
+        });
         registry.ended.extend(hub.map(|hub| hub.thread));
         true
     }

@@ -50,6 +50,8 @@ pub(crate) enum OpenError {
     Interrupted,
     /// The server refuses the token (HTTP 401).
     Unauthorized,
+    /// Our gateway says that the tunnel has expired (HTTP 401).
+    Expired,
     /// Any other failure. The caller can try again.
     Failed(Failure),
 }
@@ -205,7 +207,9 @@ impl<W: Wait> Opener<'_, W> {
         (self.progress)(Progress::Detour(text));
         match self.open_one_of(vec![good], attempt, deadline) {
             // A server that the name server no longer lists may have an old list of tokens.
-            Err(OpenError::Unauthorized) if !may_know => Err(OpenError::Failed(failed)),
+            Err(OpenError::Unauthorized | OpenError::Expired) if !may_know => {
+                Err(OpenError::Failed(failed))
+            }
             result => result,
         }
     }
@@ -414,6 +418,7 @@ impl<W: Wait> Opener<'_, W> {
             })?;
             let answer = handshake.check(&head).map_err(|refusal| match refusal {
                 Refusal::Unauthorized => OpenError::Unauthorized,
+                Refusal::Expired => OpenError::Expired,
                 Refusal::Status(status) => {
                     OpenError::Failed(Failure::Status(status, refusal.to_string()))
                 }

@@ -6,27 +6,31 @@ mod gateway;
 mod manual;
 mod send;
 mod signal;
+mod ssh;
 mod status;
 
 use std::ffi::OsString;
 
 use clap::builder::RangedU64ValueParser;
-use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::profile::Profile;
 use crate::settings::{self, Names, Settings};
 use crate::Usage;
 
-pub(crate) use access::AccessArgs;
+pub(crate) use access::{AccessArgs, SSH_DOMAIN};
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
+pub(crate) use ssh::{SshArgs, SshConfigArgs};
 pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
-/// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
+/// The device runs `agent`. An operator logs in with `ssh` and reaches other services with `access`. Both connect to the
 /// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
 /// `status` shows what the tunnels do. `signal` tells the agent what the platform says over MQTT.
 ///
@@ -46,7 +50,7 @@ Environment:
   RUST_LOG                  log level, such as warn or debug; default info
 
 Exit status:
-  0 success, 1 failure, 2 wrong arguments
+  0 success, 1 failure, 2 wrong arguments; `aiot-tunnel access --help` lists those of access
 
 `aiot-tunnel help SUBCOMMAND` shows the options and examples of a subcommand.";
 
@@ -56,6 +60,10 @@ pub(crate) enum Subcommands {
     Gateway(GatewayArgs),
     /// Reach a service of a device through a local port, or through stdin and stdout
     Access(AccessArgs),
+    /// Log in to a device with the system's ssh
+    Ssh(SshArgs),
+    /// Print lines for ssh's configuration, so that ssh, scp and rsync reach NAME.tunnel
+    SshConfig(SshConfigArgs),
     /// Run the remote-login process of a device
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
@@ -92,19 +100,54 @@ pub(crate) fn undocumented_agent() -> Command {
 /// a request for help and after wrong arguments.
 ///
 /// # Errors
-/// A wrong setting in the environment or the file.
-pub(crate) fn parse() -> Result<(Cli, Option<Settings>), Usage> {
+/// A wrong setting in the environment, the file or the profile.
+pub(crate) fn parse() -> crate::Result<(Cli, Option<Settings>)> {
     let (arguments, settings) = layered()?;
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         // What the options of the command line do to each other is clap's to explain.
         Err(e) => match settings.as_ref().and_then(|settings| settings.explain(&e)) {
-            Some(wrong) => return Err(wrong),
+            Some(wrong) => return Err(wrong.into()),
             None => e.exit(),
         },
     };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    Ok((cli, settings))
+    match cli.command {
+        Subcommands::Access(args) if args.url.is_none() => Ok((with_profile(&args, &matches)?, None)),
+        command => Ok((Cli { command }, settings)),
+    }
+}
+
+/// The arguments of `access` with those of a profile behind them.
+fn with_profile(args: &AccessArgs, matches: &ArgMatches) -> crate::Result<Cli> {
+    let tunnel = args.tunnel()?.ok_or_else(|| Usage::of("give --tunnel ID, or the path in --url"))?;
+    let profile = Profile::load(args.place.config.as_deref(), args.place.profile.as_deref(), &tunnel)?;
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let options = access_options();
+    let given = matches.subcommand_matches("access");
+    for (option, value) in profile.options() {
+        let arg = options.get_arguments().find(|arg| arg.get_long() == Some(&option));
+        let Some(arg) = arg else { continue };
+        let source = given.and_then(|given| given.value_source(arg.get_id().as_str()));
+        if source == Some(ValueSource::CommandLine) {
+            continue;
+        }
+        match (arg.get_action(), value) {
+            (ArgAction::SetTrue, "true") => arguments.push(format!("--{option}").into()),
+            (ArgAction::SetTrue, _) => {}
+            _ => arguments.push(format!("--{option}={value}").into()),
+        }
+    }
+    let mut cli = Cli::try_parse_from(arguments).unwrap_or_else(|e| e.exit());
+    if let Subcommands::Access(args) = &mut cli.command {
+        args.loaded = Some(profile);
+    }
+    Ok(cli)
+}
+
+/// The options of `access`.
+pub(crate) fn access_options() -> Command {
+    Cli::command().find_subcommand("access").cloned().unwrap_or_default()
 }
 
 /// The agent's settings as they are now.

@@ -300,7 +300,7 @@ fn from_environment(
 }
 
 /// Whether an option takes a value; the reason in one line if it does not.
-fn check(arg: &Arg, value: &str) -> Result<(), String> {
+pub(crate) fn check(arg: &Arg, value: &str) -> Result<(), String> {
     // Its relations to other options are checked when everything is known.
     let alone = arg
         .clone()

@@ -15,8 +15,16 @@ pub mod response {
     pub const SESSION_LIMIT: u8 = 1;
     /// The device refuses the session.
     pub const REFUSED: u8 = 2;
-    /// The text of a refusal by our gateway while no device is connected to the tunnel.
+    /// The text of a refusal by our gateway while no device is connected to the tunnel. A remark may
+    /// follow in brackets: since when.
     pub const NOT_CONNECTED: &str = "the device is not connected";
+    /// Stands before the names of the services in a refusal of a device of this project.
+    pub const OFFERS: &str = "; it offers ";
+
+    /// Whether the text of a refusal says that no device is connected.
+    pub fn is_not_connected(msg: &str) -> bool {
+        msg.strip_prefix(NOT_CONNECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+    }
 }
 
 /// Codes of a `session_release`.

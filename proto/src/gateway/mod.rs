@@ -63,6 +63,8 @@ pub struct Tunnel<T: Transport, O> {
     limits: TunnelLimits,
     expires: Option<Instant>,
     device: Option<Connection<T>>,
+    /// When a device was last connected.
+    device_left: Option<Instant>,
     accesses: BTreeMap<u64, Connection<T>>,
     /// Connections in their closing handshake.
     leaving: Vec<Connection<T>>,
@@ -90,6 +92,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             limits,
             expires: None,
             device: None,
+            device_left: None,
             accesses: BTreeMap::new(),
             leaving: Vec::new(),
             sessions: HashMap::new(),
@@ -116,6 +119,17 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.expires = at;
     }
 
+    /// When a device was last connected, for those who ask for one. `None`: not since the gateway
+    /// started.
+    pub fn device_left(&self) -> Option<Instant> {
+        self.device_left
+    }
+
+    /// Sets when a device was last connected, if it was before this value was made.
+    pub fn set_device_left(&mut self, at: Option<Instant>) {
+        self.device_left = at;
+    }
+
     /// Adds a connection. A new device connection replaces the old one, which is closed.
     pub fn join(&mut self, side: Side, member: Connection<T>, now: Instant) {
         match side {
@@ -123,7 +137,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 if let Some(mut old) = self.device.take() {
                     let reason = format!("{}{}", close::REPLACED_BY, member.transport().peer());
                     old.close_saying(close::NORMAL, reason, now);
-                    self.leave_device(old);
+                    self.leave_device(old, now);
                 }
                 self.observer.event(TunnelEvent::DeviceConnected);
                 self.device = Some(member);
@@ -358,7 +372,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Moves connections that are no longer open out of the tunnel and releases their sessions.
     fn dismiss(&mut self, now: Instant) {
         if let Some(device) = self.device.take_if(|device| !device.is_open()) {
-            self.leave_device(device);
+            self.leave_device(device, now);
         }
         let closed = self.accesses.iter().filter(|(_, member)| !member.is_open());
         for key in closed.map(|(key, _)| *key).collect::<Vec<_>>() {
@@ -372,7 +386,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.leaving.retain(|member| !member.is_gone());
     }
 
-    fn leave_device(&mut self, device: Connection<T>) {
+    fn leave_device(&mut self, device: Connection<T>, now: Instant) {
+        self.device_left = Some(now);
         self.observer.event(TunnelEvent::DeviceLeft { why: &member_end(&device) });
         self.leaving.push(device);
         self.release_all(|_| true);

@@ -444,7 +444,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             return refuse(access, response::SESSION_LIMIT, &msg);
         }
         let Some(device) = open_sender(self.device.as_mut()) else {
-            return refuse(access, response::REFUSED, response::NOT_CONNECTED);
+            return refuse(access, response::REFUSED, &not_connected(self.device_left, now));
         };
         let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
         let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };
@@ -531,6 +531,25 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 }
             }
         }
+    }
+}
+
+/// Says that no device is connected, and since when.
+fn not_connected(left: Option<Instant>, now: Instant) -> String {
+    let since = match left {
+        Some(left) => format!("for {}", span(now.saturating_duration_since(left))),
+        None => "not since the gateway started".to_owned(),
+    };
+    format!("{} ({since})", response::NOT_CONNECTED)
+}
+
+/// A time for people.
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
     }
 }
 

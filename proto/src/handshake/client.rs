@@ -8,7 +8,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::handshake::machine::TryParse;
 use zeroize::Zeroizing;
 
-use super::fault;
+use super::{fault, EXPIRED, REFUSAL_HEADER};
 use crate::frame::{SUBPROTOCOL, TOKEN_HEADER};
 
 /// What a request says about its sender, for the logs of proxies and servers.
@@ -53,6 +53,9 @@ pub enum Refusal {
     /// HTTP 401: the token is wrong or has expired.
     #[error("the server refused the token (HTTP 401)")]
     Unauthorized,
+    /// HTTP 401 of our gateway: the token is right, and the tunnel has expired.
+    #[error("the tunnel has expired (HTTP 401)")]
+    Expired,
     /// The server answered with this status, which is neither 101 nor 401.
     #[error("the server answered HTTP {0}, not 101")]
     Status(u16),
@@ -121,7 +124,11 @@ impl ClientHandshake {
         match response.status().as_u16() {
             101 => {}
             100..200 => return Ok(Answer::Interim),
-            401 => return Err(Refusal::Unauthorized),
+            401 => {
+                let reason = response.headers().get(REFUSAL_HEADER);
+                let has_expired = reason.is_some_and(|reason| reason.as_bytes() == EXPIRED.as_bytes());
+                return Err(if has_expired { Refusal::Expired } else { Refusal::Unauthorized });
+            }
             other => return Err(Refusal::Status(other)),
         }
         let headers = response.headers();

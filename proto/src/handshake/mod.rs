@@ -19,6 +19,11 @@ const ANSWER: &[u8] = b"HTTP/";
 /// The first byte of a TLS record that holds an alert or a handshake message.
 const TLS_RECORDS: [u8; 2] = [0x15, 0x16];
 
+/// The header in which our gateway says why it refuses a client that has the right token.
+const REFUSAL_HEADER: &str = "tunnel-refusal";
+/// Its value when the tunnel has expired.
+const EXPIRED: &str = "expired";
+
 /// Texts of the errors of a [`HeadReader`].
 pub mod fault {
     /// The head is too long.

@@ -4,6 +4,7 @@
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::StatusCode;
 
+use super::{EXPIRED, REFUSAL_HEADER};
 use crate::frame::{MAX_NAME, SUBPROTOCOL, TOKEN_HEADER};
 use crate::Side;
 
@@ -77,7 +78,17 @@ pub fn refusal(status: StatusCode) -> Vec<u8> {
         StatusCode::UPGRADE_REQUIRED => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
         _ => "",
     };
-    format!("HTTP/1.1 {status}\r\n{version}Content-Length: 0\r\nConnection: close\r\n\r\n")
+    refuse(status, version)
+}
+
+/// The answer to a client that presents the right token after the tunnel has expired. Only such a
+/// client may learn of that.
+pub fn expired() -> Vec<u8> {
+    refuse(StatusCode::UNAUTHORIZED, &format!("{REFUSAL_HEADER}: {EXPIRED}\r\n"))
+}
+
+fn refuse(status: StatusCode, header: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n")
         .into_bytes()
 }
 

@@ -115,4 +115,8 @@ impl Connect for Dialer {
         let services = self.services.lock();
         services.get(service_type).map(|service| service.target().to_string()).unwrap_or_default()
     }
+
+    fn names(&self) -> Vec<String> {
+        self.services.lock().names()
+    }
 }

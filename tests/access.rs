@@ -168,10 +168,10 @@ impl Program {
         Output { status, stdout, stderr: log.into_bytes() }
     }
 
-    fn fails_with(self, text: &str) {
+    fn fails_with(self, status: i32, text: &str) {
         let output = self.finish();
         let log = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert_eq!(output.status.code(), Some(status), "{log}");
         assert!(log.contains(text), "{text:?} is not in {log}");
     }
 }
@@ -219,7 +219,7 @@ fn a_refusal_is_told_with_its_code_and_words() {
     let mut operator = fake.accept();
     operator.answer("", r#"{"code":1,"msg":"ten are\nenough"}"#);
     assert_eq!(operator.0.receive_close(), Some(1000));
-    program.fails_with(r#"session refused: code 1, "ten are\nenough""#);
+    program.fails_with(13, r#"session refused: code 1, "ten are\nenough""#);
 }
 
 #[test]
@@ -228,12 +228,12 @@ fn a_wrong_token_ends_the_program() {
         let fake = Fake::new();
         let program = Program::access(&fake.url(), mode);
         fake.refuse(401);
-        program.fails_with("refuses the token");
+        program.fails_with(6, "refuses the token");
     }
     let fake = Fake::new();
     let program = Program::access(&fake.url(), &["--stdio"]);
     fake.refuse(404);
-    program.fails_with("HTTP 404");
+    program.fails_with(8, "HTTP 404");
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_token_that_expires_ends_the_program() {
     let mut operator = fake.accept();
     operator.0.close(4001);
     assert_eq!(operator.0.receive_close(), Some(4001));
-    program.fails_with("refuses the token");
+    program.fails_with(7, "has expired");
 }
 
 #[test]
@@ -277,19 +277,22 @@ fn a_session_that_is_lost_fails_but_what_came_is_delivered() {
     operator.data("s1", b"half a sen");
     operator.release("s1", r#"{"code":3,"msg":"the device has gone"}"#);
     let output = program.finish();
-    assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(17), &b"half a sen"[..]));
     assert!(String::from_utf8_lossy(&output.stderr).contains("session lost: code 3"));
 }
 
 #[test]
 fn a_session_that_the_device_gives_up_fails_for_all_its_code_says() {
-    for msg in ["service _SSH: Connection reset by peer (os error 104)", "the tunnel is closed"] {
+    for (msg, status) in [
+        ("service _SSH: Connection reset by peer (os error 104)", 16),
+        ("the tunnel is closed", 17),
+    ] {
         let (program, _stdin, mut operator) = stdio_session();
         operator.data("s1", b"half a sen");
         operator.release("s1", &json!({"code": 1, "msg": msg}).to_string());
         assert_eq!(operator.0.receive_close(), Some(1000));
         let output = program.finish();
-        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(status), &b"half a sen"[..]));
         let log = String::from_utf8_lossy(&output.stderr);
         assert!(log.contains(&format!("session lost: code 1, {msg:?}")), "{log}");
     }
@@ -384,7 +387,7 @@ fn data_that_is_too_long_to_keep_fails_the_session() {
         assert_eq!(operator.receive_all("s1"), (Vec::new(), CUT));
         assert_eq!(operator.0.receive_close(), Some(1000));
         let output = program.finish();
-        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"half a sen"[..]));
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(16), &b"half a sen"[..]));
         assert!(String::from_utf8_lossy(&output.stderr).contains("longer than 64 KiB"));
     }
 }
@@ -410,7 +413,7 @@ fn a_gateway_that_is_lost_fails_the_session() {
     operator.data("s1", b"last words");
     drop(operator);
     let output = program.finish();
-    assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b"last words"[..]));
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(16), &b"last words"[..]));
     assert!(String::from_utf8_lossy(&output.stderr).contains("end of stream"));
 }
 
@@ -770,7 +773,7 @@ fn a_device_that_takes_its_leave_is_understood_with_tls_as_without() {
         assert_eq!(program.read_exact(14), b"there and back");
         // The release and the end of the connection leave the device together.
         tunnel.device.handle.delete(&id("t1")).unwrap();
-        program.fails_with("the tunnel is closed");
+        program.fails_with(17, "the tunnel is closed");
     }
 }
 
@@ -793,11 +796,11 @@ fn tls_works_with_the_right_ca_and_fails_with_a_wrong_one() {
     assert!(program.finish().status.success());
 
     for arguments in [&["--stdio", "--ca", wrong.0.to_str().unwrap()][..], &["--stdio"]] {
-        Program::access(&url, arguments).fails_with("is not trusted here");
+        Program::access(&url, arguments).fails_with(4, "is not trusted here");
     }
     // A gateway with TLS does not answer plain text.
     let plain = Program::access(&format!("ws://{address}"), &["--stdio"]);
-    plain.fails_with("connect with TLS (wss://");
+    plain.fails_with(3, "connect with TLS (wss://");
     // Garbage does not disturb the gateway.
     for garbage in [&b"\x16\x03\x01\x40\x00\x01"[..], b"GET / HTTP/1.1\r\n\r\n", b"\0"] {
         TcpStream::connect(address).unwrap().write_all(garbage).unwrap();
@@ -860,7 +863,7 @@ fn data_before_the_answer_fails_stdio() {
     let mut operator = fake.accept();
     operator.data("s1", b"lost");
     operator.answer("s1", OK);
-    program.fails_with("data of the session came before the answer");
+    program.fails_with(15, "data of the session came before the answer");
 }
 
 #[test]

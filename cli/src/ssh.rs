@@ -137,7 +137,8 @@ impl SshLine {
 
 /// Moves behind ssh's options, and says whether one of them names the user.
 fn skip_options(arguments: &[OsString], at: &mut usize, names_user: &mut bool) {
-    while let Some(letters) = arguments.get(*at).and_then(|word| word.as_bytes().strip_prefix(b"-")) {
+    while let Some(letters) = arguments.get(*at).and_then(|word| word.as_bytes().strip_prefix(b"-"))
+    {
         if letters == b"-" {
             *at += 1;
             return;
@@ -245,7 +246,8 @@ mod tests {
             assert_eq!(line.tunnel.as_str(), tunnel, "{words:?}");
             assert_eq!(line.user.as_deref(), user.map(OsStr::new), "{words:?}");
             assert_eq!(line.names_user, names_user, "{words:?}");
-            let dashes = words.iter().take_while(|word| !word.contains(tunnel)).filter(|w| **w == "--");
+            let dashes =
+                words.iter().take_while(|word| !word.contains(tunnel)).filter(|w| **w == "--");
             let all = line.before.len() + 1 + line.after.len();
             assert_eq!(all, words.len() - dashes.count(), "{words:?}");
         }

@@ -50,7 +50,7 @@ impl Scene {
         let mut command = at_1970();
         command.args(["access", "--url", &url, "--tunnel", TUNNEL, "--stdio"]);
         command.args(["--clock", clock, "--ca", &self.ca(ca)]);
-        Program::start_command(&mut command).fails()
+        Program::start_command(&mut command).fails_as(4)
     }
 
     /// An agent that is told to open the tunnel.

@@ -95,10 +95,11 @@ fn answers(bytes: &'static [u8]) -> SocketAddr {
 }
 
 /// What `access` says when it cannot connect to this URL. One line that begins with a sentence and
-/// ends with the original text in brackets.
-fn cannot_connect(url: &str, more: &[&str]) -> String {
+/// ends with the original text in brackets. It must end with this status.
+fn cannot_connect(url: &str, more: &[&str], expected: i32) -> String {
     let tunnel = ["access", "--url", url, "--tunnel", "t1", "--stdio"];
-    let text = fails(&[&tunnel, more].concat());
+    let (status, text) = run(&[&tunnel, more].concat());
+    assert_eq!(status, Some(expected), "{text}");
     let line = text.strip_prefix("aiot-tunnel: ").unwrap_or_else(|| panic!("{text}"));
     assert_eq!(line.lines().count(), 1, "{line}");
     assert!(line.ends_with("]\n") && line.contains(" ["), "{line}");
@@ -123,7 +124,7 @@ fn a_wrong_ca_is_named_with_the_server_and_the_option() {
     let ca = folder.file("ca.pem", &other.certificate, 0o644);
     let address = gateway.local_addr().to_string();
     for more in [&["--ca", &*ca][..], &[]] {
-        let line = cannot_connect(&format!("wss://{address}"), more);
+        let line = cannot_connect(&format!("wss://{address}"), more, 4);
         says(
             &line,
             &[&format!("cannot trust {address}: "), "CA", "--ca", "certificate verify failed"],
@@ -135,7 +136,7 @@ fn a_wrong_ca_is_named_with_the_server_and_the_option() {
 fn a_server_without_tls_is_told_from_one_that_is_wrong() {
     for bytes in [&b"SSH-2.0-OpenSSH_9.2\r\n"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let address = answers(bytes).to_string();
-        let line = cannot_connect(&format!("wss://{address}"), &[]);
+        let line = cannot_connect(&format!("wss://{address}"), &[], 4);
         says(&line, &[&format!("cannot connect to {address}: "), "does not speak TLS", "ws://"]);
     }
 }
@@ -146,22 +147,23 @@ fn a_server_with_tls_that_gets_plain_text_is_explained() {
     let builder = Gateway::builder().tls_pem(&server.certificate, &server.key).unwrap();
     let gateway = builder.start("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = gateway.local_addr().to_string();
-    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    let line = cannot_connect(&format!("ws://{address}"), &[], 3);
     says(&line, &[&address, "TLS", "wss://"]);
 }
 
 #[test]
 fn an_answer_of_http_says_what_the_status_means() {
-    for (bytes, parts) in [
+    for (bytes, expected, parts) in [
         (
             &b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"[..],
+            3,
             ["proxy", "Upgrade and Connection", "HTTP 400"],
         ),
-        (b"HTTP/1.1 503 Busy\r\n\r\n", ["cannot serve", "later", "HTTP 503"]),
-        (b"HTTP/1.1 200 OK\r\n\r\n", ["no tunnel service", "check the address", "HTTP 200"]),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", 9, ["cannot serve", "later", "HTTP 503"]),
+        (b"HTTP/1.1 200 OK\r\n\r\n", 3, ["no tunnel service", "check the address", "HTTP 200"]),
     ] {
         let address = answers(bytes).to_string();
-        let line = cannot_connect(&format!("ws://{address}"), &[]);
+        let line = cannot_connect(&format!("ws://{address}"), &[], expected);
         says(&line, &[&address]);
         says(&line, &parts);
     }
@@ -171,7 +173,7 @@ fn an_answer_of_http_says_what_the_status_means() {
 fn an_answer_whose_head_is_too_long_is_told_from_a_lost_connection() {
     let head = format!("HTTP/1.1 101 Ok\r\nX-Long: {}\r\n\r\n", "x".repeat(60_000));
     let address = answers(head.leak().as_bytes()).to_string();
-    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    let line = cannot_connect(&format!("ws://{address}"), &[], 3);
     says(&line, &[&address, "the head of its answer is too long", "16 KiB"]);
 }
 
@@ -185,7 +187,7 @@ fn a_server_that_greets_and_waits_is_refused_at_its_first_bytes() {
         // Until the client closes.
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    let line = cannot_connect(&format!("ws://{address}"), &[], 3);
     says(&line, &[&address, "no tunnel service", "not HTTP"]);
     server.join().unwrap();
 }
@@ -194,7 +196,7 @@ fn a_server_that_greets_and_waits_is_refused_at_its_first_bytes() {
 fn a_tunnel_that_the_gateway_does_not_know_is_named() {
     let gateway = Gateway::builder().start("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = gateway.local_addr().to_string();
-    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    let line = cannot_connect(&format!("ws://{address}"), &[], 8);
     says(&line, &[&address, "does not know the tunnel (/tunnel/t1/source)", "HTTP 404"]);
 }
 
@@ -203,10 +205,10 @@ fn a_gateway_that_is_down_and_a_name_that_is_unknown_are_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let line = cannot_connect(&format!("ws://{address}"), &[]);
+    let line = cannot_connect(&format!("ws://{address}"), &[], 3);
     says(&line, &[&format!("cannot connect to {address}: "), "nothing listens", "refused"]);
     // A name that no name server is asked about.
-    let line = cannot_connect("wss://no..name:8443", &[]);
+    let line = cannot_connect("wss://no..name:8443", &[], 3);
     says(&line, &["cannot connect to no..name:8443: ", "the name is unknown", "look up no..name"]);
 }
 

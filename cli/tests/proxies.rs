@@ -238,7 +238,7 @@ fn a_wrong_password_is_said(test: &str, kind: Kind, file: Option<&str>, expected
     assert_eq!(count(&log, " WARN "), reasons.len(), "{log}");
     assert!(agent.events.so_far().is_empty());
     no_secret(&log);
-    no_secret(&scene.access("s", &[&["--stdio"], &options[..]].concat()).fails());
+    no_secret(&scene.access("s", &[&["--stdio"], &options[..]].concat()).fails_as(5));
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn a_proxy_that_cannot_reach_the_gateway_is_named_with_what_to_do() {
         let url_of_gateway = format!("wss://nowhere.test:{GATEWAY_PORT}");
         let arguments = ["access", "--url", &url_of_gateway, "--tunnel", "t", "--stdio"];
         let arguments = [&arguments[..], &["--proxy", &url]].concat();
-        let log = scene.world.device.within(|| Program::start(&arguments)).fails();
+        let log = scene.world.device.within(|| Program::start(&arguments)).fails_as(5);
         assert!(log.contains(expected) && log.contains(&url), "{log}");
     }
 }

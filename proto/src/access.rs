@@ -95,8 +95,8 @@ impl Lack {
         if status.code == i64::from(response::SESSION_LIMIT) {
             return Some(Lack::Session(sessions));
         }
-        let is_away = status.code == i64::from(response::REFUSED)
-            && response::is_not_connected(&status.msg);
+        let is_away =
+            status.code == i64::from(response::REFUSED) && response::is_not_connected(&status.msg);
         is_away.then_some(Lack::Device)
     }
 }

@@ -63,7 +63,8 @@ fn unquoted(msg: &str) -> &str {
 
 fn of_refusal(code: i64, msg: &str) -> (Cause, String) {
     if code == i64::from(response::SESSION_LIMIT) {
-        let text = "the tunnel has as many sessions as it may have; end one of them, or try again later";
+        let text =
+            "the tunnel has as many sessions as it may have; end one of them, or try again later";
         return (Cause::SessionLimit, text.to_owned());
     }
     if let Some(since) = msg.strip_prefix(response::NOT_CONNECTED) {
@@ -74,7 +75,8 @@ fn of_refusal(code: i64, msg: &str) -> (Cause, String) {
         return (Cause::DeviceOffline, text);
     }
     if msg == "the device was not connected in time" {
-        let text = "the device did not connect to the tunnel service in time; check its power, its \
+        let text =
+            "the device did not connect to the tunnel service in time; check its power, its \
                     network and its agent";
         return (Cause::DeviceOffline, text.to_owned());
     }
@@ -95,7 +97,8 @@ fn of_refusal(code: i64, msg: &str) -> (Cause, String) {
         return (Cause::ServiceUnreachable, text.to_owned());
     }
     if msg.starts_with("timeout: ") || msg.starts_with("no response within ") {
-        let text = "the device did not answer in time; check its network, and the name of the service: \
+        let text =
+            "the device did not answer in time; check its network, and the name of the service: \
                     devices with the vendor's SDK do not answer if they do not have it";
         return (Cause::NoAnswer, text.to_owned());
     }

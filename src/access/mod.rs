@@ -58,7 +58,9 @@ pub enum Error {
     Unauthorized,
     /// The tunnel has expired: our gateway says so (HTTP 401), or an open connection was closed with
     /// code 4001, which also tells of a token that was replaced.
-    #[error("the tunnel has expired, or its token was replaced; ask for a new tunnel or a new token")]
+    #[error(
+        "the tunnel has expired, or its token was replaced; ask for a new tunnel or a new token"
+    )]
     Expired,
     /// The server answered with another HTTP status than 101 and 401. 404: it does not know the
     /// tunnel.
@@ -376,11 +378,7 @@ impl Client {
         result.and(written)
     }
 
-    fn relay(
-        &self,
-        opened: Opened,
-        lingering: Option<Vec<Lingering<LocalSocket>>>,
-    ) -> Relay<'_> {
+    fn relay(&self, opened: Opened, lingering: Option<Vec<Lingering<LocalSocket>>>) -> Relay<'_> {
         self.traffic.begin();
         Relay::new(opened, &self.settings, &self.traffic, &self.stop, lingering)
     }

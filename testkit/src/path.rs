@@ -103,8 +103,13 @@ impl Program {
 
     /// It must end with status 1 and an error that a user can read.
     pub fn fails(&mut self) -> String {
+        self.fails_as(1)
+    }
+
+    /// It must end with this status and an error that a user can read.
+    pub fn fails_as(&mut self, expected: i32) -> String {
         let (status, log) = self.finish();
-        assert_eq!(status.code(), Some(1), "{log}");
+        assert_eq!(status.code(), Some(expected), "{log}");
         assert!(log.contains("aiot-tunnel: "), "{log}");
         log
     }

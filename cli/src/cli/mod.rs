@@ -113,15 +113,19 @@ pub(crate) fn parse() -> crate::Result<(Cli, Option<Settings>)> {
     };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match cli.command {
-        Subcommands::Access(args) if args.url.is_none() => Ok((with_profile(&args, &matches)?, None)),
+        Subcommands::Access(args) if args.url.is_none() => {
+            Ok((with_profile(&args, &matches)?, None))
+        }
         command => Ok((Cli { command }, settings)),
     }
 }
 
 /// The arguments of `access` with those of a profile behind them.
 fn with_profile(args: &AccessArgs, matches: &ArgMatches) -> crate::Result<Cli> {
-    let tunnel = args.tunnel()?.ok_or_else(|| Usage::of("give --tunnel ID, or the path in --url"))?;
-    let profile = Profile::load(args.place.config.as_deref(), args.place.profile.as_deref(), &tunnel)?;
+    let tunnel =
+        args.tunnel()?.ok_or_else(|| Usage::of("give --tunnel ID, or the path in --url"))?;
+    let profile =
+        Profile::load(args.place.config.as_deref(), args.place.profile.as_deref(), &tunnel)?;
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     let options = access_options();
     let given = matches.subcommand_matches("access");

@@ -60,7 +60,9 @@ impl File {
         let about = fs::metadata(path).map_err(|e| at_file(&e))?;
         if about.len() > MAX_SIZE {
             let size = about.len();
-            return Err(at_file(&format_args!("{size} bytes are too many for a configuration")).into());
+            return Err(
+                at_file(&format_args!("{size} bytes are too many for a configuration")).into()
+            );
         }
         if about.permissions().mode() & 0o002 != 0 {
             let path = path.display();
@@ -82,9 +84,8 @@ impl File {
     /// The names of all profiles, in the order of the file.
     pub(super) fn names(&self) -> Vec<String> {
         let Ok(table) = DeTable::parse(&self.text) else { return Vec::new() };
-        let mut names: Vec<(usize, String)> = profiles(table.get_ref())
-            .map(|(name, _, at)| (at, name.to_owned()))
-            .collect();
+        let mut names: Vec<(usize, String)> =
+            profiles(table.get_ref()).map(|(name, _, at)| (at, name.to_owned())).collect();
         names.sort();
         names.into_iter().map(|(_, name)| name).collect()
     }
@@ -121,9 +122,11 @@ impl File {
         let parsed = self.table()?;
         let found = profiles(&parsed).find(|(known, _, _)| *known == name);
         let Some((_, value, at)) = found else {
-            return Err(
-                Usage::of(format_args!("{path}: there is no profile {name}{}", self.known())).into()
-            );
+            return Err(Usage::of(format_args!(
+                "{path}: there is no profile {name}{}",
+                self.known()
+            ))
+            .into());
         };
         let DeValue::Table(table) = value.get_ref() else {
             return Err(self.wrong(at, format_args!("profile.{name}: is a table")).into());
@@ -180,7 +183,9 @@ impl File {
         let mut places = [TOKEN_FILE, TOKEN_VARIABLE, TOKEN_COMMAND].into_iter().filter_map(find);
         let Some((key, value, _)) = places.next() else { return Ok(None) };
         if let Some((other, _, at)) = places.next() {
-            return Err(self.wrong(at, format_args!("{other}: {key} is set, too; keep one")).into());
+            return Err(self
+                .wrong(at, format_args!("{other}: {key} is set, too; keep one"))
+                .into());
         }
         let at = value.span().start;
         let filled = |text: &str| {
@@ -273,7 +278,8 @@ impl File {
                     option.map_or(Ok(()), |arg| check_value(arg, &text)).map_err(|e| wrong(&e))?;
                 }
                 "token" => {
-                    let why = "there is no such key: a token does not stand in this file; name its \
+                    let why =
+                        "there is no such key: a token does not stand in this file; name its \
                                place in token_file, token_variable or token_command";
                     return Err(wrong(&why));
                 }
@@ -356,9 +362,9 @@ impl File {
 
     /// A path of the file: below the user's home if it begins with `~/`, else from the file's folder.
     fn resolved(&self, text: &str) -> String {
-        let home = text.strip_prefix("~/").and_then(|rest| {
-            Some(PathBuf::from(std::env::var_os("HOME")?).join(rest))
-        });
+        let home = text
+            .strip_prefix("~/")
+            .and_then(|rest| Some(PathBuf::from(std::env::var_os("HOME")?).join(rest)));
         let folder = self.path.parent().unwrap_or(Path::new(""));
         home.unwrap_or_else(|| folder.join(text)).to_string_lossy().into_owned()
     }
@@ -418,7 +424,8 @@ fn fill(text: &str, tunnel: &TunnelId) -> Result<String, String> {
 
 /// Whether a pattern matches a text: `*` stands for any characters, `?` for one.
 fn matches(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
     // Where the last star stands, and what it has taken so far.
     let (mut at, mut from, mut star) = (0, 0, None);
     while from < text.len() {

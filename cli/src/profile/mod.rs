@@ -93,8 +93,9 @@ fn path(file: Option<&Path>) -> Result<PathBuf> {
     if let Some(file) = file {
         return Ok(file.to_owned());
     }
-    let path = default_path()
-        .ok_or_else(|| Usage::of("neither XDG_CONFIG_HOME nor HOME is set: give --config or --url"))?;
+    let path = default_path().ok_or_else(|| {
+        Usage::of("neither XDG_CONFIG_HOME nor HOME is set: give --config or --url")
+    })?;
     if !path.exists() {
         let path = path.display();
         return Err(Usage::of(format_args!(

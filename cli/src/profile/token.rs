@@ -58,8 +58,10 @@ pub(super) fn read(
         }
         Some(Place::Command { words, timeout, line }) => {
             let name = format!("{}:{line}: token_command", file.display());
-            let output = output_of(words, tunnel, *timeout).map_err(|why| format!("{name}: {why}"))?;
-            let text = std::str::from_utf8(&output).map_err(|_| format!("{name}: prints no text"))?;
+            let output =
+                output_of(words, tunnel, *timeout).map_err(|why| format!("{name}: {why}"))?;
+            let text =
+                std::str::from_utf8(&output).map_err(|_| format!("{name}: prints no text"))?;
             checked(text, &name)
         }
         None => Err(Usage::of(format_args!(
@@ -112,7 +114,8 @@ fn output_of(
     // Standard input belongs to the session.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|e| format!("{program}: {e}"))?;
-    let result = read_all(&mut child, deadline).and_then(|output| Ok((output, wait(&mut child, deadline)?)));
+    let result =
+        read_all(&mut child, deadline).and_then(|output| Ok((output, wait(&mut child, deadline)?)));
     match result {
         Ok((output, status)) if status.success() => Ok(output),
         Ok((_, status)) => Err(format!("{program}: {status}")),

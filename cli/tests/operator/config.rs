@@ -54,7 +54,11 @@ fn a_wrong_key_or_value_is_named_with_its_file_and_line() {
             &["token_variable: token_file is set, too"],
         ),
         (&format!("[profile.p]\n{url}\ntunnel = 1"), 3, &["[[profile.NAME.tunnel]]"]),
-        (&format!("[profile.p]\n{url}\n[[profile.p.tunnel]]\nuser = \"x\""), 3, &["match is missing"]),
+        (
+            &format!("[profile.p]\n{url}\n[[profile.p.tunnel]]\nuser = \"x\""),
+            3,
+            &["match is missing"],
+        ),
         (
             &format!("[profile.p]\n{url}\n[[profile.p.tunnel]]\nmatch = \"x\"\ncolour = 1"),
             5,
@@ -147,12 +151,16 @@ fn a_file_elsewhere_and_several_profiles() {
 #[test]
 fn the_printed_configuration_has_a_block_for_each_profile() {
     let scene = scene();
-    let text = "default = \"plant\"\n[profile.plant]\nurl = \"wss://GW.example\"\nuser = \"root\"\n\
+    let text =
+        "default = \"plant\"\n[profile.plant]\nurl = \"wss://GW.example\"\nuser = \"root\"\n\
                 [profile.lab]\nurl = \"ws://127.0.0.1:8443\"\n";
     fs::write(scene.home.file("aiot-tunnel/config.toml"), text).unwrap();
     let program = program();
     let proxy = |profile| {
-        format!("    ProxyCommand {} access --profile {profile} --stdio --ssh-host=%n", program.display())
+        format!(
+            "    ProxyCommand {} access --profile {profile} --stdio --ssh-host=%n",
+            program.display()
+        )
     };
     let gateway = "    HostName %h.gw.example-443";
     let (plant, lab) = (proxy("plant"), proxy("lab"));

@@ -82,7 +82,11 @@ fn a_proxy_that_is_away_or_refuses() {
 fn a_wrong_token_and_an_unknown_tunnel() {
     let (_gateway, url) = gateway_with(gateways::tunnel("t1"));
     let mut wrong = access(&url, &["--stdio"]);
-    fails(wrong.env("AIOT_TUNNEL_ACCESS_TOKEN", "hush-wrong"), 6, &["refuses the token", "new one"]);
+    fails(
+        wrong.env("AIOT_TUNNEL_ACCESS_TOKEN", "hush-wrong"),
+        6,
+        &["refuses the token", "new one"],
+    );
     let (_gateway, url) = gateway_with(gateways::tunnel("t2"));
     fails(&mut access(&url, &["--stdio"]), 8, &["does not know the tunnel", "check the id"]);
 }

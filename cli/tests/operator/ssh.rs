@@ -163,7 +163,9 @@ fn paths_with_blanks_quotes_and_percent_signs_survive() {
     let config = login.ssh.client_config(&printed);
     assert_eq!(login.run("ssh", &["-F", &config, "t1.tunnel", "echo", "hello"]), "hello\n");
     let mut command = Command::new(&link);
-    login.scene.settle(command.args(["ssh", "--config", file, "-F", &config, "t1", "echo", "hello"]));
+    login
+        .scene
+        .settle(command.args(["ssh", "--config", file, "-F", &config, "t1", "echo", "hello"]));
     command.env("XDG_CONFIG_HOME", "/nowhere");
     let (status, printed, said) = run(&mut command);
     assert_eq!((status, &*printed), (Some(0), "hello\n"), "{said}");

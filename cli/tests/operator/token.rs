@@ -25,7 +25,8 @@ fn a_token_comes_from_a_file_a_variable_or_a_command() {
         "token_variable = \"MY_TOKEN\"".to_owned(),
         format!("token_command = [\"cat\", \"{folder}/aiot-tunnel/tokens/{{tunnel}}\"]"),
         // No shell reads it, unless it is named.
-        "token_command = [\"sh\", \"-c\", \"test $AIOT_TUNNEL_ID = t1 && echo $MY_TOKEN\"]".to_owned(),
+        "token_command = [\"sh\", \"-c\", \"test $AIOT_TUNNEL_ID = t1 && echo $MY_TOKEN\"]"
+            .to_owned(),
         format!("token_file = \"nowhere\"\n[[profile.plant.tunnel]]\nmatch = \"t?\"\n{TOKEN_FILE}"),
     ] {
         scene.profile(&place);
@@ -35,7 +36,8 @@ fn a_token_comes_from_a_file_a_variable_or_a_command() {
     }
     // The environment goes before the profile, and an option before both.
     scene.profile("token_file = \"nowhere\"");
-    let (status, _, said) = run(scene.command(&STDIO).env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN));
+    let (status, _, said) =
+        run(scene.command(&STDIO).env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN));
     assert_eq!(status, Some(0), "{said}");
     let file = scene.home.file("aiot-tunnel/tokens/t1");
     let mut command = scene.command(&STDIO);

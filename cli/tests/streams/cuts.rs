@@ -28,6 +28,15 @@ impl Way {
             Way::Updated => line.path.update(&line.agent),
         }
     }
+
+    /// The exit status of `access --stdio` after it.
+    fn status(self) -> i32 {
+        match self {
+            Way::GatewayKilled | Way::GatewayStopped => 16,
+            Way::AgentKilled | Way::AgentStopped | Way::Deleted | Way::Updated => 17,
+            Way::AccessKilled | Way::AccessStopped => 1,
+        }
+    }
 }
 
 fn an_upload_is_reset_at_both_ends(way: Way, kind: Kind) {
@@ -79,7 +88,7 @@ fn stdio_fails_and_its_service_is_reset(way: Way, kind: Kind) {
     if way == Way::AccessKilled {
         access.finish();
     } else {
-        access.fails();
+        access.fails_as(way.status());
     }
     // The error is for the first of the two that asks for it.
     let ends = [downloading.join().unwrap(), service.read_to_end()];

@@ -52,7 +52,7 @@ fn a_foreign_devices_refusal_is_a_reset(kind: Kind) {
 fn a_refusal_fails_stdio(kind: Kind) {
     let line = Line::new(kind);
     let mut access = line.path.stdio("unknown");
-    let log = access.fails();
+    let log = access.fails_as(11);
     assert!(log.contains("session refused: code 2"), "{log}");
 }
 

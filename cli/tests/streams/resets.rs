@@ -26,7 +26,7 @@ fn a_service_that_resets_fails_stdio(kind: Kind) {
     reset_on_close(&service);
     drop(service);
     stdout.read_to_end();
-    access.fails();
+    access.fails_as(16);
 }
 
 fn a_client_that_resets_is_seen_to_reset(kind: Kind) {

@@ -23,7 +23,8 @@ pub mod response {
 
     /// Whether the text of a refusal says that no device is connected.
     pub fn is_not_connected(msg: &str) -> bool {
-        msg.strip_prefix(NOT_CONNECTED).is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+        msg.strip_prefix(NOT_CONNECTED)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
     }
 }
 

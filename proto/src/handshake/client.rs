@@ -126,7 +126,8 @@ impl ClientHandshake {
             100..200 => return Ok(Answer::Interim),
             401 => {
                 let reason = response.headers().get(REFUSAL_HEADER);
-                let has_expired = reason.is_some_and(|reason| reason.as_bytes() == EXPIRED.as_bytes());
+                let has_expired =
+                    reason.is_some_and(|reason| reason.as_bytes() == EXPIRED.as_bytes());
                 return Err(if has_expired { Refusal::Expired } else { Refusal::Unauthorized });
             }
             other => return Err(Refusal::Status(other)),

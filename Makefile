@@ -10,11 +10,11 @@ EVERYTHING := --workspace
 PROGRAM := --package aiot-tunnel-cli
 
 # Read by the scripts. Make itself neither splits nor joins these paths, because it would do so at spaces.
-export CARGO PREFIX LIBDIR DESTDIR INSTALL_FLAGS OBJCOPY
+export CARGO PREFIX LIBDIR SYSCONFDIR DESTDIR PARTS INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
-.PHONY: help setup build demo c-demo test lint headers clean install uninstall test-install test-spaces memcheck \
-  racecheck faults kills fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
+.PHONY: help setup build demo c-demo test lint headers clean install uninstall deb test-deb test-install test-spaces \
+  memcheck racecheck faults kills fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
   microbench isolation scale compare
 
 help:
@@ -40,13 +40,18 @@ build: setup-build
 	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib -- -Clink-arg=-Wl,-z,nodelete
 	scripts/weaken target/release/libaiot_tunnel.a
 
-## install       installs headers, both libraries, the .pc file and the CMake package: PREFIX, LIBDIR, DESTDIR
+## install       installs the library for C programs, and the program with its systemd units: PREFIX, LIBDIR, SYSCONFDIR,
+##                 DESTDIR; PARTS=library or PARTS=program for one of them
 install: setup-install
 	scripts/install
 
 ## uninstall     removes them again; takes the same variables
 uninstall:
 	scripts/uninstall
+
+## deb           builds the Debian package of the program, target/debian/*.deb
+deb: setup-deb
+	scripts/deb
 
 ## lint          checks formatting, clippy's warnings and the dependencies' licences
 lint: setup-lint
@@ -72,6 +77,10 @@ clean:
 ## test-install  installs below target/, and builds and runs programs against the installed files
 test-install: setup-test-install
 	@ctest/install/run
+
+## test-deb      builds the Debian package; installs, uses and purges it in a copy of this system that vanishes; needs root
+test-deb: setup-test-deb deb
+	@packaging/test
 
 ## test-spaces   runs test, demo, install and uninstall in a directory whose path has spaces
 test-spaces: setup-test-spaces
@@ -152,6 +161,6 @@ c-demo: build
 ## Examples:
 ##
 ##   make install PREFIX=/opt/aiot
-##   make install PREFIX=/usr DESTDIR=stage INSTALL_FLAGS="--features vendored"
+##   make install PREFIX=/usr DESTDIR=stage PARTS=library INSTALL_FLAGS="--features vendored"
 ##   make bench NAME=scale OPTIONS=--quick
 ##   make faults FAULT_SEED=17

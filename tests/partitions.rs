@@ -15,6 +15,7 @@ use aiot_tunnel::*;
 use aiot_tunnel_testkit::certificates::Authority;
 use aiot_tunnel_testkit::cloud::{params, upgrade, Cloud};
 use aiot_tunnel_testkit::device_process::{self, spec, DeviceProcess, ECHO};
+use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
 use aiot_tunnel_testkit::namespaces::{mount_over, Namespace};
 use aiot_tunnel_testkit::services::echo;
@@ -566,6 +567,76 @@ fn a_first_address_that_takes_the_connection_and_says_nothing_is_not_tried_first
     device.check_echo("s", ECHO);
     process.stop();
     drop(held);
+}
+
+#[test]
+fn a_family_that_goes_nowhere_does_not_hide_the_other() {
+    let test = "IPv6 goes nowhere";
+    let Some(world) = World::new(test) else { return };
+    // The device has a way for IPv6, which ends at the router.
+    for (namespace, arguments) in [
+        (&world.device, "-6 addr add fd77:1::2/64 dev wan nodad"),
+        (&world.router, "-6 addr add fd77:1::1/64 dev lan nodad"),
+        (&world.device, "-6 route add default via fd77:1::1"),
+        (&world.router, "-6 route add blackhole fd77:9::/64"),
+    ] {
+        if let Err(why) = namespace.try_ip(arguments) {
+            return skip(test, why);
+        }
+    }
+    let forward = || std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+    world.router.within(forward).unwrap();
+    let listener = world.listen();
+    let folder = Folder::new();
+    let hosts = format!("fd77:9::1 {NAME}\nfd77:9::2 {NAME}\nfd77:9::3 {NAME}\n{CLOUD} {NAME}\n");
+    let hosts = folder.write("hosts", hosts);
+    // With a share of this for each address, the test would wait for too long.
+    let limits = json!({"handshake_timeout": 600_000});
+    let process = world.device.within(|| {
+        mount_over(&hosts, "/etc/hosts").ok()?;
+        Some(DeviceProcess::start(&spec(limits, &[])))
+    });
+    let Some(mut process) = process else { return skip(test, "mount over /etc/hosts") };
+    process.command(&format!("lookup {NAME}"));
+    let found = process.next_line();
+    assert!(found.starts_with("found fd77:9::"), "{found}");
+    process.add("t", NAME, listener.local_addr().unwrap().port());
+    let mut device = upgrade(accept(&listener));
+    process.expect("Connect t");
+    device.check_echo("s", ECHO);
+    process.stop();
+}
+
+#[test]
+fn the_address_that_worked_last_is_tried_while_the_name_server_is_dead() {
+    let test = "the name server dies";
+    let Some(world) = World::new(test) else { return };
+    let listener = world.listen();
+    let port = listener.local_addr().unwrap().port();
+    let names = NameServer::start(&world, "timeout:1", Dns::Addresses(vec![CLOUD]));
+    let mut limits = short();
+    // The lookup has half of it.
+    limits["handshake_timeout"] = json!(3000);
+    let Some(mut process) = names.device(test, &world, &spec(limits, &[])) else { return };
+    process.add("t", NAME, port);
+    let mut device = upgrade(accept(&listener));
+    process.expect("Connect t");
+    // The last one lists another address, where nobody answers.
+    for dead in [Dns::Unknown, Dns::Refused, Dns::Silent, Dns::Addresses(vec![BLACK_HOLE])] {
+        names.now(dead);
+        drop(device);
+        process.expect("Disconnect t");
+        device = upgrade(accept(&listener));
+        process.expect("Connect t");
+        device.check_echo("s", ECHO);
+    }
+    // For another host it is of no use.
+    names.now(Dns::Unknown);
+    process.update("t", "other.test", port);
+    process.expect("Disconnect t");
+    names.asked(2);
+    assert!(process.said().is_empty());
+    process.stop();
 }
 
 /// Something else answers in the cloud's place, twice; then the cloud does. There is no event before

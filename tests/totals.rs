@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::{mpsc, Arc, Mutex};
+use std::time::Duration;
 
 use aiot_tunnel::*;
 use aiot_tunnel_testkit::cloud::Cloud;
@@ -196,4 +197,54 @@ fn bytes_that_linger_are_counted_before_the_disconnect_and_not_again() {
     let _device = cloud.accept();
     running.expect(EventKind::Connect, "t");
     assert_eq!(Moved::shown(handle), expected);
+}
+
+#[test]
+fn a_session_closed_by_a_lost_connection_has_its_last_bytes_in_its_count() {
+    let (go, gate) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let (close, closed) = mpsc::channel();
+    let (gate, close) = (Mutex::new(gate), Mutex::new(close));
+    let sleeper = service("sleeper", move |mut stream| {
+        gate.lock().unwrap().recv().unwrap();
+        let (mut buffer, mut received) = ([0; 65_536], 0);
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            received += length as u64;
+        }
+        tell.send(received).unwrap();
+    });
+    let cloud = Cloud::plain();
+    let running = Running::start(plain().service(sleeper).on_notice(move |_, notice| {
+        if let NoticeKind::SessionClosed(session) = &notice.kind {
+            close.lock().unwrap().send(session.bytes_from_cloud).unwrap();
+        }
+    }));
+    let handle = &running.handle;
+    handle.add(&id("t"), cloud.params()).unwrap();
+    let mut device = cloud.accept();
+    running.expect(EventKind::Connect, "t");
+    assert_eq!(device.create("s", "sleeper"), 0);
+    // Without a pong, the session is full: the device has bytes that it has not processed.
+    device.tcp.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let chunk = random::bytes(9, 64 * 1024);
+    loop {
+        device.data("s", &chunk);
+        device.ping(b"?");
+        match device.socket.read() {
+            Ok(message) if message.is_pong() => {}
+            _ => break,
+        }
+    }
+    let processed = Moved::shown(handle).from_cloud;
+    reset_on_close(&device.tcp);
+    drop(device);
+    running.expect(EventKind::Disconnect, "t");
+    let shown = Moved::shown(handle);
+    assert!(shown.from_cloud > processed, "{shown:?}, {processed} before");
+    assert_eq!(closed.recv_timeout(TIMEOUT).unwrap(), shown.from_cloud);
+    go.send(()).unwrap();
+    // What the service gets was counted before, though it is delivered only now.
+    let received = told.recv_timeout(TIMEOUT).expect("the service sees the end");
+    assert!(received > processed && received <= shown.from_cloud, "{received}, {shown:?}");
+    assert_eq!(Moved::shown(handle), shown);
 }

@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use aiot_tunnel::gateway::{Gateway, TunnelConfig};
 use aiot_tunnel::{process, Token, TunnelId};
+use sd_notify::NotifyState;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::cli::GatewayArgs;
 use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
 use crate::output;
-use crate::process::{ending_signals, say_listening};
+use crate::process::{ending_signals, say_listening, tell_service_manager};
 use crate::{warnings, Result, Usage};
 
 pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
@@ -46,7 +47,9 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<()> {
     }
     let gateway = builder.start(args.listen)?;
     say_listening(gateway.local_addr())?;
+    tell_service_manager(&[NotifyState::Ready]);
     signals.forever().next();
+    tell_service_manager(&[NotifyState::Stopping]);
     gateway.shutdown();
     Ok(())
 }

@@ -11,6 +11,7 @@ mod cli;
 mod control;
 mod gateway;
 mod input;
+mod manual;
 mod network;
 mod output;
 mod process;
@@ -70,15 +71,21 @@ fn main() -> ExitCode {
 fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
     match &command {
         Subcommands::Agent(args) => output::init_log(args.log_format, args.log_level),
+        Subcommands::Signal(args) => output::init_log(args.log_format, args.log_level),
         _ => output::init_log(LogFormat::Text, None),
     }
     match (command, settings) {
         (Subcommands::Gateway(args), _) => gateway::run(&args),
         (Subcommands::Access(args), _) => access::run(&args),
         (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
-        (Subcommands::Agent(_), None) => Err(Usage::of("agent is the first argument").into()),
+        (Subcommands::Signal(args), Some(settings)) => signal::run(&args, &settings),
+        // Nothing stands before the subcommand.
+        (Subcommands::Agent(_) | Subcommands::Signal(_), None) => {
+            Err(Usage::of("the subcommand must be the first argument").into())
+        }
         (Subcommands::Send(args), _) => send::run(&args),
-        (Subcommands::Signal(args), _) => signal::run(&args),
         (Subcommands::Status(args), _) => status::run(&args),
+        (Subcommands::Completions(args), _) => manual::completions(&args),
+        (Subcommands::Man(args), _) => manual::man(&args),
     }
 }

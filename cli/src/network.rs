@@ -25,12 +25,12 @@ pub(crate) struct NetworkOptions {
     /// Connect from this local address, or through this network interface only
     #[arg(long, value_name = "ADDRESS|INTERFACE", value_parser = bind)]
     pub(crate) bind: Option<Bind>,
-    /// Addresses of the tunnel service (or the proxy) to use
+    /// Use only addresses of this family, for the tunnel service or for the proxy
     #[arg(long, value_enum, default_value_t = Family::Any)]
     pub(crate) family: Family,
-    /// Whether certificates from the future are accepted while this machine's clock is before the
-    /// program's own build, as it is on a device that starts in 1970
-    #[arg(long = "clock", value_enum, default_value_t = ClockOption::Strict)]
+    /// Tolerant: while this machine's clock is before the program's own build, as on a device that
+    /// starts in 1970, accept certificates that are not valid yet
+    #[arg(long, value_enum, default_value_t = ClockOption::Strict)]
     pub(crate) clock: ClockOption,
 }
 
@@ -48,19 +48,14 @@ pub(crate) enum Bind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Family {
-    /// IPv6 and IPv4
     Any,
-    /// IPv4 only
     Ipv4,
-    /// IPv6 only
     Ipv6,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ClockOption {
-    /// Certificates must be valid at the clock's time
     Strict,
-    /// Certificates that are not valid yet are accepted while the clock is certainly wrong
     Tolerant,
 }
 

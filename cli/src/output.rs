@@ -65,6 +65,8 @@ pub(crate) fn init_log(format: LogFormat, level: Option<LevelFilter>) {
             writeln!(out, "{}", line(format, record.level(), &record.args().to_string()))
         });
     }
+    // The MQTT library quotes packets that a broker must not send. They may hold a password.
+    builder.filter_module("rumqttc", log::LevelFilter::Off);
     builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).init();
     let _ = FORMAT.set(format);
     std::panic::set_hook(Box::new(|panic| {

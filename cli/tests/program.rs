@@ -81,6 +81,25 @@ fn help_shows_every_subcommand_its_options_and_examples() {
                 "--queue-key",
             ],
         ),
+        (
+            "signal",
+            &[
+                "--broker",
+                "--region",
+                "--instance",
+                "--product-key",
+                "--device-name",
+                "--device-secret-file",
+                "--username",
+                "--password-file",
+                "--client-id",
+                "--ca",
+                "--client-cert",
+                "--client-key",
+                "--control-socket",
+                "--queue-key",
+            ],
+        ),
         ("status", &["--json", "--watch", "--interval", "--control-socket"]),
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(subcommand)), "{help}");
@@ -138,6 +157,9 @@ fn a_wrong_argument_is_named_with_the_reason() {
         (&["status", "--interval", "2"], ["--watch", "required"]),
         (&["status", "--watch", "--interval", "0"], ["--interval", "from 0.1 to 86400"]),
         (&["gateway", "--cert", "server.pem"], ["--key", "required"]),
+        (&["signal", "--broker", "wss://h"], ["--broker", "mqtts://HOST"]),
+        (&["signal", "--username", "u"], ["--password-file", "required"]),
+        (&["signal", "--region", "r", "--instance", "i"], ["--region", "--instance"]),
         (&["fly"], ["fly", "subcommand"]),
     ] {
         let output = run(arguments);
@@ -168,6 +190,38 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
         (vec!["send", "update", "--tunnel", "t1", "--port", "1"], "--host and --port"),
         (vec!["send", "reload", "--tunnel", "t1"], "leave --tunnel out"),
         (vec!["send", "reconnect", "--queue-key", "1"], "add, update and delete only"),
+        (vec!["signal", "--broker", "mqtt://h"], "--product-key and --device-name"),
+        (vec!["signal", "--product-key", "p", "--device-name", "d"], "--broker URL"),
+        (vec!["signal", "--product-key", "p/q", "--device-name", "d"], "product key"),
+        (vec!["signal", "--product-key", "p", "--device-name", "d", "--region", "/"], "region"),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--broker",
+                "mqtt://h",
+                "--ca",
+                "ca.pem",
+            ],
+            "mqtts://",
+        ),
+        (
+            vec![
+                "signal",
+                "--product-key",
+                "p",
+                "--device-name",
+                "d",
+                "--region",
+                "r",
+                "--device-secret-file",
+                "/nowhere/secret",
+            ],
+            "/nowhere/secret: No such file",
+        ),
     ] {
         let output = run_with_tokens(&arguments);
         let text = String::from_utf8_lossy(&output.stderr);

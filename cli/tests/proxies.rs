@@ -288,6 +288,30 @@ fn the_environment_names_the_proxy_unless_an_option_or_no_proxy_says_otherwise()
 }
 
 #[test]
+fn the_way_to_the_proxy_keeps_to_the_address_the_interface_and_the_family() {
+    let Some((scene, proxy)) = scene("a bound way to the proxy", Kind::Tinyproxy, None) else {
+        return;
+    };
+    let url = proxy.url();
+    for way in [["--bind", "10.78.1.2"], ["--bind", "wan"], ["--family", "ipv4"]] {
+        let agent = scene.agent(&[], &[&["--proxy", &url], &way[..]].concat());
+        agent.events.expect(&format!("Connect {TUNNEL}"));
+    }
+    // An interface that leads nowhere, although the routing table knows the way.
+    scene.world.device.ip("link add idle type veth peer name other");
+    for (way, expected) in [
+        (["--bind", "idle"], "there is no way to it"),
+        (["--bind", "wwan7"], "use the interface wwan7: No such device"),
+        (["--bind", "10.78.1.9"], "use the local address 10.78.1.9: Cannot assign"),
+        (["--family", "ipv6"], "no address that may be used"),
+    ] {
+        let agent = scene.agent(&[], &[&["--proxy", &url], &way[..]].concat());
+        agent.program.expect_log(expected);
+        assert!(agent.events.so_far().is_empty());
+    }
+}
+
+#[test]
 fn a_proxy_that_cannot_reach_the_gateway_is_named_with_what_to_do() {
     for (kind, expected) in [
         (Kind::Tinyproxy, "cannot connect to nowhere.test:8443"),

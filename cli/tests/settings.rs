@@ -79,7 +79,7 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 /// The settings in force: for each key its value and its origin.
-fn printed(output: Output) -> BTreeMap<String, (String, String)> {
+fn printed_settings(output: Output) -> BTreeMap<String, (String, String)> {
     assert!(output.status.success(), "{output:?}");
     let text = text(output.stdout);
     let mut settings = BTreeMap::new();
@@ -110,7 +110,7 @@ fn expected(folder: &Folder, option: &str) -> String {
 #[test]
 fn every_key_can_be_set_by_file_environment_and_option() {
     let folder = folder();
-    let defaults = printed(agent(&folder).arg("--print-config").output().unwrap());
+    let defaults = printed_settings(agent(&folder).arg("--print-config").output().unwrap());
     let keys: Vec<&str> = defaults.keys().map(String::as_str).collect();
     let tested: Vec<&str> = VALUES.iter().map(|(key, ..)| *key).collect();
     assert_eq!(keys, tested, "a key that this test does not know, or knows in vain");
@@ -130,15 +130,17 @@ fn every_key_can_be_set_by_file_environment_and_option() {
             agent.args(["--config", "agent.toml", "--print-config"]);
             agent
         };
-        let of_file = printed(with_file().output().unwrap());
+        let of_file = printed_settings(with_file().output().unwrap());
         assert_eq!(of_file[*key], (expected.clone(), "agent.toml:1".to_owned()));
         // The environment outranks the file, and the option both; a partner stays in the file.
         let in_environment = value(in_option, &folder);
-        let of_environment = printed(with_file().env(&variable, &in_environment).output().unwrap());
+        let of_environment =
+            printed_settings(with_file().env(&variable, &in_environment).output().unwrap());
         assert_eq!(of_environment[*key], (expected.clone(), variable.clone()));
         let argument = format!("{option}={in_environment}");
-        let of_option =
-            printed(with_file().env(&variable, "nonsense").arg(&argument).output().unwrap());
+        let of_option = printed_settings(
+            with_file().env(&variable, "nonsense").arg(&argument).output().unwrap(),
+        );
         assert_eq!(of_option[*key], (expected, "option".to_owned()));
     }
 }
@@ -269,4 +271,41 @@ fn refused(command: &mut Command, begins: &str) {
     let said = text(output.stderr);
     assert!(said.starts_with(&format!("aiot-tunnel: {begins}")), "{begins}: {said}");
     assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+}
+
+#[test]
+fn the_other_half_takes_its_settings_in_the_same_way() {
+    let folder = folder();
+    let signal = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aiot-tunnel"));
+        command.args(["signal", "--config", "signal.toml"]).current_dir(folder.path());
+        command
+    };
+    folder.write("signal.toml", "product_key = \"pk\"\ndevice_name = \"dn\"\nusername = \"u\"\n");
+    refused(
+        signal().args(["--broker", "mqtts://h", "--check"]),
+        "signal.toml:3: username: the following required arguments were not provided: \
+         --password-file",
+    );
+    refused(
+        signal().args(["--broker", "mqtts://h", "--password-file", "missing"]),
+        "--password-file: missing: No such file",
+    );
+    let printed = signal()
+        .args(["--broker", "mqtts://h", "--print-config"])
+        .env("AIOT_TUNNEL_SIGNAL_PASSWORD_FILE", "proxy.auth")
+        .output()
+        .unwrap();
+    let printed = printed_settings(printed);
+    for (key, value, origin) in [
+        ("broker", "\"mqtts://h\"", "option"),
+        ("password_file", "\"proxy.auth\"", "AIOT_TUNNEL_SIGNAL_PASSWORD_FILE"),
+        ("product_key", "\"pk\"", "signal.toml:1"),
+    ] {
+        assert_eq!(printed[key], (value.to_owned(), origin.to_owned()));
+    }
+    folder.write("signal.toml", "broker = \"mqtts://h\"\nregion = \"r\"\n");
+    refused(&mut signal(), "signal.toml:1: broker: the argument '--broker <URL>' cannot be used");
+    folder.write("signal.toml", "qos = 1\n");
+    refused(&mut signal(), "signal.toml:1: qos: there is no such key; aiot-tunnel signal --print");
 }

@@ -32,7 +32,8 @@ const MOST_OUT: usize = 64 * 1024;
 const GOOD: Duration = Duration::from_secs(10);
 /// How long the farewell to the broker may take.
 const FAREWELL: Duration = Duration::from_millis(200);
-/// Lines about messages in one period.
+/// Lines about messages in one period, and as many about those that are dropped: junk does not hide what
+/// the platform says.
 const LINES: u32 = 20;
 
 /// Why a connection has ended.
@@ -50,25 +51,21 @@ pub(crate) enum End {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let broker = shared.options.broker.to_string();
     let mut retry = Retry::default();
-    let mut limiter = LogLimiter::with_lines(LogLimiter::WINDOW, LINES);
+    let mut lines = Lines::default();
     // The broker drops the session, and with it a packet that it would send again and again.
     let mut is_clean = false;
     while !shared.lock().is_stopping {
-        let (connection, events) = Connection::new(
-            shared.clone(),
-            is_clean,
-            retry.attempts(),
-            std::mem::take(&mut limiter),
-        );
+        let (connection, events) =
+            Connection::new(shared.clone(), is_clean, retry.attempts(), std::mem::take(&mut lines));
         let (end, used) = match tokio::spawn(connection.run(events)).await {
             Ok(ended) => ended,
             Err(e) => {
                 let why = format!("the MQTT library failed: {}", printable(&e.to_string()));
                 let end = End::Failed { why, is_refused: false, stood: None };
-                (end, LogLimiter::with_lines(LogLimiter::WINDOW, LINES))
+                (end, Lines::default())
             }
         };
-        limiter = used;
+        lines = used;
         is_clean = matches!(end, End::TooLong { .. });
         let (why, is_refused, stood) = match end {
             End::Stop => return,
@@ -110,6 +107,33 @@ async fn pause(shared: &Shared, gap: Duration) {
     }
 }
 
+/// Limits the lines that a broker can cause.
+struct Lines {
+    /// About messages that are taken.
+    taken: LogLimiter,
+    /// About messages that are dropped.
+    dropped: LogLimiter,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        let limiter = || LogLimiter::with_lines(LogLimiter::WINDOW, LINES);
+        Lines { taken: limiter(), dropped: limiter() }
+    }
+}
+
+impl Lines {
+    /// Says how many lines were left out, after their period. The pings see to it that this is called.
+    fn tick(&mut self, now: Instant) {
+        if let Some(count) = self.taken.tick(now) {
+            log::info!("{count} more messages were taken; their lines are left out");
+        }
+        if let Some(count) = self.dropped.tick(now) {
+            log::warn!("{count} more messages were dropped; their lines are left out");
+        }
+    }
+}
+
 /// One connection to the broker.
 struct Connection {
     shared: Arc<Shared>,
@@ -127,16 +151,11 @@ struct Connection {
     /// The number of the last request.
     number: u64,
     failures: u32,
-    limiter: LogLimiter,
+    lines: Lines,
 }
 
 impl Connection {
-    fn new(
-        shared: Arc<Shared>,
-        is_clean: bool,
-        failures: u32,
-        limiter: LogLimiter,
-    ) -> (Self, EventLoop) {
+    fn new(shared: Arc<Shared>, is_clean: bool, failures: u32, lines: Lines) -> (Self, EventLoop) {
         let options = mqtt_options(&shared, is_clean);
         let (client, mut events) = AsyncClient::new(options, 16);
         let mut network = events.network_options();
@@ -155,13 +174,13 @@ impl Connection {
             is_subscribed: false,
             number: u64::from(rand::random::<u32>() >> 1),
             failures,
-            limiter,
+            lines,
             shared,
         };
         (connection, events)
     }
 
-    async fn run(mut self, mut events: EventLoop) -> (End, LogLimiter) {
+    async fn run(mut self, mut events: EventLoop) -> (End, Lines) {
         let end = loop {
             // The future lives until it is done: it may be in the middle of a packet.
             let poll = events.poll();
@@ -184,9 +203,7 @@ impl Connection {
                 }
             };
             let now = Instant::now();
-            if let Some(count) = self.limiter.tick(now) {
-                log::warn!("{count} more messages were dropped; their lines are left out");
-            }
+            self.lines.tick(now);
             let outcome = match result {
                 Some(Ok(event)) => self.event(event),
                 Some(Err(e)) => Err(self.failed(&e)),
@@ -200,7 +217,7 @@ impl Connection {
         if matches!(end, End::Stop) && self.connected.is_some() {
             self.farewell(&mut events).await;
         }
-        (end, self.limiter)
+        (end, self.lines)
     }
 
     /// The next time at which something is to be done.
@@ -222,7 +239,7 @@ impl Connection {
         let body = format!("{{\"id\":{},\"params\":{{}}}}", self.number);
         let topic = self.shared.options.device.request_topic();
         match self.client.try_publish(topic, QoS::AtLeastOnce, false, body) {
-            Ok(()) => log::info!("asks the platform for connection data"),
+            Ok(()) => log::info!("asking the platform for connection data"),
             Err(e) => log::warn!("cannot ask the platform for connection data: {e}"),
         }
     }
@@ -293,9 +310,9 @@ impl Connection {
     fn published(&mut self, publish: &Publish) {
         let size = publish.payload.len();
         if let Err(why) = self.take(publish) {
-            if self.limiter.permits(Instant::now()) {
+            if self.lines.dropped.permits(Instant::now()) {
                 let topic = printable(&publish.topic);
-                log::warn!("drops a message of {size} bytes on {topic}: {why}");
+                log::warn!("dropped a message of {size} bytes on {topic}: {why}");
             }
         }
     }
@@ -324,7 +341,7 @@ impl Connection {
                 }
             }
         };
-        let tunnel = message.tunnel().clone();
+        let tunnel = printable(message.tunnel().as_str());
         let line = match &message {
             Message::Connect(..) => format!("the platform opens tunnel {tunnel}"),
             Message::Update(..) => format!("the platform sends connection data of tunnel {tunnel}"),
@@ -346,7 +363,7 @@ impl Connection {
 
     /// A line that a message has caused.
     fn line(&mut self, level: log::Level, text: &str) {
-        if self.limiter.permits(Instant::now()) {
+        if self.lines.taken.permits(Instant::now()) {
             log::log!(level, "{text}");
         }
     }

@@ -20,6 +20,8 @@ pub(crate) struct Ledger {
     /// Whether the agent's events are seen. Without them, nobody tells that a tunnel has expired or
     /// that the agent has started again.
     is_watched: bool,
+    /// Whether they have been seen before.
+    was_watched: bool,
     numbers: u64,
 }
 
@@ -128,12 +130,14 @@ impl Ledger {
         self.entries.retain(|entry| entry.tunnel != *tunnel || entry.owed.is_some());
     }
 
-    /// The agent's events are seen from now on. It may have started again, without its tunnels.
-    pub(crate) fn agent_connected(&mut self) {
+    /// The agent's events are seen from now on; returns whether they were seen before. The agent may have
+    /// started again, without its tunnels.
+    pub(crate) fn agent_connected(&mut self) -> bool {
         self.is_watched = true;
         for entry in &mut self.entries {
             entry.owed.get_or_insert(Owed::Add);
         }
+        std::mem::replace(&mut self.was_watched, true)
     }
 
     /// The agent's events are not seen any more.
@@ -188,7 +192,7 @@ mod tests {
 
     fn watched() -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.agent_connected();
+        assert!(!ledger.agent_connected());
         ledger
     }
 
@@ -229,7 +233,7 @@ mod tests {
         ledger.take(update("a"));
         assert_eq!(settle(&mut ledger), [update_command("a")]);
         ledger.agent_disconnected();
-        ledger.agent_connected();
+        assert!(ledger.agent_connected());
         assert_eq!(settle(&mut ledger), [add_command("a")]);
         ledger.take(update("a"));
         assert_eq!(settle(&mut ledger), []);

@@ -89,6 +89,10 @@ impl Default for Times {
 
 /// Receives the platform's messages and hands them to the agent, until it is stopped. Dropping it stops
 /// it, as [`stop`](Self::stop) does.
+///
+/// Its own log lines hold no secret, and a broker can cause only a limited number of them. The MQTT
+/// library `rumqttc` makes lines, too; one of them quotes packets that a broker must not send, and a
+/// broker knows the password. So leave lines with the target `rumqttc` out of the log.
 #[must_use = "dropping it stops it"]
 pub struct Signal {
     shared: Arc<Shared>,
@@ -227,15 +231,17 @@ impl Handle {
         self.want(Reason::Lost);
     }
 
-    /// The agent's events are seen from now on. If it has started again, it has lost its tunnels: the
-    /// agent gets what is known again, and the platform is asked for what is not.
+    /// The agent's events are seen from now on. If they were seen before, the agent may have started
+    /// again and lost its tunnels: it gets what is known again, and the platform is asked for what is not.
     pub fn agent_connected(&self) {
         let mut state = self.0.lock();
-        state.ledger.agent_connected();
+        let is_again = state.ledger.agent_connected();
         state.is_agent_back = true;
         drop(state);
         self.0.owed.notify_all();
-        self.want(Reason::Lost);
+        if is_again {
+            self.want(Reason::Lost);
+        }
     }
 
     /// The agent's events are not seen any more.

@@ -1,6 +1,7 @@
 //! The library against a real broker: mosquitto with TLS. A test whose programs are not installed says
 //! so and passes; scripts/setup installs them.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -11,8 +12,9 @@ use aiot_tunnel_signal::{
 };
 use aiot_tunnel_testkit::certificates::Authority;
 use aiot_tunnel_testkit::mosquitto::{Mosquitto, Subscriber};
-use aiot_tunnel_testkit::wait::TIMEOUT;
+use aiot_tunnel_testkit::wait::{self, TIMEOUT};
 use aiot_tunnel_testkit::{logs, skip};
+use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslVersion};
 use serde_json::{json, Value};
 
 const TOKEN: &str = "hush-tunnel-token";
@@ -35,6 +37,7 @@ fn broker(test: &str) -> Option<Mosquitto> {
     let credentials = credentials();
     let (user, password) =
         (credentials.username().unwrap(), credentials.expose_password().unwrap());
+    logs::note_secret(password.as_bytes());
     Mosquitto::new(user, password, TOPICS).map_err(|why| skip(test, why)).ok()
 }
 
@@ -256,16 +259,12 @@ fn a_sign_in_that_is_refused_is_tried_again() {
     mosquitto.set_password(&user, "hush-other");
     mosquitto.start();
     let running = Running::start(options(&mosquitto));
-    aiot_tunnel_testkit::wait::until("several refusals", || {
-        mosquitto.log().matches("not authorised").count() >= 3
-    });
+    wait::until("several refusals", || mosquitto.log().matches("not authorised").count() >= 3);
     mosquitto.stop();
     mosquitto.set_password(&user, credentials().expose_password().unwrap());
     mosquitto.start();
     // It is there as soon as the broker keeps its session.
-    aiot_tunnel_testkit::wait::until("a subscription", || {
-        mosquitto.log().contains("Sending SUBACK to pk.device-1")
-    });
+    wait::until("a subscription", || mosquitto.log().contains("Sending SUBACK to pk.device-1"));
     mosquitto.publish(&device().notify_topic(), connect("t1", json!("443")).to_string());
     assert_eq!(running.next(), "t1 gw.example:443");
 }
@@ -286,9 +285,7 @@ fn a_broker_with_the_wrong_certificate_gets_no_password() {
         let before = mosquitto.log().matches("alert").count();
         let running =
             Running::start(Options::new(device(), broker, credentials()).with_times(times()));
-        aiot_tunnel_testkit::wait::until("several attempts", || {
-            mosquitto.log().matches("alert").count() >= before + 3
-        });
+        wait::until("several attempts", || mosquitto.log().matches("alert").count() >= before + 3);
         running.signal.stop();
         assert!(!mosquitto.log().contains("as pk.device-1"), "{}", mosquitto.log());
     }
@@ -316,7 +313,7 @@ fn a_client_certificate_is_presented() {
         let options = Options::new(device(), broker.with_tls(tls).unwrap(), credentials.clone());
         let before = mosquitto.log().matches("Sending SUBACK to pk.device-1").count();
         let running = Running::start(options.with_times(times()));
-        aiot_tunnel_testkit::wait::until("a subscription", || {
+        wait::until("a subscription", || {
             mosquitto.log().matches("Sending SUBACK to pk.device-1").count() >= before + 2
         });
         running.signal.stop();
@@ -332,8 +329,42 @@ fn a_broker_that_says_nothing_has_a_deadline_and_a_stop_does_not_wait_for_it() {
     let mut times = times();
     times.connect = Duration::from_secs(1);
     let running = Running::start(Options::new(device(), broker, credentials()).with_times(times));
-    let first = aiot_tunnel_testkit::wait::accept(&listener);
-    let second = aiot_tunnel_testkit::wait::accept(&listener);
+    let first = wait::accept(&listener);
+    let second = wait::accept(&listener);
     running.signal.stop();
     drop((first, second));
+}
+
+/// A broker with a certificate for this host; what it accepts, and the name that the client sends.
+fn handshake(host: &str, is_old: bool) -> Option<Option<String>> {
+    logs::keep();
+    let authority = Authority::new();
+    let identity = authority.identity(host);
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+    acceptor.set_certificate(&identity.x509()).unwrap();
+    acceptor.set_private_key(&identity.private_key()).unwrap();
+    if is_old {
+        acceptor.set_min_proto_version(None).unwrap();
+        acceptor.set_max_proto_version(Some(SslVersion::TLS1_1)).unwrap();
+        acceptor.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let broker: Broker = format!("mqtts://{host}:{port}").parse().unwrap();
+    let tls = Tls::new().with_ca_pem(&authority.pem()).unwrap();
+    let options = Options::new(device(), broker.with_tls(tls).unwrap(), credentials());
+    let running = Running::start(options.with_times(times()));
+    let mut stream = acceptor.build().accept(wait::accept(&listener)).ok()?;
+    // With TLS 1.3, a client that trusts nobody says so after its part of the handshake.
+    let mut connect = [0];
+    stream.read_exact(&mut connect).ok()?;
+    running.signal.stop();
+    Some(stream.ssl().servername(NameType::HOST_NAME).map(str::to_owned))
+}
+
+#[test]
+fn a_name_is_in_the_tls_handshake_an_address_is_not_and_old_tls_is_refused() {
+    assert_eq!(handshake("localhost", false), Some(Some("localhost".to_owned())));
+    assert_eq!(handshake("127.0.0.1", false), Some(None));
+    assert_eq!(handshake("localhost", true), None);
 }

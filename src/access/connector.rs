@@ -79,9 +79,10 @@ impl<'a> Connector<'a> {
             resolver: &self.resolver,
             network: self.network,
             history: &self.history,
-            progress: &|step| match step {
-                Progress::Detour(text) => log::warn!("{text}"),
-                _ => {}
+            progress: &|step| {
+                if let Progress::Detour(text) = step {
+                    log::warn!("{text}");
+                }
             },
         };
         let deadline = Instant::now() + TIMEOUT;

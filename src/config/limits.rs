@@ -52,7 +52,7 @@ pub struct Limits {
     /// After how long without a byte in either direction a session is cut. `None`, the default:
     /// never.
     pub session_idle_timeout: Option<Duration>,
-    /// Time for the lookup, TCP, TLS and the WebSocket handshake together. Default 15 s.
+    /// Time for the lookup, TCP, the proxy, TLS and the WebSocket handshake together. Default 15 s.
     pub handshake_timeout: Duration,
     /// Time for the connection to a local service. Default 5 s.
     pub connect_timeout: Duration,

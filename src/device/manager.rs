@@ -152,7 +152,7 @@ impl fmt::Debug for Handle {
 
 impl Handle {
     /// Opens a tunnel. The tunnel connects, and connects again after a failure or a loss, until it
-    /// is deleted or its token expires. If the id already exists, the start thread logs that and
+    /// is deleted or its token expires; see [`ConnectParams::with_refusal_retry`]. If the id already exists, the start thread logs that and
     /// ignores the command. Use [`update`](Handle::update) to change an existing tunnel.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ impl WrongClock {
 
 fn date(seconds: i64) -> String {
     // A 32-bit `time_t` holds every time before 2038.
+    #[allow(clippy::useless_conversion)]
     let time = seconds.try_into().ok().and_then(|seconds| Asn1Time::from_unix(seconds).ok());
     time.map_or_else(|| format!("{seconds} s after 1970"), |time| time.to_string())
 }

@@ -180,7 +180,8 @@ impl<W: Wait> Opener<'_, W> {
             Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
             None => deadline,
         };
-        let failed = match self.look_up(host, port, of_lookup) {
+        // `may_know`: nothing says that the last address is no longer the server's.
+        let (failed, may_know) = match self.look_up(host, port, of_lookup) {
             Ok(addresses) => {
                 let spare = good.filter(|good| !addresses.contains(good));
                 let count = addresses.len() as u32;
@@ -190,11 +191,11 @@ impl<W: Wait> Opener<'_, W> {
                     None => deadline,
                 };
                 match (self.open_one_of(addresses, attempt, until), spare) {
-                    (Err(OpenError::Failed(failure)), Some(_)) => failure,
+                    (Err(OpenError::Failed(failure)), Some(_)) => (failure, false),
                     (result, _) => return result,
                 }
             }
-            Err(OpenError::Failed(failure)) if good.is_some() => failure,
+            Err(OpenError::Failed(failure)) if good.is_some() => (failure, true),
             Err(OpenError::Failed(failure)) => return Err(attempt.failed_tcp(failure)),
             Err(e) => return Err(e),
         };
@@ -202,7 +203,11 @@ impl<W: Wait> Opener<'_, W> {
         let Some(good) = good else { return Err(OpenError::Failed(failed)) };
         let text = format!("{failed}; trying {good}, the address at which {host} answered last");
         (self.progress)(Progress::Detour(text));
-        self.open_one_of(vec![good], attempt, deadline)
+        match self.open_one_of(vec![good], attempt, deadline) {
+            // A server that the name server no longer lists may have an old list of tokens.
+            Err(OpenError::Unauthorized) if !may_know => Err(OpenError::Failed(failed)),
+            result => result,
+        }
     }
 
     fn open_one_of(
@@ -211,12 +216,7 @@ impl<W: Wait> Opener<'_, W> {
         attempt: &Attempt<'_>,
         deadline: Instant,
     ) -> Result<Opened, OpenError> {
-        let none = Failure::Lookup(format!(
-            "look up {}: no address{}",
-            attempt.host(),
-            if addresses.is_empty() { " that may be used" } else { "" }
-        ));
-        let mut failure = attempt.failed_tcp(none);
+        let mut failure: Option<Failure> = None;
         while !addresses.is_empty() {
             let result = self.race(&mut addresses, attempt, deadline).and_then(|(address, tcp)| {
                 // The addresses that remain have not failed.
@@ -228,16 +228,24 @@ impl<W: Wait> Opener<'_, W> {
                 self.history.borrow_mut().succeeded(attempt.host(), address);
                 Ok(opened)
             });
-            match (result, &failure) {
-                (Err(OpenError::Failed(next)), OpenError::Failed(former)) => {
-                    if next.weight() >= former.weight() {
-                        failure = OpenError::Failed(next);
+            match result {
+                Err(OpenError::Failed(next)) => {
+                    if failure.as_ref().is_none_or(|former| next.weight() >= former.weight()) {
+                        failure = Some(next);
                     }
                 }
-                (result, _) => return result,
+                result => return result,
             }
         }
-        Err(failure)
+        Err(failure.map_or_else(
+            || {
+                let host = attempt.host();
+                attempt.failed_tcp(Failure::Lookup(format!(
+                    "look up {host}: no address that may be used"
+                )))
+            },
+            OpenError::Failed,
+        ))
     }
 
     /// Looks up the addresses of a host.
@@ -555,6 +563,40 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_does_not_hide_the_next() {
+        let good = TcpListener::bind("127.0.0.1:0").unwrap();
+        // A listener whose backlog is full answers nothing to a further client.
+        let full = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let dead = full.local_addr().unwrap();
+        let _occupied = TcpStream::connect(dead).unwrap();
+        let resolver = Resolver::new(Arc::new(Waker::new().unwrap()));
+        let history = RefCell::default();
+        let opener = Opener {
+            wait: &Plainly,
+            resolver: &resolver,
+            network: &Network::new(),
+            history: &history,
+            progress: &|_| {},
+        };
+        let (port, token) = (Port::new(1).unwrap(), Token::new("hush-access").unwrap());
+        let params = ConnectParams::new("gateway.example", port, "/", token).unwrap();
+        let tls = TlsContext::new(Security::Plain);
+        let attempt = Attempt { params: &params, tls: &tls, proxy: None };
+        let good = good.local_addr().unwrap();
+        let mut addresses = vec![dead, good, dead];
+        // With shares of the time, this would take an hour.
+        let deadline = Instant::now() + Duration::from_secs(3 * 3600);
+        let won = opener.race(&mut addresses, &attempt, deadline);
+        assert!(won.is_ok_and(|(address, _)| address == good));
+        // Those that have not failed remain.
+        assert!(!addresses.is_empty() && addresses.iter().all(|address| *address == dead));
+        // Whichever is connected first is tried first, and all that began come after the others.
+        let network = Network::new();
+        assert_eq!(history.borrow().sorted(vec![dead, good], &network), [dead, good]);
     }
 
     #[test]

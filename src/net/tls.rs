@@ -8,7 +8,6 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use native_tls::{Identity, Protocol};
@@ -202,23 +201,19 @@ fn tolerate(session: &mut Ssl, host: &str, clock: WrongClock) {
     let Ok(time) = clock.earliest().try_into() else {
         return;
     };
+    warn!(
+        Code::ServerCert,
+        "this machine's clock is wrong ({}): the certificate of {host} is accepted even if it is not \
+         valid yet (--clock tolerant); set the clock",
+        clock.text()
+    );
     session.param_mut().set_time(time);
-    let server = host.to_owned();
-    let has_warned = AtomicBool::new(false);
-    session.set_verify_callback(SslVerifyMode::PEER, move |is_valid, chain| {
-        if is_valid || chain.error().as_raw() != NOT_YET_VALID {
-            return is_valid;
+    session.set_verify_callback(SslVerifyMode::PEER, |is_valid, chain| {
+        let is_accepted = is_valid || chain.error().as_raw() == NOT_YET_VALID;
+        if is_accepted && !is_valid {
+            chain.set_error(X509VerifyResult::OK);
         }
-        chain.set_error(X509VerifyResult::OK);
-        if !has_warned.swap(true, Ordering::Relaxed) {
-            warn!(
-                Code::ServerCert,
-                "a certificate of {server} is not valid yet and is accepted (--clock tolerant), because \
-                 this machine's clock is wrong: {}",
-                clock.text()
-            );
-        }
-        true
+        is_accepted
     });
 }
 

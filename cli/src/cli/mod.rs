@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod gateway;
+mod manual;
 mod send;
 mod signal;
 mod status;
@@ -18,15 +19,16 @@ use crate::Usage;
 pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
 pub(crate) use gateway::GatewayArgs;
+pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
-pub(crate) use signal::SignalArgs;
+pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
 pub(crate) use status::StatusArgs;
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
 /// The device runs `agent`. An operator reaches its services with `access`. Both connect to the
-/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open; so does
-/// `signal`, which hears it from the platform over MQTT. `status` shows what the tunnels do.
+/// platform's tunnel service, or to `gateway`. `send` tells the agent which tunnel to open, and
+/// `status` shows what the tunnels do. `signal` tells the agent what the platform says over MQTT.
 ///
 /// Tokens are read from files or from the environment, never from the command line, where every
 /// local user could see them.
@@ -58,20 +60,32 @@ pub(crate) enum Subcommands {
     Agent(AgentArgs),
     /// Send a command to the agent on this machine
     Send(SendArgs),
-    /// Show the tunnels and sessions of the agent on this machine
-    Status(StatusArgs),
     /// Tell the agent what the platform says over MQTT
     Signal(SignalArgs),
+    /// Show the tunnels and sessions of the agent on this machine
+    Status(StatusArgs),
+    /// Print the completions for a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.
-const WITH_SETTINGS: [&Names; 1] = [&AGENT_SETTINGS];
+const WITH_SETTINGS: [&Names; 2] = [&AGENT_SETTINGS, &SIGNAL_SETTINGS];
 
 /// The program's command line, as help and manual pages show it.
 pub(crate) fn command() -> Command {
     WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
         command.mut_subcommand(names.subcommand, |subcommand| names.document(subcommand))
     })
+}
+
+/// The agent's options, without the names of their variables in the help texts.
+pub(crate) fn undocumented_agent() -> Command {
+    let mut command = Cli::command();
+    command.build();
+    command.find_subcommand(AGENT_SETTINGS.subcommand).cloned().unwrap_or_default()
 }
 
 /// Parses the command line, with the settings of the environment and of a file. Ends the program after
@@ -81,7 +95,14 @@ pub(crate) fn command() -> Command {
 /// A wrong setting in the environment or the file.
 pub(crate) fn parse() -> Result<(Cli, Option<Settings>), Usage> {
     let (arguments, settings) = layered()?;
-    let matches = command().get_matches_from(arguments);
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        // What the options of the command line do to each other is clap's to explain.
+        Err(e) => match settings.as_ref().and_then(|settings| settings.explain(&e)) {
+            Some(wrong) => return Err(wrong),
+            None => e.exit(),
+        },
+    };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     Ok((cli, settings))
 }

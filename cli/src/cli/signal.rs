@@ -4,8 +4,15 @@ use std::path::PathBuf;
 
 use aiot_tunnel_signal::Broker;
 use clap::Args;
+use log::LevelFilter;
 
 use crate::input;
+use crate::output::LogFormat;
+use crate::settings::Names;
+
+/// How the settings are named in the environment and in the file.
+pub(crate) const SIGNAL_SETTINGS: Names =
+    Names { subcommand: "signal", prefix: "AIOT_TUNNEL_SIGNAL_", tables: &[] };
 
 const SIGNAL_HELP: &str = "\
 Examples:
@@ -18,6 +25,13 @@ Examples:
         --username device-1 --password-file mqtt.password \\
         --ca ca.pem --client-cert device.pem --client-key device.key
 
+  Take the settings from a file, after a look at what they are:
+    aiot-tunnel signal --config /etc/aiot-tunnel/signal.toml --print-config
+    aiot-tunnel signal --config /etc/aiot-tunnel/signal.toml
+
+A file of settings is TOML; a key is an option's name with underscores. Of an option, its environment
+variable and its key, the first that is set decides.
+
 The platform tells over MQTT which tunnels to open and to close. The program hands this to the agent:
 through the agent's control socket if it is there, otherwise through the message queue. It prints one
 line for each command that the agent has taken, such as \"add t1\". It asks the platform for connection
@@ -27,6 +41,15 @@ and on SIGUSR1. SIGINT and SIGTERM end it. Secrets are read from files and stay 
 #[derive(Args)]
 #[command(after_help = SIGNAL_HELP)]
 pub(crate) struct SignalArgs {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Show the settings and where each comes from, as a file of settings, and end
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Check the settings and the files that they name, and end
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Broker: mqtts://HOST[:PORT], or mqtt://HOST[:PORT] without TLS
     #[arg(long, value_name = "URL", conflicts_with_all = ["region", "instance"])]
     pub(crate) broker: Option<Broker>,
@@ -72,4 +95,10 @@ pub(crate) struct SignalArgs {
     /// no socket
     #[arg(long, value_name = "KEY", value_parser = input::queue_key)]
     pub(crate) queue_key: Option<i32>,
+    /// Format of the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    /// Log level, such as warn or debug. Default: RUST_LOG, or info
+    #[arg(long, value_name = "LEVEL", value_parser = input::log_level)]
+    pub(crate) log_level: Option<LevelFilter>,
 }

@@ -59,6 +59,25 @@ impl fmt::Display for Unreachable {
 
 impl std::error::Error for Unreachable {}
 
+/// The agent does not do what was asked. The text is the agent's.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the agent refuses: {}", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// An event as it came.
+#[derive(Deserialize)]
+pub(crate) struct EventLine {
+    pub(crate) event: String,
+    pub(crate) tunnel: String,
+}
+
 /// An answer as it came.
 #[derive(Deserialize)]
 struct AnswerLine {
@@ -88,6 +107,27 @@ impl Client {
         answer.status.ok_or_else(|| self.wrong("an answer without a status"))
     }
 
+    /// Asks for the agent's events.
+    pub(crate) fn subscribe(&mut self) -> Result<()> {
+        self.ask(&RequestLine::new("events", None)).map(drop)
+    }
+
+    /// Waits for the agent's next event, after [`subscribe`](Self::subscribe). `None`: the agent has
+    /// ended. Lines that this program does not understand are skipped.
+    pub(crate) fn next_event(&mut self) -> Option<EventLine> {
+        self.stream.get_ref().set_read_timeout(None).ok()?;
+        loop {
+            let mut line = Vec::new();
+            let length = self.stream.by_ref().take(MAX_ANSWER).read_until(b'\n', &mut line);
+            if length.ok()? == 0 {
+                return None;
+            }
+            if let Ok(event) = serde_json::from_slice(&line) {
+                return Some(event);
+            }
+        }
+    }
+
     fn ask(&mut self, request: &RequestLine) -> Result<AnswerLine> {
         // It may hold a token, and a vector that grows leaves copies behind.
         let mut line = Zeroizing::new(Vec::with_capacity(2 * MAX_LINE));
@@ -109,7 +149,7 @@ impl Client {
             serde_json::from_slice(&line).map_err(|_| self.wrong("not the answer of an agent"))?;
         match answer.ok {
             true => Ok(answer),
-            false => Err(format!("the agent refuses: {}", answer.error.unwrap_or_default()).into()),
+            false => Err(Refused(answer.error.unwrap_or_default()).into()),
         }
     }
 

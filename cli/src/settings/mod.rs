@@ -20,6 +20,8 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::Usage;
 
+pub(crate) use print::literal;
+
 /// Divides the values of an option that may be repeated, in its environment variable.
 const SEPARATOR: char = ';';
 /// Options that are no settings.
@@ -58,8 +60,13 @@ impl Table {
 
 impl Names {
     /// The environment variable of an option.
-    fn variable(&self, option: &str) -> String {
+    pub(crate) fn variable(&self, option: &str) -> String {
         format!("{}{}", self.prefix, option.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Whether an option is a setting that is not a table.
+    pub(crate) fn is_plain_setting(&self, option: &str) -> bool {
+        !NO_SETTINGS.contains(&option) && self.table(option).is_none()
     }
 
     fn table(&self, option: &str) -> Option<&Table> {
@@ -70,7 +77,9 @@ impl Names {
     pub(crate) fn document(&self, command: Command) -> Command {
         command.mut_args(|arg| {
             let Some(variable) = arg.get_long().map(|long| self.variable(long)) else { return arg };
-            if is_action(&arg) || NO_SETTINGS[1..].contains(&arg.get_id().as_str()) {
+            if is_action(&arg)
+                || arg.get_long().is_some_and(|long| NO_SETTINGS[1..].contains(&long))
+            {
                 return arg;
             }
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
@@ -131,6 +140,30 @@ impl Settings {
     /// An error about one of the values of an option that may be repeated.
     pub(crate) fn wrong_value(&self, option: &str, at: usize, why: impl fmt::Display) -> Usage {
         Usage::of(format_args!("{}: {why}", self.place_of(option, at)))
+    }
+
+    /// An error about options that do not fit together, if not all of them are on the command line.
+    pub(crate) fn explain(&self, error: &clap::Error) -> Option<Usage> {
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument};
+        if !matches!(error.kind(), ArgumentConflict | MissingRequiredArgument) {
+            return None;
+        }
+        let text = error.to_string();
+        let first = text.split("\n\n").next().unwrap_or_default();
+        // The usage also names the options that made another one necessary.
+        let (setting, origin) = self.outside(first).or_else(|| self.outside(&text))?;
+        let place = Place { names: self.names, origin, option: &setting.option };
+        let first: Vec<&str> = first.split_whitespace().collect();
+        Some(Usage::of(format_args!("{place}: {}", first.join(" ").trim_start_matches("error: "))))
+    }
+
+    /// The first option in a text that the environment or the file has set.
+    fn outside(&self, text: &str) -> Option<(&Setting, &Origin)> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let options = words.filter_map(|word| self.settings.get(word.strip_prefix("--")?));
+        let mut values = options
+            .flat_map(|setting| setting.values.iter().map(move |(_, origin)| (setting, origin)));
+        values.find(|(_, origin)| matches!(origin, Origin::File { .. } | Origin::Environment(_)))
     }
 
     /// The file or the variable that set the option, or the option's name.

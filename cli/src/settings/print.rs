@@ -76,7 +76,7 @@ fn line(f: &mut fmt::Formatter<'_>, setting: &str, origin: &Origin) -> fmt::Resu
 }
 
 /// A value as TOML.
-fn literal(value: &str) -> String {
+pub(crate) fn literal(value: &str) -> String {
     // A number with a leading zero is none in TOML.
     let is_number = value.parse::<i64>().is_ok_and(|number| number.to_string() == value);
     match value {

@@ -125,10 +125,8 @@ impl Race {
         }
         let done: Vec<usize> = (0..fds.len()).filter(|&index| fds[index].ready().write).collect();
         drop(fds);
-        let mut removed = 0;
-        for index in done {
+        for (removed, index) in done.into_iter().enumerate() {
             let Runner { address, connecting, .. } = self.running.remove(index - removed);
-            removed += 1;
             match connecting.finish() {
                 Ok(stream) => return Some(Won::By(address, stream)),
                 Err(e) => {

@@ -2,7 +2,7 @@
 //! token into the log.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -51,7 +51,11 @@ impl HandOver for Agent {
 
 /// A broker without TLS, and a library that connects to it.
 fn start() -> (TcpListener, Signal) {
-    start_at(TcpListener::bind("127.0.0.1:0").unwrap())
+    // An address of this process alone: programs of other tests may still try a port of 127.0.0.1 that
+    // was theirs before.
+    let process = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, process[1] | 1, process[2], process[3] | 1);
+    start_at(TcpListener::bind((address, 0)).unwrap())
 }
 
 fn start_at(listener: TcpListener) -> (TcpListener, Signal) {

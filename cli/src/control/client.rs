@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::protocol::{self, RequestLine};
+use super::protocol::{RequestLine, MAX_LINE};
 use crate::Result;
 
 /// An agent answers within milliseconds.
@@ -129,8 +129,10 @@ impl Client {
     }
 
     fn ask(&mut self, request: &RequestLine) -> Result<AnswerLine> {
-        // It may hold a token.
-        let line = Zeroizing::new(protocol::line(request));
+        // It may hold a token, and a vector that grows leaves copies behind.
+        let mut line = Zeroizing::new(Vec::with_capacity(2 * MAX_LINE));
+        serde_json::to_writer(&mut *line, request)?;
+        line.push(b'\n');
         match self.stream.get_ref().write_all(&line) {
             // An agent without room for a client ends the connection, and says why before.
             Err(e) if e.kind() != ErrorKind::BrokenPipe => return Err(self.failed(e)),

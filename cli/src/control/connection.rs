@@ -22,6 +22,8 @@ const TOO_LONG: &str = "the line has more than 8192 bytes";
 pub(super) struct Client {
     pub(super) stream: UnixStream,
     pub(super) number: u64,
+    /// What the last `poll` has found.
+    pub(super) ready: PollFlags,
     input: Input,
     output: Output,
     state: State,
@@ -53,6 +55,7 @@ impl Client {
         Client {
             stream,
             number,
+            ready: PollFlags::empty(),
             input: Input::default(),
             output: Output::default(),
             state: State::Requests,
@@ -100,12 +103,12 @@ impl Client {
     }
 
     /// Does what can be done now. False: the client has gone.
-    pub(super) fn serve(&mut self, ready: PollFlags, agent: &Agent, turn: u64) -> bool {
-        self.try_serve(ready, agent, turn).unwrap_or(false)
+    pub(super) fn serve(&mut self, agent: &Agent, turn: u64) -> bool {
+        self.try_serve(agent, turn).unwrap_or(false)
     }
 
-    fn try_serve(&mut self, ready: PollFlags, agent: &Agent, turn: u64) -> io::Result<bool> {
-        let may_read = ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+    fn try_serve(&mut self, agent: &Agent, turn: u64) -> io::Result<bool> {
+        let may_read = self.ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
         if may_read && self.wants_input() {
             match self.input.read_from(&self.stream) {
                 Ok(0) => self.has_ended = true,
@@ -133,7 +136,7 @@ impl Client {
                 !self.has_ended && discarded <= MAX_DISCARDED
             }
             _ if self.waits => true,
-            _ if self.wants_events => !(self.has_ended && ready.contains(PollFlags::HUP)),
+            _ if self.wants_events => !(self.has_ended && self.ready.contains(PollFlags::HUP)),
             _ => !self.has_ended,
         })
     }

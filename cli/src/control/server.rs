@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -140,15 +141,15 @@ impl Turns {
     fn run(mut self, _file: SocketFile) {
         loop {
             self.turn += 1;
-            let Some((woken, calls, ready)) = self.wait() else { continue };
+            let Some((woken, calls)) = self.wait() else { continue };
             if woken && self.deliver() {
                 return;
             }
             let (agent, turn) = (&self.agent, self.turn);
-            let mut ready = ready.into_iter();
             self.clients.retain_mut(|client| {
-                let ready = ready.next().unwrap_or(PollFlags::empty());
-                ready.is_empty() || client.serve(ready, agent, turn)
+                let serve = || client.ready.is_empty() || client.serve(agent, turn);
+                // A fault that one client meets must not take the socket from the others.
+                catch_unwind(AssertUnwindSafe(serve)).unwrap_or(false)
             });
             if calls {
                 self.accept();
@@ -158,8 +159,9 @@ impl Turns {
         }
     }
 
-    /// Waits until there is something to do: events, new clients, and what each client is ready for.
-    fn wait(&mut self) -> Option<(bool, bool, Vec<PollFlags>)> {
+    /// Waits until there is something to do: whether there are events and new clients. Notes what each
+    /// client is ready for.
+    fn wait(&mut self) -> Option<(bool, bool)> {
         let rest = self.rests_until.map(|until| until.saturating_duration_since(Instant::now()));
         let accepts = if rest.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = Vec::with_capacity(self.clients.len() + 2);
@@ -173,13 +175,16 @@ impl Turns {
         }));
         let timeout = rest.and_then(|rest| Timespec::try_from(rest).ok());
         let found = poll(&mut fds, timeout.as_ref());
-        let ready = fds[2..].iter().map(PollFd::revents).collect();
-        let (woken, calls) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        let (woken, calls) = (!ready[0].is_empty(), !ready[1].is_empty());
+        for (client, ready) in self.clients.iter_mut().zip(&ready[2..]) {
+            client.ready = *ready;
+        }
         if self.rests_until.is_some_and(|until| Instant::now() >= until) {
             self.rests_until = None;
         }
         match found {
-            Ok(_) => Some((woken, calls, ready)),
+            Ok(_) => Some((woken, calls)),
             Err(rustix::io::Errno::INTR) => None,
             // The kernel has no memory for the list.
             Err(_) => {

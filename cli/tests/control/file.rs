@@ -248,3 +248,19 @@ fn the_programs_meet_at_the_default_path() {
     assert!(errors.contains("no agent listens on /run/aiot-tunnel/agent.sock"), "{errors}");
     assert!(errors.contains("message queue 0x4d2"), "{errors}");
 }
+
+#[test]
+fn where_no_queue_can_be_the_agent_names_the_control_socket() {
+    const SCRIPT: &str = r#"
+        echo 0 > /proc/sys/kernel/msgmni || exit 77
+        "$0" agent --plain --control-socket none; exit $?
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--ipc", "--mount-proc", "--fork", "--pid", "sh", "-c", SCRIPT]).arg(program());
+    let output = match command.env("RUST_LOG", "warn").output() {
+        Ok(output) if !matches!(output.status.code(), Some(77)) && is_root() => output,
+        _ => return skip("a system without queues", "no namespaces for IPC"),
+    };
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("use the control socket, with --queue-key off"), "{output:?}");
+}

@@ -11,10 +11,11 @@ use aiot_tunnel_proto::Ready;
 use super::listeners::Listeners;
 use super::{log, Error, Result};
 use crate::config::{ConnectParams, Network};
+use crate::net::addresses::History;
 use crate::net::open::{Failure, OpenError, Opened, Opener, Progress};
 use crate::net::resolver::Resolver;
 use crate::net::tls::TlsContext;
-use crate::net::{History, UntilStopped, Wait, WaitError};
+use crate::net::{UntilStopped, Wait, WaitError};
 use crate::sys::{poll, PollFd, Waker};
 
 /// Time for one attempt, from the name lookup to the server's answer.

@@ -23,9 +23,10 @@ use super::poll::{turn, TunnelRelay, Waiter};
 use super::retry::Retry;
 use crate::config::{ConnectParams, Limits, TunnelId};
 use crate::logging::{self, info, warn, Code};
+use crate::net::addresses::History;
 use crate::net::open::{OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
-use crate::net::{Dialer, History};
+use crate::net::Dialer;
 use crate::status::TunnelRecord;
 use crate::sys::{self, PollSet};
 

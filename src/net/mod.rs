@@ -3,7 +3,7 @@
 
 #[cfg(feature = "gateway")]
 pub(crate) mod accept;
-mod addresses;
+pub(crate) mod addresses;
 mod clock;
 pub(crate) mod dial;
 mod exit;
@@ -16,7 +16,6 @@ pub(crate) mod stream;
 pub(crate) mod tls;
 mod wait;
 
-pub(crate) use addresses::History;
 pub(crate) use dial::Dialer;
 pub(crate) use local::LocalSocket;
 pub(crate) use stream::{Socket, Stream};

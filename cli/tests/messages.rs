@@ -97,7 +97,7 @@ fn answers(bytes: &'static [u8]) -> SocketAddr {
 /// What `access` says when it cannot connect to this URL. One line that begins with a sentence and
 /// ends with the original text in brackets. It must end with this status.
 fn cannot_connect(url: &str, more: &[&str], expected: i32) -> String {
-    let tunnel = ["access", "--url", url, "--tunnel", "t1", "--stdio"];
+    let tunnel = ["access", "--url", url, "--tunnel", "t1", "--stdio", "--proxy", "none"];
     let (status, text) = run(&[&tunnel, more].concat());
     assert_eq!(status, Some(expected), "{text}");
     let line = text.strip_prefix("aiot-tunnel: ").unwrap_or_else(|| panic!("{text}"));

@@ -204,6 +204,7 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
         ("Ca = 1", "agent.toml:1: Ca: write ca"),
         ("ca = [", "agent.toml:1: "),
         ("ca = \"a\"\nca = \"b\"", "agent.toml:2: duplicate key"),
+        ("ca = \"\"", "agent.toml:1: ca: must not be empty"),
         ("ca = \"nowhere.pem\"", "agent.toml:1: ca: nowhere.pem: No such file"),
         ("ca = \"client.key\"", "agent.toml:1: ca: client.key: CA certificate"),
         ("client_cert = \"client.pem\"", "agent.toml:1: client_cert: --client-key is required"),
@@ -271,6 +272,15 @@ fn refused(command: &mut Command, begins: &str) {
     let said = text(output.stderr);
     assert!(said.starts_with(&format!("aiot-tunnel: {begins}")), "{begins}: {said}");
     assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+}
+
+#[test]
+fn a_device_without_an_end_is_no_file_of_settings() {
+    let folder = folder();
+    refused(
+        agent(&folder).args(["--config", "/dev/zero", "--check"]),
+        "/dev/zero: too long for a file of settings",
+    );
 }
 
 #[test]

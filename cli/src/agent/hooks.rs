@@ -2,7 +2,7 @@
 //! A tunnel never waits for the program.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -92,7 +92,7 @@ impl Hooks {
     }
 }
 
-fn run_all(program: &PathBuf, calls: &Receiver<Call>) {
+fn run_all(program: &Path, calls: &Receiver<Call>) {
     for call in calls {
         if let Err(why) = run(program, &call) {
             let what = format_args!("{} {}", call.event, call.tunnel);

@@ -1,7 +1,8 @@
 //! Reads a file of settings: TOML whose keys are the options' names with underscores.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 
 use clap::{Arg, Command};
@@ -25,7 +26,13 @@ pub(super) fn read(path: &Path, names: &Names, command: &Command) -> Result<Valu
     if size > MAX_SIZE {
         return Err(at_file(&format_args!("{size} bytes are too many for a file of settings")));
     }
-    let text = fs::read_to_string(path).map_err(|e| at_file(&e))?;
+    // A device has no size, and may have no end.
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| at_file(&e))?;
+    file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(|e| at_file(&e))?;
+    if text.len() as u64 > MAX_SIZE {
+        return Err(at_file(&"too long for a file of settings"));
+    }
     let reader = Reader { path, text: &text, names };
     let table = DeTable::parse(&text).map_err(|e| {
         let what = e.message().lines().next().unwrap_or_default();

@@ -318,9 +318,13 @@ fn reason(error: &clap::Error) -> String {
         return cause.to_string();
     }
     let possible = error.get(ContextKind::ValidValue).and_then(|values| match values {
-        ContextValue::Strings(values) => Some(values.join(", ")),
+        // clap reports an empty value with an empty list.
+        ContextValue::Strings(values) if !values.is_empty() => Some(values.join(", ")),
         _ => None,
     });
+    if error.get(ContextKind::InvalidValue) == Some(&ContextValue::String(String::new())) {
+        return "must not be empty".to_owned();
+    }
     match possible {
         Some(possible) => format!("not one of {possible}"),
         None => {

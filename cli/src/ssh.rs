@@ -88,8 +88,9 @@ fn block(file: Option<&Path>, name: &str, domain: &str) -> Result<String> {
         let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
         proxy.extend(words(&[OsStr::new("--config"), file.as_os_str()])?);
     }
-    proxy.extend(["--profile", name, "--stdio", "--ssh-host=%n"].map(str::to_owned));
-    // ssh has checked %n for characters that a shell could take for its own.
+    proxy.extend(["--profile", name, "--stdio"].map(str::to_owned));
+    // Quoted for versions of ssh that let a shell see what stands in a host name.
+    proxy.push("'--ssh-host=%n'".to_owned());
     let gateway = gateway_name(profile.option("url").unwrap_or_default())?;
     let mut text = format!("\nHost *{domain}\n    ProxyCommand {}\n", proxy.join(" "));
     text += &format!("    HostName %h.{gateway}\n");

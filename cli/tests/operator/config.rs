@@ -13,7 +13,7 @@ const STDIO: [&str; 4] = ["access", "--tunnel", "t1", "--stdio"];
 fn scene() -> Scene {
     let door = Door::new("s");
     let scene = Scene::new(Kind::PLAIN, &[door.service()]);
-    door.serve(|stream| drop(stream));
+    door.serve(drop);
     scene.profile(&format!("service = \"s\"\n{TOKEN_FILE}"));
     scene
 }
@@ -158,7 +158,7 @@ fn the_printed_configuration_has_a_block_for_each_profile() {
     let program = program();
     let proxy = |profile| {
         format!(
-            "    ProxyCommand {} access --profile {profile} --stdio --ssh-host=%n",
+            "    ProxyCommand {} access --profile {profile} --stdio '--ssh-host=%n'",
             program.display()
         )
     };

@@ -45,7 +45,11 @@ fn a_gateway_that_is_down() {
     drop(listener);
     fails(&mut access(&url, &["--stdio"]), 3, &["nothing listens", "check"]);
     fails(&mut access(&url, &["--listen", ":0"]), 3, &["nothing listens", "check"]);
-    fails(&mut access("ws://no..name", &["--stdio"]), 3, &["the name is unknown"]);
+    fails(
+        &mut access("ws://no..name", &["--stdio", "--proxy", "none"]),
+        3,
+        &["the name is unknown"],
+    );
 }
 
 #[test]
@@ -148,6 +152,20 @@ fn a_wrong_service_and_one_that_does_not_run() {
     let _agent = path.agent(&[service("_SSH"), service("web")]);
     fails(&mut of(&path, "x"), 11, &["no service x, only _SSH, web; choose", "--service"]);
     fails(&mut of(&path, "web"), 12, &["cannot connect to its service", "runs", "refused"]);
+}
+
+/// The text of a refusal has a limit.
+#[test]
+fn a_device_with_many_services_names_some() {
+    let path = Path::new(Kind::PLAIN);
+    let port = aiot_tunnel::Port::new(1).unwrap();
+    let name = |number: usize| format!("service-with-a-long-name-{number:02}");
+    let service = |number| aiot_tunnel::Service::new(&name(number), "127.0.0.1", port).unwrap();
+    let services: Vec<_> = (0..20).map(service).collect();
+    let _agent = path.agent(&services);
+    let said =
+        fails(&mut of(&path, "x"), 11, &[&format!("no service x, only {}, ", name(0)), ", ...; "]);
+    assert!(!said.contains(&name(19)), "{said}");
 }
 
 #[test]

@@ -92,6 +92,12 @@ fn ssh_reaches_a_host_of_the_printed_configuration() {
     let config = login.config(&[]);
     assert_eq!(login.run("ssh", &["-F", &config, "t1.tunnel", "echo", "hello"]), "hello\n");
     assert_eq!(login.run("ssh", &["-F", &config, "t1.plant.tunnel", "echo", "hello"]), "hello\n");
+    // The id keeps its capitals, which ssh takes from the name of a host.
+    let mut command = Command::new("ssh");
+    login.scene.settle(command.args(["-F", &config, "T1.tunnel"]));
+    let (status, _, said) = run(&mut command);
+    assert_eq!(status, Some(255));
+    says(&said, &["tokens/T1: No such file"]);
     // The same names as with the other command.
     let mut command = login.scene.command(&["ssh", "-F", &config, "t1", "echo", "hello"]);
     assert_eq!(run(&mut command).0, Some(0));

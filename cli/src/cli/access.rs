@@ -33,14 +33,13 @@ Examples:
 
 With --listen, \"listening on ADDRESS\" is printed for each port when it is open, and a lost
 connection to the tunnel service is opened again. A session that is cut shows as a connection
-reset; with --stdio, as an error message and exit status 1. So do a standard input that cannot
-be read and a standard output that cannot be written. With --stdio, the two directions end one by
-one: the program ends after the end of standard input and the end of the service's stream. SIGINT
-and SIGTERM end the program.
+reset; with --stdio, as an error message and an exit status. So do a standard input that cannot be
+read and a standard output that cannot be written. With --stdio, the two directions end one by one:
+the program ends after the end of standard input and the end of the service's stream. SIGINT and
+SIGTERM end the program.
 
 Without --url, a profile names the tunnel service and the place of the token. Profiles stand in
 ~/.config/aiot-tunnel/config.toml ($XDG_CONFIG_HOME/aiot-tunnel/config.toml if that is set):
-
   default = \"plant\"
 
   [profile.plant]

@@ -48,8 +48,6 @@ pub(crate) struct SshArgs {
     /// File with the operator's token; without it, AIOT_TUNNEL_ACCESS_TOKEN or the profile is used
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) network: NetworkOptions,
     /// The tunnel, with or without a user, and ssh's own options and command
     #[arg(
         value_name = "[USER@]TUNNEL",
@@ -58,6 +56,8 @@ pub(crate) struct SshArgs {
         allow_hyphen_values = true
     )]
     pub(crate) arguments: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
 }
 
 const SSH_CONFIG_HELP: &str = "\

@@ -151,6 +151,19 @@ mod tests {
     }
 
     #[test]
+    fn an_expired_tunnel_is_told_from_a_wrong_token_by_our_header_only() {
+        let check = |head: &[u8]| client::ClientHandshake::default().check(head);
+        assert_eq!(check(&server::expired()), Err(client::Refusal::Expired));
+        let head = "HTTP/1.1 401 Unauthorized\r\n";
+        for more in ["", "tunnel-refusal: x\r\n", "refusal: expired\r\n"] {
+            let head = format!("{head}{more}\r\n");
+            assert_eq!(check(head.as_bytes()), Err(client::Refusal::Unauthorized), "{more}");
+        }
+        let head = server::refusal(StatusCode::UNAUTHORIZED);
+        assert_eq!(check(&head), Err(client::Refusal::Unauthorized));
+    }
+
+    #[test]
     fn an_answer_that_cannot_be_http_is_refused_at_its_first_bytes() {
         for (bytes, text) in
             [(&b"SSH-2.0-x\r\n"[..], fault::NOT_HTTP), (b"\x15\x03\x01", fault::TLS)]

@@ -11,7 +11,7 @@ use std::process::Command;
 use aiot_tunnel::TunnelId;
 
 use crate::cli::{SshArgs, SshConfigArgs, SSH_DOMAIN};
-use crate::profile::{self, Profile};
+use crate::profile::{self, Profile, Summary};
 use crate::{input, Result, Usage};
 
 /// ssh's options that take a value.
@@ -40,8 +40,9 @@ pub(crate) fn run(args: &SshArgs) -> Result<()> {
     let host = host_name(&line.tunnel, named)?;
     let mut command = Command::new("ssh");
     command.arg("-o").arg(format!("ProxyCommand={}", proxy.join(" ")));
-    command.arg("-o").arg(format!("HostKeyAlias={host}.{}", gateway_name(&url)?));
+    // What the user says goes before what follows here.
     command.args(&line.before);
+    command.arg("-o").arg(format!("HostKeyAlias={host}.{}", gateway_name(&url)?));
     if let (Some(user), false) = (&user, line.names_user) {
         command.arg("-o").arg(format!("User={user}"));
     }
@@ -58,46 +59,59 @@ pub(crate) fn run(args: &SshArgs) -> Result<()> {
     Err(format!("ssh: {e}; install OpenSSH's client").into())
 }
 
-/// Prints a block for each profile.
+/// Prints blocks for each profile.
 pub(crate) fn config(args: &SshConfigArgs) -> Result<()> {
     let file = args.place.config.as_deref();
-    let (mut names, mut default) = profile::names(file)?;
-    if let Some(name) = &args.place.profile {
-        // Fails if there is none.
-        let id = "any".parse().map_err(Usage::of)?;
-        Profile::load(file, Some(name), &id)?;
-        names.retain(|other| other == name);
-        default = default.filter(|other| other == name);
-    }
+    let summaries = profile::summaries(file, args.place.profile.as_deref())?;
     let mut text = "# From: aiot-tunnel ssh-config\n".to_owned();
-    for name in &names {
-        text += &block(file, name, &format!(".{name}{SSH_DOMAIN}"))?;
+    for summary in &summaries {
+        text += &blocks(file, summary, &format!(".{}{SSH_DOMAIN}", summary.name))?;
     }
-    // ssh takes the first value that it finds, so the general block stands last.
-    if let Some(name) = &default {
-        text += &block(file, name, SSH_DOMAIN)?;
+    // ssh takes the first value that it finds, so the most general name stands last.
+    for summary in summaries.iter().filter(|summary| summary.is_default) {
+        text += &blocks(file, summary, SSH_DOMAIN)?;
     }
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 /// The lines for the hosts of a domain.
-fn block(file: Option<&Path>, name: &str, domain: &str) -> Result<String> {
-    let profile = Profile::load(file, Some(name), &"any".parse().map_err(Usage::of)?)?;
+fn blocks(file: Option<&Path>, summary: &Summary, domain: &str) -> Result<String> {
+    let mut text = String::new();
+    for hosts in &summary.hosts {
+        let is_all = hosts.pattern == "*";
+        // No host has such a name.
+        if !hosts.pattern.chars().all(|c| is_plain(c) || "*?".contains(c)) {
+            continue;
+        }
+        if !is_all && hosts.url.is_none() && hosts.user.is_none() {
+            continue;
+        }
+        text += &format!("\nHost {}{domain}\n", hosts.pattern);
+        if let Some(url) = &hosts.url {
+            text += &format!("    HostName %h.{}\n", gateway_name(url)?);
+        }
+        if let Some(user) = &hosts.user {
+            text += &format!("    User {}\n", config_word(user)?);
+        }
+    }
     let mut proxy = words(&[this_program()?.as_os_str(), OsStr::new("access")])?;
     if let Some(file) = file {
         let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
         proxy.extend(words(&[OsStr::new("--config"), file.as_os_str()])?);
     }
-    proxy.extend(["--profile", name, "--stdio"].map(str::to_owned));
+    proxy.extend(["--profile", &summary.name, "--stdio"].map(str::to_owned));
     // Quoted for versions of ssh that let a shell see what stands in a host name.
     proxy.push("'--ssh-host=%n'".to_owned());
-    let gateway = gateway_name(profile.option("url").unwrap_or_default())?;
-    let mut text = format!("\nHost *{domain}\n    ProxyCommand {}\n", proxy.join(" "));
-    text += &format!("    HostName %h.{gateway}\n");
-    if let Some(user) = &profile.user {
-        text += &format!("    User {user}\n");
-    }
+    text += &format!("    ProxyCommand {}\n", proxy.join(" "));
     Ok(text)
+}
+
+/// A word of ssh's configuration.
+fn config_word(text: &str) -> Result<String> {
+    if text.contains(['"', '\\']) || text.contains(char::is_control) {
+        return Err(Usage::of(format_args!("{text:?} cannot stand in ssh's configuration")).into());
+    }
+    Ok(if text.chars().all(is_plain) { text.to_owned() } else { format!("\"{text}\"") })
 }
 
 /// ssh's arguments, taken apart.
@@ -178,8 +192,7 @@ fn own_options(of_ssh: usize) -> Vec<OsString> {
 /// The host name that ssh gets. It looks for its own settings under this name.
 fn host_name(tunnel: &TunnelId, profile: Option<&str>) -> Result<String> {
     let id = tunnel.as_str();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~+:".contains(c);
-    if id.starts_with('-') || !id.chars().all(plain) {
+    if id.starts_with('-') || !id.chars().all(is_plain) {
         return Err(Usage::of(format_args!(
             "ssh takes no host {id:?}; use access --stdio as its ProxyCommand, with another host name"
         ))
@@ -189,6 +202,11 @@ fn host_name(tunnel: &TunnelId, profile: Option<&str>) -> Result<String> {
         Some(profile) => format!("{id}.{profile}{SSH_DOMAIN}"),
         None => format!("{id}{SSH_DOMAIN}"),
     })
+}
+
+/// Whether a character may stand in the name of a host.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~+:".contains(c)
 }
 
 /// A gateway in the names under which ssh remembers keys: the same id at two gateways is two devices.

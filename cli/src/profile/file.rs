@@ -7,44 +7,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aiot_tunnel::TunnelId;
-use clap::{Arg, ArgAction, Command};
 use toml::de::{DeTable, DeValue};
 use toml::Spanned;
 
+use super::check::{check, OPTIONS};
 use super::token::Place;
-use super::{Profile, Value};
+use super::{Hosts, Profile, Value};
 use crate::exit_codes::{Failure, OPEN_FILE};
-use crate::{cli, input, settings, Result, Usage};
+use crate::{input, Result, Usage};
 
 /// A file is some kilobytes long. More than this is none.
 const MAX_SIZE: u64 = 1024 * 1024;
 /// How long a command for a token may take: a person may have to type a password.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The options of `access` that a profile may set.
-const OPTIONS: [&str; 12] = [
-    "url",
-    "service",
-    "ca",
-    "proxy",
-    "proxy_auth_file",
-    "bind",
-    "family",
-    "clock",
-    "keepalive",
-    "queue_timeout",
-    "half_close_timeout",
-    "no_extensions",
-];
 /// Those that name a file.
 const FILES: [&str; 2] = ["ca", "proxy_auth_file"];
-const TOKEN_FILE: &str = "token_file";
-const TOKEN_VARIABLE: &str = "token_variable";
-const TOKEN_COMMAND: &str = "token_command";
-const TOKEN_TIMEOUT: &str = "token_timeout";
-const USER: &str = "user";
-const TUNNEL: &str = "tunnel";
-const MATCH: &str = "match";
+pub(super) const TOKEN_FILE: &str = "token_file";
+pub(super) const TOKEN_VARIABLE: &str = "token_variable";
+pub(super) const TOKEN_COMMAND: &str = "token_command";
+pub(super) const TOKEN_TIMEOUT: &str = "token_timeout";
+pub(super) const USER: &str = "user";
+pub(super) const TUNNEL: &str = "tunnel";
+pub(super) const MATCH: &str = "match";
 
 /// The file as text. The tables of it borrow the text.
 pub(super) struct File {
@@ -77,7 +62,7 @@ impl File {
         }
         let text = fs::read_to_string(path).map_err(|e| at_file(&e))?;
         let file = File { path: path.to_owned(), text };
-        file.check()?;
+        check(&file)?;
         Ok(file)
     }
 
@@ -150,10 +135,49 @@ impl File {
             self.apply(layer, &mut profile)?;
         }
         if profile.option("url").is_none() {
-            let name = &profile.name;
-            return Err(self.wrong(at, format_args!("profile.{name}: url is missing")).into());
+            return Err(self.lacks_url(&profile.name, at).into());
         }
         Ok(profile)
+    }
+
+    /// What ssh has to know of the tunnels of a profile: the exceptions, then all.
+    pub(super) fn hosts(&self, name: &str) -> Result<Vec<Hosts>> {
+        let parsed = self.table()?;
+        let (table, at) = self.find(&parsed, name)?;
+        let mut layers = self.overrides(table)?;
+        layers.push(("*".to_owned(), table));
+        let mut hosts = Vec::new();
+        for (pattern, table) in layers {
+            let find = |wanted| entries(table).find(|(key, _, _)| *key == wanted);
+            let text =
+                |wanted| find(wanted).map(|(key, value, _)| self.text_of(key, value)).transpose();
+            hosts.push(Hosts { pattern, url: text("url")?, user: text(USER)? });
+        }
+        match hosts.last() {
+            Some(Hosts { url: Some(_), .. }) => Ok(hosts),
+            _ => Err(self.lacks_url(name, at).into()),
+        }
+    }
+
+    /// The table of a profile, and where its name stands.
+    fn find<'a, 'b>(
+        &self,
+        parsed: &'a DeTable<'b>,
+        name: &str,
+    ) -> Result<(&'a DeTable<'b>, usize), Usage> {
+        let mut all = profiles(parsed);
+        let found = all.find_map(|(known, value, at)| match value.get_ref() {
+            DeValue::Table(table) if known == name => Some((table, at)),
+            _ => None,
+        });
+        found.ok_or_else(|| {
+            let path = self.path.display();
+            Usage::of(format_args!("{path}: there is no profile {name}{}", self.known()))
+        })
+    }
+
+    fn lacks_url(&self, name: &str, at: usize) -> Usage {
+        self.wrong(at, format_args!("profile.{name}: url is missing"))
     }
 
     /// Sets what no layer before has set.
@@ -209,95 +233,8 @@ impl File {
         }))
     }
 
-    /// Checks all of it, also profiles that are not used now.
-    fn check(&self) -> Result<(), Usage> {
-        let table = self.table()?;
-        let access = cli::access_options();
-        for (key, value, at) in entries(&table) {
-            match (key, value.get_ref()) {
-                ("default", _) => drop(self.text_of(key, value)?),
-                ("profile", DeValue::Table(_)) => {}
-                ("profile", _) => {
-                    return Err(self.wrong(at, format_args!("profile: write [profile.NAME]")));
-                }
-                _ => {
-                    let hint = match OPTIONS.contains(&key) || key.starts_with("token_") {
-                        true => "; write it below [profile.NAME]",
-                        false => "",
-                    };
-                    let why = format_args!("{key}: there is no such key here{hint}");
-                    return Err(self.wrong(at, why));
-                }
-            }
-        }
-        for (name, value, at) in profiles(&table) {
-            let DeValue::Table(table) = value.get_ref() else {
-                return Err(self.wrong(at, format_args!("profile: write [profile.{name}]")));
-            };
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            if name.is_empty() || name.starts_with('-') || !name.chars().all(plain) {
-                let why = "a name has letters, digits, - and _ only";
-                return Err(self.wrong(at, format_args!("profile {name:?}: {why}")));
-            }
-            self.check_table(table, &access, false)?;
-            for (_, entry) in self.overrides(table)? {
-                self.check_table(entry, &access, true)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_table(
-        &self,
-        table: &DeTable<'_>,
-        access: &Command,
-        is_override: bool,
-    ) -> Result<(), Usage> {
-        for (key, value, at) in entries(table) {
-            let wrong = |why: &dyn fmt::Display| self.wrong(at, format_args!("{key}: {why}"));
-            match key {
-                "url" => {
-                    let url = self.text_of(key, value)?;
-                    input::split_url(&url).map_err(|e| wrong(&e))?;
-                }
-                TOKEN_FILE | TOKEN_VARIABLE | USER => {
-                    let text = self.text_of(key, value)?;
-                    if text.is_empty() || key == USER && text.starts_with('-') {
-                        return Err(wrong(&"is empty, or begins with -"));
-                    }
-                }
-                TOKEN_COMMAND => drop(self.words(key, value)?),
-                TOKEN_TIMEOUT => drop(self.time(key, value)?),
-                TUNNEL if !is_override => {}
-                MATCH if is_override => {}
-                key if OPTIONS.contains(&key) => {
-                    let text = self.text_of(key, value)?;
-                    let option = key.replace('_', "-");
-                    let mut options = access.get_arguments();
-                    let option = options.find(|arg| arg.get_long() == Some(&option));
-                    option.map_or(Ok(()), |arg| check_value(arg, &text)).map_err(|e| wrong(&e))?;
-                }
-                "token" => {
-                    let why =
-                        "there is no such key: a token does not stand in this file; name its \
-                               place in token_file, token_variable or token_command";
-                    return Err(wrong(&why));
-                }
-                _ => {
-                    let right = key.replace('-', "_").to_ascii_lowercase();
-                    let known = OPTIONS.contains(&&*right) || right.starts_with("token_");
-                    return Err(match known && right != key {
-                        true => wrong(&format_args!("write {right}")),
-                        false => wrong(&"there is no such key; docs/access.md lists all"),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The tables `[[profile.NAME.tunnel]]`, with their patterns.
-    fn overrides<'a, 'b>(
+    pub(super) fn overrides<'a, 'b>(
         &self,
         profile: &'a DeTable<'b>,
     ) -> Result<Vec<(String, &'a DeTable<'b>)>, Usage> {
@@ -319,7 +256,7 @@ impl File {
         Ok(overrides)
     }
 
-    fn table(&self) -> Result<DeTable<'_>, Usage> {
+    pub(super) fn table(&self) -> Result<DeTable<'_>, Usage> {
         let parsed = DeTable::parse(&self.text).map_err(|e| {
             let what = e.message().lines().next().unwrap_or_default();
             self.wrong(e.span().map_or(0, |span| span.start), format_args!("{what}"))
@@ -327,7 +264,7 @@ impl File {
         Ok(parsed.into_inner())
     }
 
-    fn text_of(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Usage> {
+    pub(super) fn text_of(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Usage> {
         match value.get_ref() {
             DeValue::String(text) => Ok(text.to_string()),
             DeValue::Boolean(value) => Ok(value.to_string()),
@@ -340,7 +277,11 @@ impl File {
         }
     }
 
-    fn words(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, Usage> {
+    pub(super) fn words(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Vec<String>, Usage> {
         let at = value.span().start;
         let why = "write the program and its arguments as a list, such as [\"pass\", \"show\", \
                    \"tunnels/{tunnel}\"]; no shell reads it";
@@ -354,7 +295,7 @@ impl File {
         words.filter(|words| !words.is_empty() && !words[0].is_empty()).ok_or_else(wrong)
     }
 
-    fn time(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Duration, Usage> {
+    pub(super) fn time(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Duration, Usage> {
         let text = self.text_of(key, value)?;
         let at = value.span().start;
         input::duration(&text).map_err(|why| self.wrong(at, format_args!("{key}: {why}")))
@@ -377,7 +318,7 @@ impl File {
         }
     }
 
-    fn wrong(&self, at: usize, why: fmt::Arguments<'_>) -> Usage {
+    pub(super) fn wrong(&self, at: usize, why: fmt::Arguments<'_>) -> Usage {
         Usage::of(format_args!("{}:{}: {why}", self.path.display(), self.line(at)))
     }
 
@@ -387,26 +328,17 @@ impl File {
 }
 
 /// The entries of a table: key, value, and where the key stands.
-fn entries<'a, 'b>(table: &'a DeTable<'b>) -> impl Iterator<Item = Entry<'a, 'b>> {
+pub(super) fn entries<'a, 'b>(table: &'a DeTable<'b>) -> impl Iterator<Item = Entry<'a, 'b>> {
     table.iter().map(|(key, value)| (key.get_ref().as_ref(), value, key.span().start))
 }
 
-fn profiles<'a, 'b>(table: &'a DeTable<'b>) -> impl Iterator<Item = Entry<'a, 'b>> {
+pub(super) fn profiles<'a, 'b>(table: &'a DeTable<'b>) -> impl Iterator<Item = Entry<'a, 'b>> {
     let all = table.iter().find(|(key, _)| key.get_ref() == "profile");
     let all = all.and_then(|(_, value)| match value.get_ref() {
         DeValue::Table(table) => Some(table),
         _ => None,
     });
     all.into_iter().flat_map(entries)
-}
-
-/// Whether an option takes a value.
-fn check_value(arg: &Arg, text: &str) -> Result<(), String> {
-    match arg.get_action() {
-        ArgAction::SetTrue if ["true", "false"].contains(&text) => Ok(()),
-        ArgAction::SetTrue => Err("true or false is expected".to_owned()),
-        _ => settings::check(arg, text),
-    }
 }
 
 /// Puts the id of the tunnel into a text.

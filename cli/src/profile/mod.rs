@@ -5,6 +5,7 @@
 //! option takes: [`crate::cli`] puts it on the command line. The other keys are the user for ssh and the
 //! place of the token.
 
+mod check;
 mod file;
 mod token;
 
@@ -81,11 +82,40 @@ impl Profile {
     }
 }
 
-/// The names of all profiles, and of the default one.
-pub(crate) fn names(file: Option<&Path>) -> Result<(Vec<String>, Option<String>)> {
+/// What ssh has to know of some tunnels.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    /// Which tunnels: `*` stands for any characters, `?` for one.
+    pub(crate) pattern: String,
+    pub(crate) url: Option<String>,
+    pub(crate) user: Option<String>,
+}
+
+/// What ssh has to know of a profile. The first of the hosts that says something about a tunnel counts.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    pub(crate) name: String,
+    pub(crate) is_default: bool,
+    pub(crate) hosts: Vec<Hosts>,
+}
+
+/// What ssh has to know of all profiles, or of one.
+///
+/// # Errors
+/// Those of [`Profile::load`].
+pub(crate) fn summaries(file: Option<&Path>, only: Option<&str>) -> Result<Vec<Summary>> {
     let path = path(file)?;
     let file = file::File::read(&path)?;
-    Ok((file.names(), file.default_name()?))
+    let default = file.default_name()?;
+    let names = match only {
+        Some(name) => vec![name.to_owned()],
+        None => file.names(),
+    };
+    let summary = |name: String| {
+        let (is_default, hosts) = (default.as_ref() == Some(&name), file.hosts(&name)?);
+        Ok(Summary { name, is_default, hosts })
+    };
+    names.into_iter().map(summary).collect()
 }
 
 /// Where the file is: as named, or in the user's folder of configurations.

@@ -153,6 +153,10 @@ fn the_printed_configuration_has_a_block_for_each_profile() {
     let scene = scene();
     let text =
         "default = \"plant\"\n[profile.plant]\nurl = \"wss://GW.example\"\nuser = \"root\"\n\
+                [[profile.plant.tunnel]]\nmatch = \"pump-?*\"\nuser = \"the admin\"\n\
+                [[profile.plant.tunnel]]\nmatch = \"x\"\nurl = \"wss://other\"\n\
+                [[profile.plant.tunnel]]\nmatch = \"y\"\nservice = \"s\"\n\
+                [[profile.plant.tunnel]]\nmatch = \"no host, this\"\nuser = \"x\"\n\
                 [profile.lab]\nurl = \"ws://127.0.0.1:8443\"\n";
     fs::write(scene.home.file("aiot-tunnel/config.toml"), text).unwrap();
     let program = program();
@@ -165,16 +169,25 @@ fn the_printed_configuration_has_a_block_for_each_profile() {
     let gateway = "    HostName %h.gw.example-443";
     let (plant, lab) = (proxy("plant"), proxy("lab"));
     let local = "    HostName %h.127.0.0.1-8443";
-    let of_plant = ["Host *.plant.tunnel", &plant, gateway, "    User root"];
-    let of_lab = ["Host *.lab.tunnel", &lab, local];
-    let of_all = ["Host *.tunnel", &plant, gateway, "    User root"];
+    let (pumps, admin) = ("Host pump-?*.plant.tunnel", "    User \"the admin\"");
+    let (x, other) = ("Host x.plant.tunnel", "    HostName %h.other-443");
+    let (all, root) = ("Host *.plant.tunnel", "    User root");
+    let of_plant = [pumps, admin, x, other, all, gateway, root, &plant];
+    let of_lab = ["Host *.lab.tunnel", local, &lab];
+    let of_all = of_plant.map(|line| match line.strip_prefix("Host ") {
+        Some(name) => format!("Host {}", name.replace(".plant", "")),
+        None => line.to_owned(),
+    });
     let lines = |printed: &str| -> Vec<String> {
         let lines = printed.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         lines.map(str::to_owned).collect()
     };
     let (status, printed, said) = run(&mut scene.command(&["ssh-config"]));
     assert_eq!(status, Some(0), "{said}");
-    assert_eq!(lines(&printed), [&of_plant[..], &of_lab, &of_all].concat());
+    assert_eq!(
+        lines(&printed),
+        [&of_plant[..], &of_lab, &of_all.each_ref().map(String::as_str)].concat()
+    );
     let (_, printed, _) = run(&mut scene.command(&["ssh-config", "--profile", "lab"]));
     assert_eq!(lines(&printed), of_lab);
     fails(&mut scene.command(&["ssh-config", "--profile", "x"]), 2, &["no profile x"]);

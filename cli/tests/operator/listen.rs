@@ -71,7 +71,7 @@ fn verbose_shows_the_rates_and_otherwise_there_are_none() {
     wait::until("a line without bytes", || {
         has_rate(&loud.program, "down 0 B/s, up 0 B/s, sessions 1")
     });
-    service.write_all(&[0; 2000]).unwrap();
+    service.write_all(&[0; 60_000]).unwrap();
     wait::until("a line with bytes", || has_rate(&loud.program, "kB/s, up 0 B/s, sessions 1"));
     assert!(!has_rate(&quiet.program, ""));
 }

@@ -108,10 +108,16 @@ fn an_expired_tunnel_is_told_only_to_those_with_its_token() {
 
 #[test]
 fn a_tunnel_that_expires_while_it_is_used() {
-    let path = Path::with_gateway(Kind::PLAIN, &["--expire", "1"]);
-    // It waits for an answer that does not come.
-    let _device = path.raw(true);
-    fails(&mut of(&path, "s"), 7, &["has expired", "ask for a new"]);
+    let (gateway, url) = gateway_with(gateways::tunnel("t1"));
+    let device = "/tunnel/t1/dest";
+    let mut device = gateways::connect(gateway.local_addr(), device, Some(DEVICE_TOKEN)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            fails(&mut access(&url, &["--stdio"]), 7, &["has expired", "ask for a new"]);
+        });
+        device.receive();
+        gateway.expire(&id("t1")).unwrap();
+    });
 }
 
 #[test]

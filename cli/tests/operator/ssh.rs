@@ -11,7 +11,7 @@ use aiot_tunnel_testkit::ssh::Ssh;
 use aiot_tunnel_testkit::streams::content;
 use aiot_tunnel_testkit::ACCESS_TOKEN;
 
-use super::{run, says, Scene, TOKEN_FILE};
+use super::{fails, run, says, Scene, TOKEN_FILE};
 
 /// A device with sshd, an operator with a profile, and the rest of ssh's configuration.
 struct Login {
@@ -195,6 +195,14 @@ fn the_user_is_the_command_lines_or_the_profiles() {
         let line = printed.lines().find(|line| line.starts_with("user "));
         assert_eq!(line, Some(&*format!("user {user}")), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_machine_without_ssh_is_told_what_to_install() {
+    let scene = Scene::new(Kind::PLAIN, &[]);
+    scene.profile(TOKEN_FILE);
+    let mut command = scene.command(&["ssh", "t1"]);
+    fails(command.env("PATH", "/nowhere"), 1, &["ssh: No such file", "install OpenSSH"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::exit_codes::{Failure, OPEN_FILE};
 use crate::{input, Result, Usage};
 
 /// A file is some kilobytes long. More than this is none.
-const MAX_SIZE: u64 = 1024 * 1024;
+const MAX_SIZE: usize = 1024 * 1024;
 /// How long a command for a token may take: a person may have to type a password.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -43,12 +43,6 @@ impl File {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let at_file = |why: &dyn fmt::Display| Usage::of(format_args!("{}: {why}", path.display()));
         let about = fs::metadata(path).map_err(|e| at_file(&e))?;
-        if about.len() > MAX_SIZE {
-            let size = about.len();
-            return Err(
-                at_file(&format_args!("{size} bytes are too many for a configuration")).into()
-            );
-        }
         if about.permissions().mode() & 0o002 != 0 {
             let path = path.display();
             return Err(Failure::new(
@@ -60,7 +54,14 @@ impl File {
             )
             .into());
         }
-        let text = fs::read_to_string(path).map_err(|e| at_file(&e))?;
+        let bytes = input::read(path).map_err(Usage::of)?;
+        if bytes.len() > MAX_SIZE {
+            let size = bytes.len();
+            return Err(
+                at_file(&format_args!("{size} bytes are too many for a configuration")).into()
+            );
+        }
+        let text = String::from_utf8(bytes).map_err(|_| at_file(&"not text"))?;
         let file = File { path: path.to_owned(), text };
         check(&file)?;
         Ok(file)

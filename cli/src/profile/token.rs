@@ -9,8 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel::{process, Token, TunnelId};
-use rustix::event::{poll, PollFd, PollFlags};
-use rustix::time::Timespec;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use zeroize::Zeroizing;
 
 use crate::exit_codes::{Failure, OPEN_FILE};

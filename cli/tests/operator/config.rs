@@ -80,6 +80,23 @@ fn a_wrong_key_or_value_is_named_with_its_file_and_line() {
 }
 
 #[test]
+fn what_is_no_file_of_text_is_refused() {
+    let scene = scene();
+    let folder = scene.home.path().to_str().unwrap().to_owned();
+    let large = scene.home.write("large", vec![b'\n'; 2 << 20]);
+    let binary = scene.home.write("binary", [0xff, 0xfe]);
+    for (file, part) in [
+        ("/nowhere/x", "No such file"),
+        (&*folder, "directory"),
+        (&*large, "too many"),
+        (&*binary, "not text"),
+    ] {
+        let mut command = scene.command(&STDIO);
+        fails(command.args(["--config", file]), 2, &[file, part]);
+    }
+}
+
+#[test]
 fn without_a_profile_the_program_says_where_one_is_written() {
     let scene = scene();
     let folder = scene.home.file("aiot-tunnel");

@@ -122,6 +122,8 @@ fn a_reload_that_hangs_holds_up_nobody() {
     fs::remove_file(&ca).unwrap();
     let made = Command::new("mkfifo").arg(&ca).status().unwrap();
     assert!(made.success());
+    // Somebody has the pipe open, so the agent waits for what is written.
+    let mut file = fs::File::options().read(true).write(true).open(&ca).unwrap();
     let mut reloading: Vec<Client> = (0..3).map(|_| agent.client()).collect();
     for client in &mut reloading {
         // The second request waits for the first one.
@@ -131,8 +133,7 @@ fn a_reload_that_hangs_holds_up_nobody() {
     // This one does not wait for its answer.
     drop(reloading.pop());
     super::costs::sleeps(&agent, std::time::Duration::from_millis(500));
-    // The agent reads the file now, and gets nothing.
-    let mut file = fs::File::options().write(true).open(&ca).unwrap();
+    // The agent waits for the file.
     for _ in 0..10 {
         assert!(agent.status().is_object());
     }

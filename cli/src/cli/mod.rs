@@ -7,6 +7,7 @@ mod manual;
 mod send;
 mod signal;
 mod status;
+mod tunnel;
 
 use std::ffi::OsString;
 
@@ -18,11 +19,14 @@ use crate::Usage;
 
 pub(crate) use access::AccessArgs;
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
-pub(crate) use gateway::GatewayArgs;
+pub(crate) use gateway::{GatewayArgs, GATEWAY_SETTINGS};
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
 pub(crate) use status::StatusArgs;
+pub(crate) use tunnel::{
+    GenCertArgs, GenTokenArgs, TokenSide, TunnelAction, TunnelArgs, DEFAULT_API,
+};
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
@@ -54,6 +58,8 @@ Exit status:
 pub(crate) enum Subcommands {
     /// Serve tunnels to which devices and operators connect
     Gateway(GatewayArgs),
+    /// Add, show and change the tunnels of a gateway, through its HTTP API
+    Tunnel(TunnelArgs),
     /// Reach a service of a device through a local port, or through stdin and stdout
     Access(AccessArgs),
     /// Run the remote-login process of a device
@@ -64,6 +70,10 @@ pub(crate) enum Subcommands {
     Signal(SignalArgs),
     /// Show the tunnels and sessions of the agent on this machine
     Status(StatusArgs),
+    /// Make a token or a key for the gateway's API
+    GenToken(GenTokenArgs),
+    /// Make a throwaway CA and a certificate for a gateway
+    GenCert(GenCertArgs),
     /// Print the completions for a shell
     Completions(CompletionsArgs),
     /// Write the manual pages into a folder
@@ -72,7 +82,7 @@ pub(crate) enum Subcommands {
 }
 
 /// The subcommands that take settings from a file and from the environment.
-const WITH_SETTINGS: [&Names; 2] = [&AGENT_SETTINGS, &SIGNAL_SETTINGS];
+const WITH_SETTINGS: [&Names; 3] = [&AGENT_SETTINGS, &GATEWAY_SETTINGS, &SIGNAL_SETTINGS];
 
 /// The program's command line, as help and manual pages show it.
 pub(crate) fn command() -> Command {

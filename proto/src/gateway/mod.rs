@@ -58,6 +58,24 @@ pub struct TunnelLimits {
     pub stall: Duration,
 }
 
+/// Bytes of sessions, without the tunnel's own overhead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Passed on to the device.
+    pub to_device: u64,
+    /// Passed on to access sides.
+    pub to_access: u64,
+}
+
+impl Traffic {
+    fn count(&mut self, to: Side, bytes: usize) {
+        match to {
+            Side::Device => self.to_device += bytes as u64,
+            Side::Access => self.to_access += bytes as u64,
+        }
+    }
+}
+
 /// One tunnel: the device's connection, the access connections, and the sessions between them.
 pub struct Tunnel<T: Transport, O> {
     limits: TunnelLimits,
@@ -79,6 +97,7 @@ pub struct Tunnel<T: Transport, O> {
     payload: Vec<u8>,
     /// Counts the turns of the lanes.
     lane_turns: u64,
+    traffic: Traffic,
     limiter: LogLimiter,
     observer: O,
 }
@@ -100,6 +119,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             head: Vec::new(),
             payload: Vec::new(),
             lane_turns: 0,
+            traffic: Traffic::default(),
             limiter: LogLimiter::default(),
             observer,
         }
@@ -125,12 +145,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                     old.close_saying(close::NORMAL, reason, now);
                     self.leave_device(old);
                 }
-                self.observer.event(TunnelEvent::DeviceConnected);
+                let from = &member.transport().peer();
+                self.observer.event(TunnelEvent::DeviceConnected { from });
                 self.device = Some(member);
             }
             Side::Access => {
                 let key = next(&mut self.next_access);
-                self.observer.event(TunnelEvent::AccessConnected(key));
+                let from = &member.transport().peer();
+                self.observer.event(TunnelEvent::AccessConnected { key, from });
                 self.accesses.insert(key, member);
             }
         }
@@ -152,9 +174,30 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.sessions.len()
     }
 
+    /// What was passed on so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
     /// The number of ended sessions whose ids are remembered.
     pub fn remembered(&self) -> usize {
         self.ended.len()
+    }
+
+    /// Closes the connections of one side with code 4001, because its token is no longer valid.
+    pub fn revoke(&mut self, side: Side, now: Instant) {
+        self.observer.event(TunnelEvent::Revoked(side));
+        let why = "the token is no longer valid";
+        match side {
+            Side::Device => {
+                self.device.iter_mut().for_each(|device| device.close(close::EXPIRED, why, now));
+            }
+            Side::Access => {
+                let accesses = self.accesses.values_mut();
+                accesses.for_each(|access| access.close(close::EXPIRED, why, now));
+            }
+        }
+        self.dismiss(now);
     }
 
     /// Closes every connection with code 1001. The closing handshakes still need

@@ -196,7 +196,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// sender of the connection that the frame came from.
     fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
         let id = &*frame.session_id;
-        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
+        let Tunnel { sessions, accesses, device, head, next_frame, traffic, .. } = self;
         let Some(session) = sessions.get_mut(id) else { return };
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
@@ -237,6 +237,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
+        traffic.count(to, frame.payload.len());
     }
 
     /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
@@ -261,7 +262,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
     fn pass_lane(&mut self, to: Side, access: u64) -> bool {
-        let Tunnel { sessions, accesses, device, head, payload, next_frame, .. } = self;
+        let Tunnel { sessions, accesses, device, head, payload, next_frame, traffic, .. } = self;
         let member = match to {
             Side::Device => device.as_mut(),
             Side::Access => accesses.get_mut(&access),
@@ -288,6 +289,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, payload);
+        traffic.count(to, payload.len());
         true
     }
 

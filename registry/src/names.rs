@@ -29,20 +29,22 @@ pub(crate) fn new_id() -> String {
     format!("t-{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
 }
 
-/// So many seconds from now.
+/// So many seconds from now, in whole milliseconds.
 pub(crate) fn from_now(seconds: u64) -> SystemTime {
     let now = SystemTime::now();
-    now.checked_add(Duration::from_secs(seconds.min(MAX_EXPIRE))).unwrap_or(now)
+    let then = now.checked_add(Duration::from_secs(seconds.min(MAX_EXPIRE))).unwrap_or(now);
+    of_millis(to_millis(then))
 }
 
-/// Seconds since 1970, as the store keeps a time. The next whole second, so that it is never earlier.
-pub(crate) fn to_seconds(time: SystemTime) -> i64 {
+/// Milliseconds since 1970, as the store keeps a time. The next whole one, so that it is never earlier.
+pub(crate) fn to_millis(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs() + u64::from(since.subsec_nanos() > 0)).unwrap_or(i64::MAX)
+    let rest = u128::from(since.subsec_nanos() % 1_000_000 > 0);
+    i64::try_from(since.as_millis() + rest).unwrap_or(i64::MAX)
 }
 
-pub(crate) fn of_seconds(seconds: i64) -> SystemTime {
-    let since = Duration::from_secs(seconds.max(0).unsigned_abs());
+pub(crate) fn of_millis(millis: i64) -> SystemTime {
+    let since = Duration::from_millis(millis.max(0).unsigned_abs());
     UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
 }
 
@@ -113,10 +115,12 @@ mod tests {
     #[test]
     fn a_time_survives_the_store() {
         let time = from_now(3600);
-        let kept = of_seconds(to_seconds(time));
-        assert!(kept >= time && kept <= time + Duration::from_secs(1));
-        assert_eq!(of_seconds(-1), UNIX_EPOCH);
+        assert_eq!(of_millis(to_millis(time)), time);
+        let now = SystemTime::now();
+        let kept = of_millis(to_millis(now));
+        assert!(kept >= now && kept <= now + Duration::from_millis(1));
+        assert_eq!(of_millis(-1), UNIX_EPOCH);
         let far = from_now(u64::MAX);
-        assert!(of_seconds(to_seconds(far)) >= far);
+        assert!(of_millis(to_millis(far)) == far);
     }
 }

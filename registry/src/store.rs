@@ -12,14 +12,15 @@ use aiot_tunnel::Token;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
 
 use crate::key::{self, KeyFile};
-use crate::names::{self, of_seconds, to_seconds};
+use crate::names::{self, of_millis, to_millis};
 use crate::{Error, Result};
 
 /// Tells SQLite's files apart: "aioT".
 const APPLICATION: i32 = 0x6169_6f54;
 /// What makes the schema, one step for each version. Steps are never changed, only added.
 const STEPS: [&str; 2] = [
-    // `proof` is the digest of a fixed text: it tells whether a key belongs to the store.
+    // `proof` is the digest of a fixed text: it tells whether a key belongs to the store. Times are in
+    // milliseconds since 1970.
     "CREATE TABLE key (proof BLOB NOT NULL);
      CREATE TABLE tunnels (
          id TEXT PRIMARY KEY NOT NULL,
@@ -127,9 +128,9 @@ impl Store {
                 one.tunnel.id.as_str(),
                 one.tunnel.device_token.as_bytes(),
                 one.tunnel.access_token.as_bytes(),
-                to_seconds(one.created),
-                one.tunnel.expires.map(to_seconds),
-                one.rotated.map(to_seconds),
+                to_millis(one.created),
+                one.tunnel.expires.map(to_millis),
+                one.rotated.map(to_millis),
             ],
         );
         Ok(changed.map_err(failed)? == 1)
@@ -142,8 +143,8 @@ impl Store {
                 one.tunnel.id.as_str(),
                 one.tunnel.device_token.as_bytes(),
                 one.tunnel.access_token.as_bytes(),
-                one.tunnel.expires.map(to_seconds),
-                one.rotated.map(to_seconds),
+                one.tunnel.expires.map(to_millis),
+                one.rotated.map(to_millis),
             ],
         );
         changed.map(drop).map_err(failed)
@@ -202,9 +203,9 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let id = names::id(&row.get::<_, String>(0)?).map_err(|e| wrong(0, e.to_string()))?;
     let token = |column| digest(&row.get::<_, Vec<u8>>(column)?).map_err(|why| wrong(column, why));
     let tunnel = StoredTunnel::new(id, token(1)?, token(2)?)
-        .with_expires(row.get::<_, Option<i64>>(4)?.map(of_seconds));
-    let rotated = row.get::<_, Option<i64>>(5)?.map(of_seconds);
-    Ok(Stored { tunnel, created: of_seconds(row.get(3)?), rotated })
+        .with_expires(row.get::<_, Option<i64>>(4)?.map(of_millis));
+    let rotated = row.get::<_, Option<i64>>(5)?.map(of_millis);
+    Ok(Stored { tunnel, created: of_millis(row.get(3)?), rotated })
 }
 
 fn digest(bytes: &[u8]) -> std::result::Result<TokenDigest, String> {
@@ -237,7 +238,7 @@ mod tests {
     fn tunnel(store: &Store, id: &str, tokens: [&str; 2]) -> Stored {
         let [device, access] = tokens.map(|token| store.key().digest(&Token::new(token).unwrap()));
         let tunnel = StoredTunnel::new(names::id(id).unwrap(), device, access);
-        Stored { tunnel, created: of_seconds(1_700_000_000), rotated: None }
+        Stored { tunnel, created: of_millis(1_700_000_000_000), rotated: None }
     }
 
     #[test]
@@ -246,7 +247,7 @@ mod tests {
         let path = folder.file("tunnels.db");
         let store = Store::open(&path).unwrap();
         let mut one = tunnel(&store, "t1", ["hush-device", "hush-access"]);
-        one.tunnel.expires = Some(of_seconds(1_800_000_000));
+        one.tunnel.expires = Some(of_millis(1_800_000_000_000));
         assert!(store.add(&one).unwrap());
         assert!(!store.add(&one).unwrap(), "an id exists once");
         drop(store);
@@ -296,7 +297,7 @@ mod tests {
             let (device, access) = ([1_u8; 32], [2_u8; 32]);
             old.execute(
                 "INSERT INTO tunnels (id, device, access, created, expires)
-                 VALUES ('t1', ?1, ?2, 1700000000, NULL)",
+                 VALUES ('t1', ?1, ?2, 1700000000000, NULL)",
                 params![device, access],
             )
             .unwrap();
@@ -304,9 +305,9 @@ mod tests {
             let store = Store::open(&path).unwrap();
             let one = store.find("t1").unwrap().unwrap();
             assert_eq!(*one.tunnel.device_token.as_bytes(), device);
-            assert_eq!((one.created, one.rotated), (of_seconds(1_700_000_000), None));
-            store.update(&Stored { rotated: Some(of_seconds(5)), ..one }).unwrap();
-            assert_eq!(store.find("t1").unwrap().unwrap().rotated, Some(of_seconds(5)));
+            assert_eq!((one.created, one.rotated), (of_millis(1_700_000_000_000), None));
+            store.update(&Stored { rotated: Some(of_millis(5)), ..one }).unwrap();
+            assert_eq!(store.find("t1").unwrap().unwrap().rotated, Some(of_millis(5)));
         }
     }
 

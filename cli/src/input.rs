@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
 use log::LevelFilter;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use crate::{warnings, Result};
@@ -19,12 +23,49 @@ pub(crate) const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
 
 /// A longer time is a mistake, and clocks do not reach it.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// Longest file, in bytes. The list of the system's certificates has 200 KB.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// How long a pipe may take to deliver its content. A person at a terminal may take longer.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// A larger buffer is a mistake.
 const MAX_BYTES: usize = 1024 * 1024 * 1024;
 
-/// Reads a file; an error names it.
+/// Reads a whole file; an error names it. A pipe must end in time, and nothing may be longer than
+/// [`MAX_FILE`]: a reload must not wait for ever, nor a device such as `/dev/zero` fill the memory.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| format!("{}: {e}", path.display()).into())
+    read_within(path).map_err(|e| format!("{}: {e}", path.display()).into())
+}
+
+fn read_within(path: &Path) -> io::Result<Vec<u8>> {
+    // The open of a pipe that nobody writes to would wait.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let size = file.metadata()?.len();
+    // If it grew, it would leave a copy of a secret behind. A pipe has no size.
+    let mut bytes = Vec::with_capacity(size.clamp(64 * 1024, MAX_FILE) as usize + 1);
+    let deadline = (!file.is_terminal()).then(|| Instant::now() + MAX_PAUSE);
+    loop {
+        match file.by_ref().take(MAX_FILE + 1 - bytes.len() as u64).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 > MAX_FILE => {
+                return Err(io::Error::other(format!("more than {} MiB", MAX_FILE >> 20)));
+            }
+            Ok(_) => return Ok(bytes),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wait(&file, deadline)?,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Waits until there is something to read.
+fn wait(file: &fs::File, deadline: Option<Instant>) -> io::Result<()> {
+    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    let late = || io::Error::other(format!("nothing to read for {} s", MAX_PAUSE.as_secs()));
+    let timeout = left.map(|left| Timespec::try_from(left).map_err(|_| late())).transpose()?;
+    match poll(&mut [PollFd::new(file, PollFlags::IN)], timeout.as_ref()) {
+        Ok(0) => Err(late()),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Reads a file that holds a secret. Warns if others may read it.
@@ -230,6 +271,20 @@ pub(crate) fn send_buffer(text: &str) -> std::result::Result<usize, String> {
 /// How much is logged.
 pub(crate) fn log_level(text: &str) -> std::result::Result<LevelFilter, String> {
     text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace".to_owned())
+}
+
+/// A limit. With 0, nothing would work.
+pub(crate) fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// The id of a user.
+pub(crate) fn user_id(text: &str) -> std::result::Result<u32, String> {
+    text.parse().map_err(|_| "not a number; `id -u NAME` shows a user's".to_owned())
 }
 
 /// Permission bits in octal.

@@ -17,6 +17,7 @@ mod api;
 mod generate;
 mod hostile;
 mod reload;
+mod settings;
 mod store;
 
 /// What changes a tunnel takes effect on open connections within this time.

@@ -287,6 +287,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// Sets how many bytes of sessions each direction of a tunnel may carry in a second; default `None`,
+    /// as many as it can. What is over the rate is delayed, never dropped. Where both ends have flow
+    /// control, a session with little to say does not wait behind one with much.
+    pub fn rate_limit(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.settings.tunnel.rate = bytes_per_second;
+        self
+    }
+
     /// Sets how many connections may be open in all; default 1024. One more is answered with
     /// HTTP 503, except a device that replaces its own connection.
     pub fn connection_limit(mut self, limit: usize) -> Self {
@@ -418,7 +426,7 @@ impl Gateway {
     /// A builder with no tunnel, without TLS, and with the default limits.
     pub fn builder() -> GatewayBuilder {
         let settings = Settings {
-            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
+            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10), rate: None },
             connections: 1024,
             access_connections: 32,
             handshakes: 64,

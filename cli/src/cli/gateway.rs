@@ -179,6 +179,10 @@ pub(crate) struct GatewayArgs {
         help_heading = "Limits"
     )]
     pub(crate) access_limit: usize,
+    /// Rate of each direction of a tunnel, such as 100kbit or 2Mbit (a second); what is over it is
+    /// delayed. Default: none
+    #[arg(long, value_name = "RATE", value_parser = input::rate, help_heading = "Limits")]
+    pub(crate) rate_limit: Option<u64>,
 
     /// Format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]

@@ -30,6 +30,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("log_level", "warn", &[]),
     ("plain", "true", &[]),
     ("public_url", "wss://gw.example:1", &[]),
+    ("rate_limit", "2Mbit", &[]),
     ("session_limit", "11", &[]),
     ("store", "tunnels.db", &[]),
     ("tunnel", "t1", &[]),

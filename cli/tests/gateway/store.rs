@@ -203,6 +203,45 @@ fn the_counters_are_the_bytes_of_the_sessions() {
 }
 
 #[test]
+fn a_rate_delays_a_transfer_and_not_a_keystroke() {
+    // 800 kbit are 100,000 bytes a second.
+    const LENGTH: usize = 300_000;
+    let gateway = Gateway::with(&["--plain", "--rate-limit", "800kbit"]);
+    let tokens = gateway.add("t1");
+    let service = services::echo("echo");
+    let _agent = gateway.agent("t1", &tokens.device, &format!("echo={}", service.target()));
+    wait::until("the device is online", || gateway.has_device("t1"));
+    let (_access, address) = gateway.access("t1", &tokens.access, "echo");
+    let begun = Instant::now();
+    let mut bulk = TcpStream::connect(address).unwrap();
+    let mut writer = bulk.try_clone().unwrap();
+    let sent = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &[7; LENGTH]));
+    let mut line = TcpStream::connect(address).unwrap();
+    echoes(&mut line, "first");
+    let mut keys = 0;
+    while gateway.show("t1")["bytes_to_device"].as_u64().unwrap() < LENGTH as u64 / 2 {
+        echoes(&mut line, "key");
+        keys += 1;
+    }
+    // Behind the other half, they would not come.
+    assert!(keys > 0);
+    let mut back = vec![0; LENGTH];
+    bulk.set_read_timeout(Some(wait::TIMEOUT)).unwrap();
+    std::io::Read::read_exact(&mut bulk, &mut back).unwrap();
+    sent.join().unwrap().unwrap();
+    assert!(back.iter().all(|byte| *byte == 7));
+    // What may be ahead of the rate is 5,000 bytes, and a frame.
+    let least = Duration::from_secs_f64((LENGTH - 5_000 - 4_096) as f64 / 100_000.0);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let shown = gateway.show("t1");
+    let length = LENGTH + "first".len() + keys * "key".len();
+    assert_eq!(
+        (&shown["bytes_to_device"], &shown["bytes_to_access"]),
+        (&json!(length), &json!(length))
+    );
+}
+
+#[test]
 fn the_program_tunnel_does_what_the_api_does() {
     let gateway = Gateway::start();
     let added = gateway.run(&["tunnel", "add", "pump-17", "--expire", "24h", "--json"]);

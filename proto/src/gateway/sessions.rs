@@ -196,7 +196,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// sender of the connection that the frame came from.
     fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
         let id = &*frame.session_id;
-        let Tunnel { sessions, accesses, device, head, next_frame, traffic, .. } = self;
+        let is_open = self.is_open(to);
+        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
         let Some(session) = sessions.get_mut(id) else { return };
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
@@ -229,7 +230,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(member) = member.filter(|member| member.is_open()) else { return };
         let lane = session.lane_mut(to);
         lane.ended |= eof;
-        if has_credit && (lane.is_waiting() || member.over_high_water()) {
+        if has_credit && (lane.is_waiting() || member.over_high_water() || !is_open) {
             lane.push(frame.payload);
             lane.eof_waits |= eof;
             return;
@@ -237,7 +238,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
-        traffic.count(to, frame.payload.len());
+        self.count(to, frame.payload.len());
     }
 
     /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
@@ -262,7 +263,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
     fn pass_lane(&mut self, to: Side, access: u64) -> bool {
-        let Tunnel { sessions, accesses, device, head, payload, next_frame, traffic, .. } = self;
+        if !self.is_open(to) {
+            return false;
+        }
+        let Tunnel { sessions, accesses, device, head, payload, next_frame, .. } = self;
         let member = match to {
             Side::Device => device.as_mut(),
             Side::Access => accesses.get_mut(&access),
@@ -289,8 +293,18 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, payload);
-        traffic.count(to, payload.len());
+        let length = payload.len();
+        self.count(to, length);
         true
+    }
+
+    /// Bytes of a session were passed on.
+    fn count(&mut self, to: Side, bytes: usize) {
+        self.traffic.count(to, bytes);
+        match to {
+            Side::Device => self.to_device.take(bytes),
+            Side::Access => self.to_access.take(bytes),
+        }
     }
 
     /// What all lanes of a direction may hold at present.

@@ -196,7 +196,7 @@ impl World {
             let limits = TunnelLimits {
                 sessions: self.plan.sessions,
                 stall: Duration::from_secs(10),
-                rate: None,
+                rate: self.plan.rate,
             };
             self.gateway = Some(Tunnel::new(limits, ()));
         }

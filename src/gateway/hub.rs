@@ -22,7 +22,10 @@ pub(super) enum Order {
     ExpireAt(Option<Instant>),
     /// The token of this side is no longer valid.
     Revoke(Side),
+    /// The gateway stops.
     Stop,
+    /// The tunnel is removed.
+    Remove,
 }
 
 pub(super) struct Hub {
@@ -114,12 +117,16 @@ impl Hub {
                 self.tunnel.join(side, *member, now);
                 self.tunnel.drop_closing(now, |device| device.permit.is_over());
                 if self.stopping {
-                    self.tunnel.stop(now);
+                    self.tunnel.end(now);
                 }
             }
             Order::ExpireAt(at) => self.tunnel.expire_at(at),
             Order::Revoke(side) => self.tunnel.revoke(side, now),
             Order::Stop => {
+                self.stopping = true;
+                self.tunnel.end(now);
+            }
+            Order::Remove => {
                 self.stopping = true;
                 self.tunnel.stop(now);
             }

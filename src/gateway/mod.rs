@@ -534,12 +534,12 @@ impl Gateway {
         let mut registry = self.shared.registry.lock();
         let unknown = || Error::UnknownTunnel(id.clone());
         let mut entry = registry.tunnels.remove(id.as_str()).ok_or_else(unknown)?;
-        entry.order(Order::Stop);
+        entry.order(Order::Remove);
         registry.ended.extend(entry.hub.take().map(|hub| hub.thread));
         Ok(())
     }
 
-    /// Closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
+    /// Releases every session (code 4), closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
     /// 2 s for a peer that does not answer the close frame.
     pub fn shutdown(self) {
         self.stop();

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_testkit::{gateways, services, wait};
-use serde_json::json;
+use serde_json::{json, Value};
 
 use super::{echoes, run, soon, stdout, Gateway, Tokens, SOON};
 
@@ -128,6 +128,42 @@ fn a_removed_tunnel_is_unknown_at_once() {
         assert_eq!(gateway.ask("DELETE", "/tunnels/t1", None).0, 404);
         gateway.restart();
     }
+}
+
+#[test]
+fn a_gateway_that_ends_releases_its_sessions_with_code_4() {
+    let mut gateway = Gateway::start();
+    let tokens = gateway.add("t1");
+    let connect =
+        |path, token: &str| gateways::connect(gateway.address, path, Some(token)).unwrap();
+    let mut device = connect("/tunnel/t1/dest", &tokens.device);
+    let mut access = connect("/tunnel/t1/source", &tokens.access);
+    let mut ask = |frame_id: u64| {
+        access.send(json!({"frame_type": 2, "frame_id": frame_id, "service_type": "s"}), b"");
+        device.receive().0
+    };
+    let (open, unanswered) = (ask(1), ask(2));
+    let session = open["session_id"].as_str().unwrap().to_owned();
+    device.send(
+        json!({"frame_type": 1, "frame_id": open["frame_id"], "session_id": session}),
+        br#"{"code": 0}"#,
+    );
+    assert_eq!(access.receive().0["frame_type"], json!(1));
+    gateway.program.process.terminate();
+    // Two releases for the device; for the operator one, and the refusal that it waits for.
+    for (end, types) in [(&mut device, [3, 3]), (&mut access, [1, 3])] {
+        let mut frames = [end.receive(), end.receive()];
+        frames.sort_by_key(|(header, _)| header["frame_type"].as_u64());
+        for ((header, payload), kind) in frames.iter().zip(types) {
+            let status: Value = serde_json::from_slice(payload).unwrap();
+            assert_eq!(header["frame_type"], json!(kind));
+            assert_eq!(status["code"], json!(if kind == 3 { 4 } else { 2 }), "{status}");
+        }
+        assert_eq!(end.receive_close(), Some(1001));
+    }
+    assert!(unanswered["session_id"].is_string());
+    let (status, log) = gateway.program.finish();
+    assert!(status.success(), "{log}");
 }
 
 #[test]

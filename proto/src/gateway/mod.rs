@@ -209,6 +209,13 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.dismiss(now);
     }
 
+    /// The gateway ends, and may come back: releases every session with code 4, then does as
+    /// [`stop`](Self::stop).
+    pub fn end(&mut self, now: Instant) {
+        self.release_for_update();
+        self.stop(now);
+    }
+
     /// Closes every connection with code 1001. The closing handshakes still need
     /// [`step`](Self::step).
     pub fn stop(&mut self, now: Instant) {

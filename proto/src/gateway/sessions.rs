@@ -189,7 +189,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
             respond(access, id, session, payload);
         }
-        self.end(id);
+        self.end_session(id);
     }
 
     /// Passes a data frame on to the other end, or keeps it for its lane's next turn. `from` is the
@@ -257,7 +257,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 continue;
             };
             self.write_release(&id, to, &payload);
-            self.end(&id);
+            self.end_session(&id);
         }
     }
 
@@ -346,7 +346,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             session.release = Some((to, payload.to_vec()));
         } else {
             self.write_release(id, to, payload);
-            self.end(id);
+            self.end_session(id);
         }
     }
 
@@ -487,7 +487,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.ended.push(id);
     }
 
-    fn end(&mut self, id: &str) {
+    fn end_session(&mut self, id: &str) {
         self.sessions.remove(id);
         self.ended.push(id);
     }
@@ -512,10 +512,27 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
                 respond(access, &id, session, &status(response::REFUSED, why));
             }
-            self.end(&id);
+            self.end_session(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::ACCESS_LOST, reason::TOO_LATE);
                 write_release(device, &id, next(&mut self.next_frame), &msg);
+            }
+        }
+    }
+
+    /// Ends all sessions, because the gateway ends, and tells both ends.
+    pub(super) fn release_for_update(&mut self) {
+        let why = "the gateway ends";
+        let msg = status(release::UPDATE, why);
+        for id in self.ids_of(|_| true) {
+            let is_open = self.sessions.get(&id).is_some_and(|session| session.deadline.is_none());
+            self.write_release(&id, Side::Device, &msg);
+            if is_open {
+                self.write_release(&id, Side::Access, &msg);
+                self.end_session(&id);
+            } else {
+                // The access side waits for a response, not for a release.
+                self.refuse(&id, &status(response::REFUSED, why));
             }
         }
     }
@@ -528,9 +545,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
                 match session.release {
                     // The device has released it itself.
-                    Some((Side::Access, _)) => self.end(&id),
+                    Some((Side::Access, _)) => self.end_session(&id),
                     // The release waited behind data for the device, which is gone as well now.
-                    Some((Side::Device, _)) if self.device.is_none() => self.end(&id),
+                    Some((Side::Device, _)) if self.device.is_none() => self.end_session(&id),
                     Some((Side::Device, _)) => {}
                     None => self.release(&id, Side::Device, &msg),
                 }
@@ -538,7 +555,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             let msg = "the device's connection is lost";
             match (&session.release, session.deadline) {
-                (Some((Side::Device, _)), _) => self.end(&id),
+                (Some((Side::Device, _)), _) => self.end_session(&id),
                 (Some((Side::Access, _)), _) => {}
                 // The access side waits for a response, not for a release.
                 (None, Some(_)) => self.refuse(&id, &status(response::REFUSED, msg)),

@@ -258,6 +258,22 @@ fn bytes(text: &str, least: usize) -> std::result::Result<usize, String> {
     }
 }
 
+/// Bits a second, `100kbit` or `2.5Mbit`, as bytes a second.
+pub(crate) fn rate(text: &str) -> std::result::Result<u64, String> {
+    let text = text.strip_suffix("/s").unwrap_or(text);
+    let units = [("kbit", 1e3), ("Mbit", 1e6), ("Gbit", 1e9)];
+    let parsed = units.iter().find_map(|(unit, factor)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * factor / 8.0)
+    });
+    match parsed {
+        // A frame of 64 KiB would take minutes.
+        Some(rate) if rate < 1000.0 => Err("less than 8kbit".to_owned()),
+        Some(rate) if rate <= 1e12 => Ok(rate as u64),
+        _ => Err("not a rate such as 100kbit or 2Mbit".to_owned()),
+    }
+}
+
 /// The largest payload that is accepted fits into it.
 pub(crate) fn session_buffer(text: &str) -> std::result::Result<usize, String> {
     bytes(text, 64 * 1024)
@@ -387,6 +403,17 @@ mod tests {
             assert!(session_buffer(bad).is_err(), "{bad}");
         }
         assert_eq!(send_buffer("8KiB"), Ok(8192));
+    }
+
+    #[test]
+    fn a_rate_is_in_bits() {
+        for (text, bytes) in [("100kbit", 12_500), ("2.5 Mbit/s", 312_500), ("1Gbit", 125_000_000)]
+        {
+            assert_eq!(rate(text), Ok(bytes));
+        }
+        for bad in ["", "100", "7kbit", "-1Mbit", "NaNkbit", "infkbit", "1e99Gbit", "1Mbyte"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

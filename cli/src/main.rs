@@ -11,6 +11,7 @@ mod cli;
 mod control;
 mod exit_codes;
 mod gateway;
+mod generate;
 mod input;
 mod manual;
 mod network;
@@ -23,6 +24,7 @@ mod settings;
 mod signal;
 mod ssh;
 mod status;
+mod tunnel;
 mod warnings;
 
 use std::fmt;
@@ -69,21 +71,25 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
     match &command {
         Subcommands::Agent(args) => output::init_log(args.log_format, args.log_level),
         Subcommands::Signal(args) => output::init_log(args.log_format, args.log_level),
+        Subcommands::Gateway(args) => output::init_log(args.log_format, args.log_level),
         _ => output::init_log(LogFormat::Text, None),
     }
     match (command, settings) {
-        (Subcommands::Gateway(args), _) => gateway::run(&args),
+        (Subcommands::Gateway(args), Some(settings)) => gateway::run(&args, &settings),
         (Subcommands::Access(args), _) => access::run(&args),
         (Subcommands::Agent(args), Some(settings)) => agent::run(&args, settings),
         (Subcommands::Signal(args), Some(settings)) => signal::run(&args, &settings),
         // Nothing stands before the subcommand.
-        (Subcommands::Agent(_) | Subcommands::Signal(_), None) => {
+        (Subcommands::Agent(_) | Subcommands::Gateway(_) | Subcommands::Signal(_), None) => {
             Err(Usage::of("the subcommand must be the first argument").into())
         }
         (Subcommands::Ssh(args), _) => ssh::run(&args),
         (Subcommands::SshConfig(args), _) => ssh::config(&args),
         (Subcommands::Send(args), _) => send::run(&args),
         (Subcommands::Status(args), _) => status::run(&args),
+        (Subcommands::Tunnel(args), _) => tunnel::run(&args),
+        (Subcommands::GenToken(args), _) => generate::token(&args),
+        (Subcommands::GenCert(args), _) => generate::certificate(&args),
         (Subcommands::Completions(args), _) => manual::completions(&args),
         (Subcommands::Man(args), _) => manual::man(&args),
     }

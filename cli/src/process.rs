@@ -23,6 +23,11 @@ pub(crate) fn agent_signals() -> Result<Signals> {
     signals_with(&[SIGHUP, SIGUSR1])
 }
 
+/// The signals that end the program, and the one by which the gateway is told to read its files again.
+pub(crate) fn gateway_signals() -> Result<Signals> {
+    signals_with(&[SIGHUP])
+}
+
 fn signals_with(more: &[i32]) -> Result<Signals> {
     let second = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

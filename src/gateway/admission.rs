@@ -9,41 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::config::Token;
 use crate::sys::Waker;
-
-/// A token as the gateway stores it. All digests have the same length, so every comparison takes
-/// the same time.
-#[derive(Clone, Copy)]
-pub(super) struct Digest([u8; 32]);
-
-impl Digest {
-    pub(super) fn matches(&self, other: &Digest) -> bool {
-        openssl::memcmp::eq(&self.0, &other.0)
-    }
-}
-
-/// Makes digests. It has a random salt of its own.
-pub(super) struct Digester {
-    salt: [u8; 32],
-}
-
-impl Digester {
-    pub(super) fn new() -> Self {
-        Digester { salt: rand::random() }
-    }
-
-    pub(super) fn of(&self, token: &[u8]) -> Digest {
-        let mut hash = openssl::sha::Sha256::new();
-        hash.update(&self.salt);
-        hash.update(token);
-        Digest(hash.finish())
-    }
-
-    pub(super) fn of_token(&self, token: &Token) -> Digest {
-        self.of(token.expose().as_bytes())
-    }
-}
 
 /// A pool of permits. It counts the permits that are taken.
 #[derive(Clone, Default)]
@@ -681,16 +647,5 @@ mod tests {
         assert!(second.is_over());
         drop(first);
         assert!(!second.is_over());
-    }
-
-    #[test]
-    fn only_the_same_token_matches() {
-        let digester = Digester::new();
-        let token = digester.of(b"hush-token");
-        assert!(token.matches(&digester.of(b"hush-token")));
-        for other in [&b""[..], b"hush-toke", b"hush-token ", b"hush-token\0"] {
-            assert!(!token.matches(&digester.of(other)));
-        }
-        assert!(!token.matches(&Digester::new().of(b"hush-token")));
     }
 }

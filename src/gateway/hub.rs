@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aiot_tunnel_proto::gateway::Tunnel;
+use aiot_tunnel_proto::gateway::{Traffic, Tunnel};
 use aiot_tunnel_proto::{Ready, Side};
 use crossbeam_channel::Receiver;
 
+use super::activity::Record;
 use super::log::{LogLimits, TunnelLog};
 use super::{GatewayConnection, MemberStream, TARGET};
 use crate::sys::{poll, PollFd, Waker};
@@ -19,13 +20,21 @@ pub(super) enum Order {
     /// Adds a connection after its handshake. The time is the tunnel's expiry.
     Join(Side, Box<GatewayConnection>, Option<Instant>),
     ExpireAt(Option<Instant>),
+    /// The token of this side is no longer valid.
+    Revoke(Side),
+    /// The gateway stops.
     Stop,
+    /// The tunnel is removed.
+    Remove,
 }
 
 pub(super) struct Hub {
     name: String,
     tunnel: Tunnel<MemberStream, TunnelLog>,
     log: LogLimits,
+    activity: Arc<Record>,
+    /// What `activity` knows of.
+    counted: Traffic,
     orders: Receiver<Order>,
     waker: Arc<Waker>,
     stopping: bool,
@@ -36,10 +45,12 @@ impl Hub {
         name: String,
         tunnel: Tunnel<MemberStream, TunnelLog>,
         log: LogLimits,
+        activity: Arc<Record>,
         orders: Receiver<Order>,
         waker: Arc<Waker>,
     ) -> Self {
-        Hub { name, tunnel, log, orders, waker, stopping: false }
+        let counted = Traffic::default();
+        Hub { name, tunnel, log, activity, counted, orders, waker, stopping: false }
     }
 
     /// Serves until the gateway stops, or until there is no connection and `may_end` agrees, which is
@@ -66,6 +77,7 @@ impl Hub {
                 self.obey(order, now);
             }
             self.tunnel.step(now);
+            self.count();
             self.log.report(&self.name, now, false);
         }
     }
@@ -89,6 +101,16 @@ impl Hub {
         Ok(())
     }
 
+    fn count(&mut self) {
+        let traffic = self.tunnel.traffic();
+        let more = Traffic {
+            to_device: traffic.to_device - self.counted.to_device,
+            to_access: traffic.to_access - self.counted.to_access,
+        };
+        self.counted = traffic;
+        self.activity.count(self.tunnel.session_count(), more);
+    }
+
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Join(side, member, expires) => {
@@ -96,11 +118,16 @@ impl Hub {
                 self.tunnel.join(side, *member, now);
                 self.tunnel.drop_closing(now, |device| device.permit.is_over());
                 if self.stopping {
-                    self.tunnel.stop(now);
+                    self.tunnel.end(now);
                 }
             }
             Order::ExpireAt(at) => self.tunnel.expire_at(at),
+            Order::Revoke(side) => self.tunnel.revoke(side, now),
             Order::Stop => {
+                self.stopping = true;
+                self.tunnel.end(now);
+            }
+            Order::Remove => {
                 self.stopping = true;
                 self.tunnel.stop(now);
             }

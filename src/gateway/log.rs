@@ -8,6 +8,7 @@ use aiot_tunnel_proto::gateway::{TunnelEvent, TunnelObserver};
 use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
+use super::activity::Record;
 use super::TARGET;
 
 /// The period of the limits.
@@ -65,10 +66,12 @@ impl LogLimits {
 pub(super) struct TunnelLog {
     pub(super) name: String,
     pub(super) limits: LogLimits,
+    pub(super) activity: Arc<Record>,
 }
 
 impl TunnelObserver for TunnelLog {
     fn event(&mut self, event: TunnelEvent<'_>) {
+        self.activity.note(&event);
         let now = Instant::now();
         self.limits.report(&self.name, now, false);
         if self.limits.permits(&event, now) {
@@ -88,7 +91,7 @@ mod tests {
         let session = TunnelEvent::SessionCreated { id: "s", service_type: "_SSH" };
         let written = (0..10_000).filter(|_| limits.permits(&session, now)).count();
         assert_eq!(written, SESSIONS as usize);
-        assert!(limits.permits(&TunnelEvent::DeviceConnected, now));
+        assert!(limits.permits(&TunnelEvent::DeviceConnected { from: "" }, now));
         assert!(limits.permits(&TunnelEvent::Stalled, now));
         assert_eq!(limits.deadline(), Some(now + WINDOW));
         limits.report("t1", now + WINDOW, false);

@@ -16,10 +16,12 @@
 //! and releases its sessions towards the device (code 2). The other access connections of the
 //! tunnel go on.
 
+mod activity;
 mod admission;
 mod hub;
 mod log;
 mod server;
+mod tokens;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -41,9 +43,12 @@ use crate::config::{validity_problem, Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::{self, Waker};
-use admission::{Digester, Handshakes, Permit, Permits};
+use admission::{Handshakes, Permit, Permits};
 use hub::Order;
-use server::{check_different, check_not_empty, descriptors, Shared};
+use server::{check_id, check_not_empty, descriptors, Shared};
+
+pub use activity::{Activity, Peer};
+pub use tokens::{TokenDigest, TokenKey};
 
 const TARGET: &str = "aiot_tunnel::gateway";
 /// How long to wait after a failed accept, for example when there are no descriptors left.
@@ -152,15 +157,37 @@ impl TunnelConfig {
     /// # Errors
     /// [`Error::InvalidInput`].
     pub fn check_id(&self) -> Result<()> {
-        let id = self.id.as_str();
-        let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#');
-        if !id.bytes().all(is_plain) || matches!(id, "." | "..") {
-            let why =
-                "it cannot be a part of a URL's path: only visible ASCII without '/', '?' and \
-                       '#' can";
-            return Err(Error::invalid("tunnel id", why));
-        }
-        Ok(())
+        check_id(&self.id)
+    }
+
+    /// Sets [`expires`](Self::expires).
+    pub fn with_expires(mut self, at: impl Into<Option<SystemTime>>) -> Self {
+        self.expires = at.into();
+        self
+    }
+}
+
+/// A tunnel whose tokens the gateway knows by their digests only, because they come from a store. See
+/// [`Gateway::put_tunnel`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+#[must_use]
+pub struct StoredTunnel {
+    /// The tunnel id, as it appears in the path.
+    pub id: TunnelId,
+    /// The digest of the token that admits the device.
+    pub device_token: TokenDigest,
+    /// The digest of the token that admits access sides. It must differ from the device's.
+    pub access_token: TokenDigest,
+    /// As [`TunnelConfig::expires`].
+    pub expires: Option<SystemTime>,
+}
+
+impl StoredTunnel {
+    /// A tunnel that never expires. The digests are those of the gateway's
+    /// [key](GatewayBuilder::token_key).
+    pub fn new(id: TunnelId, device_token: TokenDigest, access_token: TokenDigest) -> Self {
+        StoredTunnel { id, device_token, access_token, expires: None }
     }
 
     /// Sets [`expires`](Self::expires).
@@ -184,6 +211,8 @@ fn deadline(expires: Option<SystemTime>) -> Option<Instant> {
 pub struct GatewayBuilder {
     tls: Option<SslAcceptor>,
     tunnels: Vec<TunnelConfig>,
+    stored: Vec<StoredTunnel>,
+    token_key: TokenKey,
     settings: Settings,
 }
 
@@ -239,9 +268,30 @@ impl GatewayBuilder {
         self
     }
 
+    /// Serves a tunnel of a store. [`Gateway::put_tunnel`] adds more later.
+    pub fn stored_tunnel(mut self, tunnel: StoredTunnel) -> Self {
+        self.stored.push(tunnel);
+        self
+    }
+
+    /// Sets the key of token digests; by default a random one. A program that keeps
+    /// [`StoredTunnel`]s keeps the key, too.
+    pub fn token_key(mut self, key: TokenKey) -> Self {
+        self.token_key = key;
+        self
+    }
+
     /// Sets how many sessions one tunnel may have at once; default 10, the platform's limit.
     pub fn session_limit(mut self, limit: usize) -> Self {
         self.settings.tunnel.sessions = limit;
+        self
+    }
+
+    /// Sets how many bytes of sessions each direction of a tunnel may carry in a second; default `None`,
+    /// as many as it can. What is over the rate is delayed, never dropped. Where both ends have flow
+    /// control, a session with little to say does not wait behind one with much.
+    pub fn rate_limit(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.settings.tunnel.rate = bytes_per_second;
         self
     }
 
@@ -301,7 +351,7 @@ impl GatewayBuilder {
             sys::spawn(thread::Builder::new().name("gateway-accept".into()), run)
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
-        Ok(Gateway { shared, local_addr, accept: Some(accept) })
+        Ok(Gateway { shared, local_addr, accept: Mutex::new(Some(accept)) })
     }
 
     fn shared(self) -> Result<Shared> {
@@ -319,9 +369,9 @@ impl GatewayBuilder {
         let stop = Waker::new().map_err(eventfd)?;
         let handshakes = Handshakes::new(self.settings.handshakes).map_err(eventfd)?;
         let shared = Shared {
-            tls: self.tls,
+            tls: Mutex::new(self.tls),
             settings: self.settings,
-            digester: Digester::new(),
+            token_key: self.token_key,
             registry: Mutex::default(),
             stop: Arc::new(stop),
             handshakes: Arc::new(handshakes),
@@ -330,7 +380,10 @@ impl GatewayBuilder {
             limiter: Mutex::new(LogLimiter::default()),
         };
         for tunnel in &self.tunnels {
-            shared.add(tunnel)?;
+            shared.put(&shared.stored(tunnel)?, false)?;
+        }
+        for tunnel in &self.stored {
+            shared.put(tunnel, false)?;
         }
         Ok(shared)
     }
@@ -360,7 +413,7 @@ impl GatewayBuilder {
 pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
-    accept: Option<JoinHandle<()>>,
+    accept: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Gateway {
@@ -373,13 +426,19 @@ impl Gateway {
     /// A builder with no tunnel, without TLS, and with the default limits.
     pub fn builder() -> GatewayBuilder {
         let settings = Settings {
-            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
+            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10), rate: None },
             connections: 1024,
             access_connections: 32,
             handshakes: 64,
             handshake_timeout: Duration::from_secs(15),
         };
-        GatewayBuilder { tls: None, tunnels: Vec::new(), settings }
+        GatewayBuilder {
+            tls: None,
+            tunnels: Vec::new(),
+            stored: Vec::new(),
+            token_key: TokenKey::random(),
+            settings,
+        }
     }
 
     /// The address on which the gateway listens.
@@ -394,7 +453,48 @@ impl Gateway {
     /// [`Error::InvalidInput`] when a token is empty, both are the same, or the id cannot be a part of a
     /// URL's path.
     pub fn add_tunnel(&self, tunnel: TunnelConfig) -> Result<()> {
-        self.shared.add(&tunnel)
+        self.shared.put(&self.shared.stored(&tunnel)?, false)
+    }
+
+    /// Serves a tunnel of a store, or changes it. Connections whose token has changed are closed with
+    /// code 4001, and so are all connections if the tunnel has expired; the others stay open.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] when both tokens are the same, or the id cannot be a part of a URL's path.
+    pub fn put_tunnel(&self, tunnel: &StoredTunnel) -> Result<()> {
+        self.shared.put(tunnel, true)
+    }
+
+    /// What a tunnel does. `None`: there is no such tunnel.
+    #[must_use]
+    pub fn activity(&self, id: &TunnelId) -> Option<Activity> {
+        self.shared.activity(id)
+    }
+
+    /// What all tunnels do, in no particular order.
+    #[must_use]
+    pub fn activities(&self) -> Vec<Activity> {
+        self.shared.activities()
+    }
+
+    /// Replaces certificate and key, as [`GatewayBuilder::tls_pem`] takes them. Handshakes from now on
+    /// show the new certificate; open connections stay open. After an error, the old one stays.
+    ///
+    /// # Errors
+    /// As for [`GatewayBuilder::tls_pem`].
+    pub fn set_tls_pem(&self, chain: &[u8], key: &[u8]) -> Result<()> {
+        *self.shared.tls.lock() = Some(acceptor(chain, key, &[])?);
+        Ok(())
+    }
+
+    /// As [`set_tls_pem`](Self::set_tls_pem), for a gateway with
+    /// [`legacy_tls_pem`](GatewayBuilder::legacy_tls_pem).
+    ///
+    /// # Errors
+    /// As for [`GatewayBuilder::tls_pem`].
+    pub fn set_legacy_tls_pem(&self, chain: &[u8], key: &[u8]) -> Result<()> {
+        *self.shared.tls.lock() = Some(acceptor(chain, key, LEGACY_CIPHERS)?);
+        Ok(())
     }
 
     /// Replaces the token of one side. Handshakes from now on need the new one; connections that
@@ -404,18 +504,12 @@ impl Gateway {
     /// [`Error::UnknownTunnel`]; [`Error::InvalidInput`] when the token is empty or is the other
     /// side's.
     pub fn set_token(&self, id: &TunnelId, side: Side, token: Token) -> Result<()> {
-        let mut registry = self.shared.registry.lock();
-        let unknown = || Error::UnknownTunnel(id.clone());
-        let entry = registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?;
         check_not_empty(&token)?;
-        let new = self.shared.digester.of_token(&token);
-        let (own, other) = match side {
-            Side::Device => (&mut entry.device_token, &entry.access_token),
-            Side::Access => (&mut entry.access_token, &entry.device_token),
+        let side = match side {
+            Side::Device => aiot_tunnel_proto::Side::Device,
+            Side::Access => aiot_tunnel_proto::Side::Access,
         };
-        check_different(&new, other)?;
-        *own = new;
-        Ok(())
+        self.shared.set_token(id, side, self.shared.token_key.digest(&token))
     }
 
     /// Expires a tunnel now. Its connections are closed with code 4001, and its tokens are
@@ -427,8 +521,7 @@ impl Gateway {
         let mut registry = self.shared.registry.lock();
         let unknown = || Error::UnknownTunnel(id.clone());
         let entry = registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?;
-        entry.expires = Some(Instant::now());
-        entry.order(Order::ExpireAt(entry.expires));
+        entry.expire();
         Ok(())
     }
 
@@ -441,19 +534,21 @@ impl Gateway {
         let mut registry = self.shared.registry.lock();
         let unknown = || Error::UnknownTunnel(id.clone());
         let mut entry = registry.tunnels.remove(id.as_str()).ok_or_else(unknown)?;
-        entry.order(Order::Stop);
+        entry.order(Order::Remove);
         registry.ended.extend(entry.hub.take().map(|hub| hub.thread));
         Ok(())
     }
 
-    /// Closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
+    /// Releases every session (code 4), closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
     /// 2 s for a peer that does not answer the close frame.
-    pub fn shutdown(mut self) {
+    pub fn shutdown(self) {
         self.stop();
     }
 
-    fn stop(&mut self) {
-        let Some(accept) = self.accept.take() else { return };
+    /// Like [`shutdown`](Self::shutdown), for a gateway that several threads use. From then on its
+    /// methods change nothing.
+    pub fn stop(&self) {
+        let Some(accept) = self.accept.lock().take() else { return };
         self.shared.stop.wake();
         // The handshake threads end first, so that no hub is created after the next line.
         let _ = accept.join();

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use aiot_tunnel_proto::connection::Connection;
 use aiot_tunnel_proto::gateway::{self, Tunnel};
@@ -19,13 +19,15 @@ use crossbeam_channel::{Receiver, Sender};
 use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
-use super::admission::{
-    Client, Digest, Digester, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING,
-};
+use super::activity::{Activity, Record};
+use super::admission::{Client, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
-use super::{GatewayConnection, MemberStream, Settings, TunnelConfig, ACCEPT_PAUSE, TARGET};
-use crate::config::Token;
+use super::tokens::{TokenDigest, TokenKey};
+use super::{
+    GatewayConnection, MemberStream, Settings, StoredTunnel, TunnelConfig, ACCEPT_PAUSE, TARGET,
+};
+use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
 use crate::net::{accept, UntilStopped};
 use crate::sys::{self, poll, PollFd, Waker};
@@ -66,12 +68,34 @@ pub(super) struct Registry {
     /// The threads of hubs that have ended or are about to end. They are still to be joined.
     pub(super) ended: Vec<JoinHandle<()>>,
     pub(super) hubs_created: u64,
+    /// Of [`Keys`]: counted for all tunnels, because one may be removed and added again.
+    keys_given: u64,
+}
+
+impl Registry {
+    fn key(&mut self, token: TokenDigest) -> Key {
+        self.keys_given += 1;
+        Key { token, serial: self.keys_given }
+    }
+}
+
+/// What opens one side of a tunnel.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    pub(super) token: TokenDigest,
+    /// Differs from that of every other key. A client whose key was replaced during its handshake is not
+    /// admitted.
+    serial: u64,
 }
 
 pub(super) struct Entry {
-    pub(super) device_token: Digest,
-    pub(super) access_token: Digest,
+    pub(super) id: TunnelId,
+    pub(super) device: Key,
+    pub(super) access: Key,
     pub(super) expires: Option<Instant>,
+    /// The same, on the system's clock.
+    expires_at: Option<SystemTime>,
+    activity: Arc<Record>,
     pub(super) hub: Option<HubHandle>,
     /// When a device was last connected, as long as there is no hub.
     pub(super) device_left: Option<Instant>,
@@ -100,12 +124,28 @@ impl Entry {
     fn is_expired(&self) -> bool {
         self.expires.is_some_and(|at| Instant::now() >= at)
     }
+
+    fn key(&self, side: Side) -> &Key {
+        match side {
+            Side::Device => &self.device,
+            Side::Access => &self.access,
+        }
+    }
+
+    pub(super) fn expire(&mut self) {
+        (self.expires, self.expires_at) = (Some(Instant::now()), Some(SystemTime::now()));
+        self.order(Order::ExpireAt(self.expires));
+    }
+
+    fn activity(&self) -> Activity {
+        self.activity.activity(self.id.clone(), self.expires_at, self.is_expired())
+    }
 }
 
 pub(super) struct Shared {
-    pub(super) tls: Option<SslAcceptor>,
+    pub(super) tls: Mutex<Option<SslAcceptor>>,
     pub(super) settings: Settings,
-    pub(super) digester: Digester,
+    pub(super) token_key: TokenKey,
     pub(super) registry: Mutex<Registry>,
     /// Woken once, to stop the gateway. Never reset.
     pub(super) stop: Arc<Waker>,
@@ -119,31 +159,77 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn add(&self, config: &TunnelConfig) -> Result<()> {
-        // An access token must never open the device's end. A missing token must never open either
-        // end.
-        check_not_empty(&config.device_token)?;
-        check_not_empty(&config.access_token)?;
-        let device_token = self.digester.of_token(&config.device_token);
-        let access_token = self.digester.of_token(&config.access_token);
-        check_different(&device_token, &access_token)?;
-        config.check_id()?;
+    /// Serves a tunnel, or changes it. With `revokes`, connections whose token has changed are closed.
+    pub(super) fn put(&self, tunnel: &StoredTunnel, revokes: bool) -> Result<()> {
+        // An access token must never open the device's end.
+        check_different(&tunnel.device_token, &tunnel.access_token)?;
+        check_id(&tunnel.id)?;
+        let expires = super::deadline(tunnel.expires);
         let mut registry = self.registry.lock();
-        let id = config.id.as_str().to_owned();
+        let device = registry.key(tunnel.device_token);
+        let access = registry.key(tunnel.access_token);
+        let id = tunnel.id.as_str().to_owned();
         let entry = registry.tunnels.entry(id).or_insert_with(|| Entry {
-            device_token,
-            access_token,
-            expires: None,
+            id: tunnel.id.clone(),
+            device,
+            access,
+            expires,
+            expires_at: tunnel.expires,
+            activity: Arc::default(),
             hub: None,
             device_left: None,
             log: LogLimits::default(),
             devices: Permits::default(),
             accesses: Permits::default(),
         });
-        (entry.device_token, entry.access_token) = (device_token, access_token);
-        entry.expires = super::deadline(config.expires);
+        for (side, new) in [(Side::Device, device), (Side::Access, access)] {
+            if entry.key(side).token != new.token {
+                match side {
+                    Side::Device => entry.device = new,
+                    Side::Access => entry.access = new,
+                }
+                if revokes {
+                    entry.order(Order::Revoke(side));
+                }
+            }
+        }
+        (entry.expires, entry.expires_at) = (expires, tunnel.expires);
         entry.order(Order::ExpireAt(entry.expires));
         Ok(())
+    }
+
+    /// The tunnel with the digests of its tokens.
+    pub(super) fn stored(&self, config: &TunnelConfig) -> Result<StoredTunnel> {
+        // A missing token must never open either end.
+        check_not_empty(&config.device_token)?;
+        check_not_empty(&config.access_token)?;
+        Ok(StoredTunnel {
+            id: config.id.clone(),
+            device_token: self.token_key.digest(&config.device_token),
+            access_token: self.token_key.digest(&config.access_token),
+            expires: config.expires,
+        })
+    }
+
+    pub(super) fn set_token(&self, id: &TunnelId, side: Side, token: TokenDigest) -> Result<()> {
+        let mut registry = self.registry.lock();
+        let new = registry.key(token);
+        let unknown = || Error::UnknownTunnel(id.clone());
+        let entry = registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?;
+        check_different(&token, &entry.key(side.other()).token)?;
+        match side {
+            Side::Device => entry.device = new,
+            Side::Access => entry.access = new,
+        }
+        Ok(())
+    }
+
+    pub(super) fn activity(&self, id: &TunnelId) -> Option<Activity> {
+        self.registry.lock().tunnels.get(id.as_str()).map(Entry::activity)
+    }
+
+    pub(super) fn activities(&self) -> Vec<Activity> {
+        self.registry.lock().tunnels.values().map(Entry::activity).collect()
     }
 
     /// How many descriptors clients that wait do not take: those whose turn it is need more.
@@ -249,7 +335,8 @@ impl Shared {
     ) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
-        let mut stream = accept::secure(tcp, self.tls.as_ref(), &wait, deadline)?;
+        let tls = self.tls.lock().clone();
+        let mut stream = accept::secure(tcp, tls.as_ref(), &wait, deadline)?;
         let refuse = |stream, status| accept::refuse(stream, &refusal(status), &wait, deadline);
         let refuse_expired = |stream| accept::refuse(stream, &expired(), &wait, deadline);
         let request = match accept::read_request(&mut stream, &wait, deadline) {
@@ -272,7 +359,7 @@ impl Shared {
                 return refuse(stream, status);
             }
         };
-        let permit = match self.permit(&opening) {
+        let (permit, serial) = match self.permit(&opening) {
             Ok(permit) => permit,
             Err((status, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
@@ -294,7 +381,7 @@ impl Shared {
         let now = Instant::now();
         let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
         member.sender().raw(&opening.answer());
-        self.join(&opening, Box::new(member))
+        self.join(&opening, serial, Box::new(member))
     }
 
     /// Logs a message that any client can cause as often as it likes.
@@ -304,7 +391,7 @@ impl Shared {
         }
     }
 
-    /// Takes a permit for a client that presents the right token.
+    /// Takes a permit for a client that presents the right token. Also returns the number of its key.
     ///
     /// # Errors
     /// The HTTP status to answer with, and the reason for the log: 404 if the gateway has no such
@@ -312,18 +399,15 @@ impl Shared {
     pub(super) fn permit(
         &self,
         opening: &Opening<'_>,
-    ) -> std::result::Result<Permit, (StatusCode, String)> {
-        let presented = self.digester.of(opening.token);
+    ) -> std::result::Result<(Permit, u64), (StatusCode, String)> {
+        let presented = self.token_key.of(opening.token);
         let registry = self.registry.lock();
         // Not 401: a device would drop a tunnel that the gateway only does not know yet.
         let unknown = || (StatusCode::NOT_FOUND, "there is no such tunnel".to_owned());
         let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
-        let expected = match opening.side {
-            Side::Device => &entry.device_token,
-            Side::Access => &entry.access_token,
-        };
+        let key = entry.key(opening.side);
         let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
-        if !expected.matches(&presented) {
+        if key.token != presented {
             return unauthorized("wrong token");
         }
         if entry.is_expired() {
@@ -338,7 +422,7 @@ impl Shared {
             Side::Device => permits.replace(limit, all, self.settings.connections),
             Side::Access => permits.take(limit, all, self.settings.connections),
         };
-        permit.ok_or_else(|| {
+        permit.map(|permit| (permit, key.serial)).ok_or_else(|| {
             let all = self.settings.connections;
             let why = format!("the limit of {limit} such connections, or of {all} in all");
             (StatusCode::SERVICE_UNAVAILABLE, why)
@@ -349,6 +433,7 @@ impl Shared {
     fn join(
         self: &Arc<Self>,
         opening: &Opening<'_>,
+        serial_of_key: u64,
         member: Box<GatewayConnection>,
     ) -> io::Result<()> {
         let mut registry = self.registry.lock();
@@ -357,13 +442,17 @@ impl Shared {
         registry.ended = running;
         registry.hubs_created += 1;
         let serial = registry.hubs_created;
-        let Some(entry) = registry.tunnels.get_mut(opening.tunnel) else { return Ok(()) };
+        let entry = registry.tunnels.get_mut(opening.tunnel);
+        let entry = entry.filter(|entry| entry.key(opening.side).serial == serial_of_key);
+        // Its token is no longer valid. The answer is not sent, and the next attempt is refused.
+        let Some(entry) = entry else { return Ok(()) };
         // A hub that panicked is still registered, because it did not remove itself.
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
-            let (log, left) = (entry.log.clone(), entry.device_left);
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, log, left)?);
+            let (log, activity) = (entry.log.clone(), entry.activity.clone());
+            let left = entry.device_left;
+            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, log, activity, left)?);
         }
         entry.order(Order::Join(opening.side, member, entry.expires));
         drop(registry);
@@ -380,14 +469,18 @@ impl Shared {
         tunnel: &str,
         serial: u64,
         limits: LogLimits,
+        activity: Arc<Record>,
         device_left: Option<Instant>,
     ) -> io::Result<HubHandle> {
         let waker = Arc::new(Waker::new()?);
         let (orders, receiver) = crossbeam_channel::unbounded();
-        let log = TunnelLog { name: tunnel.to_owned(), limits: limits.clone() };
+        // A hub that has panicked leaves its members behind.
+        activity.hub_ended();
+        let (limits_of_log, seen) = (limits.clone(), activity.clone());
+        let log = TunnelLog { name: tunnel.to_owned(), limits: limits_of_log, activity: seen };
         let mut core = Tunnel::new(self.settings.tunnel, log);
         core.set_device_left(device_left);
-        let hub = Hub::new(tunnel.to_owned(), core, limits, receiver, waker.clone());
+        let hub = Hub::new(tunnel.to_owned(), core, limits, activity, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let retire = move |orders: &_, left| shared.retire(&tunnel, (serial, left), orders);
         let run = move || hub.run(retire);
@@ -418,6 +511,18 @@ impl Shared {
     }
 }
 
+/// Checks that a request's path can name a tunnel.
+pub(super) fn check_id(id: &TunnelId) -> Result<()> {
+    let id = id.as_str();
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#');
+    if !id.bytes().all(is_plain) || matches!(id, "." | "..") {
+        let why =
+            "it cannot be a part of a URL's path: only visible ASCII without '/', '?' and '#' can";
+        return Err(Error::invalid("tunnel id", why));
+    }
+    Ok(())
+}
+
 pub(super) fn check_not_empty(token: &Token) -> Result<()> {
     match token.expose() {
         "" => Err(Error::invalid("token", "empty")),
@@ -425,8 +530,8 @@ pub(super) fn check_not_empty(token: &Token) -> Result<()> {
     }
 }
 
-pub(super) fn check_different(own: &Digest, other: &Digest) -> Result<()> {
-    if own.matches(other) {
+pub(super) fn check_different(own: &TokenDigest, other: &TokenDigest) -> Result<()> {
+    if own == other {
         return Err(Error::invalid("token", "device side and access side need different tokens"));
     }
     Ok(())

@@ -4,9 +4,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use aiot_tunnel::TunnelId;
+use aiot_tunnel_registry::PublicUrl;
 use clap::Args;
+use log::LevelFilter;
 
 use super::at_least_one;
+use crate::input;
+use crate::output::LogFormat;
+use crate::settings::Names;
+
+/// How the settings are named in the environment and in the file.
+pub(crate) const GATEWAY_SETTINGS: Names =
+    Names { subcommand: "gateway", prefix: "AIOT_TUNNEL_GATEWAY_", tables: &[] };
 
 const GATEWAY_HELP: &str = "\
 Examples:
@@ -14,21 +23,53 @@ Examples:
     aiot-tunnel gateway --listen 0.0.0.0:8443 --cert server.pem --key server.key \\
         --tunnels tunnels.json
 
+  Keep tunnels in a store; `aiot-tunnel tunnel` adds and changes them over HTTP:
+    aiot-tunnel gateway --listen 0.0.0.0:8443 --cert server.pem --key server.key \\
+        --store tunnels.db --public-url wss://gw.example:8443 \\
+        --api 127.0.0.1:8444 --api-key-file api.key
+
   Serve one tunnel for an hour, on this machine and without TLS:
     aiot-tunnel gateway --plain --tunnel t1 --expire 3600 \\
         --device-token-file device.token --access-token-file access.token
+
+  Take the settings from a file, after a look at what they are:
+    aiot-tunnel gateway --config gateway.toml --print-config
+    aiot-tunnel gateway --config gateway.toml
 
 The file of --tunnels is a JSON list; \"expire\" (seconds from now) may be left out:
   [{\"id\": \"t1\", \"device_token\": \"...\", \"access_token\": \"...\", \"expire\": 3600}]
 
 Devices connect to /tunnel/ID/dest, operators to /tunnel/ID/source. The gateway prints
-\"listening on ADDRESS\" when it is ready. SIGINT and SIGTERM end it, and so does
-SIGHUP: the files are read at the start only. An ID is a part of the path: visible ASCII
-without '/', '?' and '#'.";
+\"listening on ADDRESS\" when it is ready. An ID is a part of the path: visible ASCII without
+'/', '?' and '#'.
+
+When the list, the certificate or its key changes, the gateway takes over the new file. Open
+sessions go on, except those of tunnels that are no longer in the list or have another token.
+A file that cannot be used leaves everything as it was.
+
+The store is an SQLite file. It holds digests of tokens; their key is in FILE.key. Keep both,
+and let nobody else read them.
+
+A file of settings is TOML; a key is an option's name with underscores. Of an option, its
+environment variable and its key, the first that is set decides.
+
+Signals:
+  SIGHUP           reads list, certificate and key again; open sessions go on
+  SIGINT, SIGTERM  end the gateway";
 
 #[derive(Args)]
 #[command(after_help = GATEWAY_HELP)]
 pub(crate) struct GatewayArgs {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Show the settings and where each comes from, as a file of settings, and end
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    /// Check the settings and the files that they name, and end
+    #[arg(long)]
+    pub(crate) check: bool,
+
     /// Address to listen on; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8443")]
     pub(crate) listen: SocketAddr,
@@ -40,41 +81,113 @@ pub(crate) struct GatewayArgs {
     pub(crate) key: Option<PathBuf>,
     /// Also accept TLS 1.2 with RSA key exchange, for devices with the vendor's C SDK. Without
     /// forward secrecy: who gets the key later can read recorded connections
-    #[arg(long, requires = "cert")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
     pub(crate) legacy_tls: bool,
     /// Serve ws, without TLS
-    #[arg(long, conflicts_with = "cert")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true"
+    )]
     pub(crate) plain: bool,
+
     /// Serve the tunnels of this JSON file; the format is shown below
-    #[arg(long, value_name = "FILE", conflicts_with = "tunnel")]
+    #[arg(long, value_name = "FILE", conflicts_with = "tunnel", help_heading = "Tunnels")]
     pub(crate) tunnels: Option<PathBuf>,
     /// Serve one tunnel with this id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", help_heading = "Tunnels")]
     pub(crate) tunnel: Option<TunnelId>,
     /// File with the device's token; without it, AIOT_TUNNEL_DEVICE_TOKEN is used
-    #[arg(long, value_name = "FILE", requires = "tunnel")]
+    #[arg(long, value_name = "FILE", requires = "tunnel", help_heading = "Tunnels")]
     pub(crate) device_token_file: Option<PathBuf>,
     /// File with the operator's token; without it, AIOT_TUNNEL_ACCESS_TOKEN is used
-    #[arg(long, value_name = "FILE", requires = "tunnel")]
+    #[arg(long, value_name = "FILE", requires = "tunnel", help_heading = "Tunnels")]
     pub(crate) access_token_file: Option<PathBuf>,
     /// Seconds from now after which the tunnel expires
     #[arg(
         long,
         requires = "tunnel",
         value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..)
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Tunnels"
     )]
     pub(crate) expire: Option<u64>,
+    /// Keep the tunnels of the API in this SQLite file, which is made if it is not there
+    #[arg(long, value_name = "FILE", help_heading = "Tunnels")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// Serve the HTTP API on this address; port 0 picks a free port. Without this option there is
+    /// no API
+    #[arg(long, value_name = "ADDRESS", requires = "api_key_file", help_heading = "HTTP API")]
+    pub(crate) api: Option<SocketAddr>,
+    /// File with the key that clients of the API must present, of 20 characters or more
+    #[arg(long, value_name = "FILE", requires = "api", help_heading = "HTTP API")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Serve the API with the gateway's certificate
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        help_heading = "HTTP API"
+    )]
+    pub(crate) api_tls: bool,
+    /// URL at which clients reach the gateway, such as wss://gw.example:8443. The URLs that the API
+    /// hands out begin with it. Default: the address of --listen
+    #[arg(long, value_name = "URL", help_heading = "HTTP API")]
+    pub(crate) public_url: Option<PublicUrl>,
+
     /// Sessions that one tunnel may have at once
-    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = at_least_one())]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 10,
+        value_parser = at_least_one(),
+        help_heading = "Limits"
+    )]
     pub(crate) session_limit: usize,
     /// Connections that may be open in all; one more is answered with HTTP 503
-    #[arg(long, value_name = "NUMBER", default_value_t = 1024, value_parser = at_least_one())]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1024,
+        value_parser = at_least_one(),
+        help_heading = "Limits"
+    )]
     pub(crate) connection_limit: usize,
     /// Handshakes that may run at once; further clients wait for a place
-    #[arg(long, value_name = "NUMBER", default_value_t = 64)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 64, help_heading = "Limits")]
     pub(crate) handshake_limit: usize,
     /// Operators that may be connected to one tunnel at once; one more is answered with HTTP 503
-    #[arg(long, value_name = "NUMBER", default_value_t = 32, value_parser = at_least_one())]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 32,
+        value_parser = at_least_one(),
+        help_heading = "Limits"
+    )]
     pub(crate) access_limit: usize,
+    /// Rate of each direction of a tunnel, such as 100kbit or 2Mbit (a second); what is over it is
+    /// delayed. Default: none
+    #[arg(long, value_name = "RATE", value_parser = input::rate, help_heading = "Limits")]
+    pub(crate) rate_limit: Option<u64>,
+
+    /// Format of the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
+    pub(crate) log_format: LogFormat,
+    /// Log level, such as warn or debug. Default: RUST_LOG, or info
+    #[arg(long, value_name = "LEVEL", value_parser = input::log_level, help_heading = "Log")]
+    pub(crate) log_level: Option<LevelFilter>,
 }

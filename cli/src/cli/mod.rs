@@ -8,6 +8,7 @@ mod send;
 mod signal;
 mod ssh;
 mod status;
+mod tunnel;
 
 use std::ffi::OsString;
 
@@ -21,12 +22,15 @@ use crate::Usage;
 
 pub(crate) use access::{AccessArgs, SSH_DOMAIN};
 pub(crate) use agent::{AgentArgs, LimitArgs, AGENT_SETTINGS};
-pub(crate) use gateway::GatewayArgs;
+pub(crate) use gateway::{GatewayArgs, GATEWAY_SETTINGS};
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
 pub(crate) use ssh::{SshArgs, SshConfigArgs};
 pub(crate) use status::StatusArgs;
+pub(crate) use tunnel::{
+    GenCertArgs, GenTokenArgs, TokenSide, TunnelAction, TunnelArgs, DEFAULT_API,
+};
 
 /// Open secure tunnels to devices behind a firewall or NAT.
 ///
@@ -58,6 +62,8 @@ Exit status:
 pub(crate) enum Subcommands {
     /// Serve tunnels to which devices and operators connect
     Gateway(GatewayArgs),
+    /// Add, show and change the tunnels of a gateway, through its HTTP API
+    Tunnel(TunnelArgs),
     /// Reach a service of a device through a local port, or through stdin and stdout
     Access(AccessArgs),
     /// Log in to a device with the system's ssh
@@ -72,6 +78,10 @@ pub(crate) enum Subcommands {
     Signal(SignalArgs),
     /// Show the tunnels and sessions of the agent on this machine
     Status(StatusArgs),
+    /// Make a token or a key for the gateway's API
+    GenToken(GenTokenArgs),
+    /// Make a throwaway CA and a certificate for a gateway
+    GenCert(GenCertArgs),
     /// Print the completions for a shell
     Completions(CompletionsArgs),
     /// Write the manual pages into a folder
@@ -80,7 +90,7 @@ pub(crate) enum Subcommands {
 }
 
 /// The subcommands that take settings from a file and from the environment.
-const WITH_SETTINGS: [&Names; 2] = [&AGENT_SETTINGS, &SIGNAL_SETTINGS];
+const WITH_SETTINGS: [&Names; 3] = [&AGENT_SETTINGS, &GATEWAY_SETTINGS, &SIGNAL_SETTINGS];
 
 /// The program's command line, as help and manual pages show it.
 pub(crate) fn command() -> Command {

@@ -10,9 +10,17 @@ use crate::Side;
 #[non_exhaustive]
 pub enum TunnelEvent<'a> {
     /// A device connected.
-    DeviceConnected,
-    /// An access side connected. The number identifies it within the tunnel.
-    AccessConnected(u64),
+    DeviceConnected {
+        /// Its address.
+        from: &'a str,
+    },
+    /// An access side connected.
+    AccessConnected {
+        /// The number that identifies it within the tunnel.
+        key: u64,
+        /// Its address.
+        from: &'a str,
+    },
     /// The device's connection ended.
     DeviceLeft {
         /// Why it ended.
@@ -27,6 +35,8 @@ pub enum TunnelEvent<'a> {
     },
     /// The tunnel expired.
     Expired,
+    /// The token of one side is no longer valid, and its connections are closed.
+    Revoked(Side),
     /// The gateway asked the device for a session.
     SessionCreated {
         /// The session id.
@@ -78,8 +88,9 @@ impl TunnelEvent<'_> {
             | Incomplete
             | CreateFromDevice => true,
             UnknownSession(_) | TunnelEvent::Dropped(..) | LeftOut(_) => true,
-            DeviceConnected | AccessConnected(_) | DeviceLeft { .. } | AccessLeft { .. } => false,
-            Expired | SessionCreated { .. } | Released(..) => false,
+            DeviceConnected { .. } | AccessConnected { .. } => false,
+            DeviceLeft { .. } | AccessLeft { .. } => false,
+            Expired | Revoked(_) | SessionCreated { .. } | Released(..) => false,
         }
     }
 }
@@ -88,11 +99,13 @@ impl fmt::Display for TunnelEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use TunnelEvent::*;
         match self {
-            DeviceConnected => f.write_str("device connected"),
-            AccessConnected(key) => write!(f, "access {key} connected"),
+            DeviceConnected { from } => write!(f, "device connected from {from}"),
+            AccessConnected { key, from } => write!(f, "access {key} connected from {from}"),
             DeviceLeft { why } => write!(f, "device disconnected: {why}"),
             AccessLeft { key, why } => write!(f, "access {key} disconnected: {why}"),
             Expired => f.write_str("expired"),
+            Revoked(Side::Device) => f.write_str("the device's token is no longer valid"),
+            Revoked(Side::Access) => f.write_str("the access token is no longer valid"),
             SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
             DeviceRefused { id, why } => write!(f, "device refused {id:?}: {why:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),

@@ -189,13 +189,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
             respond(access, id, session, payload);
         }
-        self.end(id);
+        self.end_session(id);
     }
 
     /// Passes a data frame on to the other end, or keeps it for its lane's next turn. `from` is the
     /// sender of the connection that the frame came from.
     fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
         let id = &*frame.session_id;
+        let is_open = self.is_open(to);
         let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
         let Some(session) = sessions.get_mut(id) else { return };
         let eof = frame.eof && session.extensions.eof;
@@ -229,7 +230,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(member) = member.filter(|member| member.is_open()) else { return };
         let lane = session.lane_mut(to);
         lane.ended |= eof;
-        if has_credit && (lane.is_waiting() || member.over_high_water()) {
+        if has_credit && (lane.is_waiting() || member.over_high_water() || !is_open) {
             lane.push(frame.payload);
             lane.eof_waits |= eof;
             return;
@@ -237,6 +238,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
+        self.count(to, frame.payload.len());
     }
 
     /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
@@ -255,12 +257,15 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 continue;
             };
             self.write_release(&id, to, &payload);
-            self.end(&id);
+            self.end_session(&id);
         }
     }
 
     /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
     fn pass_lane(&mut self, to: Side, access: u64) -> bool {
+        if !self.is_open(to) {
+            return false;
+        }
         let Tunnel { sessions, accesses, device, head, payload, next_frame, .. } = self;
         let member = match to {
             Side::Device => device.as_mut(),
@@ -288,7 +293,18 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, payload);
+        let length = payload.len();
+        self.count(to, length);
         true
+    }
+
+    /// Bytes of a session were passed on.
+    fn count(&mut self, to: Side, bytes: usize) {
+        self.traffic.count(to, bytes);
+        match to {
+            Side::Device => self.to_device.take(bytes),
+            Side::Access => self.to_access.take(bytes),
+        }
     }
 
     /// What all lanes of a direction may hold at present.
@@ -330,7 +346,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             session.release = Some((to, payload.to_vec()));
         } else {
             self.write_release(id, to, payload);
-            self.end(id);
+            self.end_session(id);
         }
     }
 
@@ -471,7 +487,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.ended.push(id);
     }
 
-    fn end(&mut self, id: &str) {
+    fn end_session(&mut self, id: &str) {
         self.sessions.remove(id);
         self.ended.push(id);
     }
@@ -496,10 +512,27 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
                 respond(access, &id, session, &status(response::REFUSED, why));
             }
-            self.end(&id);
+            self.end_session(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::ACCESS_LOST, reason::TOO_LATE);
                 write_release(device, &id, next(&mut self.next_frame), &msg);
+            }
+        }
+    }
+
+    /// Ends all sessions, because the gateway ends, and tells both ends.
+    pub(super) fn release_for_update(&mut self) {
+        let why = "the gateway ends";
+        let msg = status(release::UPDATE, why);
+        for id in self.ids_of(|_| true) {
+            let is_open = self.sessions.get(&id).is_some_and(|session| session.deadline.is_none());
+            self.write_release(&id, Side::Device, &msg);
+            if is_open {
+                self.write_release(&id, Side::Access, &msg);
+                self.end_session(&id);
+            } else {
+                // The access side waits for a response, not for a release.
+                self.refuse(&id, &status(response::REFUSED, why));
             }
         }
     }
@@ -512,9 +545,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
                 match session.release {
                     // The device has released it itself.
-                    Some((Side::Access, _)) => self.end(&id),
+                    Some((Side::Access, _)) => self.end_session(&id),
                     // The release waited behind data for the device, which is gone as well now.
-                    Some((Side::Device, _)) if self.device.is_none() => self.end(&id),
+                    Some((Side::Device, _)) if self.device.is_none() => self.end_session(&id),
                     Some((Side::Device, _)) => {}
                     None => self.release(&id, Side::Device, &msg),
                 }
@@ -522,7 +555,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             let msg = "the device's connection is lost";
             match (&session.release, session.deadline) {
-                (Some((Side::Device, _)), _) => self.end(&id),
+                (Some((Side::Device, _)), _) => self.end_session(&id),
                 (Some((Side::Access, _)), _) => {}
                 // The access side waits for a response, not for a release.
                 (None, Some(_)) => self.refuse(&id, &status(response::REFUSED, msg)),

@@ -1,0 +1,189 @@
+//! `aiot-tunnel gateway`
+
+mod list;
+mod reload;
+mod watch;
+
+use std::sync::mpsc::{self, Sender};
+use std::sync::Arc;
+use std::thread;
+
+use aiot_tunnel::gateway::{Gateway, GatewayBuilder};
+use aiot_tunnel::process;
+use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry, Store};
+use sd_notify::NotifyState;
+use signal_hook::consts::SIGHUP;
+
+use crate::cli::GatewayArgs;
+use crate::input;
+use crate::output;
+use crate::process::{gateway_signals, say_listening, tell_service_manager};
+use crate::settings::Settings;
+use crate::{warnings, Result, Usage};
+
+use reload::{Certificate, Reloader};
+
+pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
+    let signals = gateway_signals()?;
+    if args.print_config {
+        print!("{settings}");
+    }
+    if args.print_config && !args.check {
+        return Ok(());
+    }
+    let start = Start::load(args, settings)?;
+    if args.check {
+        let file = args.config.as_ref().map(|path| format!("{}: ", path.display()));
+        println!("{}the settings are valid", file.unwrap_or_default());
+        return Ok(());
+    }
+    start.serve(args, signals)
+}
+
+/// What the gateway starts with.
+struct Start {
+    builder: GatewayBuilder,
+    certificate: Option<Certificate>,
+    list: Vec<aiot_tunnel_registry::ListedTunnel>,
+    api: Option<(ApiKey, http::Tls)>,
+}
+
+impl Start {
+    fn load(args: &GatewayArgs, settings: &Settings) -> Result<Self> {
+        let mut builder = Gateway::builder()
+            .session_limit(args.session_limit)
+            .connection_limit(args.connection_limit)
+            .handshake_limit(args.handshake_limit)
+            .access_limit(args.access_limit)
+            .rate_limit(args.rate_limit);
+        let certificate = Certificate::of(args);
+        check_flags(args, settings)?;
+        let api_tls = http::Tls::off();
+        match &certificate {
+            Some(certificate) => {
+                let (chain, key) = certificate.read()?;
+                builder = match certificate.is_legacy {
+                    true => builder.legacy_tls_pem(&chain, &key)?,
+                    false => builder.tls_pem(&chain, &key)?,
+                };
+                if args.api_tls {
+                    api_tls.set_pem(&chain, &key)?;
+                }
+            }
+            None if args.plain => {
+                warnings::about_plain_text(&args.listen.ip().to_string(), "--plain");
+            }
+            None => {
+                return Err(Usage::of("give --cert and --key for TLS, or --plain for none").into())
+            }
+        }
+        let api = match (&args.api, &args.api_key_file) {
+            (Some(address), Some(path)) => {
+                if !args.api_tls {
+                    warnings::about_plain_text(&address.ip().to_string(), "--api");
+                }
+                let key = input::token_of_file(path)
+                    .and_then(|key| {
+                        let wrong = |e| format!("{}: {e}", path.display());
+                        Ok(ApiKey::new(key.expose()).map_err(wrong)?)
+                    })
+                    .map_err(|e| settings.wrong("api-key-file", e))?;
+                Some((key, api_tls))
+            }
+            _ => None,
+        };
+        Ok(Start { builder, certificate, list: list::of(args)?, api })
+    }
+
+    fn serve(self, args: &GatewayArgs, mut signals: signal_hook::iterator::Signals) -> Result<()> {
+        output::start();
+        if let Err(e) = process::raise_descriptor_limit() {
+            log::warn!("{e}");
+        }
+        let store = args.store.as_deref().map(Store::open).transpose()?;
+        let options = Options {
+            store,
+            list: self.list,
+            public_url: args.public_url.clone(),
+            is_secure: self.certificate.is_some(),
+        };
+        let registry = Arc::new(Registry::start(self.builder, args.listen, options)?);
+        let mut api_tls = None;
+        if let (Some(address), Some((key, tls))) = (args.api, self.api) {
+            let api = Arc::new(Api::new(registry.clone(), key));
+            let address = http::serve(api, address, tls.clone())?;
+            log::info!("the API listens on {address}");
+            api_tls = args.api_tls.then_some(tls);
+        }
+        let reloader = Reloader {
+            registry: registry.clone(),
+            certificate: self.certificate,
+            list: args.tunnels.clone(),
+            api_tls,
+        };
+        let changes = reload_on(reloader)?;
+        say_listening(registry.gateway().local_addr())?;
+        tell_service_manager(&[NotifyState::Ready]);
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => drop(changes.send(Cause::Signal)),
+                _ => break,
+            }
+        }
+        tell_service_manager(&[NotifyState::Stopping]);
+        registry.gateway().stop();
+        Ok(())
+    }
+}
+
+/// Checks the flags that need another option, or exclude one. Their defaults do not.
+fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
+    let has_certificate = args.cert.is_some();
+    for (flag, is_set, wrong) in [
+        ("plain", args.plain && has_certificate, "cannot be used with --cert, which is for TLS"),
+        ("legacy-tls", args.legacy_tls && !has_certificate, "needs --cert and --key"),
+        ("api-tls", args.api_tls && !has_certificate, "needs --cert and --key"),
+        ("api-tls", args.api_tls && args.api.is_none(), "needs --api"),
+    ] {
+        if is_set {
+            return Err(settings.wrong(flag, wrong).into());
+        }
+    }
+    Ok(())
+}
+
+/// Why the files are read again.
+enum Cause {
+    Signal,
+    Files,
+}
+
+/// Starts the thread that reads the files again, and the one that watches them.
+fn reload_on(mut reloader: Reloader) -> Result<Sender<Cause>> {
+    let (changes, causes) = mpsc::channel();
+    let files = reloader.files();
+    let seen = reloader.stamps();
+    let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
+    spawn("reload").spawn(move || {
+        let mut seen = seen;
+        for cause in causes {
+            let now = reloader.stamps();
+            match cause {
+                Cause::Signal => {
+                    tell_service_manager(&[NotifyState::Reloading]);
+                    reloader.reload(&seen, &now, true);
+                    tell_service_manager(&[NotifyState::Ready]);
+                }
+                Cause::Files => reloader.reload(&seen, &now, false),
+            }
+            seen = now;
+        }
+    })?;
+    let watcher = changes.clone();
+    spawn("watch").spawn(move || {
+        if let Err(e) = watch::files(&files, || watcher.send(Cause::Files).is_ok()) {
+            log::warn!("the files are not watched: {e}; send SIGHUP after a change");
+        }
+    })?;
+    Ok(changes)
+}

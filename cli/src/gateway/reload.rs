@@ -1,0 +1,121 @@
+//! Takes over changed files while the gateway runs: certificate and key, and the list of tunnels. A file
+//! that cannot be used leaves everything as it was.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aiot_tunnel_registry::{http, Registry};
+use zeroize::Zeroizing;
+
+use super::list;
+use crate::cli::GatewayArgs;
+use crate::{input, Result};
+
+/// The files of the gateway's certificate.
+#[derive(Clone)]
+pub(super) struct Certificate {
+    chain: PathBuf,
+    key: PathBuf,
+    pub(super) is_legacy: bool,
+}
+
+impl Certificate {
+    pub(super) fn of(args: &GatewayArgs) -> Option<Self> {
+        let (chain, key) = (args.cert.clone()?, args.key.clone()?);
+        Some(Certificate { chain, key, is_legacy: args.legacy_tls })
+    }
+
+    /// Certificate chain and key, in PEM.
+    pub(super) fn read(&self) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>)> {
+        Ok((input::read(&self.chain)?, input::read_secret(&self.key)?))
+    }
+}
+
+/// Tells whether a file has changed: device, inode, size, and time of change in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp(Option<(u64, u64, u64, i64, i64)>);
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        let file = fs::metadata(path).ok();
+        Stamp(file.map(|f| (f.dev(), f.ino(), f.size(), f.ctime(), f.ctime_nsec())))
+    }
+}
+
+/// The stamps of all files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamps {
+    certificate: Vec<Stamp>,
+    list: Option<Stamp>,
+}
+
+pub(super) struct Reloader {
+    pub(super) registry: Arc<Registry>,
+    pub(super) certificate: Option<Certificate>,
+    pub(super) list: Option<PathBuf>,
+    /// The API's, if it has TLS.
+    pub(super) api_tls: Option<http::Tls>,
+}
+
+impl Reloader {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let certificate = self.certificate.iter();
+        let mut files: Vec<PathBuf> =
+            certificate.flat_map(|one| [one.chain.clone(), one.key.clone()]).collect();
+        files.extend(self.list.clone());
+        files
+    }
+
+    pub(super) fn stamps(&self) -> Stamps {
+        let certificate = self.certificate.iter();
+        Stamps {
+            certificate: certificate
+                .flat_map(|one| [Stamp::of(&one.chain), Stamp::of(&one.key)])
+                .collect(),
+            list: self.list.as_deref().map(Stamp::of),
+        }
+    }
+
+    /// Takes over what has changed; with `all`, also what looks the same.
+    pub(super) fn reload(&mut self, seen: &Stamps, now: &Stamps, all: bool) {
+        if let Some(certificate) = &self.certificate {
+            if all || seen.certificate != now.certificate {
+                match self.renew(certificate) {
+                    Ok(()) => log::info!("reload: new connections get the certificate of now"),
+                    Err(e) => log::warn!("reload: {e}; the old certificate stays"),
+                }
+            }
+        }
+        if let Some(list) = &self.list {
+            if all || seen.list != now.list {
+                match self.take_over(list) {
+                    Ok(what) => log::info!("reload: {}: {what}", list.display()),
+                    Err(e) => log::warn!("reload: {e}; the old list stays"),
+                }
+            }
+        }
+    }
+
+    fn renew(&self, certificate: &Certificate) -> Result<()> {
+        let (chain, key) = certificate.read()?;
+        let gateway = self.registry.gateway();
+        match certificate.is_legacy {
+            true => gateway.set_legacy_tls_pem(&chain, &key)?,
+            false => gateway.set_tls_pem(&chain, &key)?,
+        }
+        if let Some(tls) = &self.api_tls {
+            tls.set_pem(&chain, &key)?;
+        }
+        Ok(())
+    }
+
+    fn take_over(&self, path: &Path) -> Result<String> {
+        let list = list::of_file(path)?;
+        let changes = self.registry.set_list(list);
+        let changes = changes.map_err(|e| format!("{}: {e}", path.display()))?;
+        let (added, changed, removed) = (changes.added, changes.changed, changes.removed);
+        Ok(format!("{added} tunnels added, {changed} changed, {removed} removed"))
+    }
+}

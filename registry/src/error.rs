@@ -1,0 +1,31 @@
+//! What goes wrong with the store and the registry.
+
+use std::fmt;
+
+/// Why something was not done.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such tunnel.
+    Unknown(String),
+    /// It does not fit what there is, such as an id that exists.
+    Conflict(String),
+    /// A value cannot be used.
+    Invalid(String),
+    /// The store's file, or its key's, cannot be used.
+    Store(String),
+}
+
+/// What the functions of this package return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Unknown(why) | Error::Conflict(why) => f.write_str(why),
+            Error::Invalid(why) | Error::Store(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

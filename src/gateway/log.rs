@@ -1,6 +1,7 @@
 //! Writes the log lines of one tunnel, within limits: a client that has a token can cause as many
 //! events as it likes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
 use super::activity::Record;
+use super::published::{Origin, Origins};
 use super::TARGET;
 
 /// The period of the limits.
@@ -64,14 +66,60 @@ impl LogLimits {
 
 /// Writes the lines.
 pub(super) struct TunnelLog {
-    pub(super) name: String,
-    pub(super) limits: LogLimits,
-    pub(super) activity: Arc<Record>,
+    name: String,
+    limits: LogLimits,
+    activity: Arc<Record>,
+    /// Of the next access side, if it is a published port.
+    pub(super) origins: Option<Arc<Origins>>,
+    accesses: HashMap<u64, Access>,
+}
+
+/// An access side.
+struct Access {
+    address: String,
+    /// Of a published port.
+    origins: Option<Arc<Origins>>,
+}
+
+impl TunnelLog {
+    pub(super) fn new(name: String, limits: LogLimits, activity: Arc<Record>) -> Self {
+        TunnelLog { name, limits, activity, origins: None, accesses: HashMap::new() }
+    }
+
+    /// The client of a published port that a session was asked for.
+    fn origin(&self, access: u64, frame_id: u64) -> Option<Arc<Origin>> {
+        self.accesses.get(&access)?.origins.as_ref()?.take(frame_id)
+    }
+
+    fn note(&mut self, event: &TunnelEvent<'_>) {
+        match *event {
+            TunnelEvent::AccessConnected { key, from } => {
+                let (address, origins) = (from.to_owned(), self.origins.take());
+                self.accesses.insert(key, Access { address, origins });
+            }
+            TunnelEvent::AccessLeft { key, .. } => drop(self.accesses.remove(&key)),
+            TunnelEvent::SessionCreated { access, frame_id, .. } => {
+                if let Some(origin) = self.origin(access, frame_id) {
+                    origin.has_session();
+                }
+            }
+            TunnelEvent::Refused { access, frame_id, why, .. } => {
+                if let Some(origin) = self.origin(access, frame_id) {
+                    origin.is_refused(why);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl TunnelObserver for TunnelLog {
     fn event(&mut self, event: TunnelEvent<'_>) {
         self.activity.note(&event);
+        self.note(&event);
+        if matches!(event, TunnelEvent::Refused { is_logged: false, .. }) {
+            return;
+        }
         let now = Instant::now();
         self.limits.report(&self.name, now, false);
         if self.limits.permits(&event, now) {
@@ -88,7 +136,8 @@ mod tests {
     #[test]
     fn a_flood_of_sessions_does_not_hide_connections_and_is_counted() {
         let (limits, now) = (LogLimits::default(), Instant::now());
-        let session = TunnelEvent::SessionCreated { id: "s", service_type: "_SSH" };
+        let session =
+            TunnelEvent::SessionCreated { id: "s", service_type: "_SSH", access: 1, frame_id: 1 };
         let written = (0..10_000).filter(|_| limits.permits(&session, now)).count();
         assert_eq!(written, SESSIONS as usize);
         assert!(limits.permits(&TunnelEvent::DeviceConnected { from: "" }, now));

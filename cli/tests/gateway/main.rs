@@ -16,6 +16,7 @@ use serde_json::Value;
 mod api;
 mod generate;
 mod hostile;
+mod publish;
 mod reload;
 mod store;
 

@@ -43,6 +43,10 @@ pub enum TunnelEvent<'a> {
         id: &'a str,
         /// The service type.
         service_type: &'a str,
+        /// The number of the access side.
+        access: u64,
+        /// The frame id of its session_create.
+        frame_id: u64,
     },
     /// The device refused a session, or did not answer in time.
     DeviceRefused {
@@ -62,8 +66,19 @@ pub enum TunnelEvent<'a> {
     },
     /// A full connection takes next to nothing and is closed.
     Stalled,
-    /// The gateway refused a session_create of an access side, for this reason.
-    Refused(&'a str),
+    /// The gateway refused a session_create of an access side.
+    Refused {
+        /// The number of the access side.
+        access: u64,
+        /// The frame id of its session_create.
+        frame_id: u64,
+        /// The service type.
+        service_type: &'a str,
+        /// Why.
+        why: &'a str,
+        /// Whether the event is to be logged: an access side can cause as many as it likes.
+        is_logged: bool,
+    },
     /// A session_create without frame_id was dropped.
     Incomplete,
     /// A session_create that came from a device was dropped.
@@ -84,7 +99,7 @@ impl TunnelEvent<'_> {
             Cut { .. }
             | Stalled
             | DeviceRefused { .. }
-            | Refused(_)
+            | Refused { .. }
             | Incomplete
             | CreateFromDevice => true,
             UnknownSession(_) | TunnelEvent::Dropped(..) | LeftOut(_) => true,
@@ -106,13 +121,15 @@ impl fmt::Display for TunnelEvent<'_> {
             Expired => f.write_str("expired"),
             Revoked(Side::Device) => f.write_str("the device's token is no longer valid"),
             Revoked(Side::Access) => f.write_str("the access token is no longer valid"),
-            SessionCreated { id, service_type } => write!(f, "session {id} for {service_type:?}"),
+            SessionCreated { id, service_type, .. } => {
+                write!(f, "session {id} for {service_type:?}")
+            }
             DeviceRefused { id, why } => write!(f, "device refused {id:?}: {why:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),
             Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
             Stalled => f.write_str("a full connection takes next to nothing and is closed"),
-            Refused(why) => write!(f, "session_create refused: {why}"),
+            Refused { why, .. } => write!(f, "session_create refused: {why}"),
             Incomplete => f.write_str("session_create without frame_id"),
             CreateFromDevice => f.write_str("session_create from a device"),
             UnknownSession(id) => write!(f, "data for unknown session {id:?}"),

@@ -184,8 +184,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.ended.len()
     }
 
-    /// Closes the connections of one side with code 4001, because its token is no longer valid.
-    pub fn revoke(&mut self, side: Side, now: Instant) {
+    /// The observer.
+    pub fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
+    }
+
+    /// Closes the connections of one side with code 4001, because its token is no longer valid: those
+    /// that `has_token` says have shown it.
+    pub fn revoke(&mut self, side: Side, now: Instant, has_token: impl Fn(&T) -> bool) {
         self.observer.event(TunnelEvent::Revoked(side));
         let why = "the token is no longer valid";
         match side {
@@ -194,6 +200,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             Side::Access => {
                 let accesses = self.accesses.values_mut();
+                let accesses = accesses.filter(|access| has_token(access.transport()));
                 accesses.for_each(|access| access.close(close::EXPIRED, why, now));
             }
         }

@@ -432,9 +432,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             release: None,
         };
         let mut refuse = |access: &mut Sender, code, msg: &str| {
-            if self.limiter.permits(now) {
-                self.observer.event(TunnelEvent::Refused(msg));
-            }
+            let Session { access: key, frame_id, service_type, .. } = &session;
+            self.observer.event(TunnelEvent::Refused {
+                access: *key,
+                frame_id: *frame_id,
+                service_type,
+                why: msg,
+                is_logged: self.limiter.permits(now),
+            });
             respond(access, "", &session, &status(code, msg));
         };
         if too_long {
@@ -458,7 +463,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         );
         device.binary(&self.head, &[]);
         let service_type = &*session.service_type;
-        self.observer.event(TunnelEvent::SessionCreated { id: &id, service_type });
+        let (access, frame_id) = (session.access, session.frame_id);
+        let created = TunnelEvent::SessionCreated { id: &id, service_type, access, frame_id };
+        self.observer.event(created);
         self.sessions.insert(id, session);
     }
 

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aiot_tunnel_proto::gateway::{TunnelEvent, TunnelObserver};
+use aiot_tunnel_proto::gateway::{Member, TunnelEvent, TunnelObserver};
 use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
 use super::activity::Record;
+use super::audit::{Audit, AuditEvent, Live, Way};
 use super::published::{Origin, Origins};
 use super::TARGET;
 
@@ -38,7 +39,7 @@ impl LogLimits {
     fn permits(&self, event: &TunnelEvent<'_>, now: Instant) -> bool {
         let index = match event {
             _ if event.is_warning() => 2,
-            TunnelEvent::SessionCreated { .. } | TunnelEvent::Released(..) => 1,
+            TunnelEvent::SessionCreated { .. } | TunnelEvent::SessionEnded { .. } => 1,
             _ => 0,
         };
         self.0.lock()[index].permits(now)
@@ -64,14 +65,18 @@ impl LogLimits {
     }
 }
 
-/// Writes the lines.
+/// Writes the lines, and tells the audit.
 pub(super) struct TunnelLog {
     name: String,
     limits: LogLimits,
     activity: Arc<Record>,
+    audit: Audit,
     /// Of the next access side, if it is a published port.
     pub(super) origins: Option<Arc<Origins>>,
+    /// The address of the device.
+    device: String,
     accesses: HashMap<u64, Access>,
+    sessions: HashMap<String, Live>,
 }
 
 /// An access side.
@@ -82,8 +87,22 @@ struct Access {
 }
 
 impl TunnelLog {
-    pub(super) fn new(name: String, limits: LogLimits, activity: Arc<Record>) -> Self {
-        TunnelLog { name, limits, activity, origins: None, accesses: HashMap::new() }
+    pub(super) fn new(
+        name: String,
+        limits: LogLimits,
+        activity: Arc<Record>,
+        audit: Audit,
+    ) -> Self {
+        TunnelLog {
+            name,
+            limits,
+            activity,
+            audit,
+            origins: None,
+            device: String::new(),
+            accesses: HashMap::new(),
+            sessions: HashMap::new(),
+        }
     }
 
     /// The client of a published port that a session was asked for.
@@ -91,40 +110,93 @@ impl TunnelLog {
         self.accesses.get(&access)?.origins.as_ref()?.take(frame_id)
     }
 
-    fn note(&mut self, event: &TunnelEvent<'_>) {
+    /// The address of a connection.
+    fn address(&self, member: Member) -> &str {
+        match member {
+            Member::Device => &self.device,
+            Member::Access(key) => self.accesses.get(&key).map_or("", |access| &access.address),
+        }
+    }
+
+    /// Takes down who is connected and what is open. Returns the address that belongs behind the
+    /// event's line.
+    fn note(&mut self, event: &TunnelEvent<'_>, now: Instant) -> Option<String> {
         match *event {
+            TunnelEvent::DeviceConnected { from } => {
+                self.device = from.to_owned();
+                return None;
+            }
             TunnelEvent::AccessConnected { key, from } => {
                 let (address, origins) = (from.to_owned(), self.origins.take());
                 self.accesses.insert(key, Access { address, origins });
+                return None;
             }
-            TunnelEvent::AccessLeft { key, .. } => drop(self.accesses.remove(&key)),
-            TunnelEvent::SessionCreated { access, frame_id, .. } => {
-                if let Some(origin) = self.origin(access, frame_id) {
+            TunnelEvent::AccessLeft { key, .. } => {
+                return self.accesses.remove(&key).map(|access| access.address);
+            }
+            TunnelEvent::SessionCreated { id, service_type, access, frame_id } => {
+                let origin = self.origin(access, frame_id);
+                let (client, way) = match &origin {
+                    Some(origin) => (origin.address.to_string(), Way::Published),
+                    None => (self.address(Member::Access(access)).to_owned(), Way::Access),
+                };
+                if let Some(origin) = origin {
                     origin.has_session();
                 }
+                let service = service_type.to_owned();
+                let live = Live { service, client: client.clone(), way, since: now };
+                self.sessions.insert(id.to_owned(), live);
+                return Some(client);
             }
-            TunnelEvent::Refused { access, frame_id, why, .. } => {
+            TunnelEvent::SessionEnded { id, moved, why } => {
+                let live = self.sessions.remove(id)?;
+                self.audit.ended(&live.ended(&self.name, id, moved, why, now));
+                let seconds = now.saturating_duration_since(live.since).as_secs_f64();
+                return Some(format!("{}, {seconds:.3} s", live.client));
+            }
+            TunnelEvent::Refused { access, frame_id, service_type, reason, why, .. } => {
                 if let Some(origin) = self.origin(access, frame_id) {
-                    origin.is_refused(why);
+                    // The port reports it if it is not asked for again.
+                    origin.is_refused(reason.into(), why);
+                    return Some(origin.address.to_string());
                 }
+                self.audit.refused(&AuditEvent::Refused {
+                    tunnel: &self.name,
+                    service: Some(service_type),
+                    client: self.address(Member::Access(access)),
+                    way: Way::Access,
+                    reason: reason.into(),
+                    why,
+                });
+            }
+            TunnelEvent::Cut { id, .. } | TunnelEvent::DeviceRefused { id, .. } => {
+                return self.sessions.get(id).map(|live| live.client.clone());
             }
             _ => {}
         }
+        event.member().map(|member| self.address(member).to_owned())
     }
 }
 
 impl TunnelObserver for TunnelLog {
     fn event(&mut self, event: TunnelEvent<'_>) {
+        let now = Instant::now();
         self.activity.note(&event);
-        self.note(&event);
-        if matches!(event, TunnelEvent::Refused { is_logged: false, .. }) {
+        let address = self.note(&event, now);
+        // A session's end says the same, and more.
+        let is_said = matches!(event, TunnelEvent::Released(..));
+        if is_said || matches!(event, TunnelEvent::Refused { is_logged: false, .. }) {
             return;
         }
-        let now = Instant::now();
         self.limits.report(&self.name, now, false);
         if self.limits.permits(&event, now) {
             let level = if event.is_warning() { ::log::Level::Warn } else { ::log::Level::Info };
-            ::log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name);
+            match address.filter(|address| !address.is_empty()) {
+                Some(address) => {
+                    ::log::log!(target: TARGET, level, "tunnel {:?}: {event} ({address})", self.name);
+                }
+                None => ::log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name),
+            }
         }
     }
 }
@@ -141,7 +213,7 @@ mod tests {
         let written = (0..10_000).filter(|_| limits.permits(&session, now)).count();
         assert_eq!(written, SESSIONS as usize);
         assert!(limits.permits(&TunnelEvent::DeviceConnected { from: "" }, now));
-        assert!(limits.permits(&TunnelEvent::Stalled, now));
+        assert!(limits.permits(&TunnelEvent::Stalled(Member::Device), now));
         assert_eq!(limits.deadline(), Some(now + WINDOW));
         limits.report("t1", now + WINDOW, false);
         assert_eq!(limits.deadline(), None);

@@ -18,6 +18,7 @@
 
 mod activity;
 mod admission;
+mod audit;
 mod hub;
 mod log;
 mod published;
@@ -45,11 +46,13 @@ use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::{self, Waker};
 use admission::{Handshakes, Permit, Permits};
+use audit::Audit;
 use hub::Order;
 use published::Publisher;
 use server::{check_id, check_not_empty, descriptors, Shared};
 
 pub use activity::{Activity, Peer};
+pub use audit::{AuditEvent, Refusal, Way};
 pub use published::PublishedPort;
 pub use tokens::{TokenDigest, TokenKey};
 
@@ -229,6 +232,7 @@ pub struct GatewayBuilder {
     tunnels: Vec<TunnelConfig>,
     stored: Vec<StoredTunnel>,
     published: Vec<PublishedPort>,
+    audit: Audit,
     token_key: TokenKey,
     settings: Settings,
 }
@@ -294,6 +298,14 @@ impl GatewayBuilder {
     /// Serves a published port.
     pub fn publish(mut self, port: PublishedPort) -> Self {
         self.published.push(port);
+        self
+    }
+
+    /// Calls `sink` at the end of each session and at each refusal, from several threads. It must return
+    /// soon, because sessions wait meanwhile. Refusals are limited to 1000 in 30 s; further ones are
+    /// counted.
+    pub fn audit(mut self, sink: impl Fn(&AuditEvent<'_>) + Send + Sync + 'static) -> Self {
+        self.audit = Audit::new(sink);
         self
     }
 
@@ -413,6 +425,7 @@ impl GatewayBuilder {
             connections: Permits::default(),
             descriptors: limit,
             limiter: Mutex::new(LogLimiter::default()),
+            audit: self.audit,
         };
         for tunnel in &self.tunnels {
             shared.put(&shared.stored(tunnel)?, false)?;
@@ -473,6 +486,7 @@ impl Gateway {
             tunnels: Vec::new(),
             stored: Vec::new(),
             published: Vec::new(),
+            audit: Audit::default(),
             token_key: TokenKey::random(),
             settings,
         }
@@ -604,6 +618,7 @@ impl Gateway {
         for thread in threads {
             let _ = thread.join();
         }
+        self.shared.audit.end();
     }
 }
 

@@ -25,6 +25,7 @@ use aiot_tunnel_proto::{LogLimiter, Ready};
 use parking_lot::Mutex;
 
 use super::admission::{Permit, Permits};
+use super::audit::{AuditEvent, Refusal, Way};
 use super::server::Shared;
 use super::{ACCEPT_PAUSE, TARGET};
 use crate::config::{Port, Service, TunnelId, FIRST_WINDOW};
@@ -138,7 +139,7 @@ pub(super) struct Origin {
     pub(super) address: SocketAddr,
     has_session: AtomicBool,
     /// Why it has none yet.
-    refusal: Mutex<Option<String>>,
+    refusal: Mutex<Option<Why>>,
 }
 
 impl Origin {
@@ -148,8 +149,8 @@ impl Origin {
     }
 
     /// The hub has refused a session for now.
-    pub(super) fn is_refused(&self, why: &str) {
-        *self.refusal.lock() = Some(why.to_owned());
+    pub(super) fn is_refused(&self, reason: Refusal, why: &str) {
+        *self.refusal.lock() = Some((reason, why.to_owned()));
     }
 }
 
@@ -175,20 +176,31 @@ impl Drop for Client {
     fn drop(&mut self) {
         if !self.origin.has_session.load(Ordering::Relaxed) {
             let why = self.origin.refusal.lock().take();
-            let why = why.unwrap_or_else(|| "the tunnel's connection was lost".to_owned());
-            refuse(&self.shared, &self.port, self.origin.address, &why);
+            let lost = || (Refusal::Other, "the tunnel's connection was lost".to_owned());
+            let (reason, why) = why.unwrap_or_else(lost);
+            refuse(&self.shared, &self.port, self.origin.address, reason, &why);
         }
     }
 }
 
+/// Why a client gets no session.
+type Why = (Refusal, String);
+
 /// Reports a client that gets no session.
-fn refuse(shared: &Shared, port: &Names, client: SocketAddr, why: &str) {
+fn refuse(shared: &Shared, port: &Names, client: SocketAddr, reason: Refusal, why: &str) {
     let Names { address, tunnel, service_type } = port;
     shared.complain(format_args!(
         "tunnel {:?}: client {client} of the published port {address} is refused: {why}",
         tunnel.as_str()
     ));
-    let _ = service_type;
+    shared.audit.refused(&AuditEvent::Refused {
+        tunnel: tunnel.as_str(),
+        service: Some(service_type),
+        client: &client.to_string(),
+        way: Way::Published,
+        reason,
+        why,
+    });
 }
 
 impl LocalStream for Client {
@@ -414,8 +426,8 @@ impl Publisher {
             match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
                 Ok((tcp, from)) => {
                     // What is dropped before it has a session is reset.
-                    if let Err(why) = self.open(tcp, from) {
-                        refuse(&self.shared, &self.names, from, &why);
+                    if let Err((reason, why)) = self.open(tcp, from) {
+                        refuse(&self.shared, &self.names, from, reason, &why);
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -433,14 +445,18 @@ impl Publisher {
     ///
     /// # Errors
     /// Why it gets none.
-    fn open(&mut self, tcp: TcpStream, from: SocketAddr) -> std::result::Result<(), String> {
+    fn open(&mut self, tcp: TcpStream, from: SocketAddr) -> std::result::Result<(), Why> {
         let permit = self.shared.published_permit(&self.clients, self.port.client_limit);
         let permit = permit.ok_or_else(|| {
             let limit = self.port.client_limit;
-            format!("the limit of {limit} clients of the port, or that of connections in all")
+            let why =
+                format!("the limit of {limit} clients of the port, or that of connections in all");
+            (Refusal::Limit, why)
         })?;
         let prepared = tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true));
-        let to = prepared.and_then(|()| tcp.local_addr()).map_err(|e| e.to_string())?;
+        let to = prepared
+            .and_then(|()| tcp.local_addr())
+            .map_err(|e| (Refusal::Other, e.to_string()))?;
         let socket = LocalSocket::Tcp(tcp);
         socket.keep_alive(Some(KEEPALIVE));
         let header = if self.port.proxy_protocol { proxy_header(from, to) } else { Vec::new() };
@@ -472,21 +488,21 @@ impl Publisher {
     ///
     /// # Errors
     /// Why it cannot connect.
-    fn connect(&mut self) -> std::result::Result<(), String> {
+    fn connect(&mut self) -> std::result::Result<(), Why> {
         if self.relay.as_ref().is_some_and(|relay| relay.connection().is_open()) {
             return Ok(());
         }
         let now = Instant::now();
         let pending = self.lose(now);
-        let mut relay = self.attach(now).inspect_err(|why| {
-            pending.iter().for_each(|one| one.stream().origin.is_refused(why));
+        let mut relay = self.attach(now).inspect_err(|(reason, why)| {
+            pending.iter().for_each(|one| one.stream().origin.is_refused(*reason, why));
         })?;
         pending.into_iter().for_each(|one| relay.open(one, now));
         self.relay = Some(relay);
         Ok(())
     }
 
-    fn attach(&mut self, now: Instant) -> std::result::Result<PortRelay, String> {
+    fn attach(&mut self, now: Instant) -> std::result::Result<PortRelay, Why> {
         let origins = Arc::new(Origins::default());
         let name = format!("the published port {}", self.names.address);
         let stream = self.shared.attach(&self.port.tunnel, name, origins.clone())?;

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 
 use super::activity::{Activity, Record};
 use super::admission::{Client, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING};
+use super::audit::{Audit, AuditEvent, Refusal, Way};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
 use super::published::Origins;
@@ -157,6 +158,7 @@ pub(super) struct Shared {
     pub(super) descriptors: usize,
     /// Limits the lines about clients that are not admitted.
     pub(super) limiter: Mutex<LogLimiter>,
+    pub(super) audit: Audit,
 }
 
 impl Shared {
@@ -250,7 +252,8 @@ impl Shared {
                 PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
             let limiter = self.limiter.lock().deadline();
-            let deadline = [limiter, next, pause].into_iter().flatten().min();
+            let audit = self.audit.deadline();
+            let deadline = [limiter, audit, next, pause].into_iter().flatten().min();
             if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
@@ -258,6 +261,7 @@ impl Shared {
                 self.handshakes.freed.reset();
             }
             let now = Instant::now();
+            self.audit.tick(now);
             if let Some(count) = self.limiter.lock().tick(now) {
                 log::warn!(target: TARGET, "{count} more such lines were left out");
             }
@@ -360,8 +364,19 @@ impl Shared {
         };
         let (permit, serial) = match self.permit(&opening) {
             Ok(permit) => permit,
-            Err((status, why)) => {
+            Err((status, reason, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
+                self.audit.refused(&AuditEvent::Refused {
+                    tunnel,
+                    service: None,
+                    client: &address.to_string(),
+                    way: match side {
+                        Side::Device => Way::Device,
+                        Side::Access => Way::Access,
+                    },
+                    reason,
+                    why: &why,
+                });
                 self.complain(format_args!(
                     "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
                 ));
@@ -391,25 +406,25 @@ impl Shared {
         tunnel: &TunnelId,
         peer: String,
         origins: Arc<Origins>,
-    ) -> std::result::Result<Stream, String> {
-        let pair = own_connection().map_err(|e| format!("make a pair of sockets: {e}"))?;
-        let [stream, own] = pair;
+    ) -> std::result::Result<Stream, (Refusal, String)> {
+        let failed = |e| (Refusal::Other, format!("connect to the tunnel's thread: {e}"));
+        let [stream, own] = own_connection().map_err(failed)?;
         // It takes no place of a client.
         let (permits, others) = (Permits::default(), Permits::default());
-        let permit = permits.replace(1, &others, 1).ok_or("no permit")?;
+        let permit = permits.take_anyway(1, &others, 1);
         let member = MemberStream { stream, permit, peer, is_own: true };
         let member = Connection::new(member, Role::Server, &[], gateway::UPKEEP, Instant::now());
-        let mut why = NO_TUNNEL;
+        let mut why = (Refusal::UnknownTunnel, NO_TUNNEL.to_owned());
         let admits = |entry: &Entry| {
             if entry.is_expired() {
-                why = EXPIRED;
+                why = (Refusal::Expired, EXPIRED.to_owned());
             }
             !entry.is_expired()
         };
         let joined = self.join(tunnel.as_str(), admits, Side::Access, member.into(), Some(origins));
-        match joined.map_err(|e| e.to_string())? {
+        match joined.map_err(failed)? {
             true => Ok(own),
-            false => Err(why.to_owned()),
+            false => Err(why),
         }
     }
 
@@ -434,19 +449,20 @@ impl Shared {
     pub(super) fn permit(
         &self,
         opening: &Opening<'_>,
-    ) -> std::result::Result<(Permit, u64), (StatusCode, String)> {
+    ) -> std::result::Result<(Permit, u64), (StatusCode, Refusal, String)> {
         let presented = self.token_key.of(opening.token);
         let registry = self.registry.lock();
         // Not 401: a device would drop a tunnel that the gateway only does not know yet.
-        let unknown = || (StatusCode::NOT_FOUND, NO_TUNNEL.to_owned());
+        let unknown = || (StatusCode::NOT_FOUND, Refusal::UnknownTunnel, NO_TUNNEL.to_owned());
         let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
         let key = entry.key(opening.side);
-        let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
+        let unauthorized =
+            |reason, why: &str| Err((StatusCode::UNAUTHORIZED, reason, why.to_owned()));
         if key.token != presented {
-            return unauthorized("wrong token");
+            return unauthorized(Refusal::WrongToken, "wrong token");
         }
         if entry.is_expired() {
-            return unauthorized(EXPIRED);
+            return unauthorized(Refusal::Expired, EXPIRED);
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
@@ -460,7 +476,7 @@ impl Shared {
         permit.map(|permit| (permit, key.serial)).ok_or_else(|| {
             let all = self.settings.connections;
             let why = format!("the limit of {limit} such connections, or of {all} in all");
-            (StatusCode::SERVICE_UNAVAILABLE, why)
+            (StatusCode::SERVICE_UNAVAILABLE, Refusal::Limit, why)
         })
     }
 
@@ -511,7 +527,7 @@ impl Shared {
         // A hub that has panicked leaves its members behind.
         activity.hub_ended();
         let (limits_of_log, seen) = (limits.clone(), activity.clone());
-        let log = TunnelLog::new(tunnel.to_owned(), limits_of_log, seen);
+        let log = TunnelLog::new(tunnel.to_owned(), limits_of_log, seen, self.audit.clone());
         let core = Tunnel::new(self.settings.tunnel, log);
         let hub = Hub::new(tunnel.to_owned(), core, limits, activity, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());

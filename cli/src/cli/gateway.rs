@@ -74,7 +74,8 @@ The last two may be left out. With proxy_protocol, a session begins with a heade
 protocol, version 2, which tells the service the client's address.
 
 Signals:
-  SIGHUP           reads list, certificate and key again; open sessions go on
+  SIGHUP           reads list, certificate and key again, and opens the audit log again; open
+                   sessions go on
   SIGINT, SIGTERM  end the gateway";
 
 #[derive(Args)]
@@ -226,6 +227,10 @@ pub(crate) struct GatewayArgs {
     )]
     pub(crate) access_limit: usize,
 
+    /// Append a JSON line to this file for each session that ends and each client that is refused.
+    /// After SIGHUP the file is opened again
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
     pub(crate) log_format: LogFormat,

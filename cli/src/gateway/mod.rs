@@ -1,5 +1,6 @@
 //! `aiot-tunnel gateway`
 
+mod audit;
 mod list;
 pub(crate) mod publish;
 mod reload;
@@ -112,6 +113,10 @@ impl Start {
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
         };
+        if let Some(path) = &args.audit_log {
+            audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
+            self.builder = self.builder.audit(audit::write);
+        }
         let queue_timeout = args.publish_queue_timeout;
         let ports = publish::bind(&args.publish, queue_timeout, args.publish_limit, settings)?;
         let mut published = Vec::new();
@@ -139,12 +144,16 @@ impl Start {
         tell_service_manager(&[NotifyState::Ready]);
         for signal in signals.forever() {
             match signal {
-                SIGHUP => drop(changes.send(Cause::Signal)),
+                SIGHUP => {
+                    audit::reopen();
+                    drop(changes.send(Cause::Signal));
+                }
                 _ => break,
             }
         }
         tell_service_manager(&[NotifyState::Stopping]);
         registry.gateway().stop();
+        audit::finish();
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use aiot_tunnel_testkit::{gateways, logs};
 use serde_json::Value;
 
 mod api;
+mod audit;
 mod generate;
 mod hostile;
 mod publish;

@@ -28,7 +28,7 @@ use crate::session::RecentIds;
 use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
-pub use event::{TunnelEvent, TunnelObserver};
+pub use event::{Member, RefusalReason, TunnelEvent, TunnelObserver};
 use sessions::Session;
 
 /// The high-water mark of a connection, in bytes. While this much waits to be sent to it, the
@@ -333,7 +333,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             match received {
                 Received::Frame(frame, _) => self.take_from_device(&frame, sender, now),
                 Received::Dropped { what, loss } => {
-                    self.limited(now, TunnelEvent::Dropped(Side::Device, &what));
+                    self.limited(now, TunnelEvent::Dropped(Member::Device, &what));
                     if let Some(loss) = loss {
                         self.lost_by_device(&loss, sender, now);
                     }
@@ -356,7 +356,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 match received {
                     Received::Frame(frame, _) => self.take_from_access(key, &frame, sender, now),
                     Received::Dropped { what, loss } => {
-                        self.limited(now, TunnelEvent::Dropped(Side::Access, &what));
+                        self.limited(now, TunnelEvent::Dropped(Member::Access(key), &what));
                         if let Some(loss) = loss {
                             self.lost_by_access(key, &loss, sender, now);
                         }
@@ -399,7 +399,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for key in keys.into_iter().filter(|key| self.holds_up_others(*key)).collect::<Vec<_>>() {
             let Some(member) = self.accesses.get_mut(&key) else { continue };
             if member.is_stalled(now, self.limits.stall) {
-                self.observer.event(TunnelEvent::Stalled);
+                self.observer.event(TunnelEvent::Stalled(Member::Access(key)));
                 member.close(close::POLICY, "it takes nothing and holds up the others", now);
             }
         }

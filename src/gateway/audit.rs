@@ -38,6 +38,8 @@ pub enum Refusal {
     Limit,
     /// The device was not connected.
     DeviceAway,
+    /// The device refused the session, did not answer, or was lost before it answered.
+    Device,
     /// Anything else.
     Other,
 }
@@ -56,7 +58,7 @@ impl From<RefusalReason> for Refusal {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AuditEvent<'a> {
-    /// A session is over. This is said of every session, also of one that the device refused.
+    /// A session is over. This is said of every session that the device had accepted.
     #[non_exhaustive]
     SessionEnded {
         /// The tunnel.

@@ -10,7 +10,7 @@ use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
 use super::activity::Record;
-use super::audit::{Audit, AuditEvent, Live, Way};
+use super::audit::{Audit, AuditEvent, Live, Refusal, Way};
 use super::published::{Origin, Origins};
 use super::TARGET;
 
@@ -148,9 +148,20 @@ impl TunnelLog {
                 self.sessions.insert(id.to_owned(), live);
                 return Some(client);
             }
-            TunnelEvent::SessionEnded { id, moved, why } => {
+            TunnelEvent::SessionEnded { id, was_open, moved, why } => {
                 let live = self.sessions.remove(id)?;
-                self.audit.ended(&live.ended(&self.name, id, moved, why, now));
+                if was_open {
+                    self.audit.ended(&live.ended(&self.name, id, moved, why, now));
+                } else {
+                    self.audit.refused(&AuditEvent::Refused {
+                        tunnel: &self.name,
+                        service: Some(&live.service),
+                        client: &live.client,
+                        way: live.way,
+                        reason: Refusal::Device,
+                        why,
+                    });
+                }
                 let seconds = now.saturating_duration_since(live.since).as_secs_f64();
                 return Some(format!("{}, {seconds:.3} s", live.client));
             }

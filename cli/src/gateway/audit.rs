@@ -119,6 +119,7 @@ fn reason_name(reason: Refusal) -> &'static str {
         Refusal::Expired => "expired",
         Refusal::Limit => "limit",
         Refusal::DeviceAway => "device_away",
+        Refusal::Device => "refused_by_device",
         _ => "other",
     }
 }

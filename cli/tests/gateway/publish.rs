@@ -14,7 +14,7 @@ use super::{certify, echoes, Gateway};
 
 impl Gateway {
     /// The address of a published port: of the first that the log names.
-    fn published(&self) -> SocketAddr {
+    pub(super) fn published(&self) -> SocketAddr {
         const BEGIN: &str = "published port ";
         self.program.expect_log(BEGIN);
         let log = self.program.log();

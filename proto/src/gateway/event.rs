@@ -91,6 +91,8 @@ pub enum TunnelEvent<'a> {
     SessionEnded {
         /// The session id.
         id: &'a str,
+        /// Whether the device had accepted it.
+        was_open: bool,
         /// What it has carried.
         moved: Traffic,
         /// Why it ended. The ends' own texts are quoted.
@@ -187,7 +189,10 @@ impl fmt::Display for TunnelEvent<'_> {
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),
             Cut { id, why } => write!(f, "session {id:?} is cut: {why}"),
-            SessionEnded { id, moved, why } => {
+            SessionEnded { id, was_open: false, why, .. } => {
+                write!(f, "session {id} was not opened: {why}")
+            }
+            SessionEnded { id, moved, why, .. } => {
                 let Traffic { to_device, to_access } = moved;
                 write!(
                     f,

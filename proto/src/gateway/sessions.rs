@@ -517,8 +517,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     fn end(&mut self, id: &str) {
         if let Some(session) = self.sessions.remove(id) {
             let why = session.why.as_deref().unwrap_or_default();
-            let moved = session.moved;
-            self.observer.event(TunnelEvent::SessionEnded { id, moved, why });
+            let (was_open, moved) = (session.deadline.is_none(), session.moved);
+            self.observer.event(TunnelEvent::SessionEnded { id, was_open, moved, why });
         }
         self.ended.push(id);
     }

@@ -214,3 +214,57 @@ fn a_frame_that_is_too_long_changes_nothing_in_a_session_that_has_ended() {
     assert_eq!(heard.iter().map(|(_, payload)| payload.len()).sum::<usize>(), 400_000);
     assert!(path.hears(Side::Access).iter().all(|(header, _)| header["frame_type"] != 3));
 }
+
+impl Path {
+    /// Lets time pass until the device has heard so many bytes of data. Returns the time, and when the
+    /// device heard the text.
+    fn until_heard(&mut self, most: usize, text: &[u8]) -> (Duration, Option<Duration>) {
+        let begun = self.now;
+        let (mut heard, mut text_at) = (0, None);
+        for _ in 0..100_000 {
+            let data = self.hears(Side::Device).into_iter();
+            for (_, payload) in data.filter(|(header, _)| header["frame_type"] == 4) {
+                heard += payload.len();
+                if payload == text {
+                    text_at = Some(self.now - begun);
+                }
+            }
+            if heard >= most {
+                assert_eq!(heard, most);
+                return (self.now - begun, text_at);
+            }
+            self.now = self.tunnel.deadline(self.now).unwrap();
+            self.turns();
+        }
+        panic!("{heard} bytes of {most}");
+    }
+}
+
+#[test]
+fn a_tunnel_carries_no_more_than_its_rate_and_a_keystroke_does_not_wait_behind_a_file() {
+    let mut path = Path::new();
+    path.tunnel.limit_rate(Some(12_500), path.now);
+    let terms = r#","ext":"credit","credit":400000"#;
+    let (file, ..) = path.opens(terms, terms);
+    let (shell, ..) = path.opens(terms, terms);
+    (0..5).for_each(|_| path.sends(Side::Access, &file, "", &[7; 20_000]));
+    path.sends(Side::Access, &shell, "", b"key");
+    let (took, key_after) = path.until_heard(100_003, b"key");
+    let bounds = Duration::from_millis(7_800)..Duration::from_millis(8_050);
+    assert!(bounds.contains(&took), "{took:?}");
+    assert!(key_after.unwrap() <= Duration::from_millis(50), "{key_after:?}");
+}
+
+#[test]
+fn the_rate_also_holds_without_flow_control() {
+    let mut path = Path::new();
+    let (id, ..) = path.opens("", "");
+    path.tunnel.limit_rate(Some(12_500), path.now);
+    (0..5).for_each(|_| path.sends(Side::Access, &id, "", &[7; 20_000]));
+    let (took, _) = path.until_heard(100_000, b"");
+    // The last frame passes on what is left of the bucket, so its own time comes behind it.
+    let bounds = Duration::from_millis(6_200)..Duration::from_millis(8_050);
+    assert!(bounds.contains(&took), "{took:?}");
+    // The gateway itself keeps nothing back.
+    assert_eq!(path.tunnel.traffic().to_device, 100_000);
+}

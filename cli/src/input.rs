@@ -189,31 +189,6 @@ pub(crate) fn duration(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-/// A rate of a tunnel, in bytes a second: `100kbit`, `2Mbit`, `500kB`. At least 8 kbit.
-pub(crate) fn rate(text: &str) -> std::result::Result<u64, String> {
-    const LEAST: u64 = 1000;
-    const UNITS: [(&str, u64, u64); 8] = [
-        ("kbit", 1_000, 8),
-        ("Mbit", 1_000_000, 8),
-        ("Gbit", 1_000_000_000, 8),
-        ("bit", 1, 8),
-        ("kB", 1_000, 1),
-        ("MB", 1_000_000, 1),
-        ("GB", 1_000_000_000, 1),
-        ("B", 1, 1),
-    ];
-    let amount = text.strip_suffix("/s").unwrap_or(text);
-    let unit = UNITS.iter().find_map(|(unit, times, by)| {
-        let number = amount.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?;
-        Some(number.saturating_mul(*times) / by)
-    });
-    match unit {
-        Some(rate) if rate >= LEAST => Ok(rate),
-        Some(_) => Err("less than 8kbit, which no session can use".to_owned()),
-        None => Err("not a rate such as 100kbit, 2Mbit or 500kB (a second)".to_owned()),
-    }
-}
-
 /// A time, or `never`.
 pub(crate) fn optional_duration(text: &str) -> std::result::Result<OptionalDuration, String> {
     match text {
@@ -269,17 +244,6 @@ pub(crate) fn octal(text: &str) -> std::result::Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_rate_has_a_unit_of_bits_or_bytes() {
-        assert_eq!(rate("100kbit"), Ok(12_500));
-        assert_eq!(rate("2Mbit/s"), Ok(250_000));
-        assert_eq!(rate("500kB"), Ok(500_000));
-        assert_eq!(rate("8000 bit"), Ok(1_000));
-        for wrong in ["", "100", "kbit", "-1kbit", "1kbit", "0MB", "1.5Mbit", "100kbps"] {
-            assert!(rate(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_url_is_taken_apart() {

@@ -240,8 +240,6 @@ pub struct GatewayBuilder {
 #[derive(Debug, Clone, Copy)]
 struct Settings {
     tunnel: TunnelLimits,
-    /// In bytes a second.
-    rate: Option<u64>,
     connections: usize,
     access_connections: usize,
     handshakes: usize,
@@ -358,13 +356,6 @@ impl GatewayBuilder {
     /// times as long.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.settings.tunnel.stall = timeout;
-        self
-    }
-
-    /// Limits what the sessions of one tunnel together may carry in each direction, in bytes a second.
-    /// `None`, the default: no limit. A short burst may go beyond it, of what the rate makes in 100 ms.
-    pub fn rate_limit(mut self, rate: impl Into<Option<u64>>) -> Self {
-        self.settings.rate = rate.into();
         self
     }
 
@@ -485,7 +476,6 @@ impl Gateway {
     pub fn builder() -> GatewayBuilder {
         let settings = Settings {
             tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
-            rate: None,
             connections: 1024,
             access_connections: 32,
             handshakes: 64,

@@ -528,8 +528,7 @@ impl Shared {
         activity.hub_ended();
         let (limits_of_log, seen) = (limits.clone(), activity.clone());
         let log = TunnelLog::new(tunnel.to_owned(), limits_of_log, seen, self.audit.clone());
-        let mut core = Tunnel::new(self.settings.tunnel, log);
-        core.limit_rate(self.settings.rate, Instant::now());
+        let core = Tunnel::new(self.settings.tunnel, log);
         let hub = Hub::new(tunnel.to_owned(), core, limits, activity, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());
         let run = move || hub.run(|orders| shared.retire(&tunnel, serial, orders));

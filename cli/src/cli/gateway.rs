@@ -227,11 +227,6 @@ pub(crate) struct GatewayArgs {
     )]
     pub(crate) access_limit: usize,
 
-    /// What the sessions of one tunnel together may carry in each direction, in a second, such as
-    /// 100kbit, 2Mbit or 500kB. Default: no limit
-    #[arg(long, value_name = "RATE", value_parser = input::rate, help_heading = "Limits")]
-    pub(crate) rate_limit: Option<u64>,
-
     /// Append a JSON line to this file for each session that ends and each client that is refused.
     /// After SIGHUP the file is opened again
     #[arg(long, value_name = "FILE", help_heading = "Log")]

@@ -16,7 +16,6 @@
 
 mod event;
 mod lane;
-mod rate;
 mod sessions;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,7 +29,6 @@ use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
 pub use event::{Member, RefusalReason, TunnelEvent, TunnelObserver};
-use rate::RateLimit;
 use sessions::Session;
 
 /// The high-water mark of a connection, in bytes. While this much waits to be sent to it, the
@@ -100,7 +98,6 @@ pub struct Tunnel<T: Transport, O> {
     /// Counts the turns of the lanes.
     lane_turns: u64,
     traffic: Traffic,
-    rate: Option<RateLimit>,
     limiter: LogLimiter,
     observer: O,
 }
@@ -123,7 +120,6 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             payload: Vec::new(),
             lane_turns: 0,
             traffic: Traffic::default(),
-            rate: None,
             limiter: LogLimiter::default(),
             observer,
         }
@@ -132,11 +128,6 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Whether the tunnel has no connection, not even one in its closing handshake.
     pub fn is_empty(&self) -> bool {
         self.members().next().is_none()
-    }
-
-    /// Limits what the sessions may carry in each direction, in bytes a second. `None`: no limit.
-    pub fn limit_rate(&mut self, rate: Option<u64>, now: Instant) {
-        self.rate = rate.map(|rate| RateLimit::new(rate, now));
     }
 
     /// Sets when the tunnel expires. At that time its connections are closed with code 4001.
@@ -251,9 +242,6 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             self.observer.event(TunnelEvent::Expired);
             self.close_all(close::EXPIRED, "expired", now);
         }
-        if let Some(rate) = &mut self.rate {
-            rate.refill(now);
-        }
         self.pump_device(now);
         self.pump_accesses(now);
         self.pass_lanes();
@@ -282,13 +270,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let is_full = |(key, member): (&u64, &Connection<T>)| {
             member.over_high_water() && self.has_plain_session(*key)
         };
-        !self.accesses.iter().any(is_full) && !self.rate_holds(Side::Access)
-    }
-
-    /// Whether the limit of the rate keeps a connection from being read that feeds this side.
-    fn rate_holds(&self, to: Side) -> bool {
-        let is_empty = self.rate.as_ref().is_some_and(|rate| rate.is_empty(to));
-        is_empty && self.sessions.values().any(Session::is_plain)
+        !self.accesses.iter().any(is_full)
     }
 
     fn reads_access(&self, key: u64, member: &Connection<T>) -> bool {
@@ -298,8 +280,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Whether the device's connection does not keep this access connection from being read.
     fn device_has_room(&self, key: u64) -> bool {
         let is_full = self.device.as_ref().is_some_and(Connection::over_high_water);
-        let is_held = self.rate.as_ref().is_some_and(|rate| rate.is_empty(Side::Device));
-        !((is_full || is_held) && self.has_plain_session(key))
+        !(is_full && self.has_plain_session(key))
     }
 
     /// Whether an access connection has a session that cannot wait alone.
@@ -311,39 +292,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     fn has_work(&self) -> bool {
         self.sessions.values().any(|session| {
             let has_room = |to| self.member(session, to).is_some_and(has_room);
-            let waits = |to| {
-                let is_waiting = session.lane(to).is_waiting() && self.rate_allows(session, to) > 0;
-                is_waiting || session.releases_to(to)
-            };
+            let waits = |to| session.lane(to).is_waiting() || session.releases_to(to);
             [Side::Device, Side::Access].into_iter().any(|to| waits(to) && has_room(to))
         })
-    }
-
-    /// How many bytes of a lane the limit of the rate lets go now.
-    fn rate_allows(&self, session: &Session, to: Side) -> usize {
-        let waiting = session.lane(to).waiting();
-        match &self.rate {
-            // The end of a direction alone costs nothing.
-            Some(rate) if waiting > 0 => rate.allows(to, waiting),
-            _ => usize::MAX,
-        }
-    }
-
-    /// When the limit of the rate lets something go that it holds now.
-    fn rate_deadline(&self) -> Option<Instant> {
-        let rate = self.rate.as_ref()?;
-        let sides = [Side::Device, Side::Access].into_iter();
-        let plain = sides.clone().filter(|to| self.rate_holds(*to));
-        let plain = plain.map(|to| rate.ready_at(to, 1));
-        let lanes = self.sessions.values().flat_map(|session| {
-            let waits = |to: &Side| {
-                let has_room = self.member(session, *to).is_some_and(has_room);
-                has_room && session.lane(*to).waiting() > 0
-            };
-            let waiting = sides.clone().filter(waits);
-            waiting.map(|to| rate.ready_at(to, session.lane(to).waiting()))
-        });
-        plain.chain(lanes).min()
     }
 
     /// The connection to one end of a session.
@@ -365,7 +316,6 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let stalls = accesses.filter_map(|(_, member)| member.stalls_at(self.limits.stall));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
         let own = sessions.chain(self.expires).chain(self.limiter.deadline());
-        let own = own.chain(self.rate_deadline());
         members.chain(stalls).chain(own).min()
     }
 

@@ -211,7 +211,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// sender of the connection that the frame came from.
     fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
         let id = &*frame.session_id;
-        let Tunnel { sessions, accesses, device, head, next_frame, traffic, rate, .. } = self;
+        let Tunnel { sessions, accesses, device, head, next_frame, traffic, .. } = self;
         let Some(session) = sessions.get_mut(id) else { return };
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
@@ -244,9 +244,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(member) = member.filter(|member| member.is_open()) else { return };
         let lane = session.lane_mut(to);
         lane.ended |= eof;
-        let length = frame.payload.len();
-        let is_held = rate.as_ref().is_some_and(|rate| rate.allows(to, length) < length);
-        if has_credit && (lane.is_waiting() || member.over_high_water() || is_held) {
+        if has_credit && (lane.is_waiting() || member.over_high_water()) {
             lane.push(frame.payload);
             lane.eof_waits |= eof;
             return;
@@ -254,9 +252,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
-        traffic.count(to, length);
-        session.moved.count(to, length);
-        rate.iter_mut().for_each(|rate| rate.take(to, length));
+        traffic.count(to, frame.payload.len());
+        session.moved.count(to, frame.payload.len());
     }
 
     /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
@@ -281,8 +278,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
     fn pass_lane(&mut self, to: Side, access: u64) -> bool {
-        let Tunnel { sessions, accesses, device, head, payload, next_frame, traffic, rate, .. } =
-            self;
+        let Tunnel { sessions, accesses, device, head, payload, next_frame, traffic, .. } = self;
         let member = match to {
             Side::Device => device.as_mut(),
             Side::Access => accesses.get_mut(&access),
@@ -300,16 +296,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(session) = sessions.values_mut().filter(of_member).min_by_key(turn) else {
             return false;
         };
-        let waiting = session.lane(to).waiting();
-        let allowed = match rate {
-            Some(rate) if waiting > 0 => rate.allows(to, waiting),
-            _ => usize::MAX,
-        };
-        if allowed == 0 {
-            return false;
-        }
         self.lane_turns += 1;
-        let (served, most) = (self.lane_turns, member.payload_size().min(allowed));
+        let (served, most) = (self.lane_turns, member.payload_size());
         let lane = session.lane_mut(to);
         lane.served = served;
         lane.next(most, payload);
@@ -319,7 +307,6 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         member.sender().binary(head, payload);
         traffic.count(to, payload.len());
         session.moved.count(to, payload.len());
-        rate.iter_mut().for_each(|rate| rate.take(to, payload.len()));
         true
     }
 

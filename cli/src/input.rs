@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel::{process, Port, Service, TlsConfig, Token};
 use log::LevelFilter;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use crate::{warnings, Result};
@@ -19,12 +23,49 @@ pub(crate) const ACCESS_TOKEN: &str = "AIOT_TUNNEL_ACCESS_TOKEN";
 
 /// A longer time is a mistake, and clocks do not reach it.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// Longest file, in bytes. The list of the system's certificates has 200 KB.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// How long a pipe may take to deliver its content. A person at a terminal may take longer.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// A larger buffer is a mistake.
 const MAX_BYTES: usize = 1024 * 1024 * 1024;
 
-/// Reads a file; an error names it.
+/// Reads a whole file; an error names it. A pipe must end in time, and nothing may be longer than
+/// [`MAX_FILE`]: a reload must not wait for ever, nor a device such as `/dev/zero` fill the memory.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| format!("{}: {e}", path.display()).into())
+    read_within(path).map_err(|e| format!("{}: {e}", path.display()).into())
+}
+
+fn read_within(path: &Path) -> io::Result<Vec<u8>> {
+    // The open of a pipe that nobody writes to would wait.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let size = file.metadata()?.len();
+    // If it grew, it would leave a copy of a secret behind. A pipe has no size.
+    let mut bytes = Vec::with_capacity(size.clamp(64 * 1024, MAX_FILE) as usize + 1);
+    let deadline = (!file.is_terminal()).then(|| Instant::now() + MAX_PAUSE);
+    loop {
+        match file.by_ref().take(MAX_FILE + 1 - bytes.len() as u64).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 > MAX_FILE => {
+                return Err(io::Error::other(format!("more than {} MiB", MAX_FILE >> 20)));
+            }
+            Ok(_) => return Ok(bytes),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wait(&file, deadline)?,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Waits until there is something to read.
+fn wait(file: &fs::File, deadline: Option<Instant>) -> io::Result<()> {
+    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    let late = || io::Error::other(format!("nothing to read for {} s", MAX_PAUSE.as_secs()));
+    let timeout = left.map(|left| Timespec::try_from(left).map_err(|_| late())).transpose()?;
+    match poll(&mut [PollFd::new(file, PollFlags::IN)], timeout.as_ref()) {
+        Ok(0) => Err(late()),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Reads a file that holds a secret. Warns if others may read it.
@@ -217,6 +258,22 @@ fn bytes(text: &str, least: usize) -> std::result::Result<usize, String> {
     }
 }
 
+/// Bits a second, `100kbit` or `2.5Mbit`, as bytes a second.
+pub(crate) fn rate(text: &str) -> std::result::Result<u64, String> {
+    let text = text.strip_suffix("/s").unwrap_or(text);
+    let units = [("kbit", 1e3), ("Mbit", 1e6), ("Gbit", 1e9)];
+    let parsed = units.iter().find_map(|(unit, factor)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * factor / 8.0)
+    });
+    match parsed {
+        // A frame of 64 KiB would take minutes.
+        Some(rate) if rate < 1000.0 => Err("less than 8kbit".to_owned()),
+        Some(rate) if rate <= 1e12 => Ok(rate as u64),
+        _ => Err("not a rate such as 100kbit or 2Mbit".to_owned()),
+    }
+}
+
 /// The largest payload that is accepted fits into it.
 pub(crate) fn session_buffer(text: &str) -> std::result::Result<usize, String> {
     bytes(text, 64 * 1024)
@@ -230,6 +287,20 @@ pub(crate) fn send_buffer(text: &str) -> std::result::Result<usize, String> {
 /// How much is logged.
 pub(crate) fn log_level(text: &str) -> std::result::Result<LevelFilter, String> {
     text.parse().map_err(|_| "not one of off, error, warn, info, debug, trace".to_owned())
+}
+
+/// A limit. With 0, nothing would work.
+pub(crate) fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// The id of a user.
+pub(crate) fn user_id(text: &str) -> std::result::Result<u32, String> {
+    text.parse().map_err(|_| "not a number; `id -u NAME` shows a user's".to_owned())
 }
 
 /// Permission bits in octal.
@@ -332,6 +403,17 @@ mod tests {
             assert!(session_buffer(bad).is_err(), "{bad}");
         }
         assert_eq!(send_buffer("8KiB"), Ok(8192));
+    }
+
+    #[test]
+    fn a_rate_is_in_bits() {
+        for (text, bytes) in [("100kbit", 12_500), ("2.5 Mbit/s", 312_500), ("1Gbit", 125_000_000)]
+        {
+            assert_eq!(rate(text), Ok(bytes));
+        }
+        for bad in ["", "100", "7kbit", "-1Mbit", "NaNkbit", "infkbit", "1e99Gbit", "1Mbyte"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

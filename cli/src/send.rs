@@ -8,7 +8,7 @@ use aiot_tunnel::{ConnectParams, TunnelId};
 
 use crate::cli::{Operation, SendArgs};
 use crate::control::protocol::RequestLine;
-use crate::control::{Client, Unreachable, DEFAULT_PATH};
+use crate::control::{Client, DEFAULT_PATH};
 use crate::input::{self, DEVICE_TOKEN};
 use crate::{Result, Usage};
 
@@ -63,12 +63,12 @@ pub(crate) fn run(args: &SendArgs) -> Result<()> {
     let path = args.control_socket.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
     match (Client::connect(path), &message) {
         (Ok(mut agent), message) => agent.request(&message.request()),
-        // An agent without a control socket has the queue.
-        (Err(absent @ Unreachable::Absent(_)), Message::Command(command))
-            if args.control_socket.is_none() =>
+        // An agent without a control socket has the queue, and the queue may be for more users.
+        (Err(e), Message::Command(command))
+            if args.control_socket.is_none() && (e.is_absent() || e.is_denied()) =>
         {
-            ipc::send_and_wait(ipc::DEFAULT_KEY, command, TAKEN_WITHIN).map_err(|e| {
-                format!("{absent}; its message queue cannot be used either: {e}").into()
+            ipc::send_and_wait(ipc::DEFAULT_KEY, command, TAKEN_WITHIN).map_err(|of_queue| {
+                format!("{e}; the message queue cannot be used either: {of_queue}").into()
             })
         }
         (Err(e), _) => Err(e.into()),

@@ -26,11 +26,10 @@ const WATCH_AGAIN: Duration = Duration::from_secs(1);
 const WATCH_AGAIN_MOST: Duration = Duration::from_secs(8);
 
 pub(crate) fn run(args: &SignalArgs, settings: &Settings) -> Result<()> {
-    let mut ends = ending_signals()?;
-    let mut asks = Signals::new([SIGUSR1])?;
     if args.print_config {
         print!("{settings}");
     }
+    settings.warn_of_unknown_variables();
     let options = options(args, settings)?;
     if args.check {
         println!("the settings are valid");
@@ -38,6 +37,9 @@ pub(crate) fn run(args: &SignalArgs, settings: &Settings) -> Result<()> {
     if args.check || args.print_config {
         return Ok(());
     }
+    // Not before all files have been read, which a signal must be able to end.
+    let mut ends = ending_signals()?;
+    let mut asks = Signals::new([SIGUSR1])?;
     output::start();
     let agent = Agent::new(args);
     let socket = agent.socket.clone();

@@ -115,7 +115,9 @@ fn a_tunnel_of_the_settings_is_there_again_after_a_restart() {
 #[test]
 fn a_refused_token_is_tried_again_and_its_file_is_read_again() {
     let (cloud, mut device) = (Cloud::plain(), Device::new());
-    device.write_settings(&tunnel("t1", &cloud));
+    let script = device.folder.file("hook");
+    write_script(&script, "#!/bin/sh\necho $AIOT_TUNNEL_EVENT $AIOT_TUNNEL_ID >> events\n");
+    device.write_settings(&format!("on_event = {script:?}\n{}", tunnel("t1", &cloud)));
     let events = device.start(|command| command);
     let unauthorized = |_: &_| Some(401);
     assert!(cloud.accept_if(unauthorized).is_none());
@@ -131,6 +133,8 @@ fn a_refused_token_is_tried_again_and_its_file_is_read_again() {
     device.end();
     let log = device.log();
     assert!(log.contains("its file has a new token") && !log.contains("Expired"), "{log}");
+    let said = fs::read_to_string(device.folder.file("events")).unwrap();
+    assert!(said.starts_with("token_refused t1\nconnect t1\n"), "{said}");
 }
 
 #[test]

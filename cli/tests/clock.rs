@@ -1,7 +1,9 @@
-//! A clock that says 1970, as on a device that has just started: `faketime` makes it. Without that
-//! program, these tests say so and pass.
+//! A clock that says 1970, as on a device that has just started. libfaketime makes it, loaded into the
+//! program: the command `faketime` would stay between, and a test could not end what it has started.
+//! Without that library, these tests say so and pass.
 
-use std::path::Path as FilePath;
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use aiot_tunnel_testkit::certificates::{Authority, Identity};
@@ -10,8 +12,28 @@ use aiot_tunnel_testkit::path::{Agent, Program, TUNNEL};
 use aiot_tunnel_testkit::process::program;
 use aiot_tunnel_testkit::skip;
 
-const FAKETIME: &str = "/usr/bin/faketime";
-const EARLY: &str = "1970-01-02 00:00:00";
+/// As libfaketime takes it: from then on, the clock runs.
+const EARLY: &str = "@1970-01-02 00:00:00";
+/// Where libfaketime keeps what the processes of one clock share.
+const SHARED: &str = "/dev/shm";
+
+/// The library, on every architecture of Debian.
+fn libfaketime() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib").ok()?.flatten();
+    let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+    paths.find(|path| path.exists())
+}
+
+/// Removes what libfaketime leaves behind in a process that is killed.
+struct Traces(u32);
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        for name in ["faketime_shm_", "sem.faketime_sem_"] {
+            let _ = fs::remove_file(format!("{SHARED}/{name}{}", self.0));
+        }
+    }
+}
 
 /// A gateway with this certificate.
 struct Scene {
@@ -63,18 +85,17 @@ impl Scene {
 
 /// The program, with a clock that begins in 1970.
 fn at_1970() -> Command {
-    let mut command = Command::new(FAKETIME);
-    command.args(["-f", &format!("@{EARLY}")]).arg(program());
+    let mut command = Command::new(program());
+    command.env("LD_PRELOAD", libfaketime().unwrap()).env("FAKETIME", EARLY).env("TZ", "UTC");
     // Waits last as long as ever.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
-    command.env("TZ", "UTC");
     command
 }
 
 fn can_run(test: &str) -> bool {
-    let is_there = FilePath::new(FAKETIME).exists();
+    let is_there = libfaketime().is_some();
     if !is_there {
-        skip(test, "there is no faketime");
+        skip(test, "there is no libfaketime");
     }
     is_there
 }
@@ -91,6 +112,7 @@ fn a_clock_before_the_build_is_named_as_the_reason() {
         assert!(log.contains(part), "{log}");
     }
     let agent = scene.agent(at_1970(), &ca, "strict");
+    let _traces = Traces(agent.program.process.id());
     agent.program.expect_log("this machine's clock is wrong");
     assert!(agent.events.so_far().is_empty());
 }
@@ -103,6 +125,7 @@ fn a_tolerant_program_connects_and_says_why_each_time() {
     let ca = Authority::new();
     let scene = Scene::new(&ca.identity("127.0.0.1"));
     let agent = scene.agent(at_1970(), &ca, "tolerant");
+    let _traces = Traces(agent.program.process.id());
     agent.events.expect(&format!("Connect {TUNNEL}"));
     let warning = "the certificate of 127.0.0.1 is accepted even if it is not valid yet";
     assert_eq!(agent.program.log().matches(warning).count(), 1, "{}", agent.program.log());
@@ -115,6 +138,7 @@ fn a_tolerant_program_connects_and_says_why_each_time() {
     command.args(["access", "--url", &url, "--tunnel", TUNNEL, "--listen", "127.0.0.1:0"]);
     command.args(["--clock", "tolerant"]).env("SSL_CERT_FILE", scene.ca(&ca));
     let access = Program::start_command(&mut command);
+    let _traces_of_access = Traces(access.process.id());
     access.expect_log("connected to the tunnel");
     assert!(access.log().contains(warning), "{}", access.log());
 }
@@ -139,6 +163,7 @@ fn a_tolerant_program_accepts_nothing_else() {
             assert!(log.contains(expected) || too_new, "{clock}: {log}");
         }
         let agent = scene.agent(at_1970(), trusted, "tolerant");
+        let _traces = Traces(agent.program.process.id());
         agent.program.expect_log(expected);
         assert!(agent.events.so_far().is_empty());
     }

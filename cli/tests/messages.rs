@@ -97,7 +97,7 @@ fn answers(bytes: &'static [u8]) -> SocketAddr {
 /// What `access` says when it cannot connect to this URL. One line that begins with a sentence and
 /// ends with the original text in brackets.
 fn cannot_connect(url: &str, more: &[&str]) -> String {
-    let tunnel = ["access", "--url", url, "--tunnel", "t1", "--stdio"];
+    let tunnel = ["access", "--url", url, "--tunnel", "t1", "--stdio", "--proxy", "none"];
     let text = fails(&[&tunnel, more].concat());
     let line = text.strip_prefix("aiot-tunnel: ").unwrap_or_else(|| panic!("{text}"));
     assert_eq!(line.lines().count(), 1, "{line}");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -112,19 +113,14 @@ fn the_units_start_subcommands_that_exist() {
         let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
         let words: Vec<&str> = start.split(' ').collect();
         assert_eq!(words[..2], ["/usr/bin/aiot-tunnel", name]);
-        if !subcommands.iter().any(|subcommand| subcommand == name) {
-            assert_eq!(name, "signal", "there is no such subcommand");
-            continue;
-        }
+        assert!(subcommands.iter().any(|subcommand| subcommand == name), "{name}");
         let options = words[1..].iter().filter(|word| !word.starts_with('$'));
         succeed(Command::new(PROGRAM).args(options).arg("--help"));
     }
 }
 
-#[test]
-fn the_service_manager_is_told_that_the_gateway_is_ready_and_that_it_ends() {
-    let folder = Folder::new();
-    folder.write("tunnels.json", r#"[{"id":"t","device_token":"hush-d","access_token":"hush-a"}]"#);
+/// Starts a program as systemd does, and ends it. It must say both.
+fn tells_the_service_manager(folder: &Folder, arguments: &[&str]) {
     let path = folder.file("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(wait::TIMEOUT)).unwrap();
@@ -134,16 +130,37 @@ fn the_service_manager_is_told_that_the_gateway_is_ready_and_that_it_ends() {
         text(&message[..length]).trim().to_owned()
     };
     let mut command = Command::new(PROGRAM);
-    command.args(["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnels"]);
-    command.arg(folder.file("tunnels.json")).env("NOTIFY_SOCKET", &path);
-    let mut gateway = Process::start(command.stdout(Stdio::piped()));
-    let lines = gateway.lines();
+    command.args(arguments).current_dir(folder.path()).env("NOTIFY_SOCKET", &path);
+    let mut process = Process::start(command.stdout(Stdio::piped()));
+    let lines = process.lines();
     assert_eq!(said(), "READY=1");
-    // The port was open before.
-    assert!(lines.next_line().starts_with("listening on "));
-    gateway.terminate();
+    if arguments[0] == "gateway" {
+        // The port was open before.
+        assert!(lines.next_line().starts_with("listening on "));
+    }
+    process.terminate();
     assert_eq!(said(), "STOPPING=1");
-    assert!(gateway.wait().success());
+    assert!(process.wait().success());
+}
+
+#[test]
+fn the_service_manager_is_told_that_the_gateway_is_ready_and_that_it_ends() {
+    let folder = Folder::new();
+    folder.write("tunnels.json", r#"[{"id":"t","device_token":"hush-d","access_token":"hush-a"}]"#);
+    let arguments = ["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnels", "tunnels.json"];
+    tells_the_service_manager(&folder, &arguments);
+}
+
+#[test]
+fn the_service_manager_is_told_that_signal_is_ready_although_there_is_no_broker() {
+    let folder = Folder::new();
+    folder.write("secret", "hush-secret");
+    // Nobody listens on a port that was just free.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let broker = format!("mqtt://127.0.0.1:{port}");
+    let device = ["--product-key", "pk", "--device-name", "dn", "--device-secret-file", "secret"];
+    let arguments = [&["signal", "--broker", &broker][..], &device].concat();
+    tells_the_service_manager(&folder, &arguments);
 }
 
 fn man_pages() -> Folder {
@@ -157,7 +174,8 @@ fn every_subcommand_has_a_manual_page() {
     let folder = man_pages();
     let mut wanted: BTreeSet<String> =
         subcommands().iter().map(|name| format!("aiot-tunnel-{name}.1")).collect();
-    wanted.extend(["aiot-tunnel.1".to_owned(), "aiot-tunnel-agent.toml.5".to_owned()]);
+    let others = ["aiot-tunnel.1", "aiot-tunnel-agent.toml.5", "aiot-tunnel-signal.toml.5"];
+    wanted.extend(others.map(str::to_owned));
     let names = fs::read_dir(folder.path()).unwrap();
     let found: BTreeSet<String> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -179,8 +197,7 @@ fn man_shows_the_pages_without_a_warning_and_the_examples_as_they_are() {
         assert!(output.status.success() && output.stderr.is_empty(), "{page:?}: {output:?}");
         let shown = text(&output.stdout);
         let name = page.file_stem().unwrap().to_str().unwrap();
-        let Some(subcommand) =
-            name.strip_prefix("aiot-tunnel-").filter(|name| *name != "agent.toml")
+        let Some(subcommand) = name.strip_prefix("aiot-tunnel-").filter(|name| !name.contains('.'))
         else {
             continue;
         };
@@ -219,12 +236,13 @@ fn shells_read_the_completions() {
     assert_eq!(completed("aiot-tunnel agent --log-format", "jo", "--log-format"), "journald");
 }
 
-/// The example's settings in force, each line beginning with a `#` and no blank.
-fn uncommented() -> String {
-    let example = fs::read_to_string(packaging("agent.toml")).unwrap();
+/// An example file with its settings in force: all, or those that are wanted.
+fn uncommented(file: &str, is_wanted: impl Fn(&str) -> bool) -> String {
+    let example = fs::read_to_string(packaging(file)).unwrap();
     let lines = example.lines().map(|line| match line.strip_prefix('#') {
         Some(setting)
-            if setting.starts_with(|c: char| c.is_ascii_lowercase() || "_[".contains(c)) =>
+            if setting.starts_with(|c: char| c.is_ascii_lowercase() || "_[".contains(c))
+                && is_wanted(setting.split(' ').next().unwrap()) =>
         {
             setting
         }
@@ -233,12 +251,14 @@ fn uncommented() -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn agent(folder: &Folder, settings: &str) -> Command {
-    folder.write("agent.toml", settings);
+/// `aiot-tunnel SUBCOMMAND --config` with these settings.
+fn with_settings(folder: &Folder, subcommand: &str, settings: &str) -> Command {
+    folder.write("settings.toml", settings);
     let mut command = Command::new(PROGRAM);
-    command.args(["agent", "--config", "agent.toml"]).current_dir(folder.path());
+    command.args([subcommand, "--config", "settings.toml"]).current_dir(folder.path());
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("AIOT_TUNNEL_AGENT_") {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("AIOT_TUNNEL_") || name.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(name);
         }
     }
@@ -249,20 +269,13 @@ fn agent(folder: &Folder, settings: &str) -> Command {
 fn keys(settings: &str) -> BTreeSet<String> {
     let lines = settings.lines().map(|line| line.trim_start_matches("# ").trim());
     let keys = lines.filter_map(|line| line.split_once(" =")).map(|(key, _)| key.to_owned());
+    let of_tables = ["id", "url", "token_file", "_SSH"];
+    let keys = keys.filter(|key| !of_tables.contains(&&**key));
     keys.filter(|key| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).collect()
 }
 
-#[test]
-fn the_example_file_changes_nothing_until_it_is_edited() {
-    let folder = Folder::new();
-    let example = fs::read_to_string(packaging("agent.toml")).unwrap();
-    let with = succeed(agent(&folder, &example).args(["--check", "--print-config"]));
-    let without = succeed(agent(&folder, "").args(["--check", "--print-config"]));
-    assert_eq!(with, without);
-}
-
-#[test]
-fn the_example_file_is_valid_when_everything_in_it_is_in_force() {
+/// The files that the examples name.
+fn files() -> Folder {
     let folder = Folder::new();
     let identity = Identity::self_signed();
     folder.write("ca.pem", &identity.certificate);
@@ -270,14 +283,41 @@ fn the_example_file_is_valid_when_everything_in_it_is_in_force() {
     folder.write("client.key", &identity.key);
     folder.write("t1.token", "hush-token");
     folder.write("proxy.password", "user:hush-password");
-    let settings = uncommented().replace("/etc/aiot-tunnel", folder.path().to_str().unwrap());
-    let printed = succeed(agent(&folder, &settings).args(["--check", "--print-config"]));
-    let mut of_example = keys(&uncommented());
-    let of_tables: BTreeSet<String> = keys("id = \nurl = \ntoken_file = \n_SSH = ");
-    assert!(of_tables.is_subset(&of_example));
-    of_example.retain(|key| !of_tables.contains(key));
-    let mut of_program = keys(&printed);
-    of_program.retain(|key| !of_tables.contains(key));
-    assert_eq!(of_example, of_program);
-    assert!(!printed.contains("# default"), "not every key of the example is in force: {printed}");
+    folder.write("mqtt.password", "hush-password");
+    folder.write("device.secret", "hush-secret");
+    folder
+}
+
+#[test]
+fn the_example_files_change_nothing_until_they_are_edited() {
+    let folder = Folder::new();
+    for subcommand in ["agent", "signal"] {
+        let example = fs::read_to_string(packaging(&format!("{subcommand}.toml"))).unwrap();
+        let printed = |settings| {
+            let mut command = with_settings(&folder, subcommand, settings);
+            let output = run(command.arg("--print-config"));
+            assert!(output.stdout.starts_with(b"# "), "{output:?}");
+            text(&output.stdout)
+        };
+        assert_eq!(printed(&example), printed(""));
+    }
+}
+
+#[test]
+fn the_example_files_are_valid_when_what_is_in_them_is_in_force() {
+    let sign_in = ["region", "instance", "device_secret_file"];
+    let own_broker = ["broker", "instance", "username", "password_file", "client_id"];
+    // What cannot be in one file together.
+    for (subcommand, without) in
+        [("agent", &[][..]), ("signal", &sign_in[..]), ("signal", &own_broker[..])]
+    {
+        let folder = files();
+        let file = format!("{subcommand}.toml");
+        let settings = uncommented(&file, |key| !without.contains(&key));
+        let settings = settings.replace("/etc/aiot-tunnel", folder.path().to_str().unwrap());
+        let mut command = with_settings(&folder, subcommand, &settings);
+        let printed = succeed(command.args(["--check", "--print-config"]));
+        assert!(!printed.contains("# default"), "a key is not in the example: {printed}");
+        assert_eq!(keys(&uncommented(&file, |_| true)), keys(&printed));
+    }
 }

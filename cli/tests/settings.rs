@@ -204,13 +204,23 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
         ("Ca = 1", "agent.toml:1: Ca: write ca"),
         ("ca = [", "agent.toml:1: "),
         ("ca = \"a\"\nca = \"b\"", "agent.toml:2: duplicate key"),
+        ("ca = \"\"", "agent.toml:1: ca: must not be empty"),
         ("ca = \"nowhere.pem\"", "agent.toml:1: ca: nowhere.pem: No such file"),
         ("ca = \"client.key\"", "agent.toml:1: ca: client.key: CA certificate"),
         ("client_cert = \"client.pem\"", "agent.toml:1: client_cert: --client-key is required"),
         ("client_key = \"client.key\"", "agent.toml:1: client_key: --client-cert is required"),
-        ("\nplain = true\nca = \"ca.pem\"", "agent.toml:3: ca: cannot be used with --plain"),
+        (
+            "\nplain = true\nca = \"ca.pem\"",
+            "agent.toml:3: ca: cannot be used with agent.toml:2: plain",
+        ),
         ("plain = \"perhaps\"", "agent.toml:1: plain: not one of true, false"),
-        ("max_sessions = 0", "agent.toml:1: max_sessions: 0 is not in 1.."),
+        ("max_sessions = 0", "agent.toml:1: max_sessions: must be at least 1"),
+        ("queue_owner = \"me\"", "agent.toml:1: queue_owner: not a number"),
+        ("on_event = \"/nowhere/x\"", "agent.toml:1: on_event: /nowhere/x: No such file"),
+        ("on_event = \"ca.pem\"", "agent.toml:1: on_event: ca.pem: Permission denied"),
+        ("on_event = \"/tmp\"", "agent.toml:1: on_event: /tmp: not a program"),
+        ("ca = \"/dev/zero\"", "agent.toml:1: ca: /dev/zero: more than 16 MiB"),
+        ("[[tunnel]]\nid = \"a b\"", "agent.toml:2: tunnel: id: must not have blanks"),
         ("max_tunnels = [1]", "agent.toml:1: max_tunnels: takes one value"),
         ("session_buffer = \"1KiB\"", "agent.toml:1: session_buffer: less than 64KiB"),
         ("ping_interval = 0", "agent.toml:1: ping_interval: must not be zero"),
@@ -251,7 +261,12 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
         }
         refused(agent(&folder).args(["--config", "agent.toml"]), line);
     }
+    folder.write("agent.toml", [b"a = 1\n# ".as_slice(), b"\xff"].concat());
+    refused(agent(&folder).args(["--config", "agent.toml"]), "agent.toml:2: not UTF-8 text");
     folder.write("agent.toml", "");
+    let misspelt =
+        agent(&folder).arg("--check").env("AIOT_TUNNEL_AGENT_CAA", "x").output().unwrap();
+    assert!(text(misspelt.stderr).contains("AIOT_TUNNEL_AGENT_CAA: there is no such setting"));
     refused(agent(&folder).args(["--config", "missing.toml"]), "missing.toml: No such file");
     refused(
         agent(&folder).env("AIOT_TUNNEL_AGENT_PONG_TIMEOUT", "soon"),
@@ -271,6 +286,15 @@ fn refused(command: &mut Command, begins: &str) {
     let said = text(output.stderr);
     assert!(said.starts_with(&format!("aiot-tunnel: {begins}")), "{begins}: {said}");
     assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+}
+
+#[test]
+fn a_device_without_an_end_is_no_file_of_settings() {
+    let folder = folder();
+    refused(
+        agent(&folder).args(["--config", "/dev/zero", "--check"]),
+        "/dev/zero: more than 16 MiB",
+    );
 }
 
 #[test]
@@ -308,4 +332,25 @@ fn the_other_half_takes_its_settings_in_the_same_way() {
     refused(&mut signal(), "signal.toml:1: broker: the argument '--broker <URL>' cannot be used");
     folder.write("signal.toml", "qos = 1\n");
     refused(&mut signal(), "signal.toml:1: qos: there is no such key; aiot-tunnel signal --print");
+}
+
+#[test]
+fn a_pipe_is_read_and_one_that_nobody_writes_to_does_not_stop_the_agent() {
+    let folder = folder();
+    let made = Command::new("mkfifo").arg(folder.file("pipe")).status().unwrap();
+    assert!(made.success());
+    // Nobody writes.
+    refused(
+        agent(&folder).args(["--tunnel", "t wss://h pipe", "--check"]),
+        "--tunnel: pipe: it is",
+    );
+    let script = "printf hush-token | \"$0\" agent --tunnel 't wss://h /dev/stdin' --check && \
+                  printf 'plain = true' | \"$0\" agent --config /dev/stdin --check";
+    let program = env!("CARGO_BIN_EXE_aiot-tunnel");
+    let output = Command::new("sh").args(["-c", script, program]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // The writer does not write.
+    let silent = std::fs::OpenOptions::new().read(true).write(true).open(folder.file("pipe"));
+    refused(agent(&folder).args(["--config", "pipe"]), "pipe: nothing to read for 10 s");
+    drop(silent);
 }

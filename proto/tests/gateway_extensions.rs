@@ -73,7 +73,7 @@ type Heard = Vec<(Value, Vec<u8>)>;
 
 impl Path {
     fn new() -> Self {
-        let limits = TunnelLimits { sessions: 10, stall: Duration::from_secs(10) };
+        let limits = TunnelLimits { sessions: 10, stall: Duration::from_secs(10), rate: None };
         let (mut tunnel, now) = (Tunnel::new(limits, ()), Instant::now());
         let (device, access) = (Line::default(), Line::default());
         for (side, line) in [(Side::Device, &device), (Side::Access, &access)] {

@@ -30,6 +30,18 @@ fn streams_tell_the_truth_whatever_happens() {
     }
 }
 
+/// 100 kbit/s, as the platform has it, and more than some of the links carry.
+#[test]
+fn streams_tell_the_truth_through_a_gateway_with_a_rate_limit() {
+    for (seed, rate) in (0..SEEDS / 3).zip([12_500, 60_000, 1_000_000].into_iter().cycle()) {
+        let run = || World::run_plan(Plan { rate: Some(rate), ..Plan::of_seed(seed) });
+        if let Err(panic) = catch_unwind(run) {
+            eprintln!("seed {seed}, rate {rate}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
 fn sends(bytes: usize) -> Script {
     let reads = f64::INFINITY;
     Script { sends: bytes, then: Then::HalfCloses, after_eof: false, reads, pause: None }

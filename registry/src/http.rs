@@ -201,6 +201,9 @@ impl Server {
             Err(Refusal::Answer(answer)) => answer,
             Err(Refusal::Lost(e)) => return Err(e),
         };
+        // Whoever was too slow is told so.
+        let end = &mut timed(&mut stream).deadline;
+        *end = (*end).max(Instant::now() + PARTING);
         stream.write_all(&written(&answer))?;
         stream.flush()?;
         // If the socket were closed with unread bytes, the client might not see the answer.

@@ -39,7 +39,7 @@ pub(crate) fn from_now(seconds: u64) -> SystemTime {
 /// Milliseconds since 1970, as the store keeps a time. The next whole one, so that it is never earlier.
 pub(crate) fn to_millis(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let rest = u128::from(since.subsec_nanos() % 1_000_000 > 0);
+    let rest = u128::from(!since.subsec_nanos().is_multiple_of(1_000_000));
     i64::try_from(since.as_millis() + rest).unwrap_or(i64::MAX)
 }
 

@@ -28,8 +28,6 @@ use crate::Options;
 /// Most bytes of one MQTT packet from the broker. The platform's own limit is 256 KiB.
 const MOST_IN: usize = 256 * 1024 + 1024;
 const MOST_OUT: usize = 64 * 1024;
-/// A connection that is lost sooner counts as a failed attempt.
-const GOOD: Duration = Duration::from_secs(10);
 /// How long the farewell to the broker may take.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// Lines about messages in one period, and as many about those that are dropped: junk does not hide what
@@ -79,8 +77,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             }
         };
         let what = if stood.is_some() { "lost the connection to" } else { "cannot connect to" };
-        if stood.is_some_and(|stood| stood >= GOOD) {
-            retry.succeeded();
+        if let Some(stood) = stood {
+            retry.stood(stood);
         }
         let gap = retry.failed(&shared.options.times, is_refused, rand::random());
         let (number, seconds) = (retry.attempts(), gap.as_secs_f64());

@@ -69,7 +69,7 @@ impl Network {
         self
     }
 
-    /// Reads the proxy from the environment, once, in this call. The first variable that is set and not
+    /// Reads the proxy from the environment, once, in this call; what was set before is replaced. The first variable that is set and not
     /// empty counts: for TLS (`wss`) `https_proxy`, `HTTPS_PROXY`, `all_proxy`, `ALL_PROXY`; without
     /// TLS (`ws`) `http_proxy`, `all_proxy`, `ALL_PROXY`. A value without a scheme means `http://`.
     /// `no_proxy` or `NO_PROXY` is as in [`with_no_proxy`](Self::with_no_proxy). `localhost` and

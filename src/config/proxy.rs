@@ -513,4 +513,26 @@ mod tests {
             assert!(!is_spared(list, host, number), "{list} {host}:{number}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_proxy_or_an_error_that_does_not_repeat_it(
+            text in "(http|socks5h?|x)://[a:@%\\[\\]/0-9é\n]{0,12}",
+        ) {
+            match text.parse::<Proxy>() {
+                Ok(proxy) => drop(proxy.to_string().parse::<Proxy>().unwrap()),
+                Err(e) => proptest::prop_assert!(!e.to_string().contains(&text)),
+            }
+        }
+
+        #[test]
+        fn any_list_and_any_host_can_be_compared(
+            list in "[a.*:/,\\[\\] 0-9]{0,20}",
+            host in "[aA.:0-9]{0,12}",
+        ) {
+            let variables = [("ALL_PROXY", "http://a:1"), ("NO_PROXY", &list)];
+            let proxies = environment(&variables).unwrap();
+            let _ = proxies.proxy_for(true, &host, port(1));
+        }
+    }
 }

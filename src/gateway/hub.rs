@@ -30,7 +30,10 @@ pub(super) enum Order {
     ExpireAt(Option<Instant>),
     /// The token of this side is no longer valid.
     Revoke(Side),
+    /// The gateway stops.
     Stop,
+    /// The tunnel is removed.
+    Remove,
 }
 
 pub(super) struct Hub {
@@ -123,13 +126,17 @@ impl Hub {
                 self.tunnel.join(side, *member, now);
                 self.tunnel.drop_closing(now, |device| device.permit.is_over());
                 if self.stopping {
-                    self.tunnel.stop(now);
+                    self.tunnel.end(now);
                 }
             }
             Order::ExpireAt(at) => self.tunnel.expire_at(at),
             // A published port has no token.
             Order::Revoke(side) => self.tunnel.revoke(side, now, |member| !member.is_own),
             Order::Stop => {
+                self.stopping = true;
+                self.tunnel.end(now);
+            }
+            Order::Remove => {
                 self.stopping = true;
                 self.tunnel.stop(now);
             }

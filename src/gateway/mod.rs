@@ -322,6 +322,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// Sets how many bytes of sessions each direction of a tunnel may carry in a second; default `None`,
+    /// as many as it can. What is over the rate is delayed, never dropped. Where both ends have flow
+    /// control, a session with little to say does not wait behind one with much.
+    pub fn rate_limit(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.settings.tunnel.rate = bytes_per_second;
+        self
+    }
+
     /// Sets how many connections may be open in all; default 1024. One more is answered with
     /// HTTP 503, except a device that replaces its own connection.
     pub fn connection_limit(mut self, limit: usize) -> Self {
@@ -475,7 +483,7 @@ impl Gateway {
     /// A builder with no tunnel, without TLS, and with the default limits.
     pub fn builder() -> GatewayBuilder {
         let settings = Settings {
-            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10) },
+            tunnel: TunnelLimits { sessions: 10, stall: Duration::from_secs(10), rate: None },
             connections: 1024,
             access_connections: 32,
             handshakes: 64,
@@ -585,12 +593,12 @@ impl Gateway {
         let mut registry = self.shared.registry.lock();
         let unknown = || Error::UnknownTunnel(id.clone());
         let mut entry = registry.tunnels.remove(id.as_str()).ok_or_else(unknown)?;
-        entry.order(Order::Stop);
+        entry.order(Order::Remove);
         registry.ended.extend(entry.hub.take().map(|hub| hub.thread));
         Ok(())
     }
 
-    /// Closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
+    /// Releases every session (code 4), closes every connection (code 1001) and joins all threads. Blocks: the gateway waits up to
     /// 2 s for a peer that does not answer the close frame.
     pub fn shutdown(self) {
         self.stop();

@@ -80,63 +80,38 @@ pub(super) fn explained_refusal(
     proxy: &Proxy,
     params: &ConnectParams,
 ) -> String {
+    let check = "check its address, and whether it is an HTTP or a SOCKS5 proxy";
     let server = name_of(params);
-    let (why, raw) = match error {
+    let signs_in = proxy.credentials().is_some();
+    let (does, object, advice, raw) = match error {
         ProxyError::Wait(WaitError::Io(e)) | ProxyError::Io(e) => {
-            let why = format!(
-                "the proxy {proxy} ended the connection in place of an answer; check its address, and \
-                 whether it is an HTTP or a SOCKS5 proxy"
-            );
-            (why, e.to_string())
+            ("ended the connection in place of an answer", "", check, e.to_string())
         }
-        ProxyError::Wait(WaitError::TimedOut | WaitError::Interrupted) => {
-            let why = format!(
-                "the proxy {proxy} accepts the connection and does not answer in time; check its \
-                 address, whether it is an HTTP or a SOCKS5 proxy, and whether it can reach {server}"
-            );
-            (why, "timed out".to_owned())
+        ProxyError::Wait(_) => {
+            let does = "accepts the connection and does not answer in time while it connects to ";
+            (does, &*server, check, "timed out".to_owned())
         }
-        ProxyError::Credentials(raw) if proxy.credentials().is_none() => {
-            let why = format!(
-                "the proxy {proxy} asks for a user name and a password; give them with the proxy \
-                 (--proxy-auth-file)"
-            );
-            (why, raw)
+        ProxyError::Credentials(raw) if signs_in => {
+            let does = "refuses the user name or the password";
+            (does, "", "check both (--proxy-auth-file)", raw)
         }
         ProxyError::Credentials(raw) => {
-            let why = format!(
-                "the proxy {proxy} refuses the user name or the password; check both \
-                 (--proxy-auth-file)"
-            );
-            (why, raw)
+            let does = "asks for a user name and a password";
+            (does, "", "give them with the proxy (--proxy-auth-file)", raw)
         }
         ProxyError::Forbidden(raw) => {
-            let why = format!(
-                "the proxy {proxy} forbids the connection to {server}; ask its operator to allow it"
-            );
-            (why, raw)
+            ("forbids the connection to ", &*server, "ask its operator to allow it", raw)
         }
         ProxyError::Unreachable(raw) => {
-            let why = format!(
-                "the proxy {proxy} cannot connect to {server}; check that address, and the proxy's \
-                 network and name server"
-            );
-            (why, raw)
+            let advice = "check that address, and the proxy's network and name server";
+            ("cannot connect to ", &*server, advice, raw)
         }
-        ProxyError::NoProxy(raw) => {
-            let why = format!(
-                "what answers at {proxy} is no proxy that can be used; check its address, and whether \
-                 it is an HTTP or a SOCKS5 proxy"
-            );
-            (why, raw)
-        }
+        ProxyError::NoProxy(raw) => ("is no proxy that can be used", "", check, raw),
         ProxyError::Refused(raw) => {
-            let why =
-                format!("the proxy {proxy} refuses the connection to {server}; ask its operator");
-            (why, raw)
+            ("refuses the connection to ", &*server, "ask its operator", raw)
         }
     };
-    format!("{why} [{raw}]")
+    format!("the proxy {proxy} {does}{object}; {advice} [{raw}]")
 }
 
 fn lookup(server: &str) -> String {

@@ -381,6 +381,7 @@ impl<W: Wait> Opener<'_, W> {
                 OpenError::Failed(Failure::Tls(format!("TLS handshake with {host}: {why}")))
             }
         })?;
+        connector.warn_of_tolerance(host);
         (self.progress)(Progress::Secured);
         Ok(stream)
     }

@@ -86,6 +86,18 @@ impl Connector {
             .map_err(|e| e.to_string())
     }
 
+    /// Says that a certificate was checked without a clock, after it was accepted.
+    pub(crate) fn warn_of_tolerance(&self, host: &str) {
+        let Connector::Own { clock: Clock::Tolerant, .. } = self else { return };
+        let Some(clock) = WrongClock::look() else { return };
+        warn!(
+            Code::ServerCert,
+            "this machine's clock is wrong ({}): the certificate of {host} is accepted even if it is \
+             not valid yet (--clock tolerant); set the clock",
+            clock.text()
+        );
+    }
+
     pub(crate) fn connect<S: Read + Write>(&self, host: &str, stream: S) -> Handshake<S> {
         // A dot at the end makes a name absolute for the resolver. It is in no certificate, and not
         // allowed in the handshake (RFC 6066, 3).
@@ -175,7 +187,7 @@ fn own(
 fn session(context: &SslContext, host: &str, sni: bool, clock: Clock) -> Result<Ssl, ErrorStack> {
     let mut session = Ssl::new(context)?;
     if let (Clock::Tolerant, Some(wrong)) = (clock, WrongClock::look()) {
-        tolerate(&mut session, host, wrong);
+        tolerate(&mut session, wrong);
     }
     let address = host.parse();
     // An IP address is never sent as the server name (RFC 6066, 3).
@@ -193,7 +205,7 @@ fn session(context: &SslContext, host: &str, sni: bool, clock: Clock) -> Result<
 
 /// Checks certificates for the time of the build in place of the present, which nobody knows. Then one
 /// that had expired is still refused; only one that is not valid yet, for whatever time, is accepted.
-fn tolerate(session: &mut Ssl, host: &str, clock: WrongClock) {
+fn tolerate(session: &mut Ssl, clock: WrongClock) {
     /// `X509_V_ERR_CERT_NOT_YET_VALID`.
     const NOT_YET_VALID: i32 = 9;
     // A 32-bit `time_t` holds every time before 2038. Without this, nothing is tolerated either.
@@ -201,12 +213,6 @@ fn tolerate(session: &mut Ssl, host: &str, clock: WrongClock) {
     let Ok(time) = clock.earliest().try_into() else {
         return;
     };
-    warn!(
-        Code::ServerCert,
-        "this machine's clock is wrong ({}): the certificate of {host} is accepted even if it is not \
-         valid yet (--clock tolerant); set the clock",
-        clock.text()
-    );
     session.param_mut().set_time(time);
     session.set_verify_callback(SslVerifyMode::PEER, |is_valid, chain| {
         let is_accepted = is_valid || chain.error().as_raw() == NOT_YET_VALID;

@@ -25,6 +25,9 @@ use crate::{gateways, logs, sockets, ACCESS_TOKEN, DEVICE_TOKEN};
 pub const TUNNEL: &str = "t1";
 /// The file with the certificate that clients trust.
 const CA: &str = "ca.pem";
+/// What the programs read if nothing names a proxy.
+const PROXY_VARIABLES: [&str; 7] =
+    ["https_proxy", "HTTPS_PROXY", "http_proxy", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"];
 const LISTENING: &str = "listening on ";
 
 /// What a path consists of.
@@ -57,6 +60,12 @@ impl Program {
     /// Starts a command that becomes the program.
     pub fn start_command(command: &mut Command) -> Self {
         logs::keep();
+        // The proxy of the machine that runs the tests is not theirs.
+        for variable in PROXY_VARIABLES {
+            if command.get_envs().all(|(name, _)| name != variable) {
+                command.env_remove(variable);
+            }
+        }
         command
             .env("AIOT_TUNNEL_ACCESS_TOKEN", ACCESS_TOKEN)
             .env("AIOT_TUNNEL_DEVICE_TOKEN", DEVICE_TOKEN)

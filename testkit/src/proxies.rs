@@ -2,6 +2,7 @@
 //! configuration in a folder of its own and ends with its value. Proxies that misbehave are the tests'
 //! affair.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,8 @@ const PROGRAMS: [&str; 3] = ["/usr/bin", "/usr/sbin", "/usr/local/sbin"];
 /// Squid's program that checks passwords.
 const NCSA_AUTH: &str = "/usr/lib/squid/basic_ncsa_auth";
 const PORT: u16 = 3128;
+/// Where shared memory has its names.
+const SHARED: &str = "/dev/shm";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -89,10 +92,13 @@ impl World {
     pub fn start(&self, kind: Kind, credentials: Option<(&str, &str)>) -> Result<Proxy, String> {
         let program = kind.program()?;
         let folder = Folder::new();
+        let service = format!("aiottunnel{:08x}", rand::random::<u32>());
         let mut command = Command::new(&program);
         match kind {
             Kind::Tinyproxy => command.arg("-d").arg("-c").arg(tinyproxy(&folder, credentials)),
-            Kind::Squid => command.args(["-N", "-f", &squid(&folder, credentials)?]),
+            Kind::Squid => {
+                command.args(["-N", "-n", &service, "-f", &squid(&folder, credentials)?])
+            }
             Kind::Microsocks => {
                 command.args(["-i", &World::INSIDE.to_string(), "-p", &PORT.to_string()]);
                 if let Some((user, password)) = credentials {
@@ -112,7 +118,7 @@ impl World {
             Group::spawn(&mut command)
         });
         let address = SocketAddr::from((World::INSIDE, PORT));
-        let mut proxy = Proxy { kind, process, folder };
+        let mut proxy = Proxy { kind, service, process, folder };
         self.device.within(|| {
             wait::until("the proxy listens", || {
                 assert!(!proxy.process.0.has_ended(), "{program:?} has ended");
@@ -130,6 +136,8 @@ impl World {
 /// A running proxy.
 pub struct Proxy {
     kind: Kind,
+    /// The name under which Squid keeps shared memory.
+    service: String,
     process: Group,
     folder: Folder,
 }
@@ -143,6 +151,21 @@ impl Proxy {
     /// The file with its user and password, as `--proxy-auth-file` takes it.
     pub fn auth_file(&self) -> String {
         self.folder.file("auth").into_os_string().into_string().unwrap()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if self.kind != Kind::Squid {
+            return;
+        }
+        // Killed, it leaves its shared memory behind.
+        self.process.0.kill();
+        for entry in fs::read_dir(SHARED).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&format!("{}-", self.service)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! What the settings mean for the library: services, security, limits and tunnels. Their files are
 //! read here.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use aiot_tunnel::{ConnectParams, Limits, Network, Security, Service, TunnelId};
+
+use rustix::fs::Access;
 
 use crate::cli::{AgentArgs, LimitArgs};
 use crate::settings::Settings;
@@ -74,6 +78,11 @@ impl Config {
     /// # Errors
     /// One line that says which setting is wrong and where it stands.
     pub(super) fn load(args: &AgentArgs, settings: &Settings) -> Result<Config, Usage> {
+        if let Some(program) = &args.on_event {
+            check_program(program).map_err(|e| {
+                settings.wrong("on-event", format_args!("{}: {e}", program.display()))
+            })?;
+        }
         Ok(Config {
             services: services(args, settings)?,
             security: security(args, settings)?,
@@ -82,6 +91,14 @@ impl Config {
             tunnels: tunnels(args, settings)?,
         })
     }
+}
+
+/// Whether a program can be run.
+fn check_program(program: &Path) -> io::Result<()> {
+    if !fs::metadata(program)?.is_file() {
+        return Err(io::Error::other("not a program"));
+    }
+    Ok(rustix::fs::access(program, Access::EXEC_OK)?)
 }
 
 fn services(args: &AgentArgs, settings: &Settings) -> Result<Vec<Service>, Usage> {
@@ -100,10 +117,8 @@ fn security(args: &AgentArgs, settings: &Settings) -> Result<Security, Usage> {
     if args.plain {
         // A default is no wish.
         if let Some((option, _)) = files.iter().find(|(_, file)| file.is_some()) {
-            return Err(settings.wrong(
-                option,
-                format_args!("cannot be used with --plain ({})", settings.place("plain")),
-            ));
+            let plain = settings.place("plain");
+            return Err(settings.wrong(option, format_args!("cannot be used with {plain}")));
         }
         return Ok(Security::Plain);
     }

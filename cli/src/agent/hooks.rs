@@ -2,7 +2,7 @@
 //! A tunnel never waits for the program.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,6 +66,16 @@ impl Hooks {
 
     /// An attempt to connect has failed. Does not block.
     pub(super) fn failed(&self, tunnel: &TunnelId, error: &str) {
+        self.trouble("failed", tunnel, error);
+    }
+
+    /// The tunnel's token was refused, and will be tried again. Does not block.
+    pub(super) fn token_refused(&self, tunnel: &TunnelId) {
+        self.trouble("token_refused", tunnel, "the tunnel service refuses the token");
+    }
+
+    /// Of a series, only the first is an event.
+    fn trouble(&self, event: &'static str, tunnel: &TunnelId, error: &str) {
         let mut failing = self.failing();
         if failing.len() >= MAX_FAILING {
             failing.clear();
@@ -73,7 +83,7 @@ impl Hooks {
         let is_first = failing.insert(tunnel.clone());
         drop(failing);
         if is_first {
-            self.call("failed", tunnel, Some(error.to_owned()));
+            self.call(event, tunnel, Some(error.to_owned()));
         }
     }
 
@@ -92,7 +102,7 @@ impl Hooks {
     }
 }
 
-fn run_all(program: &PathBuf, calls: &Receiver<Call>) {
+fn run_all(program: &Path, calls: &Receiver<Call>) {
     for call in calls {
         if let Err(why) = run(program, &call) {
             let what = format_args!("{} {}", call.event, call.tunnel);

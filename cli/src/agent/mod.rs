@@ -30,6 +30,7 @@ pub(crate) fn run(args: &AgentArgs, settings: Settings) -> Result<()> {
     if args.print_config {
         print!("{settings}");
     }
+    settings.warn_of_unknown_variables();
     let config = Config::load(args, &settings)?;
     if args.check {
         let file = args.config.as_ref().map(|path| format!("{}: ", path.display()));
@@ -114,6 +115,9 @@ fn manager(
             noticed.notice(notice);
             match &notice.kind {
                 NoticeKind::TokenRefused => {
+                    if let Some(hooks) = &hooks_of_notices {
+                        hooks.token_refused(&notice.tunnel_id);
+                    }
                     // The thread that receives it reads a file, which may take long.
                     let _ = changes.send(Change::TokenRefused(notice.tunnel_id.clone()));
                 }

@@ -143,7 +143,12 @@ pub(crate) struct AgentArgs {
     )]
     pub(crate) queue_mode: u32,
     /// User id that may own the queue, besides root and the user of this process
-    #[arg(long, value_name = "UID", help_heading = "Commands")]
+    #[arg(
+        long,
+        value_name = "UID",
+        value_parser = input::user_id,
+        help_heading = "Commands"
+    )]
     pub(crate) queue_owner: Option<u32>,
 
     #[command(flatten)]
@@ -171,10 +176,10 @@ pub(crate) struct AgentArgs {
 #[command(next_help_heading = "Limits and times")]
 pub(crate) struct LimitArgs {
     /// Tunnels that may exist at once
-    #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = super::at_least_one())]
+    #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = input::at_least_one)]
     pub(crate) max_tunnels: usize,
     /// Sessions that one tunnel may have at once
-    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = super::at_least_one())]
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = input::at_least_one)]
     pub(crate) max_sessions: usize,
     /// Bytes from the tunnel service that may wait for one local service; at least 64KiB. The window
     /// of a session with flow control grows to eight times as much

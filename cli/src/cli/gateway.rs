@@ -226,6 +226,10 @@ pub(crate) struct GatewayArgs {
         help_heading = "Limits"
     )]
     pub(crate) access_limit: usize,
+    /// Rate of each direction of a tunnel, such as 100kbit or 2Mbit (a second); what is over it is
+    /// delayed. Default: none
+    #[arg(long, value_name = "RATE", value_parser = input::rate, help_heading = "Limits")]
+    pub(crate) rate_limit: Option<u64>,
 
     /// Append a JSON line to this file for each session that ends and each client that is refused.
     /// After SIGHUP the file is opened again

@@ -91,11 +91,11 @@ pub(crate) fn command() -> Command {
     })
 }
 
-/// The agent's options, without the names of their variables in the help texts.
-pub(crate) fn undocumented_agent() -> Command {
+/// The options of a subcommand, without the names of their variables in the help texts.
+pub(crate) fn options_of(names: &Names) -> Command {
     let mut command = Cli::command();
     command.build();
-    command.find_subcommand(AGENT_SETTINGS.subcommand).cloned().unwrap_or_default()
+    command.find_subcommand(names.subcommand).cloned().unwrap_or_default()
 }
 
 /// Parses the command line, with the settings of the environment and of a file. Ends the program after

@@ -20,10 +20,10 @@ Examples:
   Connect all tunnels again now, for example after the network has changed:
     aiot-tunnel send reconnect
 
-The command goes through the agent's control socket. If no agent listens there, or with
---queue-key, it goes through the message queue, which carries add, update and delete. The
-program ends when the agent has taken the command, and fails if nobody takes it within three
-seconds. The agent reports the outcome as an event.";
+The command goes through the agent's control socket. If no agent listens at its default path,
+or this user may not use it, or with --queue-key, the command goes through the message queue,
+which carries add, update and delete. The program ends when the agent has taken the command,
+and fails if nobody takes it within three seconds. The agent reports the outcome as an event.";
 
 #[derive(Args)]
 #[command(after_help = SEND_HELP)]

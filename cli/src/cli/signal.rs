@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aiot_tunnel_signal::Broker;
+use aiot_tunnel_signal::{Broker, Error};
 use clap::Args;
 use log::LevelFilter;
 
@@ -51,7 +51,12 @@ pub(crate) struct SignalArgs {
     #[arg(long)]
     pub(crate) check: bool,
     /// Broker: mqtts://HOST[:PORT], or mqtt://HOST[:PORT] without TLS
-    #[arg(long, value_name = "URL", conflicts_with_all = ["region", "instance"])]
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with_all = ["region", "instance"],
+        value_parser = broker
+    )]
     pub(crate) broker: Option<Broker>,
     /// Use Alibaba Cloud IoT's broker for this region, such as cn-shanghai, over TLS
     #[arg(long, conflicts_with = "instance")]
@@ -101,4 +106,12 @@ pub(crate) struct SignalArgs {
     /// Log level, such as warn or debug. Default: RUST_LOG, or info
     #[arg(long, value_name = "LEVEL", value_parser = input::log_level)]
     pub(crate) log_level: Option<LevelFilter>,
+}
+
+/// clap names the option itself.
+fn broker(text: &str) -> Result<Broker, String> {
+    text.parse().map_err(|e| match e {
+        Error::Invalid { reason, .. } => reason,
+        e => e.to_string(),
+    })
 }

@@ -36,6 +36,17 @@ pub(crate) enum Unreachable {
     Failed(PathBuf, io::Error),
 }
 
+impl Unreachable {
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self, Unreachable::Absent(_))
+    }
+
+    /// Whether this user may not connect.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Unreachable::Failed(_, e) if e.kind() == ErrorKind::PermissionDenied)
+    }
+}
+
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use aiot_tunnel::ipc::Command;
 use aiot_tunnel::{Handle, Service, TunnelId};
 
-pub(crate) use client::{Client, Refused, Unreachable};
+pub(crate) use client::{Client, Refused};
 pub(crate) use events::Events;
 pub(crate) use options::{path_of_socket, ControlArgs, SocketPath, DEFAULT_PATH};
 pub(crate) use server::Server;

@@ -56,7 +56,8 @@ impl Start {
             .session_limit(args.session_limit)
             .connection_limit(args.connection_limit)
             .handshake_limit(args.handshake_limit)
-            .access_limit(args.access_limit);
+            .access_limit(args.access_limit)
+            .rate_limit(args.rate_limit);
         let certificate = Certificate::of(args);
         check_flags(args, settings)?;
         let api_tls = http::Tls::off();

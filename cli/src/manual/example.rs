@@ -1,45 +1,90 @@
-//! The example of the agent's file of settings, `packaging/agent.toml`: each key with its help text and
-//! its default, as a comment. `UPDATE_EXAMPLE=1 cargo test -p aiot-tunnel-cli example` writes it.
+//! The examples of files of settings, `packaging/*.toml`: each key with its help text and its default, as
+//! a comment. `UPDATE_EXAMPLE=1 cargo test -p aiot-tunnel-cli example` writes them.
 
 use clap::{Arg, Command};
 
+use crate::cli::{AGENT_SETTINGS, SIGNAL_SETTINGS};
 use crate::settings::{literal, Names};
+
+/// A file of settings.
+pub(super) struct File {
+    pub(super) names: &'static Names,
+    /// Whose settings they are.
+    pub(super) about: &'static str,
+    /// How a running service takes over a change.
+    pub(super) takes_over: &'static str,
+    /// How values are written.
+    pub(super) values: Option<&'static str>,
+    pub(super) tables: &'static [Table],
+}
+
+/// A setting that is a table.
+pub(super) struct Table {
+    pub(super) heading: &'static str,
+    pub(super) about: &'static str,
+    pub(super) example: &'static str,
+}
+
+pub(super) const FILES: [File; 2] = [
+    File {
+        names: &AGENT_SETTINGS,
+        about: "the remote-login process of a device",
+        takes_over: "systemctl reload-or-restart aiot-tunnel-agent",
+        values: Some(
+            "Times are in seconds, or have a unit: 90, \"500ms\", \"5m\", \"1h\". Sizes are in bytes, or \
+             have a unit: \"256KiB\", \"1MiB\".",
+        ),
+        tables: &[
+            Table {
+                heading: "Services",
+                about: "The local services that operators can reach: NAME = \"HOST:PORT\" or \
+                        \"unix:/PATH\". A table replaces the default, which is _SSH alone. All other \
+                        settings stand above the tables.",
+                example: "[services]\n_SSH = \"127.0.0.1:22\"",
+            },
+            Table {
+                heading: "Tunnels",
+                about: "One table for each tunnel that the agent opens by itself, after each start. \
+                        Without a path in the URL, the path is /tunnel/ID/dest. The file holds the \
+                        device's token, on one line. A refused token is tried again, with growing gaps \
+                        of up to five minutes.",
+                example: "[[tunnel]]\nid = \"t1\"\nurl = \"wss://gw.example:8443\"\n\
+                          token_file = \"/etc/aiot-tunnel/t1.token\"",
+            },
+        ],
+    },
+    File {
+        names: &SIGNAL_SETTINGS,
+        about: "the process that tells the agent what the platform says",
+        takes_over: "systemctl restart aiot-tunnel-signal",
+        values: None,
+        tables: &[],
+    },
+];
 
 /// An example for each setting without a default, as TOML.
 const EXAMPLES: &[(&str, &str)] = &[
     ("bind", "\"eth0\""),
+    ("broker", "\"mqtts://mqtt.example\""),
     ("ca", "\"/etc/aiot-tunnel/ca.pem\""),
     ("client_cert", "\"/etc/aiot-tunnel/client.pem\""),
     ("client_key", "\"/etc/aiot-tunnel/client.key\""),
+    ("client_id", "\"device-1\""),
+    ("control_socket", "\"/run/aiot-tunnel/agent.sock\""),
     ("control_socket_owner", "\"1000:1000\""),
+    ("device_name", "\"device-1\""),
+    ("device_secret_file", "\"/etc/aiot-tunnel/device.secret\""),
+    ("instance", "\"iot-cn-example\""),
     ("log_level", "\"info\""),
     ("on_event", "\"/usr/local/bin/tunnel-event\""),
+    ("password_file", "\"/etc/aiot-tunnel/mqtt.password\""),
+    ("product_key", "\"a1pk\""),
     ("proxy", "\"http://proxy.example:3128\""),
     ("proxy_auth_file", "\"/etc/aiot-tunnel/proxy.password\""),
+    ("queue_key", "1234"),
     ("queue_owner", "1000"),
-];
-
-/// The settings that are tables: heading, explanation and example.
-pub(super) const TABLES: [(&str, &str, &str); 2] = [
-    (
-        "SERVICES",
-        "The local services that operators can reach. The default is _SSH alone; a table replaces it.",
-        "\
-[services]
-_SSH = \"127.0.0.1:22\"
-web = \"unix:/run/app.sock\"",
-    ),
-    (
-        "TUNNELS",
-        "One table for each tunnel that the agent opens by itself, after each start. Without a path in \
-         the URL, the path is /tunnel/ID/dest. A refused token is tried again, with growing gaps of up \
-         to five minutes.",
-        "\
-[[tunnel]]
-id = \"t1\"
-url = \"wss://gw.example:8443\"
-token_file = \"/etc/aiot-tunnel/t1.token\"",
-    ),
+    ("region", "\"cn-shanghai\""),
+    ("username", "\"device-1\""),
 ];
 
 /// A setting that is not a table.
@@ -90,60 +135,49 @@ pub(super) fn settings<'a>(command: &'a Command, names: &Names) -> Vec<Setting<'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{self, AGENT_SETTINGS};
+    use crate::cli;
     use std::fmt::Write;
     use std::fs;
     use std::path::Path;
 
     const WIDTH: usize = 96;
 
-    const HEAD: &str = "\
-# Settings of the agent, the remote-login process of a device. The manual page is
-# aiot-tunnel-agent.toml(5).
+    fn example(file: &File) -> String {
+        let name = file.names.subcommand;
+        let mut text = format!(
+            "\
+# Settings of {}.
+# Their manual page is aiot-tunnel-{name}.toml(5).
 #
 # Each setting below shows its default, or an example if it has none. To change one, remove the # at the
 # beginning of its line. Then run:
 #
-#   aiot-tunnel agent --config /etc/aiot-tunnel/agent.toml --check
-#   systemctl reload-or-restart aiot-tunnel-agent
+#   aiot-tunnel {name} --config /etc/aiot-tunnel/{name}.toml --check
+#   {}
 #
 # The service runs as the user aiot-tunnel. It must be able to read the files that are named here, and
 # nobody else should read tokens and keys:
 #
-#   install -m 640 -g aiot-tunnel t1.token /etc/aiot-tunnel/
-#
-# Times are in seconds, or have a unit: 90, \"500ms\", \"5m\", \"1h\". Sizes are in bytes, or have a unit:
-# \"256KiB\", \"1MiB\".
-";
-
-    const TAIL: &str = "
-# The local services that operators can reach: NAME = \"HOST:PORT\" or \"unix:/PATH\". Settings after
-# this line belong to a table, so all others stand above.
-#[services]
-#_SSH = \"127.0.0.1:22\"
-
-# One table for each tunnel that the agent opens by itself. It is there again after a reboot, and a
-# refused token is tried again. Without a path in the URL, the path is /tunnel/ID/dest. The file holds
-# the device's token, on one line.
-#[[tunnel]]
-#id = \"t1\"
-#url = \"wss://gw.example:8443\"
-#token_file = \"/etc/aiot-tunnel/t1.token\"
-";
-
-    fn example() -> String {
-        let command = cli::undocumented_agent();
-        let mut text = HEAD.to_owned();
-        let mut heading = None;
-        for setting in settings(&command, &AGENT_SETTINGS) {
-            if heading != Some(setting.heading) {
+#   install -m 640 -g aiot-tunnel FILE /etc/aiot-tunnel/
+",
+            file.about, file.takes_over
+        );
+        if let Some(values) = file.values {
+            text.push('#');
+            explain(&mut text, values);
+        }
+        let command = cli::options_of(file.names);
+        let settings = settings(&command, file.names);
+        let mut heading = settings[0].heading;
+        if settings.iter().any(|setting| setting.heading != heading) {
+            heading = "";
+        }
+        for setting in settings {
+            if heading != setting.heading {
                 write!(text, "\n# === {} ===\n", setting.heading).unwrap();
-                heading = Some(setting.heading);
+                heading = setting.heading;
             }
-            text.push('\n');
-            for line in wrapped(&format!("{}.", setting.help)) {
-                writeln!(text, "# {line}").unwrap();
-            }
+            explain(&mut text, &format!("{}.", setting.help));
             if let Some(choice) = setting.choice() {
                 writeln!(text, "# One of: {choice}.").unwrap();
             }
@@ -153,12 +187,18 @@ mod tests {
             let value = value.unwrap_or_else(|| panic!("EXAMPLES has no example for {key}"));
             writeln!(text, "#{key} = {value}").unwrap();
         }
-        text + TAIL
+        for table in file.tables {
+            write!(text, "\n# === {} ===\n", table.heading).unwrap();
+            explain(&mut text, table.about);
+            table.example.lines().for_each(|line| writeln!(text, "#{line}").unwrap());
+        }
+        text
     }
 
-    fn wrapped(text: &str) -> Vec<String> {
+    /// An empty line, and a comment.
+    fn explain(text: &mut String, about: &str) {
         let mut lines = vec![String::new()];
-        for word in text.split_whitespace() {
+        for word in about.split_whitespace() {
             let line = lines.last_mut().unwrap();
             if !line.is_empty() && line.len() + word.len() >= WIDTH {
                 lines.push(word.to_owned());
@@ -167,20 +207,23 @@ mod tests {
                 line.push_str(word);
             }
         }
-        lines
+        text.push('\n');
+        lines.iter().for_each(|line| writeln!(text, "# {line}").unwrap());
     }
 
     #[test]
-    fn the_example_file_shows_every_setting_with_its_default() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/agent.toml");
-        let example = example();
-        if std::env::var_os("UPDATE_EXAMPLE").is_some() {
-            fs::write(&path, &example).unwrap();
+    fn the_example_files_show_every_setting_with_its_default() {
+        for file in FILES {
+            let name = format!("../packaging/{}.toml", file.names.subcommand);
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
+            let example = example(&file);
+            if std::env::var_os("UPDATE_EXAMPLE").is_some() {
+                fs::write(&path, &example).unwrap();
+            }
+            assert!(
+                fs::read_to_string(&path).unwrap_or_default() == example,
+                "{name} is not up to date; run: UPDATE_EXAMPLE=1 cargo test -p aiot-tunnel-cli example"
+            );
         }
-        assert!(
-            fs::read_to_string(&path).unwrap_or_default() == example,
-            "packaging/agent.toml is not up to date; run: UPDATE_EXAMPLE=1 cargo test -p \
-             aiot-tunnel-cli example"
-        );
     }
 }

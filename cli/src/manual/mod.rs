@@ -37,7 +37,7 @@ fn visible(command: &Command) -> Command {
         .subcommands(subcommands)
 }
 
-/// Writes a page for the program, for each subcommand, and for the agent's file of settings.
+/// Writes a page for the program, for each subcommand, and for each file of settings.
 pub(crate) fn man(args: &ManArgs) -> Result<()> {
     let mut program = cli::command().disable_help_subcommand(true);
     program.build();
@@ -46,7 +46,9 @@ pub(crate) fn man(args: &ManArgs) -> Result<()> {
     for subcommand in subcommands {
         write(&args.folder, page::of_command(subcommand)?)?;
     }
-    write(&args.folder, page::of_settings()?)?;
+    for file in &example::FILES {
+        write(&args.folder, page::of_settings(file)?)?;
+    }
     write(&args.folder, page::of_command(program)?)
 }
 

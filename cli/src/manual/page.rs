@@ -4,8 +4,9 @@ use clap::Command;
 use clap_mangen::roff::{bold, italic, roman, Roff};
 use clap_mangen::Man;
 
-use super::{example, help, Page, NAME};
-use crate::cli::{self, AGENT_SETTINGS};
+use super::example::{self, File, FILES};
+use super::{help, Page, NAME};
+use crate::cli;
 use crate::Result;
 
 /// The page of the program or of a subcommand.
@@ -13,7 +14,7 @@ pub(super) fn of_command(command: Command) -> Result<Page> {
     let name = command.get_display_name().unwrap_or(NAME).to_owned();
     let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let has_subcommands = command.has_subcommands();
-    let man = Man::new(command).source(source()).manual("aiot-tunnel");
+    let man = Man::new(command).source(source()).manual(NAME);
     let mut head = Vec::new();
     man.render_title(&mut head)?;
     let mut roff = Roff::new();
@@ -33,31 +34,38 @@ pub(super) fn of_command(command: Command) -> Result<Page> {
     Page::new(&name, 1, &roff, head)
 }
 
-/// The page of the agent's file of settings.
-pub(super) fn of_settings() -> Result<Page> {
-    let name = "aiot-tunnel-agent.toml";
+/// The page of a file of settings.
+pub(super) fn of_settings(file: &File) -> Result<Page> {
+    let subcommand = file.names.subcommand;
+    let name = format!("{NAME}-{subcommand}.toml");
     let mut roff = Roff::new();
-    roff.control("TH", [name, "5", "", &source(), "aiot-tunnel"]);
+    roff.control("TH", [&name, "5", "", &source(), NAME]);
     do_not_break_names(&mut roff);
     roff.control("SH", ["NAME"]);
-    roff.text([roman(format!("{name} - settings of the remote-login process of a device"))]);
+    roff.text([roman(format!("{name} - settings of {}", file.about))]);
     roff.control("SH", ["DESCRIPTION"]);
     roff.text([
         roman("The file is TOML. "),
-        bold("aiot-tunnel agent --config"),
+        bold(format!("{NAME} {subcommand} --config")),
         roman(" reads it; the installed one is "),
-        italic("/etc/aiot-tunnel/agent.toml"),
+        italic(format!("/etc/{NAME}/{subcommand}.toml")),
         roman(
             ". Each key is also an option and a variable of the environment. The first of these that \
              sets a value decides: option, environment, file, default. A key that does not exist is an \
              error. After a change, run ",
         ),
-        bold("aiot-tunnel agent --config FILE --check"),
-        roman(", and then send the agent SIGHUP (systemctl reload aiot-tunnel-agent)."),
+        bold(format!("{NAME} {subcommand} --config FILE --check")),
+        roman(", and then "),
+        bold(file.takes_over),
+        roman("."),
     ]);
-    let command = cli::undocumented_agent();
+    if let Some(values) = file.values {
+        roff.control("PP", []);
+        roff.text([roman(values)]);
+    }
+    let command = cli::options_of(file.names);
     let mut heading = None;
-    for setting in example::settings(&command, &AGENT_SETTINGS) {
+    for setting in example::settings(&command, file.names) {
         if heading != Some(setting.heading) {
             roff.control("SH", [setting.heading.to_uppercase().as_str()]);
             heading = Some(setting.heading);
@@ -66,7 +74,7 @@ pub(super) fn of_settings() -> Result<Page> {
         roff.text([bold(&setting.key)]);
         roff.text([roman(format!("{}.", setting.help))]);
         roff.control("br", []);
-        let variable = AGENT_SETTINGS.variable(&setting.option);
+        let variable = file.names.variable(&setting.option);
         let value = match (&setting.default, setting.example()) {
             (Some(default), _) => format!("Default: {default}."),
             (None, Some(example)) => format!("Not set by default. Example: {example}."),
@@ -79,14 +87,14 @@ pub(super) fn of_settings() -> Result<Page> {
             setting.option
         ))]);
     }
-    for (heading, explanation, table) in example::TABLES {
-        roff.control("SH", [heading]);
-        roff.text([roman(explanation)]);
-        help::block(&mut roff, table.lines());
+    for table in file.tables {
+        roff.control("SH", [table.heading.to_uppercase().as_str()]);
+        roff.text([roman(table.about)]);
+        help::block(&mut roff, table.example.lines());
     }
     roff.control("SH", ["SEE ALSO"]);
-    roff.text([bold("aiot-tunnel-agent"), roman("(1)")]);
-    Page::new(name, 5, &roff, Vec::new())
+    roff.text([bold(format!("{NAME}-{subcommand}")), roman("(1)")]);
+    Page::new(&name, 5, &roff, Vec::new())
 }
 
 fn see_also(name: &str) -> Vec<clap_mangen::roff::Inline> {
@@ -101,7 +109,7 @@ fn see_also(name: &str) -> Vec<clap_mangen::roff::Inline> {
             pages.push((other, 1));
         }
     }
-    pages.push(("aiot-tunnel-agent.toml".to_owned(), 5));
+    pages.extend(FILES.iter().map(|file| (format!("{NAME}-{}.toml", file.names.subcommand), 5)));
     let mut line = Vec::new();
     for (at, (page, section)) in pages.into_iter().enumerate() {
         if at > 0 {

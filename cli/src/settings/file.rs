@@ -1,7 +1,6 @@
 //! Reads a file of settings: TOML whose keys are the options' names with underscores.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use clap::{Arg, Command};
@@ -9,23 +8,20 @@ use toml::de::{DeTable, DeValue};
 use toml::Spanned;
 
 use super::{display, is_repeatable, Field, Names, Origin, Table, NO_SETTINGS};
-use crate::Usage;
+use crate::{input, Usage};
 
 /// The values of each option that the file sets.
 pub(super) type Values = BTreeMap<String, Vec<(String, Origin)>>;
 
-/// A file is some kilobytes long. More than this is none.
-const MAX_SIZE: u64 = 1024 * 1024;
-
 /// # Errors
 /// One line, which names the file, the line and the key.
 pub(super) fn read(path: &Path, names: &Names, command: &Command) -> Result<Values, Usage> {
-    let at_file = |why: &dyn std::fmt::Display| Usage::of(format_args!("{}: {why}", display(path)));
-    let size = fs::metadata(path).map_err(|e| at_file(&e))?.len();
-    if size > MAX_SIZE {
-        return Err(at_file(&format_args!("{size} bytes are too many for a file of settings")));
-    }
-    let text = fs::read_to_string(path).map_err(|e| at_file(&e))?;
+    let bytes = input::read(path).map_err(Usage::of)?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
+        Usage::of(format_args!("{}:{line}: not UTF-8 text", display(path)))
+    })?;
     let reader = Reader { path, text: &text, names };
     let table = DeTable::parse(&text).map_err(|e| {
         let what = e.message().lines().next().unwrap_or_default();
@@ -158,8 +154,8 @@ impl Reader<'_> {
         }
         let mut texts = Vec::new();
         let mut origin = Origin::File { path: self.path.to_owned(), line: self.line(at) };
-        for field in fields {
-            let Field { name: field, default } = field;
+        for one in fields {
+            let Field { name: field, default } = one;
             let value = entry.iter().find(|(name, _)| name.get_ref() == field);
             let Some((_, value)) = value else {
                 let missing = || self.wrong(at, format_args!("{key}: {field} is missing"));
@@ -167,6 +163,13 @@ impl Reader<'_> {
                 continue;
             };
             let (text, at_field) = self.one(field, value)?;
+            let is_last = fields.last().is_some_and(|last| last.name == *field);
+            if text.is_empty() || (!is_last && text.contains(char::is_whitespace)) {
+                let at = value.span().start;
+                let why =
+                    if text.is_empty() { "must not be empty" } else { "must not have blanks" };
+                return Err(self.wrong(at, format_args!("{key}: {field}: {why}")));
+            }
             if texts.is_empty() {
                 origin = at_field;
             }

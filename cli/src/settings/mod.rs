@@ -200,6 +200,19 @@ impl Settings {
         Place { names: self.names, origin, option }
     }
 
+    /// A variable that was misspelt must not be ignored without a word. It is no error: what starts
+    /// containers may set variables of such names.
+    pub(crate) fn warn_of_unknown_variables(&self) {
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            let Some(rest) = name.strip_prefix(self.names.prefix) else { continue };
+            let option = rest.to_ascii_lowercase().replace('_', "-");
+            if !self.settings.contains_key(&option) && option != "config" {
+                log::warn!("{name}: there is no such setting; the variable is ignored");
+            }
+        }
+    }
+
     /// Whether an option has other values there.
     pub(crate) fn differs(&self, other: &Settings, option: &str) -> bool {
         self.values(option) != other.values(option)
@@ -341,9 +354,13 @@ fn reason(error: &clap::Error) -> String {
         return cause.to_string();
     }
     let possible = error.get(ContextKind::ValidValue).and_then(|values| match values {
-        ContextValue::Strings(values) => Some(values.join(", ")),
+        // clap reports an empty value with an empty list.
+        ContextValue::Strings(values) if !values.is_empty() => Some(values.join(", ")),
         _ => None,
     });
+    if error.get(ContextKind::InvalidValue) == Some(&ContextValue::String(String::new())) {
+        return "must not be empty".to_owned();
+    }
     match possible {
         Some(possible) => format!("not one of {possible}"),
         None => {

@@ -44,6 +44,8 @@ fn settled(agent: &Agent, least: (usize, usize)) -> (u64, usize, usize) {
 #[test]
 fn a_thousand_commands_of_each_kind_leave_nothing_behind() {
     let agent = Agent::start();
+    // All its threads have started.
+    wait::until("it is idle", || sleeps(&agent, Duration::from_secs(1)) == 0);
     let least = (procfs::descriptors(agent.id()), procfs::threads(agent.id()));
     let mut events = agent.client();
     events.subscribe();
@@ -95,9 +97,11 @@ fn an_idle_agent_sleeps_with_clients_on_its_socket() {
 /// 0.2 wake-ups a second: the keep-alive of the tunnel.
 #[test]
 fn an_open_tunnel_wakes_the_agent_no_more_often_than_without_the_socket() {
-    const TIME: Duration = Duration::from_secs(20);
+    // Two pings, or three.
+    const TIME: Duration = Duration::from_secs(40);
     let path = Path::new(Kind::PLAIN);
-    let agent = Agent::start();
+    // At the level debug, each ping is logged, which wakes the log's thread.
+    let agent = Agent::with(&["--log-level", "info"]);
     agent.add(TUNNEL, path.address());
     let mut client = agent.client();
     wait::until("connected", || agent.status()["tunnels"][0]["state"] == "connected");
@@ -105,6 +109,6 @@ fn an_open_tunnel_wakes_the_agent_no_more_often_than_without_the_socket() {
     wait::until("it is idle", || sleeps(&agent, Duration::from_millis(500)) == 0);
     let count = sleeps(&agent, TIME);
     println!("{count} wake-ups in {TIME:?}");
-    assert!(count <= 4, "{count} wake-ups in {TIME:?}");
+    assert!(count <= 8, "{count} wake-ups in {TIME:?}");
     agent.end();
 }

@@ -218,20 +218,25 @@ fn an_ordinary_user_is_warned_once_and_goes_on_without_the_default_socket() {
 fn the_programs_meet_at_the_default_path() {
     const SCRIPT: &str = r#"
         mount -t tmpfs none /run || exit 77
-        "$0" agent --plain --queue-key off & agent=$!
+        "$0" agent --plain --queue-mode 0622 & agent=$!
         for look in $(seq 1000); do
             [ -S /run/aiot-tunnel/agent.sock ] && break
             kill -0 $agent && sleep 0.02 || exit 1
         done
         "$0" status --json && "$0" send delete --tunnel t && "$0" send reconnect || exit 2
         "$0" agent --plain --queue-key off && exit 3
+        # Users who may not use the socket may use the queue, if it is for them.
+        other="setpriv --reuid 65534 --regid 65534 --clear-groups"
+        $other "$0" send delete --tunnel t || exit 6
+        $other "$0" send reconnect && exit 7
         stat -c '%a %n' /run/aiot-tunnel /run/aiot-tunnel/agent.sock
         kill $agent; wait $agent || exit 4
         [ -e /run/aiot-tunnel/agent.sock ] && exit 5
         "$0" send delete --tunnel t; [ $? = 1 ] && echo the end
     "#;
+    let folder = Folder::new();
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--ipc", "sh", "-c", SCRIPT]).arg(program());
+    command.args(["--mount", "--ipc", "sh", "-c", SCRIPT]).arg(program_for_all(&folder));
     let output = match command.env("RUST_LOG", "warn").output() {
         Ok(output) if !matches!(output.status.code(), Some(77)) && is_root() => output,
         _ => return skip("the default path", "no mount namespaces"),
@@ -247,6 +252,8 @@ fn the_programs_meet_at_the_default_path() {
     assert!(errors.contains(second), "{errors}");
     assert!(errors.contains("no agent listens on /run/aiot-tunnel/agent.sock"), "{errors}");
     assert!(errors.contains("message queue 0x4d2"), "{errors}");
+    let denied = "agent.sock: permission denied; run this as root or as the agent's user\n";
+    assert!(errors.contains(denied), "{errors}");
 }
 
 #[test]

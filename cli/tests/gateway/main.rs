@@ -19,6 +19,7 @@ mod generate;
 mod hostile;
 mod publish;
 mod reload;
+mod settings;
 mod store;
 
 /// What changes a tunnel takes effect on open connections within this time.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_testkit::{gateways, services, wait};
-use serde_json::json;
+use serde_json::{json, Value};
 
 use super::{echoes, run, soon, stdout, Gateway, Tokens, SOON};
 
@@ -131,6 +131,42 @@ fn a_removed_tunnel_is_unknown_at_once() {
 }
 
 #[test]
+fn a_gateway_that_ends_releases_its_sessions_with_code_4() {
+    let mut gateway = Gateway::start();
+    let tokens = gateway.add("t1");
+    let connect =
+        |path, token: &str| gateways::connect(gateway.address, path, Some(token)).unwrap();
+    let mut device = connect("/tunnel/t1/dest", &tokens.device);
+    let mut access = connect("/tunnel/t1/source", &tokens.access);
+    let mut ask = |frame_id: u64| {
+        access.send(json!({"frame_type": 2, "frame_id": frame_id, "service_type": "s"}), b"");
+        device.receive().0
+    };
+    let (open, unanswered) = (ask(1), ask(2));
+    let session = open["session_id"].as_str().unwrap().to_owned();
+    device.send(
+        json!({"frame_type": 1, "frame_id": open["frame_id"], "session_id": session}),
+        br#"{"code": 0}"#,
+    );
+    assert_eq!(access.receive().0["frame_type"], json!(1));
+    gateway.program.process.terminate();
+    // Two releases for the device; for the operator one, and the refusal that it waits for.
+    for (end, types) in [(&mut device, [3, 3]), (&mut access, [1, 3])] {
+        let mut frames = [end.receive(), end.receive()];
+        frames.sort_by_key(|(header, _)| header["frame_type"].as_u64());
+        for ((header, payload), kind) in frames.iter().zip(types) {
+            let status: Value = serde_json::from_slice(payload).unwrap();
+            assert_eq!(header["frame_type"], json!(kind));
+            assert_eq!(status["code"], json!(if kind == 3 { 4 } else { 2 }), "{status}");
+        }
+        assert_eq!(end.receive_close(), Some(1001));
+    }
+    assert!(unanswered["session_id"].is_string());
+    let (status, log) = gateway.program.finish();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
 fn an_expiry_holds_to_the_second_and_can_be_renewed() {
     let mut gateway = Gateway::start();
     let made = Instant::now();
@@ -200,6 +236,45 @@ fn the_counters_are_the_bytes_of_the_sessions() {
     ] {
         assert!(metrics.lines().any(|other| other == line), "{line}: {metrics}");
     }
+}
+
+#[test]
+fn a_rate_delays_a_transfer_and_not_a_keystroke() {
+    // 800 kbit are 100,000 bytes a second.
+    const LENGTH: usize = 300_000;
+    let gateway = Gateway::with(&["--plain", "--rate-limit", "800kbit"]);
+    let tokens = gateway.add("t1");
+    let service = services::echo("echo");
+    let _agent = gateway.agent("t1", &tokens.device, &format!("echo={}", service.target()));
+    wait::until("the device is online", || gateway.has_device("t1"));
+    let (_access, address) = gateway.access("t1", &tokens.access, "echo");
+    let begun = Instant::now();
+    let mut bulk = TcpStream::connect(address).unwrap();
+    let mut writer = bulk.try_clone().unwrap();
+    let sent = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &[7; LENGTH]));
+    let mut line = TcpStream::connect(address).unwrap();
+    echoes(&mut line, "first");
+    let mut keys = 0;
+    while gateway.show("t1")["bytes_to_device"].as_u64().unwrap() < LENGTH as u64 / 2 {
+        echoes(&mut line, "key");
+        keys += 1;
+    }
+    // Behind the other half, they would not come.
+    assert!(keys > 0);
+    let mut back = vec![0; LENGTH];
+    bulk.set_read_timeout(Some(wait::TIMEOUT)).unwrap();
+    std::io::Read::read_exact(&mut bulk, &mut back).unwrap();
+    sent.join().unwrap().unwrap();
+    assert!(back.iter().all(|byte| *byte == 7));
+    // What may be ahead of the rate is 5,000 bytes, and a frame.
+    let least = Duration::from_secs_f64((LENGTH - 5_000 - 4_096) as f64 / 100_000.0);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let shown = gateway.show("t1");
+    let length = LENGTH + "first".len() + keys * "key".len();
+    assert_eq!(
+        (&shown["bytes_to_device"], &shown["bytes_to_access"]),
+        (&json!(length), &json!(length))
+    );
 }
 
 #[test]

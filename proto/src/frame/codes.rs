@@ -29,6 +29,8 @@ pub mod release {
     pub const ACCESS_LOST: u8 = 2;
     /// The device lost its connection to the cloud.
     pub const DEVICE_LOST: u8 = 3;
+    /// The cloud is being updated. Both ends may come back after a second.
+    pub const UPDATE: u8 = 4;
 }
 
 /// Texts with which an end of this project releases a session that it cuts. A session that ended in

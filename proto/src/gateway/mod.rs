@@ -14,6 +14,7 @@
 //! code 1008 if there are other access connections, because it holds them up. Its sessions are
 //! released towards the device (code 2), and the others go on.
 
+mod bucket;
 mod event;
 mod lane;
 mod sessions;
@@ -28,6 +29,7 @@ use crate::session::RecentIds;
 use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
+use bucket::Bucket;
 pub use event::{Member, RefusalReason, TunnelEvent, TunnelObserver};
 use sessions::Session;
 
@@ -56,6 +58,8 @@ pub struct TunnelLimits {
     /// How long a full access connection may take nothing before it is closed. One that takes
     /// large steps has more time.
     pub stall: Duration,
+    /// The bytes of sessions that each direction may carry in a second. `None`: as many as it can.
+    pub rate: Option<u64>,
 }
 
 /// Bytes of sessions, without the tunnel's own overhead.
@@ -98,6 +102,9 @@ pub struct Tunnel<T: Transport, O> {
     /// Counts the turns of the lanes.
     lane_turns: u64,
     traffic: Traffic,
+    /// The rates of the two directions.
+    to_device: Bucket,
+    to_access: Bucket,
     limiter: LogLimiter,
     observer: O,
 }
@@ -120,6 +127,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             payload: Vec::new(),
             lane_turns: 0,
             traffic: Traffic::default(),
+            to_device: Bucket::new(limits.rate),
+            to_access: Bucket::new(limits.rate),
             limiter: LogLimiter::default(),
             observer,
         }
@@ -207,6 +216,13 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.dismiss(now);
     }
 
+    /// The gateway ends, and may come back: releases every session with code 4, then does as
+    /// [`stop`](Self::stop).
+    pub fn end(&mut self, now: Instant) {
+        self.release_for_update();
+        self.stop(now);
+    }
+
     /// Closes every connection with code 1001. The closing handshakes still need
     /// [`step`](Self::step).
     pub fn stop(&mut self, now: Instant) {
@@ -242,6 +258,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             self.observer.event(TunnelEvent::Expired);
             self.close_all(close::EXPIRED, "expired", now);
         }
+        self.to_device.fill(now);
+        self.to_access.fill(now);
         self.pump_device(now);
         self.pump_accesses(now);
         self.pass_lanes();
@@ -268,7 +286,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Whether no access connection keeps the device from being read.
     fn accesses_have_room(&self) -> bool {
         let is_full = |(key, member): (&u64, &Connection<T>)| {
-            member.over_high_water() && self.has_plain_session(*key)
+            (member.over_high_water() || !self.to_access.is_open()) && self.has_plain_session(*key)
         };
         !self.accesses.iter().any(is_full)
     }
@@ -279,7 +297,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     /// Whether the device's connection does not keep this access connection from being read.
     fn device_has_room(&self, key: u64) -> bool {
-        let is_full = self.device.as_ref().is_some_and(Connection::over_high_water);
+        let is_full = !self.to_device.is_open()
+            || self.device.as_ref().is_some_and(Connection::over_high_water);
         !(is_full && self.has_plain_session(key))
     }
 
@@ -291,10 +310,18 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Whether bytes wait in a lane although their connection has room.
     fn has_work(&self) -> bool {
         self.sessions.values().any(|session| {
-            let has_room = |to| self.member(session, to).is_some_and(has_room);
+            let has_room = |to| self.is_open(to) && self.member(session, to).is_some_and(has_room);
             let waits = |to| session.lane(to).is_waiting() || session.releases_to(to);
             [Side::Device, Side::Access].into_iter().any(|to| waits(to) && has_room(to))
         })
+    }
+
+    /// Whether the rate of this direction allows more at present.
+    fn is_open(&self, to: Side) -> bool {
+        match to {
+            Side::Device => self.to_device.is_open(),
+            Side::Access => self.to_access.is_open(),
+        }
     }
 
     /// The connection to one end of a session.
@@ -315,7 +342,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let accesses = self.accesses.iter().filter(holds_up);
         let stalls = accesses.filter_map(|(_, member)| member.stalls_at(self.limits.stall));
         let sessions = self.sessions.values().filter_map(|session| session.deadline);
-        let own = sessions.chain(self.expires).chain(self.limiter.deadline());
+        let rates = [self.to_device.opens_at(), self.to_access.opens_at()].into_iter().flatten();
+        // An idle tunnel does not wake up for it.
+        let rates = rates.filter(|_| !self.sessions.is_empty());
+        let own = sessions.chain(self.expires).chain(self.limiter.deadline()).chain(rates);
         members.chain(stalls).chain(own).min()
     }
 

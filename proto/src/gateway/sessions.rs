@@ -204,14 +204,15 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
             respond(access, id, session, payload);
         }
-        self.end(id);
+        self.end_session(id);
     }
 
     /// Passes a data frame on to the other end, or keeps it for its lane's next turn. `from` is the
     /// sender of the connection that the frame came from.
     fn pass(&mut self, to: Side, frame: &Frame<'_>, from: Option<&mut Sender>) {
         let id = &*frame.session_id;
-        let Tunnel { sessions, accesses, device, head, next_frame, traffic, .. } = self;
+        let is_open = self.is_open(to);
+        let Tunnel { sessions, accesses, device, head, next_frame, .. } = self;
         let Some(session) = sessions.get_mut(id) else { return };
         let eof = frame.eof && session.extensions.eof;
         let has_credit = session.extensions.credit;
@@ -244,7 +245,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let Some(member) = member.filter(|member| member.is_open()) else { return };
         let lane = session.lane_mut(to);
         lane.ended |= eof;
-        if has_credit && (lane.is_waiting() || member.over_high_water()) {
+        if has_credit && (lane.is_waiting() || member.over_high_water() || !is_open) {
             lane.push(frame.payload);
             lane.eof_waits |= eof;
             return;
@@ -252,8 +253,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
-        traffic.count(to, frame.payload.len());
         session.moved.count(to, frame.payload.len());
+        self.count(to, frame.payload.len());
     }
 
     /// Passes on what waits in the lanes, as far as the connections have room. The lanes of a
@@ -272,13 +273,16 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 continue;
             };
             self.write_release(&id, to, &payload);
-            self.end(&id);
+            self.end_session(&id);
         }
     }
 
     /// Gives one lane of a connection a turn. Returns false if none waits or there is no room.
     fn pass_lane(&mut self, to: Side, access: u64) -> bool {
-        let Tunnel { sessions, accesses, device, head, payload, next_frame, traffic, .. } = self;
+        if !self.is_open(to) {
+            return false;
+        }
+        let Tunnel { sessions, accesses, device, head, payload, next_frame, .. } = self;
         let member = match to {
             Side::Device => device.as_mut(),
             Side::Access => accesses.get_mut(&access),
@@ -305,9 +309,19 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, payload);
-        traffic.count(to, payload.len());
-        session.moved.count(to, payload.len());
+        let length = payload.len();
+        session.moved.count(to, length);
+        self.count(to, length);
         true
+    }
+
+    /// Bytes of a session were passed on.
+    fn count(&mut self, to: Side, bytes: usize) {
+        self.traffic.count(to, bytes);
+        match to {
+            Side::Device => self.to_device.take(bytes),
+            Side::Access => self.to_access.take(bytes),
+        }
     }
 
     /// What all lanes of a direction may hold at present.
@@ -349,7 +363,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             session.release = Some((to, payload.to_vec()));
         } else {
             self.write_release(id, to, payload);
-            self.end(id);
+            self.end_session(id);
         }
     }
 
@@ -514,7 +528,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
-    fn end(&mut self, id: &str) {
+    fn end_session(&mut self, id: &str) {
         if let Some(session) = self.sessions.remove(id) {
             let why = session.why.as_deref().unwrap_or_default();
             let (was_open, moved) = (session.deadline.is_none(), session.moved);
@@ -545,10 +559,27 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 respond(access, &id, session, &status(response::REFUSED, why));
             }
             self.ends(&id, timeout);
-            self.end(&id);
+            self.end_session(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::ACCESS_LOST, reason::TOO_LATE);
                 write_release(device, &id, next(&mut self.next_frame), &msg);
+            }
+        }
+    }
+
+    /// Ends all sessions, because the gateway ends, and tells both ends.
+    pub(super) fn release_for_update(&mut self) {
+        let why = "the gateway ends";
+        let msg = status(release::UPDATE, why);
+        for id in self.ids_of(|_| true) {
+            let is_open = self.sessions.get(&id).is_some_and(|session| session.deadline.is_none());
+            self.write_release(&id, Side::Device, &msg);
+            if is_open {
+                self.write_release(&id, Side::Access, &msg);
+                self.end_session(&id);
+            } else {
+                // The access side waits for a response, not for a release.
+                self.refuse(&id, &status(response::REFUSED, why));
             }
         }
     }
@@ -565,9 +596,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let msg = status(release::ACCESS_LOST, ACCESS_LOST);
                 match session.release {
                     // The device has released it itself.
-                    Some((Side::Access, _)) => self.end(&id),
+                    Some((Side::Access, _)) => self.end_session(&id),
                     // The release waited behind data for the device, which is gone as well now.
-                    Some((Side::Device, _)) if self.device.is_none() => self.end(&id),
+                    Some((Side::Device, _)) if self.device.is_none() => self.end_session(&id),
                     Some((Side::Device, _)) => {}
                     None => self.release(&id, Side::Device, &msg),
                 }
@@ -575,7 +606,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             let msg = DEVICE_LOST;
             match (&session.release, session.deadline) {
-                (Some((Side::Device, _)), _) => self.end(&id),
+                (Some((Side::Device, _)), _) => self.end_session(&id),
                 (Some((Side::Access, _)), _) => {}
                 // The access side waits for a response, not for a release.
                 (None, Some(_)) => self.refuse(&id, &status(response::REFUSED, msg)),

@@ -58,7 +58,7 @@ pub struct World {
 
 impl World {
     fn new() -> Self {
-        let limits = TunnelLimits { sessions: SESSION_LIMIT, stall: STALL };
+        let limits = TunnelLimits { sessions: SESSION_LIMIT, stall: STALL, rate: None };
         World {
             tunnel: Tunnel::new(limits, ()),
             now: Instant::now(),

@@ -193,8 +193,11 @@ impl World {
             }
         }
         if self.gateway.is_none() && now >= self.gateway_at {
-            let limits =
-                TunnelLimits { sessions: self.plan.sessions, stall: Duration::from_secs(10) };
+            let limits = TunnelLimits {
+                sessions: self.plan.sessions,
+                stall: Duration::from_secs(10),
+                rate: self.plan.rate,
+            };
             self.gateway = Some(Tunnel::new(limits, ()));
         }
         let connects = self.connect(now);

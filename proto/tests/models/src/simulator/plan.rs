@@ -40,6 +40,8 @@ pub struct Plan {
     pub accesses: usize,
     /// Sessions that the gateway lets a tunnel have.
     pub sessions: usize,
+    /// The gateway's limit for each direction of a tunnel, in bytes a second.
+    pub rate: Option<u64>,
     /// Whether the access sides offer half-close and flow control.
     pub extensions: bool,
     pub device_link: LinkShape,
@@ -110,6 +112,7 @@ impl Plan {
             length,
             accesses: 1,
             sessions: 10,
+            rate: None,
             extensions: true,
             device_link,
             access_link,

@@ -611,18 +611,18 @@ impl Gateway {
         self.shared.stop.wake();
         // The handshake threads end first, so that no hub is created after the next line.
         let _ = accept.join();
-        for publisher in std::mem::take(&mut *self.publishers.lock()) {
-            let _ = publisher.join();
-        }
         let mut threads = Vec::new();
         {
             let mut registry = self.shared.registry.lock();
+            registry.is_closed = true;
             threads.append(&mut registry.ended);
             for entry in registry.tunnels.values_mut() {
                 entry.order(Order::Stop);
                 threads.extend(entry.hub.take().map(|hub| hub.thread));
             }
         }
+        // Their connections end with the hubs, which tell both ends why.
+        threads.append(&mut self.publishers.lock());
         for thread in threads {
             let _ = thread.join();
         }

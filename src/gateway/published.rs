@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::{AccessLimits, AccessRelay, AccessSide, Pending};
 use aiot_tunnel_proto::connection::{Connection, Upkeep};
-use aiot_tunnel_proto::frame::{reason, Extensions};
+use aiot_tunnel_proto::frame::Extensions;
 use aiot_tunnel_proto::gateway;
 use aiot_tunnel_proto::observer::{Event, Observer};
 use aiot_tunnel_proto::relay::RelayLimits;
@@ -328,21 +328,18 @@ impl Publisher {
         self.stop();
     }
 
-    /// Ends all sessions, and gives their last bytes a moment.
+    /// Waits until the hub, which stops too, has ended the connection; then gives the clients a moment for
+    /// their last bytes.
     fn stop(&mut self) {
         let begun = Instant::now();
-        if let Some(relay) = &mut self.relay {
-            relay.close(reason::STOPPED, begun);
-        }
-        let is_over = |this: &Self| {
-            let relay = this.relay.as_ref();
-            let is_gone =
-                |relay: &PortRelay| relay.connection().is_gone() && relay.lingering().is_empty();
-            relay.is_none_or(is_gone) && this.lingering.is_empty()
-        };
-        while !is_over(self) && begun.elapsed() < LAST_BYTES {
-            if self.turn(true).is_err() {
-                break;
+        while begun.elapsed() < LAST_BYTES {
+            let now = Instant::now();
+            if self.relay.as_ref().is_some_and(|relay| relay.end().is_some()) {
+                self.lose(now);
+            }
+            let is_over = self.relay.is_none() && self.lingering.is_empty();
+            if is_over || self.turn(true).is_err() {
+                return;
             }
         }
     }

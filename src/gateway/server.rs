@@ -72,6 +72,8 @@ pub(super) struct Registry {
     /// The threads of hubs that have ended or are about to end. They are still to be joined.
     pub(super) ended: Vec<JoinHandle<()>>,
     pub(super) hubs_created: u64,
+    /// The gateway stops: there are no more hubs.
+    pub(super) is_closed: bool,
     /// Of [`Keys`]: counted for all tunnels, because one may be removed and added again.
     keys_given: u64,
 }
@@ -424,6 +426,9 @@ impl Shared {
         let joined = self.join(tunnel.as_str(), admits, Side::Access, member.into(), Some(origins));
         match joined.map_err(failed)? {
             true => Ok(own),
+            false if self.registry.lock().is_closed => {
+                Err((Refusal::Other, "the gateway ends".to_owned()))
+            }
             false => Err(why),
         }
     }
@@ -491,6 +496,9 @@ impl Shared {
         origins: Option<Arc<Origins>>,
     ) -> io::Result<bool> {
         let mut registry = self.registry.lock();
+        if registry.is_closed {
+            return Ok(false);
+        }
         let threads = std::mem::take(&mut registry.ended).into_iter();
         let (mut ended, running) = threads.partition::<Vec<_>, _>(JoinHandle::is_finished);
         registry.ended = running;

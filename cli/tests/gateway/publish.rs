@@ -201,6 +201,26 @@ fn ssh_goes_through_a_published_port() {
 }
 
 #[test]
+fn a_gateway_that_ends_tells_both_ends_and_the_audit_why() {
+    let folder = Folder::new();
+    let file = folder.file("audit.log").display().to_string();
+    let more = ["--plain", "--publish", "127.0.0.1:0=t1:echo", "--audit-log", &file];
+    let mut gateway = Gateway::in_folder(folder, &more);
+    let tokens = gateway.add("t1");
+    let service = services::echo("echo");
+    let _agent = gateway.agent("t1", &tokens.device, &format!("echo={}", service.target()));
+    let mut client = connect(gateway.published());
+    echoes(&mut client, "hello");
+    gateway.program.process.terminate();
+    is_reset(client);
+    let (status, log) = gateway.program.finish();
+    assert!(status.success(), "{log}");
+    let audit = std::fs::read_to_string(gateway.folder.file("audit.log")).unwrap();
+    assert!(audit.contains("\"why\":\"the gateway ends\""), "{audit}");
+    assert!(audit.contains("\"bytes_to_device\":5"), "{audit}");
+}
+
+#[test]
 fn a_port_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

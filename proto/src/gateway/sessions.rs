@@ -574,6 +574,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for id in self.ids_of(|_| true) {
             let is_open = self.sessions.get(&id).is_some_and(|session| session.deadline.is_none());
             self.write_release(&id, Side::Device, &msg);
+            self.ends(&id, why.to_owned());
             if is_open {
                 self.write_release(&id, Side::Access, &msg);
                 self.end_session(&id);

@@ -26,9 +26,9 @@ const FULL: Duration = Duration::from_millis(20);
 const STACK: usize = 64 * 1024;
 
 /// The queue in front of standard error.
-pub(crate) static STDERR: Lines = Lines::new();
+pub(crate) static STDERR: Lines = Lines::new(left_out);
 /// The queue in front of standard output, for the agent's events.
-pub(crate) static STDOUT: Lines = Lines::new();
+pub(crate) static STDOUT: Lines = Lines::new(left_out);
 
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -182,6 +182,14 @@ pub(crate) struct Lines {
     state: Mutex<State>,
     /// Signalled when there is something to write, and when something was written.
     changed: Condvar,
+    /// The line that stands in the place of so many lines that were left out.
+    left_out: fn(u64) -> Vec<u8>,
+}
+
+/// [`Lines`] of text.
+fn left_out(count: u64) -> Vec<u8> {
+    let what = if count == 1 { "1 line was" } else { &format!("{count} lines were") };
+    format!("aiot-tunnel: {what} left out here: this output took no more\n").into_bytes()
 }
 
 struct State {
@@ -203,7 +211,7 @@ enum Item {
 }
 
 impl Lines {
-    const fn new() -> Self {
+    pub(crate) const fn new(left_out: fn(u64) -> Vec<u8>) -> Self {
         let state = State {
             queue: VecDeque::new(),
             bytes: 0,
@@ -212,7 +220,7 @@ impl Lines {
             is_writing: false,
             has_failed: false,
         };
-        Lines { state: Mutex::new(state), changed: Condvar::new() }
+        Lines { state: Mutex::new(state), changed: Condvar::new(), left_out }
     }
 
     /// Queues a line with its line break. Leaves it out if there is no room. Does not block.
@@ -232,7 +240,7 @@ impl Lines {
         self.changed.notify_all();
     }
 
-    fn start(&'static self, name: &str, sink: io::Result<File>) {
+    pub(crate) fn start(&'static self, name: &str, sink: io::Result<impl Write + Send + 'static>) {
         let mut state = self.lock();
         if state.has_thread {
             return;
@@ -245,7 +253,7 @@ impl Lines {
     }
 
     /// Waits until everything is written that can be.
-    fn flush(&self, deadline: Instant) {
+    pub(crate) fn flush(&self, deadline: Instant) {
         let mut state = self.lock();
         while state.has_thread && !state.is_idle() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -270,13 +278,7 @@ impl Lines {
             let mut bytes = if is_cut { b"\n".to_vec() } else { Vec::new() };
             match &item {
                 Item::Line(line) => bytes.extend_from_slice(line),
-                Item::LeftOut(count) => {
-                    let what =
-                        if *count == 1 { "1 line was" } else { &format!("{count} lines were") };
-                    let text =
-                        format!("aiot-tunnel: {what} left out here: this output took no more\n");
-                    bytes.extend_from_slice(text.as_bytes());
-                }
+                Item::LeftOut(count) => bytes.extend_from_slice(&(self.left_out)(*count)),
             }
             let (written, result) = write(&mut sink, &bytes);
             is_cut = (is_cut || written > 0) && result.is_err();
@@ -368,7 +370,7 @@ mod tests {
     fn queue() -> (&'static Lines, mpsc::Sender<io::Result<usize>>, mpsc::Receiver<String>) {
         let (open, gate) = mpsc::channel();
         let (sender, written) = mpsc::channel();
-        let lines: &'static Lines = Box::leak(Box::new(Lines::new()));
+        let lines: &'static Lines = Box::leak(Box::new(Lines::new(left_out)));
         thread::spawn(move || lines.write_all(Gate(gate, sender)));
         lines.lock().has_thread = true;
         (lines, open, written)

@@ -45,6 +45,11 @@ impl<S: LocalStream> Pending<S> {
         Pending { local: Local::new(stream), service_type, until }
     }
 
+    /// The local stream.
+    pub fn stream(&self) -> &S {
+        self.local.stream()
+    }
+
     /// Until when it may wait for a free session or for the device. `None`: it does not wait.
     pub fn until(&self) -> Option<Instant> {
         self.until
@@ -64,9 +69,13 @@ struct Opening<S> {
     deadline: Instant,
 }
 
+/// Is called before a session is asked for, with the frame id of the session_create.
+pub type Asked<S> = Box<dyn FnMut(u64, &S) + Send>;
+
 /// The part of a relay that is specific to the access side.
 pub struct AccessSide<S: LocalStream> {
     limits: AccessLimits,
+    asked: Option<Asked<S>>,
     opening: Vec<Opening<S>>,
     /// The local streams that wait because the tunnel has no free session or no device.
     waiting: VecDeque<Pending<S>>,
@@ -106,6 +115,7 @@ impl<S: LocalStream> AccessSide<S> {
     pub fn new(limits: AccessLimits, now: Instant) -> Self {
         AccessSide {
             limits,
+            asked: None,
             opening: Vec::new(),
             waiting: VecDeque::new(),
             lacks: Lack::Session(0),
@@ -113,6 +123,11 @@ impl<S: LocalStream> AccessSide<S> {
             early: RecentIds::default(),
             over: false,
         }
+    }
+
+    /// Calls `asked` for each session_create from now on.
+    pub fn tell_of_requests(&mut self, asked: Asked<S>) {
+        self.asked = Some(asked);
     }
 
     /// Whether a local stream waits for the device's answer, for a free session or for the device.
@@ -134,6 +149,9 @@ impl<S: LocalStream> AccessSide<S> {
         now: Instant,
     ) {
         let frame_id = sessions.next_frame_id();
+        if let Some(asked) = &mut self.asked {
+            asked(frame_id, pending.local.stream());
+        }
         let mut header = Vec::new();
         let extensions = self.limits.extensions;
         let credit = if extensions.credit { sessions.limits.window.first } else { 0 };

@@ -13,7 +13,7 @@ mod token;
 
 pub use ids::{Port, TunnelId};
 pub use limits::Limits;
-#[cfg(feature = "access")]
+#[cfg(any(feature = "access", feature = "gateway"))]
 pub(crate) use limits::FIRST_WINDOW;
 pub use network::{AddressFamily, Network};
 pub use params::ConnectParams;

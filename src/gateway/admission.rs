@@ -45,7 +45,8 @@ impl Permits {
         }
     }
 
-    fn take_anyway(&self, limit: usize, other: &Permits, other_limit: usize) -> Permit {
+    /// Takes a permit from both pools, whatever their limits.
+    pub(super) fn take_anyway(&self, limit: usize, other: &Permits, other_limit: usize) -> Permit {
         let permit = Permit([(self.clone(), limit), (other.clone(), other_limit)]);
         for (pool, _) in &permit.0 {
             pool.0.fetch_add(1, Ordering::Relaxed);

@@ -12,13 +12,21 @@ use crossbeam_channel::Receiver;
 
 use super::activity::Record;
 use super::log::{LogLimits, TunnelLog};
+use super::published::Origins;
 use super::{GatewayConnection, MemberStream, TARGET};
 use crate::sys::{poll, PollFd, Waker};
 
 /// An order from the gateway to a hub.
 pub(super) enum Order {
-    /// Adds a connection after its handshake. The time is the tunnel's expiry.
-    Join(Side, Box<GatewayConnection>, Option<Instant>),
+    /// Adds a connection after its handshake.
+    Join {
+        side: Side,
+        member: Box<GatewayConnection>,
+        /// When the tunnel expires.
+        expires: Option<Instant>,
+        /// Of a published port: where its sessions come from.
+        origins: Option<Arc<Origins>>,
+    },
     ExpireAt(Option<Instant>),
     /// The token of this side is no longer valid.
     Revoke(Side),
@@ -113,8 +121,9 @@ impl Hub {
 
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Join(side, member, expires) => {
+            Order::Join { side, member, expires, origins } => {
                 self.tunnel.expire_at(expires);
+                self.tunnel.observer_mut().origins = origins;
                 self.tunnel.join(side, *member, now);
                 self.tunnel.drop_closing(now, |device| device.permit.is_over());
                 if self.stopping {
@@ -122,7 +131,8 @@ impl Hub {
                 }
             }
             Order::ExpireAt(at) => self.tunnel.expire_at(at),
-            Order::Revoke(side) => self.tunnel.revoke(side, now),
+            // A published port has no token.
+            Order::Revoke(side) => self.tunnel.revoke(side, now, |member| !member.is_own),
             Order::Stop => {
                 self.stopping = true;
                 self.tunnel.end(now);

@@ -1,14 +1,17 @@
 //! Writes the log lines of one tunnel, within limits: a client that has a token can cause as many
 //! events as it likes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aiot_tunnel_proto::gateway::{TunnelEvent, TunnelObserver};
+use aiot_tunnel_proto::gateway::{Member, TunnelEvent, TunnelObserver};
 use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
 use super::activity::Record;
+use super::audit::{Audit, AuditEvent, Live, Refusal, Way};
+use super::published::{Origin, Origins};
 use super::TARGET;
 
 /// The period of the limits.
@@ -36,7 +39,7 @@ impl LogLimits {
     fn permits(&self, event: &TunnelEvent<'_>, now: Instant) -> bool {
         let index = match event {
             _ if event.is_warning() => 2,
-            TunnelEvent::SessionCreated { .. } | TunnelEvent::Released(..) => 1,
+            TunnelEvent::SessionCreated { .. } | TunnelEvent::SessionEnded { .. } => 1,
             _ => 0,
         };
         self.0.lock()[index].permits(now)
@@ -62,21 +65,149 @@ impl LogLimits {
     }
 }
 
-/// Writes the lines.
+/// Writes the lines, and tells the audit.
 pub(super) struct TunnelLog {
-    pub(super) name: String,
-    pub(super) limits: LogLimits,
-    pub(super) activity: Arc<Record>,
+    name: String,
+    limits: LogLimits,
+    activity: Arc<Record>,
+    audit: Audit,
+    /// Of the next access side, if it is a published port.
+    pub(super) origins: Option<Arc<Origins>>,
+    /// The address of the device.
+    device: String,
+    accesses: HashMap<u64, Access>,
+    sessions: HashMap<String, Live>,
+}
+
+/// An access side.
+struct Access {
+    address: String,
+    /// Of a published port.
+    origins: Option<Arc<Origins>>,
+}
+
+impl TunnelLog {
+    pub(super) fn new(
+        name: String,
+        limits: LogLimits,
+        activity: Arc<Record>,
+        audit: Audit,
+    ) -> Self {
+        TunnelLog {
+            name,
+            limits,
+            activity,
+            audit,
+            origins: None,
+            device: String::new(),
+            accesses: HashMap::new(),
+            sessions: HashMap::new(),
+        }
+    }
+
+    /// The client of a published port that a session was asked for.
+    fn origin(&self, access: u64, frame_id: u64) -> Option<Arc<Origin>> {
+        self.accesses.get(&access)?.origins.as_ref()?.take(frame_id)
+    }
+
+    /// The address of a connection.
+    fn address(&self, member: Member) -> &str {
+        match member {
+            Member::Device => &self.device,
+            Member::Access(key) => self.accesses.get(&key).map_or("", |access| &access.address),
+        }
+    }
+
+    /// Takes down who is connected and what is open. Returns the address that belongs behind the
+    /// event's line.
+    fn note(&mut self, event: &TunnelEvent<'_>, now: Instant) -> Option<String> {
+        match *event {
+            TunnelEvent::DeviceConnected { from } => {
+                self.device = from.to_owned();
+                return None;
+            }
+            TunnelEvent::AccessConnected { key, from } => {
+                let (address, origins) = (from.to_owned(), self.origins.take());
+                self.accesses.insert(key, Access { address, origins });
+                return None;
+            }
+            TunnelEvent::AccessLeft { key, .. } => {
+                return self.accesses.remove(&key).map(|access| access.address);
+            }
+            TunnelEvent::SessionCreated { id, service_type, access, frame_id } => {
+                let origin = self.origin(access, frame_id);
+                let (client, way) = match &origin {
+                    Some(origin) => (origin.address.to_string(), Way::Published),
+                    None => (self.address(Member::Access(access)).to_owned(), Way::Access),
+                };
+                if let Some(origin) = origin {
+                    origin.has_session();
+                }
+                let service = service_type.to_owned();
+                let live = Live { service, client: client.clone(), way, since: now };
+                self.sessions.insert(id.to_owned(), live);
+                return Some(client);
+            }
+            TunnelEvent::SessionEnded { id, was_open, moved, why } => {
+                let live = self.sessions.remove(id)?;
+                if was_open {
+                    self.audit.ended(&live.ended(&self.name, id, moved, why, now));
+                } else {
+                    self.audit.refused(&AuditEvent::Refused {
+                        tunnel: &self.name,
+                        service: Some(&live.service),
+                        client: &live.client,
+                        way: live.way,
+                        reason: Refusal::Device,
+                        why,
+                    });
+                }
+                let seconds = now.saturating_duration_since(live.since).as_secs_f64();
+                return Some(format!("{}, {seconds:.3} s", live.client));
+            }
+            TunnelEvent::Refused { access, frame_id, service_type, reason, why, .. } => {
+                if let Some(origin) = self.origin(access, frame_id) {
+                    // The port reports it if it is not asked for again.
+                    origin.is_refused(reason.into(), why);
+                    return Some(origin.address.to_string());
+                }
+                self.audit.refused(&AuditEvent::Refused {
+                    tunnel: &self.name,
+                    service: Some(service_type),
+                    client: self.address(Member::Access(access)),
+                    way: Way::Access,
+                    reason: reason.into(),
+                    why,
+                });
+            }
+            TunnelEvent::Cut { id, .. } | TunnelEvent::DeviceRefused { id, .. } => {
+                return self.sessions.get(id).map(|live| live.client.clone());
+            }
+            _ => {}
+        }
+        event.member().map(|member| self.address(member).to_owned())
+    }
 }
 
 impl TunnelObserver for TunnelLog {
     fn event(&mut self, event: TunnelEvent<'_>) {
-        self.activity.note(&event);
         let now = Instant::now();
+        self.activity.note(&event);
+        let address = self.note(&event, now);
+        // A session's end says the same, and more.
+        let is_said = matches!(event, TunnelEvent::Released(..));
+        if is_said || matches!(event, TunnelEvent::Refused { is_logged: false, .. }) {
+            return;
+        }
         self.limits.report(&self.name, now, false);
         if self.limits.permits(&event, now) {
             let level = if event.is_warning() { ::log::Level::Warn } else { ::log::Level::Info };
-            ::log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name);
+            match address.filter(|address| !address.is_empty()) {
+                Some(address) => {
+                    ::log::log!(target: TARGET, level, "tunnel {:?}: {event} ({address})", self.name);
+                }
+                None => ::log::log!(target: TARGET, level, "tunnel {:?}: {event}", self.name),
+            }
         }
     }
 }
@@ -88,11 +219,12 @@ mod tests {
     #[test]
     fn a_flood_of_sessions_does_not_hide_connections_and_is_counted() {
         let (limits, now) = (LogLimits::default(), Instant::now());
-        let session = TunnelEvent::SessionCreated { id: "s", service_type: "_SSH" };
+        let session =
+            TunnelEvent::SessionCreated { id: "s", service_type: "_SSH", access: 1, frame_id: 1 };
         let written = (0..10_000).filter(|_| limits.permits(&session, now)).count();
         assert_eq!(written, SESSIONS as usize);
         assert!(limits.permits(&TunnelEvent::DeviceConnected { from: "" }, now));
-        assert!(limits.permits(&TunnelEvent::Stalled, now));
+        assert!(limits.permits(&TunnelEvent::Stalled(Member::Device), now));
         assert_eq!(limits.deadline(), Some(now + WINDOW));
         limits.report("t1", now + WINDOW, false);
         assert_eq!(limits.deadline(), None);

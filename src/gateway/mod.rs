@@ -18,8 +18,10 @@
 
 mod activity;
 mod admission;
+mod audit;
 mod hub;
 mod log;
+mod published;
 mod server;
 mod tokens;
 
@@ -44,10 +46,14 @@ use crate::error::{Error, Result};
 use crate::net::Stream;
 use crate::sys::{self, Waker};
 use admission::{Handshakes, Permit, Permits};
+use audit::Audit;
 use hub::Order;
+use published::Publisher;
 use server::{check_id, check_not_empty, descriptors, Shared};
 
 pub use activity::{Activity, Peer};
+pub use audit::{AuditEvent, Refusal, Way};
+pub use published::PublishedPort;
 pub use tokens::{TokenDigest, TokenKey};
 
 const TARGET: &str = "aiot_tunnel::gateway";
@@ -71,6 +77,10 @@ pub enum Side {
 struct MemberStream {
     stream: Stream,
     permit: Permit,
+    /// The address that it came from, or the name of the published port.
+    peer: String,
+    /// The other end is the gateway's own, in this process.
+    is_own: bool,
 }
 
 type GatewayConnection = Connection<MemberStream>;
@@ -95,10 +105,19 @@ impl Transport for MemberStream {
         self.stream.written()
     }
     fn unacked(&self) -> usize {
-        self.stream.unacked()
+        // What is written is in the other end's receive queue at once.
+        if self.is_own {
+            0
+        } else {
+            self.stream.unacked()
+        }
     }
     fn unsent(&self) -> usize {
-        self.stream.unsent()
+        if self.is_own {
+            0
+        } else {
+            self.stream.unsent()
+        }
     }
     fn round_trip(&self) -> Option<Duration> {
         self.stream.round_trip()
@@ -107,7 +126,7 @@ impl Transport for MemberStream {
         self.stream.limit_unsent(bytes);
     }
     fn peer(&self) -> String {
-        self.stream.peer()
+        self.peer.clone()
     }
     fn arm(&mut self) {
         self.stream.arm();
@@ -212,6 +231,8 @@ pub struct GatewayBuilder {
     tls: Option<SslAcceptor>,
     tunnels: Vec<TunnelConfig>,
     stored: Vec<StoredTunnel>,
+    published: Vec<PublishedPort>,
+    audit: Audit,
     token_key: TokenKey,
     settings: Settings,
 }
@@ -271,6 +292,20 @@ impl GatewayBuilder {
     /// Serves a tunnel of a store. [`Gateway::put_tunnel`] adds more later.
     pub fn stored_tunnel(mut self, tunnel: StoredTunnel) -> Self {
         self.stored.push(tunnel);
+        self
+    }
+
+    /// Serves a published port.
+    pub fn publish(mut self, port: PublishedPort) -> Self {
+        self.published.push(port);
+        self
+    }
+
+    /// Calls `sink` at the end of each session and at each refusal, from several threads. It must return
+    /// soon, because sessions wait meanwhile. Refusals are limited to 1000 in 30 s; further ones are
+    /// counted.
+    pub fn audit(mut self, sink: impl Fn(&AuditEvent<'_>) + Send + Sync + 'static) -> Self {
+        self.audit = Audit::new(sink);
         self
     }
 
@@ -338,20 +373,40 @@ impl GatewayBuilder {
     /// [`Error::Io`] when the address cannot be bound or a thread cannot be created;
     /// [`Error::InvalidInput`] when a token is empty, a tunnel's two tokens are the same, or its id
     /// cannot be a part of a URL's path.
-    pub fn start(self, address: SocketAddr) -> Result<Gateway> {
+    pub fn start(mut self, address: SocketAddr) -> Result<Gateway> {
         let bind = |e| Error::io(format!("listen on {address}"), e);
         let listener = TcpListener::bind(address).and_then(sys::beyond_standard).map_err(bind)?;
         sys::set_backlog(&listener, BACKLOG).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
+        let ports = std::mem::take(&mut self.published);
         let shared = Arc::new(self.shared()?);
+        let mut published = Vec::new();
+        for port in ports {
+            let publisher = Publisher::new(port, shared.clone())
+                .map_err(|e| Error::io("prepare a published port", e))?;
+            published.push(publisher);
+        }
         let accept = {
             let shared = shared.clone();
             let run = move || shared.accept(&listener);
             sys::spawn(thread::Builder::new().name("gateway-accept".into()), run)
                 .map_err(|e| Error::io("create the accept thread", e))?
         };
-        Ok(Gateway { shared, local_addr, accept: Mutex::new(Some(accept)) })
+        // From here on, an error stops what has been started.
+        let gateway = Gateway {
+            shared,
+            local_addr,
+            accept: Mutex::new(Some(accept)),
+            publishers: Mutex::default(),
+        };
+        for publisher in published {
+            let builder = thread::Builder::new().name("gateway-port".into());
+            let thread = sys::spawn(builder, || publisher.run())
+                .map_err(|e| Error::io("create the thread of a published port", e))?;
+            gateway.publishers.lock().push(thread);
+        }
+        Ok(gateway)
     }
 
     fn shared(self) -> Result<Shared> {
@@ -378,6 +433,7 @@ impl GatewayBuilder {
             connections: Permits::default(),
             descriptors: limit,
             limiter: Mutex::new(LogLimiter::default()),
+            audit: self.audit,
         };
         for tunnel in &self.tunnels {
             shared.put(&shared.stored(tunnel)?, false)?;
@@ -414,6 +470,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
     accept: Mutex<Option<JoinHandle<()>>>,
+    publishers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Gateway {
@@ -436,6 +493,8 @@ impl Gateway {
             tls: None,
             tunnels: Vec::new(),
             stored: Vec::new(),
+            published: Vec::new(),
+            audit: Audit::default(),
             token_key: TokenKey::random(),
             settings,
         }
@@ -555,15 +614,19 @@ impl Gateway {
         let mut threads = Vec::new();
         {
             let mut registry = self.shared.registry.lock();
+            registry.is_closed = true;
             threads.append(&mut registry.ended);
             for entry in registry.tunnels.values_mut() {
                 entry.order(Order::Stop);
                 threads.extend(entry.hub.take().map(|hub| hub.thread));
             }
         }
+        // Their connections end with the hubs, which tell both ends why.
+        threads.append(&mut self.publishers.lock());
         for thread in threads {
             let _ = thread.join();
         }
+        self.shared.audit.end();
     }
 }
 

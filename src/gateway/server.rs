@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime};
@@ -21,15 +22,17 @@ use parking_lot::Mutex;
 
 use super::activity::{Activity, Record};
 use super::admission::{Client, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING};
+use super::audit::{Audit, AuditEvent, Refusal, Way};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
+use super::published::Origins;
 use super::tokens::{TokenDigest, TokenKey};
 use super::{
     GatewayConnection, MemberStream, Settings, StoredTunnel, TunnelConfig, ACCEPT_PAUSE, TARGET,
 };
 use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
-use crate::net::{accept, UntilStopped};
+use crate::net::{accept, Socket, Stream, UntilStopped};
 use crate::sys::{self, poll, PollFd, Waker};
 
 /// Device connections of one tunnel: the one in use, and older ones in their closing handshake. The
@@ -59,7 +62,8 @@ fn most_waiting(limit: usize, connections: usize, handshakes: usize) -> usize {
     spare.clamp(LEAST_WAITING, MAX_WAITING)
 }
 
-/// Why a client with the right token is refused after the end of a tunnel.
+/// Why a client is not admitted.
+const NO_TUNNEL: &str = "there is no such tunnel";
 const EXPIRED: &str = "the tunnel has expired";
 
 #[derive(Default)]
@@ -68,6 +72,8 @@ pub(super) struct Registry {
     /// The threads of hubs that have ended or are about to end. They are still to be joined.
     pub(super) ended: Vec<JoinHandle<()>>,
     pub(super) hubs_created: u64,
+    /// The gateway stops: there are no more hubs.
+    pub(super) is_closed: bool,
     /// Of [`Keys`]: counted for all tunnels, because one may be removed and added again.
     keys_given: u64,
 }
@@ -156,6 +162,7 @@ pub(super) struct Shared {
     pub(super) descriptors: usize,
     /// Limits the lines about clients that are not admitted.
     pub(super) limiter: Mutex<LogLimiter>,
+    pub(super) audit: Audit,
 }
 
 impl Shared {
@@ -250,7 +257,8 @@ impl Shared {
                 PollFd::new(listener.as_fd(), pause.is_none(), false),
             ];
             let limiter = self.limiter.lock().deadline();
-            let deadline = [limiter, next, pause].into_iter().flatten().min();
+            let audit = self.audit.deadline();
+            let deadline = [limiter, audit, next, pause].into_iter().flatten().min();
             if poll(&mut fds, deadline).is_err() || fds[0].ready().read {
                 break;
             }
@@ -258,6 +266,7 @@ impl Shared {
                 self.handshakes.freed.reset();
             }
             let now = Instant::now();
+            self.audit.tick(now);
             if let Some(count) = self.limiter.lock().tick(now) {
                 log::warn!(target: TARGET, "{count} more such lines were left out");
             }
@@ -361,8 +370,19 @@ impl Shared {
         };
         let (permit, serial) = match self.permit(&opening) {
             Ok(permit) => permit,
-            Err((status, why)) => {
+            Err((status, reason, why)) => {
                 let (tunnel, side) = (opening.tunnel, opening.side);
+                self.audit.refused(&AuditEvent::Refused {
+                    tunnel,
+                    service: None,
+                    client: &address.to_string(),
+                    way: match side {
+                        Side::Device => Way::Device,
+                        Side::Access => Way::Access,
+                    },
+                    reason,
+                    why: &why,
+                });
                 self.complain(format_args!(
                     "tunnel {tunnel:?}: {side:?} at {address} is refused: {status}: {why}"
                 ));
@@ -377,15 +397,57 @@ impl Shared {
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.
-        let member = MemberStream { stream, permit };
+        let member = MemberStream { stream, permit, peer: address.to_string(), is_own: false };
         let now = Instant::now();
         let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
         member.sender().raw(&opening.answer());
-        self.join(&opening, serial, Box::new(member))
+        let admits = |entry: &Entry| entry.key(opening.side).serial == serial;
+        // Without, its token is no longer valid. The answer is not sent, and the next attempt is refused.
+        self.join(opening.tunnel, admits, opening.side, Box::new(member), None).map(drop)
+    }
+
+    /// Connects a published port to its tunnel's hub. Returns the port's end of the connection.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        tunnel: &TunnelId,
+        peer: String,
+        origins: Arc<Origins>,
+    ) -> std::result::Result<Stream, (Refusal, String)> {
+        let failed = |e| (Refusal::Other, format!("connect to the tunnel's thread: {e}"));
+        let [stream, own] = own_connection().map_err(failed)?;
+        // It takes no place of a client.
+        let (permits, others) = (Permits::default(), Permits::default());
+        let permit = permits.take_anyway(1, &others, 1);
+        let member = MemberStream { stream, permit, peer, is_own: true };
+        let member = Connection::new(member, Role::Server, &[], gateway::UPKEEP, Instant::now());
+        let mut why = (Refusal::UnknownTunnel, NO_TUNNEL.to_owned());
+        let admits = |entry: &Entry| {
+            if entry.is_expired() {
+                why = (Refusal::Expired, EXPIRED.to_owned());
+            }
+            !entry.is_expired()
+        };
+        let joined = self.join(tunnel.as_str(), admits, Side::Access, member.into(), Some(origins));
+        match joined.map_err(failed)? {
+            true => Ok(own),
+            false if self.registry.lock().is_closed => {
+                Err((Refusal::Other, "the gateway ends".to_owned()))
+            }
+            false => Err(why),
+        }
+    }
+
+    /// Takes a permit for a client of a published port.
+    pub(super) fn published_permit(&self, clients: &Permits, limit: usize) -> Option<Permit> {
+        let _registry = self.registry.lock();
+        clients.take(limit, &self.connections, self.settings.connections)
     }
 
     /// Logs a message that any client can cause as often as it likes.
-    fn complain(&self, what: std::fmt::Arguments<'_>) {
+    pub(super) fn complain(&self, what: std::fmt::Arguments<'_>) {
         if self.limiter.lock().permits(Instant::now()) {
             log::warn!(target: TARGET, "{what}");
         }
@@ -399,19 +461,20 @@ impl Shared {
     pub(super) fn permit(
         &self,
         opening: &Opening<'_>,
-    ) -> std::result::Result<(Permit, u64), (StatusCode, String)> {
+    ) -> std::result::Result<(Permit, u64), (StatusCode, Refusal, String)> {
         let presented = self.token_key.of(opening.token);
         let registry = self.registry.lock();
         // Not 401: a device would drop a tunnel that the gateway only does not know yet.
-        let unknown = || (StatusCode::NOT_FOUND, "there is no such tunnel".to_owned());
+        let unknown = || (StatusCode::NOT_FOUND, Refusal::UnknownTunnel, NO_TUNNEL.to_owned());
         let entry = registry.tunnels.get(opening.tunnel).ok_or_else(unknown)?;
         let key = entry.key(opening.side);
-        let unauthorized = |why: &str| Err((StatusCode::UNAUTHORIZED, why.to_owned()));
+        let unauthorized =
+            |reason, why: &str| Err((StatusCode::UNAUTHORIZED, reason, why.to_owned()));
         if key.token != presented {
-            return unauthorized("wrong token");
+            return unauthorized(Refusal::WrongToken, "wrong token");
         }
         if entry.is_expired() {
-            return unauthorized(EXPIRED);
+            return unauthorized(Refusal::Expired, EXPIRED);
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
@@ -425,43 +488,47 @@ impl Shared {
         permit.map(|permit| (permit, key.serial)).ok_or_else(|| {
             let all = self.settings.connections;
             let why = format!("the limit of {limit} such connections, or of {all} in all");
-            (StatusCode::SERVICE_UNAVAILABLE, why)
+            (StatusCode::SERVICE_UNAVAILABLE, Refusal::Limit, why)
         })
     }
 
-    /// Passes a connection to the tunnel's hub. Creates the hub if there is none.
+    /// Passes a connection to the tunnel's hub. Creates the hub if there is none. Returns false if there
+    /// is no such tunnel or `admits` says so. `origins` are those of a published port.
     fn join(
         self: &Arc<Self>,
-        opening: &Opening<'_>,
-        serial_of_key: u64,
+        tunnel: &str,
+        admits: impl FnOnce(&Entry) -> bool,
+        side: Side,
         member: Box<GatewayConnection>,
-    ) -> io::Result<()> {
+        origins: Option<Arc<Origins>>,
+    ) -> io::Result<bool> {
         let mut registry = self.registry.lock();
+        if registry.is_closed {
+            return Ok(false);
+        }
         let threads = std::mem::take(&mut registry.ended).into_iter();
         let (mut ended, running) = threads.partition::<Vec<_>, _>(JoinHandle::is_finished);
         registry.ended = running;
         registry.hubs_created += 1;
         let serial = registry.hubs_created;
-        let entry = registry.tunnels.get_mut(opening.tunnel);
-        let entry = entry.filter(|entry| entry.key(opening.side).serial == serial_of_key);
-        // Its token is no longer valid. The answer is not sent, and the next attempt is refused.
-        let Some(entry) = entry else { return Ok(()) };
+        let entry = registry.tunnels.get_mut(tunnel);
+        let Some(entry) = entry.filter(|entry| admits(entry)) else { return Ok(false) };
         // A hub that panicked is still registered, because it did not remove itself.
         let dead = entry.hub.take_if(|hub| hub.thread.is_finished());
         ended.extend(dead.map(|hub| hub.thread));
         if entry.hub.is_none() {
             let (log, activity) = (entry.log.clone(), entry.activity.clone());
             let left = entry.device_left;
-            entry.hub = Some(self.spawn_hub(opening.tunnel, serial, log, activity, left)?);
+            entry.hub = Some(self.spawn_hub(tunnel, serial, log, activity, left)?);
         }
-        entry.order(Order::Join(opening.side, member, entry.expires));
+        entry.order(Order::Join { side, member, expires: entry.expires, origins });
         drop(registry);
         for thread in ended {
             if thread.join().is_err() {
                 log::error!(target: TARGET, "a tunnel's thread has panicked");
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn spawn_hub(
@@ -477,7 +544,7 @@ impl Shared {
         // A hub that has panicked leaves its members behind.
         activity.hub_ended();
         let (limits_of_log, seen) = (limits.clone(), activity.clone());
-        let log = TunnelLog { name: tunnel.to_owned(), limits: limits_of_log, activity: seen };
+        let log = TunnelLog::new(tunnel.to_owned(), limits_of_log, seen, self.audit.clone());
         let mut core = Tunnel::new(self.settings.tunnel, log);
         core.set_device_left(device_left);
         let hub = Hub::new(tunnel.to_owned(), core, limits, activity, receiver, waker.clone());
@@ -509,6 +576,18 @@ impl Shared {
         registry.ended.extend(hub.map(|hub| hub.thread));
         true
     }
+}
+
+/// Both ends of a connection within this process.
+fn own_connection() -> io::Result<[Stream; 2]> {
+    let (one, other) = UnixStream::pair()?;
+    let stream = |end: UnixStream| -> io::Result<Stream> {
+        let end = sys::beyond_standard(end)?;
+        end.set_nonblocking(true)?;
+        // Only its reads, its writes and its shutdown are used; what is TCP's own fails unnoticed.
+        Ok(Stream::Plain(Socket::new(TcpStream::from(OwnedFd::from(end)))))
+    };
+    Ok([stream(one)?, stream(other)?])
 }
 
 /// Checks that a request's path can name a tunnel.

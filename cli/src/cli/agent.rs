@@ -12,7 +12,10 @@ use crate::control::ControlArgs;
 use crate::input::{self, OptionalDuration, QueueKey};
 use crate::network::NetworkOptions;
 use crate::output::LogFormat;
-use crate::settings::{Names, Table};
+use crate::settings::{Field, Names, Table};
+
+const TUNNEL_FIELDS: [Field; 3] =
+    [Field::needed("id"), Field::needed("url"), Field::needed("token_file")];
 
 /// How the settings are named in the environment and in the file.
 pub(crate) const AGENT_SETTINGS: Names = Names {
@@ -20,7 +23,12 @@ pub(crate) const AGENT_SETTINGS: Names = Names {
     prefix: "AIOT_TUNNEL_AGENT_",
     tables: &[
         Table::Map { option: "service", key: "services" },
-        Table::List { option: "tunnel", key: "tunnel", fields: &["id", "url", "token_file"] },
+        Table::List {
+            option: "tunnel",
+            key: "tunnel",
+            fields: &TUNNEL_FIELDS,
+            as_fields: str::to_owned,
+        },
     ],
 };
 

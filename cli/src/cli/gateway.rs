@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use aiot_tunnel::TunnelId;
 use aiot_tunnel_registry::PublicUrl;
@@ -9,13 +10,21 @@ use clap::Args;
 use log::LevelFilter;
 
 use super::at_least_one;
+use crate::gateway::publish::{self, Publish};
 use crate::input;
 use crate::output::LogFormat;
-use crate::settings::Names;
+use crate::settings::{Names, Table};
 
 /// How the settings are named in the environment and in the file.
 pub(crate) const GATEWAY_SETTINGS: Names =
-    Names { subcommand: "gateway", prefix: "AIOT_TUNNEL_GATEWAY_", tables: &[] };
+    Names { subcommand: "gateway", prefix: "AIOT_TUNNEL_GATEWAY_", tables: &[PUBLISH] };
+
+const PUBLISH: Table = Table::List {
+    option: "publish",
+    key: "publish",
+    fields: &publish::FIELDS,
+    as_fields: publish::as_fields,
+};
 
 const GATEWAY_HELP: &str = "\
 Examples:
@@ -27,6 +36,10 @@ Examples:
     aiot-tunnel gateway --listen 0.0.0.0:8443 --cert server.pem --key server.key \\
         --store tunnels.db --public-url wss://gw.example:8443 \\
         --api 127.0.0.1:8444 --api-key-file api.key
+
+  Publish the SSH server of a device on a port of this machine; then `ssh -p 2222 localhost`:
+    aiot-tunnel gateway --cert server.pem --key server.key --tunnels tunnels.json \\
+        --publish 127.0.0.1:2222=t1:_SSH
 
   Serve one tunnel for an hour, on this machine and without TLS:
     aiot-tunnel gateway --plain --tunnel t1 --expire 3600 \\
@@ -51,10 +64,18 @@ The store is an SQLite file. It holds digests of tokens; their key is in FILE.ke
 and let nobody else read them.
 
 A file of settings is TOML; a key is an option's name with underscores. Of an option, its
-environment variable and its key, the first that is set decides.
+environment variable and its key, the first that is set decides. Published ports are tables:
+  [[publish]]
+  listen = \"127.0.0.1:2222\"
+  tunnel = \"t1\"
+  service = \"_SSH\"
+  proxy_protocol = true
+The last two may be left out. With proxy_protocol, a session begins with a header of the PROXY
+protocol, version 2, which tells the service the client's address.
 
 Signals:
-  SIGHUP           reads list, certificate and key again; open sessions go on
+  SIGHUP           reads list, certificate and key again, and opens the audit log again; open
+                   sessions go on
   SIGINT, SIGTERM  end the gateway";
 
 #[derive(Args)]
@@ -126,6 +147,32 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "FILE", help_heading = "Tunnels")]
     pub(crate) store: Option<PathBuf>,
 
+    /// Publish a service of a device on a port of the gateway: LISTEN=TUNNEL[:SERVICE], such as
+    /// 127.0.0.1:2222=t1:_SSH. Plain TCP clients need no token: whoever reaches the port reaches the
+    /// service. Port 0 picks a free port. May be repeated
+    #[arg(long, value_name = "PORT", help_heading = "Published ports")]
+    pub(crate) publish: Vec<Publish>,
+    /// How long a client of a published port may wait while the device is away or has no free
+    /// session; then its connection is reset
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = input::duration,
+        help_heading = "Published ports"
+    )]
+    pub(crate) publish_queue_timeout: Duration,
+    /// Clients that one published port may have at once, including those that wait; one more is
+    /// reset
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 64,
+        value_parser = at_least_one(),
+        help_heading = "Published ports"
+    )]
+    pub(crate) publish_limit: usize,
+
     /// Serve the HTTP API on this address; port 0 picks a free port. Without this option there is
     /// no API
     #[arg(long, value_name = "ADDRESS", requires = "api_key_file", help_heading = "HTTP API")]
@@ -184,6 +231,10 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "RATE", value_parser = input::rate, help_heading = "Limits")]
     pub(crate) rate_limit: Option<u64>,
 
+    /// Append a JSON line to this file for each session that ends and each client that is refused.
+    /// After SIGHUP the file is opened again
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
     pub(crate) log_format: LogFormat,

@@ -1,6 +1,8 @@
 //! `aiot-tunnel gateway`
 
+mod audit;
 mod list;
+pub(crate) mod publish;
 mod reload;
 mod watch;
 
@@ -37,7 +39,7 @@ pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         println!("{}the settings are valid", file.unwrap_or_default());
         return Ok(());
     }
-    start.serve(args, signals)
+    start.serve(args, settings, signals)
 }
 
 /// What the gateway starts with.
@@ -95,7 +97,12 @@ impl Start {
         Ok(Start { builder, certificate, list: list::of(args)?, api })
     }
 
-    fn serve(self, args: &GatewayArgs, mut signals: signal_hook::iterator::Signals) -> Result<()> {
+    fn serve(
+        mut self,
+        args: &GatewayArgs,
+        settings: &Settings,
+        mut signals: signal_hook::iterator::Signals,
+    ) -> Result<()> {
         output::start();
         if let Err(e) = process::raise_descriptor_limit() {
             log::warn!("{e}");
@@ -107,6 +114,17 @@ impl Start {
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
         };
+        if let Some(path) = &args.audit_log {
+            audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
+            self.builder = self.builder.audit(audit::write);
+        }
+        let queue_timeout = args.publish_queue_timeout;
+        let ports = publish::bind(&args.publish, queue_timeout, args.publish_limit, settings)?;
+        let mut published = Vec::new();
+        for (port, text) in ports {
+            self.builder = self.builder.publish(port);
+            published.push(text);
+        }
         let registry = Arc::new(Registry::start(self.builder, args.listen, options)?);
         let mut api_tls = None;
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
@@ -122,16 +140,21 @@ impl Start {
             api_tls,
         };
         let changes = reload_on(reloader)?;
+        published.iter().for_each(|text| log::info!("{text}"));
         say_listening(registry.gateway().local_addr())?;
         tell_service_manager(&[NotifyState::Ready]);
         for signal in signals.forever() {
             match signal {
-                SIGHUP => drop(changes.send(Cause::Signal)),
+                SIGHUP => {
+                    audit::reopen();
+                    drop(changes.send(Cause::Signal));
+                }
                 _ => break,
             }
         }
         tell_service_manager(&[NotifyState::Stopping]);
         registry.gateway().stop();
+        audit::finish();
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use toml::de::{DeTable, DeValue};
 use toml::Spanned;
 
-use super::{display, is_repeatable, Names, Origin, Table, NO_SETTINGS};
+use super::{display, is_repeatable, Field, Names, Origin, Table, NO_SETTINGS};
 use crate::{input, Usage};
 
 /// The values of each option that the file sets.
@@ -141,26 +141,29 @@ impl Reader<'_> {
     fn entry(
         &self,
         key: &str,
-        fields: &[&str],
+        fields: &[Field],
         entry: &Spanned<DeValue<'_>>,
     ) -> Result<(String, Origin), Usage> {
         let at = entry.span().start;
         let DeValue::Table(entry) = entry.get_ref() else {
             return Err(self.wrong(at, format_args!("{key}: write [[{key}]] above each entry")));
         };
-        if let Some((name, _)) = entry.iter().find(|(name, _)| !fields.contains(&&**name.get_ref()))
-        {
+        let is_known = |name: &str| fields.iter().any(|field| field.name == name);
+        if let Some((name, _)) = entry.iter().find(|(name, _)| !is_known(name.get_ref())) {
             return Err(self.unknown(name.span().start, name.get_ref()));
         }
         let mut texts = Vec::new();
         let mut origin = Origin::File { path: self.path.to_owned(), line: self.line(at) };
-        for field in fields {
+        for one in fields {
+            let Field { name: field, default } = one;
             let value = entry.iter().find(|(name, _)| name.get_ref() == field);
             let Some((_, value)) = value else {
-                return Err(self.wrong(at, format_args!("{key}: {field} is missing")));
+                let missing = || self.wrong(at, format_args!("{key}: {field} is missing"));
+                texts.push((*default).ok_or_else(missing)?.to_owned());
+                continue;
             };
             let (text, at_field) = self.one(field, value)?;
-            let is_last = fields.last() == Some(field);
+            let is_last = fields.last().is_some_and(|last| last.name == *field);
             if text.is_empty() || (!is_last && text.contains(char::is_whitespace)) {
                 let at = value.span().start;
                 let why =

@@ -41,7 +41,30 @@ pub(crate) enum Table {
     /// `[key]`, with one line `name = "value"` for each `--option name=value`.
     Map { option: &'static str, key: &'static str },
     /// `[[key]]` with these fields, for each `--option "field field field"`.
-    List { option: &'static str, key: &'static str, fields: &'static [&'static str] },
+    List {
+        option: &'static str,
+        key: &'static str,
+        fields: &'static [Field],
+        /// Brings a value of the option into that form.
+        as_fields: fn(&str) -> String,
+    },
+}
+
+/// A field of a table.
+pub(crate) struct Field {
+    pub(crate) name: &'static str,
+    /// `None`: it must not be left out.
+    pub(crate) default: Option<&'static str>,
+}
+
+impl Field {
+    pub(crate) const fn needed(name: &'static str) -> Self {
+        Field { name, default: None }
+    }
+
+    pub(crate) const fn or(name: &'static str, default: &'static str) -> Self {
+        Field { name, default: Some(default) }
+    }
 }
 
 impl Table {

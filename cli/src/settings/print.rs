@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{display, Origin, Setting, Settings, Table};
+use super::{display, Field, Origin, Setting, Settings, Table};
 
 /// Where the comments begin.
 const COLUMN: usize = 44;
@@ -21,7 +21,9 @@ impl fmt::Display for Settings {
             let Some(setting) = self.settings.get(table.option()) else { continue };
             match table {
                 Table::Map { key, .. } => map(f, key, setting)?,
-                Table::List { key, fields, .. } => list(f, key, fields, setting)?,
+                Table::List { key, fields, as_fields, .. } => {
+                    list(f, key, fields, *as_fields, setting)?;
+                }
             }
         }
         Ok(())
@@ -54,12 +56,22 @@ fn map(f: &mut fmt::Formatter<'_>, key: &str, setting: &Setting) -> fmt::Result 
     Ok(())
 }
 
-fn list(f: &mut fmt::Formatter<'_>, key: &str, fields: &[&str], setting: &Setting) -> fmt::Result {
+fn list(
+    f: &mut fmt::Formatter<'_>,
+    key: &str,
+    fields: &[Field],
+    as_fields: fn(&str) -> String,
+    setting: &Setting,
+) -> fmt::Result {
     for (value, origin) in &setting.values {
         writeln!(f)?;
         line(f, &format!("[[{key}]]"), origin)?;
+        let value = as_fields(value);
         for (field, value) in fields.iter().zip(value.splitn(fields.len(), ' ')) {
-            writeln!(f, "{field} = {}", text(value))?;
+            // A field that may be left out has a default, and may be no text.
+            let is_text = field.default.is_none();
+            let value = if is_text { text(value) } else { literal(value) };
+            writeln!(f, "{} = {value}", field.name)?;
         }
     }
     Ok(())

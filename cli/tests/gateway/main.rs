@@ -14,8 +14,10 @@ use aiot_tunnel_testkit::{gateways, logs};
 use serde_json::Value;
 
 mod api;
+mod audit;
 mod generate;
 mod hostile;
+mod publish;
 mod reload;
 mod settings;
 mod store;

@@ -30,7 +30,7 @@ use crate::websocket::{close, Sender};
 use crate::{Ready, Side};
 
 use bucket::Bucket;
-pub use event::{TunnelEvent, TunnelObserver};
+pub use event::{Member, RefusalReason, TunnelEvent, TunnelObserver};
 use sessions::Session;
 
 /// The high-water mark of a connection, in bytes. While this much waits to be sent to it, the
@@ -207,8 +207,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.ended.len()
     }
 
-    /// Closes the connections of one side with code 4001, because its token is no longer valid.
-    pub fn revoke(&mut self, side: Side, now: Instant) {
+    /// The observer.
+    pub fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
+    }
+
+    /// Closes the connections of one side with code 4001, because its token is no longer valid: those
+    /// that `has_token` says have shown it.
+    pub fn revoke(&mut self, side: Side, now: Instant, has_token: impl Fn(&T) -> bool) {
         self.observer.event(TunnelEvent::Revoked(side));
         let why = "the token is no longer valid";
         match side {
@@ -217,6 +223,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             }
             Side::Access => {
                 let accesses = self.accesses.values_mut();
+                let accesses = accesses.filter(|access| has_token(access.transport()));
                 accesses.for_each(|access| access.close(close::EXPIRED, why, now));
             }
         }
@@ -370,7 +377,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             match received {
                 Received::Frame(frame, _) => self.take_from_device(&frame, sender, now),
                 Received::Dropped { what, loss } => {
-                    self.limited(now, TunnelEvent::Dropped(Side::Device, &what));
+                    self.limited(now, TunnelEvent::Dropped(Member::Device, &what));
                     if let Some(loss) = loss {
                         self.lost_by_device(&loss, sender, now);
                     }
@@ -393,7 +400,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 match received {
                     Received::Frame(frame, _) => self.take_from_access(key, &frame, sender, now),
                     Received::Dropped { what, loss } => {
-                        self.limited(now, TunnelEvent::Dropped(Side::Access, &what));
+                        self.limited(now, TunnelEvent::Dropped(Member::Access(key), &what));
                         if let Some(loss) = loss {
                             self.lost_by_access(key, &loss, sender, now);
                         }
@@ -436,7 +443,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for key in keys.into_iter().filter(|key| self.holds_up_others(*key)).collect::<Vec<_>>() {
             let Some(member) = self.accesses.get_mut(&key) else { continue };
             if member.is_stalled(now, self.limits.stall) {
-                self.observer.event(TunnelEvent::Stalled);
+                self.observer.event(TunnelEvent::Stalled(Member::Access(key)));
                 member.close(close::POLICY, "it takes nothing and holds up the others", now);
             }
         }

@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use super::lane::Lane;
-use super::{has_room, next, open_sender, Tunnel, TunnelEvent, TunnelObserver};
+use super::{
+    has_room, next, open_sender, Member, RefusalReason, Traffic, Tunnel, TunnelEvent,
+    TunnelObserver,
+};
 use crate::connection::{Loss, Transport};
 use crate::frame::{
     reason, release, response, status, write_acceptance, write_release, write_response, Credit,
@@ -15,6 +18,10 @@ use crate::Side;
 
 /// How long a device may take to answer a session_create. Then the session is refused.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCESS_LOST: &str = "the access side's connection is lost";
+const DEVICE_LOST: &str = "the device's connection is lost";
+/// Most bytes of an end's own text that are reported.
+const MAX_TEXT: usize = 200;
 /// A lane with at most this many waiting bytes goes first. A keystroke does not wait for a file.
 const SHORT_LANE: usize = 4096;
 /// One of this many turns goes to the lane that has waited longest, short or long.
@@ -40,6 +47,10 @@ pub(super) struct Session {
     to_access: Lane,
     /// The session has ended. This release goes to this side once the lane to it is empty.
     release: Option<(Side, Vec<u8>)>,
+    /// What it has carried.
+    moved: Traffic,
+    /// Why it ends, once that is known.
+    why: Option<String>,
 }
 
 impl Session {
@@ -79,7 +90,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get_mut(id) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::ACCESS_LOST, device, now);
+                self.report_unknown(id, Member::Device, device, now);
             }
             return;
         };
@@ -94,7 +105,9 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             FrameType::DataTransport => self.pass(Side::Access, frame, Some(device)),
             FrameType::SessionRelease => {
                 self.observer.event(TunnelEvent::Released(Side::Device, id));
-                if session.deadline.is_some() {
+                let is_unanswered = session.deadline.is_some();
+                self.ends(id, told("released by the device", frame.payload));
+                if is_unanswered {
                     // The session is not open yet. The access side waits for a response and cannot
                     // release it.
                     let msg = status(response::REFUSED, "the device released it unanswered");
@@ -114,6 +127,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 } else {
                     let why = status.map_or("an answer without a code".to_owned(), |s| s.msg);
                     self.observer.event(TunnelEvent::DeviceRefused { id, why: &why });
+                    self.ends(id, told("refused by the device", frame.payload));
                     self.refuse(id, frame.payload);
                 }
             }
@@ -136,7 +150,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let id = &*frame.session_id;
         let Some(session) = self.sessions.get(id).filter(|session| session.access == key) else {
             if frame.frame_type == FrameType::DataTransport {
-                self.report_unknown(id, release::DEVICE_LOST, access, now);
+                self.report_unknown(id, Member::Access(key), access, now);
             }
             return;
         };
@@ -147,6 +161,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             FrameType::DataTransport => self.pass(Side::Device, frame, Some(access)),
             FrameType::SessionRelease => {
                 self.observer.event(TunnelEvent::Released(Side::Access, id));
+                self.ends(id, told("released by the access side", frame.payload));
                 self.release(id, Side::Device, frame.payload);
             }
             FrameType::CommonResponse | FrameType::SessionCreate => {}
@@ -238,6 +253,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, frame.payload);
+        session.moved.count(to, frame.payload.len());
         self.count(to, frame.payload.len());
     }
 
@@ -294,6 +310,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         session.data.write_with(next(next_frame), fields, head);
         member.sender().binary(head, payload);
         let length = payload.len();
+        session.moved.count(to, length);
         self.count(to, length);
         true
     }
@@ -364,7 +381,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     pub(super) fn lost_by_device(&mut self, loss: &Loss<'_>, device: &mut Sender, now: Instant) {
         let id = &*loss.session_id;
         match self.sessions.get(id) {
-            None => return self.report_unknown(id, release::ACCESS_LOST, device, now),
+            None => return self.report_unknown(id, Member::Device, device, now),
             // It has ended already.
             Some(session) if session.release.is_some() => return,
             Some(_) => {}
@@ -381,7 +398,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     ) {
         let id = &*loss.session_id;
         match self.sessions.get(id).filter(|session| session.access == key) {
-            None => return self.report_unknown(id, release::DEVICE_LOST, access, now),
+            None => return self.report_unknown(id, Member::Access(key), access, now),
             // It has ended already.
             Some(session) if session.release.is_some() => return,
             Some(_) => {}
@@ -392,9 +409,10 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Ends a session that lost data or broke the protocol, and tells both ends. Otherwise they
     /// would continue with a gap in the stream. `from` is the connection that is being read.
     fn cut(&mut self, id: &str, why: &str, from: Option<(Side, &mut Sender)>) {
+        self.ends(id, format!("cut: {why}"));
         let Some(session) = self.sessions.get(id) else { return };
-        self.observer.event(TunnelEvent::Cut { id, why });
         let is_open = session.deadline.is_none();
+        self.observer.event(TunnelEvent::Cut { id, why });
         let (to_device, to_access) =
             (status(release::ACCESS_LOST, why), status(release::DEVICE_LOST, why));
         let mut other = None;
@@ -423,7 +441,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
 
     fn create(&mut self, access_key: u64, frame: &Frame<'_>, access: &mut Sender, now: Instant) {
         let Some(frame_id) = frame.frame_id else {
-            return self.limited(now, TunnelEvent::Incomplete);
+            return self.limited(now, TunnelEvent::Incomplete(Member::Access(access_key)));
         };
         let too_long = frame.service_type.len() > MAX_NAME;
         let service_type = if too_long { "" } else { &*frame.service_type };
@@ -444,23 +462,33 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             to_device: Lane::default(),
             to_access,
             release: None,
+            moved: Traffic::default(),
+            why: None,
         };
-        let mut refuse = |access: &mut Sender, code, msg: &str| {
-            if self.limiter.permits(now) {
-                self.observer.event(TunnelEvent::Refused(msg));
-            }
+        let mut refuse = |access: &mut Sender, reason, code, msg: &str| {
+            let Session { access: key, frame_id, service_type, .. } = &session;
+            self.observer.event(TunnelEvent::Refused {
+                access: *key,
+                frame_id: *frame_id,
+                service_type,
+                reason,
+                why: msg,
+                is_logged: self.limiter.permits(now),
+            });
             respond(access, "", &session, &status(code, msg));
         };
         if too_long {
             // The device could not read a header of this length and would never answer.
-            return refuse(access, response::REFUSED, "the service type is over 127 bytes long");
+            let why = "the service type is over 127 bytes long";
+            return refuse(access, RefusalReason::Invalid, response::REFUSED, why);
         }
         if self.sessions.len() >= self.limits.sessions {
             let msg = format!("the tunnel has {} sessions already", self.limits.sessions);
-            return refuse(access, response::SESSION_LIMIT, &msg);
+            return refuse(access, RefusalReason::SessionLimit, response::SESSION_LIMIT, &msg);
         }
         let Some(device) = open_sender(self.device.as_mut()) else {
-            return refuse(access, response::REFUSED, &not_connected(self.device_left, now));
+            let why = not_connected(self.device_left, now);
+            return refuse(access, RefusalReason::DeviceAway, response::REFUSED, &why);
         };
         let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
         let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };
@@ -472,23 +500,40 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         );
         device.binary(&self.head, &[]);
         let service_type = &*session.service_type;
-        self.observer.event(TunnelEvent::SessionCreated { id: &id, service_type });
+        let (access, frame_id) = (session.access, session.frame_id);
+        let created = TunnelEvent::SessionCreated { id: &id, service_type, access, frame_id };
+        self.observer.event(created);
         self.sessions.insert(id, session);
     }
 
     /// Handles data for an unknown session. Tells the sender once that the session does not exist.
-    fn report_unknown(&mut self, id: &str, code: u8, sender: &mut Sender, now: Instant) {
+    fn report_unknown(&mut self, id: &str, from: Member, sender: &mut Sender, now: Instant) {
         if id.is_empty() || self.ended.contains(id) {
             return;
         }
-        self.limited(now, TunnelEvent::UnknownSession(id));
+        self.limited(now, TunnelEvent::UnknownSession(from, id));
+        let code = match from {
+            Member::Device => release::ACCESS_LOST,
+            Member::Access(_) => release::DEVICE_LOST,
+        };
         let frame_id = next(&mut self.next_frame);
         write_release(sender, id, frame_id, &status(code, reason::UNKNOWN_SESSION));
         self.ended.push(id);
     }
 
+    /// Notes why a session ends. The first reason counts.
+    fn ends(&mut self, id: &str, why: String) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.why.get_or_insert(why);
+        }
+    }
+
     fn end_session(&mut self, id: &str) {
-        self.sessions.remove(id);
+        if let Some(session) = self.sessions.remove(id) {
+            let why = session.why.as_deref().unwrap_or_default();
+            let (was_open, moved) = (session.deadline.is_none(), session.moved);
+            self.observer.event(TunnelEvent::SessionEnded { id, was_open, moved, why });
+        }
         self.ended.push(id);
     }
 
@@ -509,9 +554,11 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             let Some(session) = self.sessions.get(&id) else { continue };
             let why = "timeout: the device did not answer";
             self.observer.event(TunnelEvent::DeviceRefused { id: &id, why });
+            let timeout = why.to_owned();
             if let Some(access) = open_sender(self.accesses.get_mut(&session.access)) {
                 respond(access, &id, session, &status(response::REFUSED, why));
             }
+            self.ends(&id, timeout);
             self.end_session(&id);
             if let Some(device) = open_sender(self.device.as_mut()) {
                 let msg = status(release::ACCESS_LOST, reason::TOO_LATE);
@@ -527,6 +574,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         for id in self.ids_of(|_| true) {
             let is_open = self.sessions.get(&id).is_some_and(|session| session.deadline.is_none());
             self.write_release(&id, Side::Device, &msg);
+            self.ends(&id, why.to_owned());
             if is_open {
                 self.write_release(&id, Side::Access, &msg);
                 self.end_session(&id);
@@ -540,9 +588,13 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     /// Ends the sessions that lost one of their ends, and tells the remaining end.
     pub(super) fn release_all(&mut self, concerned: impl Fn(&Session) -> bool) {
         for id in self.ids_of(concerned) {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            let has_access = self.accesses.contains_key(&session.access);
+            let lost = if has_access { DEVICE_LOST } else { ACCESS_LOST };
+            session.why.get_or_insert_with(|| lost.to_owned());
             let Some(session) = self.sessions.get(&id) else { continue };
             if !self.accesses.contains_key(&session.access) {
-                let msg = status(release::ACCESS_LOST, "the access side's connection is lost");
+                let msg = status(release::ACCESS_LOST, ACCESS_LOST);
                 match session.release {
                     // The device has released it itself.
                     Some((Side::Access, _)) => self.end_session(&id),
@@ -553,7 +605,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 }
                 continue;
             }
-            let msg = "the device's connection is lost";
+            let msg = DEVICE_LOST;
             match (&session.release, session.deadline) {
                 (Some((Side::Device, _)), _) => self.end_session(&id),
                 (Some((Side::Access, _)), _) => {}
@@ -583,6 +635,17 @@ fn span(time: Duration) -> String {
         seconds @ 120..7200 => format!("{} min", seconds / 60),
         seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
         seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// What one end says with a release or a refusal.
+fn told(what: &str, payload: &[u8]) -> String {
+    match Status::parse(payload) {
+        Some(Status { code, msg, .. }) => {
+            let text = &msg[..msg.floor_char_boundary(MAX_TEXT)];
+            format!("{what}: code {code}, {text:?}")
+        }
+        None => format!("{what}, with no reason"),
     }
 }
 

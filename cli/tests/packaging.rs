@@ -57,7 +57,8 @@ fn units(folder: &Folder) -> Vec<PathBuf> {
     let copy = |name: &str| {
         let file = format!("aiot-tunnel-{name}.service");
         let unit = fs::read_to_string(packaging(&file)).unwrap();
-        folder.write(&file, unit.replace("/usr/bin/aiot-tunnel", PROGRAM));
+        // The path may have blanks.
+        folder.write(&file, unit.replace("/usr/bin/aiot-tunnel", &format!("\"{PROGRAM}\"")));
         folder.file(&file)
     };
     UNITS.map(copy).to_vec()

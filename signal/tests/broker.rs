@@ -247,7 +247,13 @@ fn a_broker_that_starts_again_is_found_and_nothing_is_lost() {
         mosquitto.start();
         // Perhaps before the device is there again: the broker keeps it for the device's session.
         mosquitto.publish(&device().notify_topic(), connect("t1", json!(round + 1)).to_string());
-        assert_eq!(running.next(), format!("t1 gw.example:{}", round + 1));
+        // A message that the broker did not see acknowledged before its end comes again.
+        let former = format!("t1 gw.example:{round}");
+        let mut taken = running.next();
+        while taken == former {
+            taken = running.next();
+        }
+        assert_eq!(taken, format!("t1 gw.example:{}", round + 1));
     }
 }
 

@@ -100,6 +100,15 @@ pub(crate) fn token_of_file(path: &Path) -> Result<Token> {
     }
 }
 
+/// The secret of a file, without white space around it, never empty.
+pub(crate) fn secret_line(path: &Path) -> Result<Zeroizing<String>> {
+    let text = secret_text(path)?;
+    match text.trim() {
+        "" => Err(format!("{}: the file is empty", path.display()).into()),
+        text => Ok(Zeroizing::new(text.to_owned())),
+    }
+}
+
 fn secret_text(path: &Path) -> Result<Zeroizing<String>> {
     let bytes = read_secret(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;

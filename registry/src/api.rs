@@ -15,7 +15,7 @@ use serde_json::{json, Map, Value};
 use crate::guard::{Guard, Turn};
 use crate::metrics;
 use crate::names::MAX_EXPIRE;
-use crate::registry::{Issued, Registry, Seen, Sides};
+use crate::registry::{Health, Issued, Registry, Seen, Sides};
 use crate::{Error, Result};
 
 /// Fewer characters than this can be guessed.
@@ -242,7 +242,16 @@ impl Api {
         let registry = &self.registry;
         let said = |what: &str, id: &str| log::info!("api: {}: tunnel {id:?} {what}", head.from);
         match (head.method, resource) {
-            (_, Resource::Health) => Ok(Answer::json(200, &json!({ "status": "ok" }))),
+            (_, Resource::Health) => {
+                let (code, status, store) = match registry.health() {
+                    Health::NoStore => (200, "ok", "none"),
+                    Health::Good => (200, "ok", "ok"),
+                    // The gateway still does its work.
+                    Health::Lost => (200, "degraded", "unreachable"),
+                    Health::Over => (503, "unavailable", "unreachable"),
+                };
+                Ok(Answer::json(code, &json!({ "status": status, "store": store })))
+            }
             (_, Resource::Metrics) => Ok(Answer {
                 status: 200,
                 headers: Vec::new(),
@@ -262,8 +271,7 @@ impl Api {
                 Ok(Answer::json(201, &self.issued(&issued)).with("Location", at))
             }
             (_, Resource::Tunnels) => {
-                let tunnels: Vec<Value> =
-                    registry.all()?.iter().map(|one| self.seen(one)).collect();
+                let tunnels: Vec<Value> = registry.all().iter().map(|one| self.seen(one)).collect();
                 Ok(Answer::json(200, &json!({ "tunnels": tunnels })))
             }
             ("DELETE", Resource::Tunnel(id)) => {

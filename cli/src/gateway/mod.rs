@@ -4,6 +4,7 @@ mod audit;
 mod list;
 pub(crate) mod publish;
 mod reload;
+pub(crate) mod store;
 mod watch;
 
 use std::sync::mpsc::{self, Sender};
@@ -12,7 +13,7 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry, Store};
+use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
@@ -48,6 +49,7 @@ struct Start {
     certificate: Option<Certificate>,
     list: Vec<aiot_tunnel_registry::ListedTunnel>,
     api: Option<(ApiKey, http::Tls)>,
+    store: store::Place,
 }
 
 impl Start {
@@ -94,7 +96,8 @@ impl Start {
             }
             _ => None,
         };
-        Ok(Start { builder, certificate, list: list::of(args)?, api })
+        let store = store::Place::of(args, settings)?;
+        Ok(Start { builder, certificate, list: list::of(args)?, api, store })
     }
 
     fn serve(
@@ -107,9 +110,9 @@ impl Start {
         if let Err(e) = process::raise_descriptor_limit() {
             log::warn!("{e}");
         }
-        let store = args.store.as_deref().map(Store::open).transpose()?;
         let options = Options {
-            store,
+            store: self.store.open()?,
+            store_grace: args.store_grace,
             list: self.list,
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
@@ -125,7 +128,7 @@ impl Start {
             self.builder = self.builder.publish(port);
             published.push(text);
         }
-        let registry = Arc::new(Registry::start(self.builder, args.listen, options)?);
+        let registry = Registry::start(self.builder, args.listen, options)?;
         let mut api_tls = None;
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
@@ -153,7 +156,7 @@ impl Start {
             }
         }
         tell_service_manager(&[NotifyState::Stopping]);
-        registry.gateway().stop();
+        registry.stop();
         audit::finish();
         Ok(())
     }

@@ -36,6 +36,10 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("rate_limit", "2Mbit", &[]),
     ("session_limit", "11", &[]),
     ("store", "tunnels.db", &[]),
+    ("store_ca", "ca.pem", &["store"]),
+    ("store_grace", "1m", &[]),
+    ("store_key_file", "store.key", &["store"]),
+    ("store_password_file", "store.password", &["store"]),
     ("tunnel", "t1", &[]),
     ("tunnels", "tunnels.json", &[]),
 ];

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::{gateways, services, wait};
 use serde_json::{json, Value};
 
@@ -33,6 +34,22 @@ fn a_tunnel_of_the_api_survives_a_restart_and_works() {
     gateway.restart();
     wait::until("the device is online again", || gateway.has_device("pump-17"));
     echoes(&mut TcpStream::connect(address).unwrap(), "hello again");
+}
+
+/// Whoever copies the store's file and its key has everything.
+#[test]
+fn after_an_orderly_end_the_file_is_whole() {
+    let mut gateway = Gateway::start();
+    let tokens = gateway.add("t1");
+    gateway.program.process.terminate();
+    assert!(gateway.program.finish().0.success());
+    let copy = Folder::new();
+    for name in ["tunnels.db", "tunnels.db.key"] {
+        copy.write_secret(name, fs::read(gateway.folder.file(name)).unwrap());
+    }
+    assert!(!gateway.folder.file("tunnels.db-wal").exists());
+    let restored = Gateway::in_folder(copy, &["--plain"]);
+    assert_eq!(restored.admission("/tunnel/t1/dest", &tokens.device), 101);
 }
 
 #[test]

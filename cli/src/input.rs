@@ -1,5 +1,6 @@
 //! What the options name: files, tokens, URLs and services.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
@@ -181,6 +182,31 @@ pub(crate) fn listen(text: &str) -> std::result::Result<String, String> {
     port.parse::<u16>().map_err(|_| format!("{port:?} is no port from 0 to 65535"))?;
     name.map_or(Ok(()), |name| service_type(name).map(drop))?;
     Ok(text.to_owned())
+}
+
+/// A value that may hold a password, although it should not. It is examined after clap, which would quote
+/// it in an error.
+#[derive(Clone)]
+pub(crate) struct Unquoted(Zeroizing<String>);
+
+impl Unquoted {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Unquoted {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
+        Ok(Unquoted(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for Unquoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unquoted(..)")
+    }
 }
 
 /// The message queue of an agent, or none: containers often have no System V IPC.

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use aiot_tunnel::gateway::{Peer, TokenDigest, TokenKey};
 use aiot_tunnel::Token;
+use aiot_tunnel_signal::Device;
 use humantime::format_rfc3339_seconds;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
@@ -264,8 +265,9 @@ impl Api {
                     Err(answer) => return Ok(answer),
                 };
                 let (id, expire) = (fields.text("id")?, fields.seconds("expire")?);
+                let device = fields.device()?;
                 fields.end()?;
-                let issued = registry.add(id.as_deref(), expire)?;
+                let issued = registry.add(id.as_deref(), expire, device)?;
                 said("is added", issued.id.as_str());
                 let at = format!("/tunnels/{}", encoded(issued.id.as_str()));
                 Ok(Answer::json(201, &self.issued(&issued)).with("Location", at))
@@ -315,6 +317,7 @@ impl Api {
             "device_url": url.of(&issued.id, "dest"),
             "access_url": url.of(&issued.id, "source"),
             "expires": issued.expires.map(time),
+            "notified": self.registry.is_notified(issued),
         })
     }
 
@@ -322,6 +325,7 @@ impl Api {
         let (activity, url) = (&seen.activity, self.registry.url());
         let peer = |peer: &Peer| json!({ "address": peer.address, "since": time(peer.since) });
         let times = seen.of_store.as_ref();
+        let device = times.and_then(|times| times.device.as_ref());
         json!({
             "id": activity.id.as_str(),
             "source": if times.is_some() { "store" } else { "list" },
@@ -335,6 +339,8 @@ impl Api {
             "bytes_to_access": activity.bytes_to_access,
             "device_url": url.of(&activity.id, "dest"),
             "access_url": url.of(&activity.id, "source"),
+            "product_key": device.map(Device::product_key),
+            "device_name": device.map(Device::device_name),
             "created": times.map(|times| time(times.created)),
             "rotated": times.and_then(|times| times.rotated).map(time),
             "expires": activity.expires.map(time),
@@ -408,6 +414,18 @@ impl Fields {
                 seconds.map(Some).ok_or_else(|| wrong_seconds(name))
             }
             Some(_) => Err(wrong_seconds(name)),
+        }
+    }
+
+    /// The device that the tunnel is for.
+    fn device(&mut self) -> Result<Option<Device>> {
+        match (self.text("product_key")?, self.text("device_name")?) {
+            (Some(key), Some(name)) => {
+                let device = Device::new(&key, &name);
+                Ok(Some(device.map_err(|e| Error::Invalid(e.to_string()))?))
+            }
+            (None, None) => Ok(None),
+            _ => Err(Error::Invalid("give both product_key and device_name, or neither".into())),
         }
     }
 

@@ -10,6 +10,7 @@ use aiot_tunnel::gateway::{
     Activity, Gateway, GatewayBuilder, StoredTunnel, TokenDigest, TokenKey, TunnelConfig,
 };
 use aiot_tunnel::{Token, TunnelId};
+use aiot_tunnel_signal::{ConnectionData, Device, Notice, Platform, Sent};
 use zeroize::Zeroizing;
 
 use crate::key::new_token;
@@ -17,6 +18,9 @@ use crate::names::{self, from_now, of_millis, to_millis};
 use crate::store::redis::Connection;
 use crate::store::{Store, Stored};
 use crate::{sync, Error, PublicUrl, Result};
+
+/// How long the answer to a change waits until the broker has the message for the device.
+const NOTIFY: Duration = Duration::from_secs(2);
 
 /// A tunnel of the list.
 #[derive(Debug, Clone)]
@@ -40,6 +44,8 @@ pub struct Options {
     pub public_url: Option<PublicUrl>,
     /// Whether the gateway serves `wss`.
     pub is_secure: bool,
+    /// Tells devices of their tunnels.
+    pub platform: Option<Platform>,
 }
 
 /// How a new list differs from the one before, in tunnels.
@@ -60,6 +66,7 @@ pub struct Registry {
     key: TokenKey,
     url: PublicUrl,
     started: SystemTime,
+    platform: Option<Platform>,
     has_store: bool,
     store_grace: Duration,
     /// Locked by whoever changes tunnels, before `state`. `None`: there is none, or it is closed.
@@ -111,6 +118,8 @@ pub(crate) struct Issued {
     pub(crate) device_token: Option<Zeroizing<String>>,
     pub(crate) access_token: Option<Zeroizing<String>>,
     pub(crate) expires: Option<SystemTime>,
+    /// The message to the device.
+    sent: Option<Sent>,
 }
 
 /// Which tokens are replaced.
@@ -132,6 +141,7 @@ pub(crate) struct Seen {
 pub(crate) struct Times {
     pub(crate) created: SystemTime,
     pub(crate) rotated: Option<SystemTime>,
+    pub(crate) device: Option<Device>,
 }
 
 impl Registry {
@@ -144,7 +154,7 @@ impl Registry {
         address: SocketAddr,
         options: Options,
     ) -> Result<Arc<Self>> {
-        let Options { mut store, store_grace, list, public_url, is_secure } = options;
+        let Options { mut store, store_grace, list, public_url, is_secure, platform } = options;
         let key = store.as_ref().map_or_else(TokenKey::random, |store| store.key().clone());
         let listed = listed(list, &key, &HashMap::new())?;
         builder = builder.token_key(key.clone());
@@ -162,12 +172,16 @@ impl Registry {
         let scheme = if is_secure { "wss" } else { "ws" };
         let own_url = || PublicUrl::of_address(scheme, gateway.local_addr());
         let url = public_url.unwrap_or_else(own_url);
+        if platform.is_some() {
+            url.parts()?;
+        }
         let server = store.as_ref().and_then(Store::server);
         let registry = Arc::new(Registry {
             gateway,
             key,
             url,
             started: SystemTime::now(),
+            platform,
             has_store: store.is_some(),
             store_grace,
             store: Mutex::new(store),
@@ -232,7 +246,12 @@ impl Registry {
     }
 
     /// Makes a tunnel. `id` may be left out.
-    pub(crate) fn add(&self, id: Option<&str>, expire: Option<u64>) -> Result<Issued> {
+    pub(crate) fn add(
+        &self,
+        id: Option<&str>,
+        expire: Option<u64>,
+        device: Option<Device>,
+    ) -> Result<Issued> {
         let id = match id {
             Some(id) => names::id(id)?,
             None => names::id(&names::new_id())?,
@@ -243,17 +262,19 @@ impl Registry {
         if self.state().listed.contains_key(id.as_str()) {
             return Err(exists());
         }
-        let (device, access) = (self.new_digest()?, self.new_digest()?);
+        let (device_token, access_token) = (self.new_digest()?, self.new_digest()?);
         let expires = expire.map(from_now);
-        let tunnel = StoredTunnel::new(id.clone(), device.1, access.1).with_expires(expires);
+        let tunnel =
+            StoredTunnel::new(id.clone(), device_token.1, access_token.1).with_expires(expires);
         let created = of_millis(to_millis(SystemTime::now()));
-        let one = Stored { tunnel, created, rotated: None };
+        let one = Stored { tunnel, created, rotated: None, device };
         if !store.add(&one)? {
             return Err(exists());
         }
-        self.written(store, id.as_str(), Some(one))?;
-        let (device_token, access_token) = (Some(device.0), Some(access.0));
-        Ok(Issued { id, device_token, access_token, expires })
+        self.written(store, id.as_str(), Some(one.clone()))?;
+        let sent = self.tell(&one, || Ok(Notice::Connect(self.data(&one, &device_token.0)?)));
+        let (device_token, access_token) = (Some(device_token.0), Some(access_token.0));
+        Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
     /// Replaces tokens, and the expiry if `expire` has one.
@@ -285,18 +306,57 @@ impl Registry {
         })?;
         let one = changed.ok_or_else(|| unknown(id))?;
         let (id, expires) = (one.tunnel.id.clone(), one.tunnel.expires);
-        self.written(store, id.as_str(), Some(one))?;
+        self.written(store, id.as_str(), Some(one.clone()))?;
         let (device_token, access_token) = tokens;
-        Ok(Issued { id, device_token, access_token, expires })
+        let sent = device_token
+            .as_ref()
+            .and_then(|token| self.tell(&one, || Ok(Notice::Update(self.data(&one, token)?))));
+        Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
         let mut store = lock(&self.store);
         let store = self.changeable(&mut store, id)?;
+        let one = match &self.platform {
+            Some(_) => store.find(id)?,
+            None => None,
+        };
         if !store.remove(id)? {
             return Err(unknown(id));
         }
-        self.written(store, id, None)
+        self.written(store, id, None)?;
+        if let Some(one) = one {
+            self.tell(&one, || Ok(Notice::Close("the tunnel was removed".to_owned())));
+        }
+        Ok(())
+    }
+
+    /// Whether the broker has the message to the device, after a short wait. `None`: there is none, because
+    /// the tunnel has no device, or there is no broker.
+    pub(crate) fn is_notified(&self, issued: &Issued) -> Option<bool> {
+        let (platform, sent) = (self.platform.as_ref()?, issued.sent.as_ref()?);
+        Some(platform.is_delivered(sent, NOTIFY))
+    }
+
+    /// Sends a message to a tunnel's device, if there is one. The store is locked meanwhile, so that
+    /// messages have the order of the changes.
+    fn tell(&self, one: &Stored, notice: impl FnOnce() -> Result<Notice>) -> Option<Sent> {
+        let (platform, device) = (self.platform.as_ref()?, one.device.as_ref()?);
+        match notice() {
+            Ok(notice) => Some(platform.send(device, &one.tunnel.id, &notice)),
+            Err(e) => {
+                log::warn!("notify: {e}");
+                None
+            }
+        }
+    }
+
+    /// What a device needs to connect.
+    fn data(&self, one: &Stored, token: &str) -> Result<ConnectionData> {
+        let (is_secure, host, port) = self.url.parts()?;
+        let path = format!("/tunnel/{}/dest", one.tunnel.id);
+        let data = ConnectionData::new(is_secure, host, port, &path, token);
+        Ok(data.with_expires(one.tunnel.expires))
     }
 
     pub(crate) fn find(&self, id: &str) -> Result<Seen> {
@@ -518,7 +578,7 @@ impl Listed {
 
 impl Times {
     fn of(one: &Stored) -> Self {
-        Times { created: one.created, rotated: one.rotated }
+        Times { created: one.created, rotated: one.rotated, device: one.device.clone() }
     }
 }
 

@@ -11,8 +11,7 @@ use log::LevelFilter;
 
 use super::at_least_one;
 use crate::gateway::publish::{self, Publish};
-use crate::gateway::store::StoreName;
-use crate::input;
+use crate::input::{self, Unquoted};
 use crate::output::LogFormat;
 use crate::settings::{Names, Table};
 
@@ -150,7 +149,7 @@ pub(crate) struct GatewayArgs {
     /// Redis server that several gateways share: redis://[USER@]HOST[:PORT][/DB], rediss:// for TLS,
     /// or unix://PATH
     #[arg(long, value_name = "STORE", help_heading = "Tunnels")]
-    pub(crate) store: Option<StoreName>,
+    pub(crate) store: Option<Unquoted>,
     /// File with the key of the digests in Redis, the same for all its gateways; make it with
     /// gen-token --out
     #[arg(long, value_name = "FILE", requires = "store", help_heading = "Tunnels")]
@@ -220,6 +219,31 @@ pub(crate) struct GatewayArgs {
     /// hands out begin with it. Default: the address of --listen
     #[arg(long, value_name = "URL", help_heading = "HTTP API")]
     pub(crate) public_url: Option<PublicUrl>,
+
+    /// Tell devices of their tunnels by this MQTT broker, with the platform's messages:
+    /// mqtts://HOST[:PORT], or mqtt://HOST[:PORT] without TLS. A tunnel has a device if it was made
+    /// with one
+    #[arg(long, value_name = "URL", requires = "store", help_heading = "Messages to devices")]
+    pub(crate) notify: Option<Unquoted>,
+    /// Trust the certificates of this PEM file, instead of the system's, for the broker
+    #[arg(long, value_name = "FILE", requires = "notify", help_heading = "Messages to devices")]
+    pub(crate) notify_ca: Option<PathBuf>,
+    /// User name at the broker
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires_all = ["notify", "notify_password_file"],
+        help_heading = "Messages to devices"
+    )]
+    pub(crate) notify_user: Option<String>,
+    /// File with the password of --notify-user
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires_all = ["notify", "notify_user"],
+        help_heading = "Messages to devices"
+    )]
+    pub(crate) notify_password_file: Option<PathBuf>,
 
     /// Sessions that one tunnel may have at once
     #[arg(

@@ -2,6 +2,7 @@
 
 mod audit;
 mod list;
+mod notify;
 pub(crate) mod publish;
 mod reload;
 pub(crate) mod store;
@@ -50,6 +51,7 @@ struct Start {
     list: Vec<aiot_tunnel_registry::ListedTunnel>,
     api: Option<(ApiKey, http::Tls)>,
     store: store::Place,
+    notify: Option<notify::Notify>,
 }
 
 impl Start {
@@ -97,7 +99,8 @@ impl Start {
             _ => None,
         };
         let store = store::Place::of(args, settings)?;
-        Ok(Start { builder, certificate, list: list::of(args)?, api, store })
+        let notify = notify::Notify::of(args, settings)?;
+        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify })
     }
 
     fn serve(
@@ -116,6 +119,7 @@ impl Start {
             list: self.list,
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
+            platform: self.notify.map(notify::Notify::start).transpose()?,
         };
         if let Some(path) = &args.audit_log {
             audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;

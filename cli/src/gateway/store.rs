@@ -1,36 +1,14 @@
 //! The store that `--store` names: a file, or a Redis server.
 
-use std::convert::Infallible;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use aiot_tunnel::process;
 use aiot_tunnel_registry::{RedisAddress, RedisOptions, SharedKey, Store};
-use zeroize::Zeroizing;
 
 use crate::cli::{GatewayArgs, GATEWAY_SETTINGS};
+use crate::input::{self, Unquoted};
 use crate::settings::{Origin, Settings};
-use crate::{input, warnings, Result, Usage};
-
-/// The value of `--store`. It may hold a password: neither clap nor `Debug` shows it.
-#[derive(Clone)]
-pub(crate) struct StoreName(Zeroizing<String>);
-
-impl FromStr for StoreName {
-    // clap would quote a value that is refused.
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
-        Ok(StoreName(Zeroizing::new(text.to_owned())))
-    }
-}
-
-impl fmt::Debug for StoreName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StoreName(..)")
-    }
-}
+use crate::{warnings, Result, Usage};
 
 /// Where the tunnels of the API are kept.
 pub(super) enum Place {
@@ -42,7 +20,7 @@ pub(super) enum Place {
 impl Place {
     /// Reads the settings and their files. Call it before the process has a second thread.
     pub(super) fn of(args: &GatewayArgs, settings: &Settings) -> Result<Self> {
-        let Some(StoreName(text)) = &args.store else { return Ok(Place::None) };
+        let Some(text) = args.store.as_ref().map(Unquoted::as_str) else { return Ok(Place::None) };
         let address = RedisAddress::read(text);
         let address = address.transpose().map_err(|e| settings.wrong("store", e))?;
         let Some(address) = address else {
@@ -56,7 +34,7 @@ impl Place {
                     return Err(settings.wrong(option, why).into());
                 }
             }
-            return Ok(Place::File(PathBuf::from(text.as_str())));
+            return Ok(Place::File(PathBuf::from(text)));
         };
         check_password(args, settings, &address)?;
         if let Some(host) = address.plain_host() {

@@ -17,6 +17,7 @@ mod api;
 mod audit;
 mod generate;
 mod hostile;
+mod notify;
 mod publish;
 mod redis;
 mod reload;

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use aiot_tunnel::gateway::{StoredTunnel, TokenDigest, TokenKey};
 use aiot_tunnel::Token;
+use aiot_tunnel_signal::Device;
 
 use crate::Result;
 
@@ -26,6 +27,8 @@ pub(crate) struct Stored {
     pub(crate) created: SystemTime,
     /// When its tokens were last replaced.
     pub(crate) rotated: Option<SystemTime>,
+    /// The device that is told of it.
+    pub(crate) device: Option<Device>,
 }
 
 impl PartialEq for Stored {
@@ -37,6 +40,7 @@ impl PartialEq for Stored {
         self.tunnel.id == other.tunnel.id
             && tunnel(self) == tunnel(other)
             && (self.created, self.rotated) == (other.created, other.rotated)
+            && self.device == other.device
     }
 }
 

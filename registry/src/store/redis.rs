@@ -22,6 +22,7 @@ use ::redis::{
     RedisConnectionInfo, RedisError, TlsCertificates, Value,
 };
 use aiot_tunnel::gateway::{StoredTunnel, TokenDigest, TokenKey};
+use aiot_tunnel_signal::Device;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -436,6 +437,8 @@ struct Record {
     created: i64,
     expires: Option<i64>,
     rotated: Option<i64>,
+    product_key: Option<String>,
+    device_name: Option<String>,
 }
 
 impl Record {
@@ -447,6 +450,8 @@ impl Record {
             created: to_millis(one.created),
             expires: one.tunnel.expires.map(to_millis),
             rotated: one.rotated.map(to_millis),
+            product_key: one.device.as_ref().map(|device| device.product_key().to_owned()),
+            device_name: one.device.as_ref().map(|device| device.device_name().to_owned()),
         };
         serde_json::to_string(&record).unwrap_or_default()
     }
@@ -461,7 +466,11 @@ impl Record {
             let tunnel = StoredTunnel::new(names::id(id).ok()?, device, access)
                 .with_expires(record.expires.map(of_millis));
             let rotated = record.rotated.map(of_millis);
-            Some(Stored { tunnel, created: of_millis(record.created), rotated })
+            let device = match (&record.product_key, &record.device_name) {
+                (Some(key), Some(name)) => Some(Device::new(key, name).ok()?),
+                _ => None,
+            };
+            Some(Stored { tunnel, created: of_millis(record.created), rotated, device })
         };
         read().filter(|one| one.tunnel.device_token != one.tunnel.access_token).ok_or_else(|| {
             // Whoever may write there may write anything.
@@ -535,7 +544,8 @@ mod tests {
         let id = names::id("t1").unwrap();
         let tunnel = StoredTunnel::new(id, token(1), token(2)).with_expires(names::from_now(60));
         let created = of_millis(to_millis(SystemTime::now()));
-        let one = Stored { tunnel, created, rotated: None };
+        let device = Some(Device::new("pk", "device-1").unwrap());
+        let one = Stored { tunnel, created, rotated: None, device };
         let record = Record::of(&one);
         assert!(Record::read("t1", &record).unwrap() == one);
         for (id, record) in [
@@ -545,6 +555,7 @@ mod tests {
             ("t1", &record.replace("01", "0")),
             ("t1", &record.replace("01", "02")),
             ("t1", &record.replace("created", "made")),
+            ("t1", &record.replace("device-1", "a/b")),
         ] {
             assert!(Record::read(id, record).is_err(), "{id} {record}");
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aiot_tunnel::gateway::{StoredTunnel, TokenKey};
+use aiot_tunnel_signal::Device;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
 
 use super::{digest, proof_of, Stored};
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 /// Tells SQLite's files apart: "aioT".
 const APPLICATION: i32 = 0x6169_6f54;
 /// What makes the schema, one step for each version. Steps are never changed, only added.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // `proof` is the digest of a fixed text: it tells whether a key belongs to the store. Times are in
     // milliseconds since 1970.
     "CREATE TABLE key (proof BLOB NOT NULL);
@@ -30,6 +31,9 @@ const STEPS: [&str; 2] = [
      ) WITHOUT ROWID;",
     // When the tokens were last replaced.
     "ALTER TABLE tunnels ADD COLUMN rotated INTEGER;",
+    // The device that is told of the tunnel: both or neither.
+    "ALTER TABLE tunnels ADD COLUMN product_key TEXT;
+     ALTER TABLE tunnels ADD COLUMN device_name TEXT;",
 ];
 /// How long to wait for a program that reads the file, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
@@ -99,8 +103,9 @@ impl Sqlite {
     /// Adds a tunnel, unless the id exists. Returns whether it has.
     pub(crate) fn add(&self, one: &Stored) -> Result<bool> {
         let changed = self.database.execute(
-            "INSERT OR IGNORE INTO tunnels (id, device, access, created, expires, rotated)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR IGNORE INTO tunnels
+                 (id, device, access, created, expires, rotated, product_key, device_name)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 one.tunnel.id.as_str(),
                 one.tunnel.device_token.as_bytes(),
@@ -108,6 +113,8 @@ impl Sqlite {
                 to_millis(one.created),
                 one.tunnel.expires.map(to_millis),
                 one.rotated.map(to_millis),
+                one.device.as_ref().map(Device::product_key),
+                one.device.as_ref().map(Device::device_name),
             ],
         );
         Ok(changed.map_err(failed)? == 1)
@@ -145,7 +152,9 @@ impl Sqlite {
     }
 }
 
-const SELECT: &str = "SELECT id, device, access, created, expires, rotated FROM tunnels";
+const SELECT: &str =
+    "SELECT id, device, access, created, expires, rotated, product_key, device_name
+    FROM tunnels";
 
 fn is_blank(database: &Connection) -> rusqlite::Result<bool> {
     let tables: i64 =
@@ -188,7 +197,13 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let tunnel = StoredTunnel::new(id, token(1)?, token(2)?)
         .with_expires(row.get::<_, Option<i64>>(4)?.map(of_millis));
     let rotated = row.get::<_, Option<i64>>(5)?.map(of_millis);
-    Ok(Stored { tunnel, created: of_millis(row.get(3)?), rotated })
+    let device = match (row.get::<_, Option<String>>(6)?, row.get::<_, Option<String>>(7)?) {
+        (Some(key), Some(name)) => {
+            Some(Device::new(&key, &name).map_err(|e| wrong(6, e.to_string()))?)
+        }
+        _ => None,
+    };
+    Ok(Stored { tunnel, created: of_millis(row.get(3)?), rotated, device })
 }
 
 fn failed(e: rusqlite::Error) -> Error {
@@ -218,7 +233,8 @@ mod tests {
     fn tunnel(store: &Sqlite, id: &str, tokens: [&str; 2]) -> Stored {
         let [device, access] = tokens.map(|token| store.key().digest(&Token::new(token).unwrap()));
         let tunnel = StoredTunnel::new(names::id(id).unwrap(), device, access);
-        Stored { tunnel, created: of_millis(1_700_000_000_000), rotated: None }
+        let device = Some(Device::new("pk", id).unwrap());
+        Stored { tunnel, created: of_millis(1_700_000_000_000), rotated: None, device }
     }
 
     #[test]

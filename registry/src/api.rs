@@ -12,6 +12,7 @@ use aiot_tunnel_signal::Device;
 use humantime::format_rfc3339_seconds;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::guard::{Guard, Turn};
 use crate::metrics;
@@ -73,12 +74,14 @@ pub(crate) struct Answer {
     /// More header lines.
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content_type: &'static str,
-    pub(crate) body: String,
+    /// It may hold tokens.
+    pub(crate) body: Zeroizing<String>,
 }
 
 impl Answer {
     fn json(status: u16, body: &impl Serialize) -> Self {
-        let body = serde_json::to_string(body).unwrap_or_default() + "\n";
+        let mut body = Zeroizing::new(serde_json::to_string(body).unwrap_or_default());
+        body.push('\n');
         Answer { status, headers: Vec::new(), content_type: "application/json", body }
     }
 
@@ -257,7 +260,7 @@ impl Api {
                 status: 200,
                 headers: Vec::new(),
                 content_type: metrics::CONTENT_TYPE,
-                body: metrics::text(registry),
+                body: Zeroizing::new(metrics::text(registry)),
             }),
             ("POST", Resource::Tunnels) => {
                 let mut fields = match Fields::of(head, body) {
@@ -270,7 +273,7 @@ impl Api {
                 let issued = registry.add(id.as_deref(), expire, device)?;
                 said("is added", issued.id.as_str());
                 let at = format!("/tunnels/{}", encoded(issued.id.as_str()));
-                Ok(Answer::json(201, &self.issued(&issued)).with("Location", at))
+                Ok(self.issued(201, &issued).with("Location", at))
             }
             (_, Resource::Tunnels) => {
                 let tunnels: Vec<Value> = registry.all().iter().map(|one| self.seen(one)).collect();
@@ -279,7 +282,7 @@ impl Api {
             ("DELETE", Resource::Tunnel(id)) => {
                 registry.remove(id)?;
                 said("is removed", id);
-                let (headers, body) = (Vec::new(), String::new());
+                let (headers, body) = (Vec::new(), Zeroizing::default());
                 Ok(Answer { status: 204, headers, content_type: "", body })
             }
             (_, Resource::Tunnel(id)) => Ok(Answer::json(200, &self.seen(&registry.find(id)?))),
@@ -300,16 +303,16 @@ impl Api {
                 fields.end()?;
                 let issued = registry.rotate(id, sides, expire)?;
                 said("has new tokens", id);
-                Ok(Answer::json(200, &self.issued(&issued)))
+                Ok(self.issued(200, &issued))
             }
         }
     }
 
-    fn issued(&self, issued: &Issued) -> Value {
+    /// The only answer with tokens.
+    fn issued(&self, status: u16, issued: &Issued) -> Answer {
         let url = self.registry.url();
-        let token =
-            |token: &Option<zeroize::Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
-        json!({
+        let token = |token: &Option<Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
+        let mut body = json!({
             "id": issued.id.as_str(),
             "device_token": token(&issued.device_token),
             "access_token": token(&issued.access_token),
@@ -318,7 +321,14 @@ impl Api {
             "access_url": url.of(&issued.id, "source"),
             "expires": issued.expires.map(time),
             "notified": self.registry.is_notified(issued),
-        })
+        });
+        let answer = Answer::json(status, &body);
+        for side in ["device_token", "access_token"] {
+            if let Some(Value::String(token)) = body.get_mut(side) {
+                token.zeroize();
+            }
+        }
+        answer
     }
 
     fn seen(&self, seen: &Seen) -> Value {

@@ -2,7 +2,7 @@
 //! installs it.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -492,6 +492,46 @@ fn a_user_with_the_documented_rights_will_do() {
             gateway.program.log()
         );
     }
+}
+
+/// A server that accepts and says nothing.
+#[test]
+fn a_gateway_does_not_wait_for_ever_for_its_store() {
+    let folder = key_folder();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let file = |name: &str| folder.file(name).display().to_string();
+    let (key, password) = (file("store.key"), file("store.password"));
+    for scheme in ["redis", "rediss"] {
+        let url = format!("{scheme}://127.0.0.1:{port}");
+        let options = ["gateway", "--plain", "--store", &url, "--store-key-file", &key];
+        let begun = Instant::now();
+        let output = run(&[&options[..], &["--store-password-file", &password]].concat(), &[]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("it does not answer in time"), "{error}");
+        assert!(begun.elapsed() < wait::TIMEOUT, "{:?}", begun.elapsed());
+    }
+}
+
+/// The server answers, and refuses: no change is made, and nothing else is disturbed.
+#[test]
+fn a_redis_that_takes_no_changes_is_no_lost_one() {
+    let Some(fleet) = Fleet::new("a redis that takes no changes", 1, &[]) else { return };
+    let gateway = &fleet.gateways[0];
+    let tokens = gateway.add("t1");
+    fleet.redis.run(&["CONFIG", "SET", "maxmemory", "1"]);
+    fleet.redis.run(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    for _ in 0..3 {
+        let (status, answer) = gateway.ask("POST", "/tunnels", Some(json!({"id": "t2"})));
+        assert_eq!(status, 503, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("disk and memory"), "{answer}");
+        assert!(is_well(gateway));
+    }
+    assert_eq!(gateway.admission("/tunnel/t1/dest", &tokens.device), 101);
+    assert_eq!(gateway.ask("GET", "/tunnels/t2", None).0, 404);
+    fleet.redis.run(&["CONFIG", "SET", "maxmemory", "0"]);
+    gateway.add("t2");
 }
 
 /// One line that names the place, the key and the reason.

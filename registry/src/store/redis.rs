@@ -416,13 +416,18 @@ impl Redis {
         }
     }
 
-    /// A connection that has failed is not used again: its next answer could be that to this command.
+    /// `but` is what to say as well if there was no answer.
     fn ask(&mut self, command: &Cmd, but: &str) -> Result<Value> {
         let server = &self.server;
         let connection = self.connection.as_mut().ok_or_else(|| server.failed(&LOST))?;
-        connection.ask(command).map_err(|e| {
-            self.connection = None;
-            server.failed(&format_args!("{}{but}", explain(&e)))
+        connection.ask(command).map_err(|e| match e.code() {
+            // The server has answered.
+            Some(_) => server.failed(&explain(&e)),
+            None => {
+                // It is not used again: its next answer could be that to this command.
+                self.connection = None;
+                server.failed(&format_args!("{}{but}", explain(&e)))
+            }
         })
     }
 }

@@ -8,14 +8,16 @@ use std::time::{Instant, SystemTime};
 
 use aiot_tunnel::gateway::{Peer, TokenDigest, TokenKey};
 use aiot_tunnel::Token;
+use aiot_tunnel_signal::Device;
 use humantime::format_rfc3339_seconds;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::guard::{Guard, Turn};
 use crate::metrics;
 use crate::names::MAX_EXPIRE;
-use crate::registry::{Issued, Registry, Seen, Sides};
+use crate::registry::{Health, Issued, Registry, Seen, Sides};
 use crate::{Error, Result};
 
 /// Fewer characters than this can be guessed.
@@ -72,12 +74,14 @@ pub(crate) struct Answer {
     /// More header lines.
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content_type: &'static str,
-    pub(crate) body: String,
+    /// It may hold tokens.
+    pub(crate) body: Zeroizing<String>,
 }
 
 impl Answer {
     fn json(status: u16, body: &impl Serialize) -> Self {
-        let body = serde_json::to_string(body).unwrap_or_default() + "\n";
+        let mut body = Zeroizing::new(serde_json::to_string(body).unwrap_or_default());
+        body.push('\n');
         Answer { status, headers: Vec::new(), content_type: "application/json", body }
     }
 
@@ -247,12 +251,21 @@ impl Api {
         let registry = &self.registry;
         let said = |what: &str, id: &str| log::info!("api: {}: tunnel {id:?} {what}", head.from);
         match (head.method, resource) {
-            (_, Resource::Health) => Ok(Answer::json(200, &json!({ "status": "ok" }))),
+            (_, Resource::Health) => {
+                let (code, status, store) = match registry.health() {
+                    Health::NoStore => (200, "ok", "none"),
+                    Health::Good => (200, "ok", "ok"),
+                    // The gateway still does its work.
+                    Health::Lost => (200, "degraded", "unreachable"),
+                    Health::Over => (503, "unavailable", "unreachable"),
+                };
+                Ok(Answer::json(code, &json!({ "status": status, "store": store })))
+            }
             (_, Resource::Metrics) => Ok(Answer {
                 status: 200,
                 headers: Vec::new(),
                 content_type: metrics::CONTENT_TYPE,
-                body: metrics::text(registry),
+                body: Zeroizing::new(metrics::text(registry)),
             }),
             ("POST", Resource::Tunnels) => {
                 let mut fields = match Fields::of(head, body) {
@@ -260,21 +273,21 @@ impl Api {
                     Err(answer) => return Ok(answer),
                 };
                 let (id, expire) = (fields.text("id")?, fields.seconds("expire")?);
+                let device = fields.device()?;
                 fields.end()?;
-                let issued = registry.add(id.as_deref(), expire)?;
+                let issued = registry.add(id.as_deref(), expire, device)?;
                 said("is added", issued.id.as_str());
                 let at = format!("/tunnels/{}", encoded(issued.id.as_str()));
-                Ok(Answer::json(201, &self.issued(&issued)).with("location", at))
+                Ok(self.issued(201, &issued).with("location", at))
             }
             (_, Resource::Tunnels) => {
-                let tunnels: Vec<Value> =
-                    registry.all()?.iter().map(|one| self.seen(one)).collect();
+                let tunnels: Vec<Value> = registry.all().iter().map(|one| self.seen(one)).collect();
                 Ok(Answer::json(200, &json!({ "tunnels": tunnels })))
             }
             ("DELETE", Resource::Tunnel(id)) => {
                 registry.remove(id)?;
                 said("is removed", id);
-                let (headers, body) = (Vec::new(), String::new());
+                let (headers, body) = (Vec::new(), Zeroizing::default());
                 Ok(Answer { status: 204, headers, content_type: "", body })
             }
             (_, Resource::Tunnel(id)) => Ok(Answer::json(200, &self.seen(&registry.find(id)?))),
@@ -295,16 +308,16 @@ impl Api {
                 fields.end()?;
                 let issued = registry.rotate(id, sides, expire)?;
                 said("has new tokens", id);
-                Ok(Answer::json(200, &self.issued(&issued)))
+                Ok(self.issued(200, &issued))
             }
         }
     }
 
-    fn issued(&self, issued: &Issued) -> Value {
+    /// The only answer with tokens.
+    fn issued(&self, status: u16, issued: &Issued) -> Answer {
         let url = self.registry.url();
-        let token =
-            |token: &Option<zeroize::Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
-        json!({
+        let token = |token: &Option<Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
+        let mut body = json!({
             "id": issued.id.as_str(),
             "device_token": token(&issued.device_token),
             "access_token": token(&issued.access_token),
@@ -312,13 +325,22 @@ impl Api {
             "device_url": url.of(&issued.id, "dest"),
             "access_url": url.of(&issued.id, "source"),
             "expires": issued.expires.map(time),
-        })
+            "notified": self.registry.is_notified(issued),
+        });
+        let answer = Answer::json(status, &body);
+        for side in ["device_token", "access_token"] {
+            if let Some(Value::String(token)) = body.get_mut(side) {
+                token.zeroize();
+            }
+        }
+        answer
     }
 
     fn seen(&self, seen: &Seen) -> Value {
         let (activity, url) = (&seen.activity, self.registry.url());
         let peer = |peer: &Peer| json!({ "address": peer.address, "since": time(peer.since) });
         let times = seen.of_store.as_ref();
+        let device = times.and_then(|times| times.device.as_ref());
         json!({
             "id": activity.id.as_str(),
             "source": if times.is_some() { "store" } else { "list" },
@@ -332,6 +354,8 @@ impl Api {
             "bytes_to_access": activity.bytes_to_access,
             "device_url": url.of(&activity.id, "dest"),
             "access_url": url.of(&activity.id, "source"),
+            "product_key": device.map(Device::product_key),
+            "device_name": device.map(Device::device_name),
             "created": times.map(|times| time(times.created)),
             "rotated": times.and_then(|times| times.rotated).map(time),
             "expires": activity.expires.map(time),
@@ -405,6 +429,18 @@ impl Fields {
                 seconds.map(Some).ok_or_else(|| wrong_seconds(name))
             }
             Some(_) => Err(wrong_seconds(name)),
+        }
+    }
+
+    /// The device that the tunnel is for.
+    fn device(&mut self) -> Result<Option<Device>> {
+        match (self.text("product_key")?, self.text("device_name")?) {
+            (Some(key), Some(name)) => {
+                let device = Device::new(&key, &name);
+                Ok(Some(device.map_err(|e| Error::Invalid(e.to_string()))?))
+            }
+            (None, None) => Ok(None),
+            _ => Err(Error::Invalid("give both product_key and device_name, or neither".into())),
         }
     }
 

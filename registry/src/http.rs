@@ -328,7 +328,7 @@ fn too_long() -> Answer {
 
 fn response(answer: Answer) -> Response<Full<Bytes>> {
     let Answer { status, headers: more, content_type, body } = answer;
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Full::new(Bytes::from_owner(body)));
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

@@ -2,8 +2,10 @@
 
 mod audit;
 mod list;
+mod notify;
 pub(crate) mod publish;
 mod reload;
+pub(crate) mod store;
 mod watch;
 
 use std::sync::mpsc::{self, Sender};
@@ -12,7 +14,7 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry, Store};
+use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
@@ -48,6 +50,8 @@ struct Start {
     certificate: Option<Certificate>,
     list: Vec<aiot_tunnel_registry::ListedTunnel>,
     api: Option<(ApiKey, http::Tls)>,
+    store: store::Place,
+    notify: Option<notify::Notify>,
 }
 
 impl Start {
@@ -94,7 +98,9 @@ impl Start {
             }
             _ => None,
         };
-        Ok(Start { builder, certificate, list: list::of(args)?, api })
+        let store = store::Place::of(args, settings)?;
+        let notify = notify::Notify::of(args, settings)?;
+        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify })
     }
 
     fn serve(
@@ -107,12 +113,13 @@ impl Start {
         if let Err(e) = process::raise_descriptor_limit() {
             log::warn!("{e}");
         }
-        let store = args.store.as_deref().map(Store::open).transpose()?;
         let options = Options {
-            store,
+            store: self.store.open()?,
+            store_grace: args.store_grace,
             list: self.list,
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
+            platform: self.notify.map(notify::Notify::start).transpose()?,
         };
         if let Some(path) = &args.audit_log {
             audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
@@ -125,7 +132,7 @@ impl Start {
             self.builder = self.builder.publish(port);
             published.push(text);
         }
-        let registry = Arc::new(Registry::start(self.builder, args.listen, options)?);
+        let registry = Registry::start(self.builder, args.listen, options)?;
         let mut api_tls = None;
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
@@ -153,7 +160,7 @@ impl Start {
             }
         }
         tell_service_manager(&[NotifyState::Stopping]);
-        registry.gateway().stop();
+        registry.stop();
         audit::finish();
         Ok(())
     }

@@ -38,6 +38,7 @@ fn fault(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<St
         "array" => value.is_array(),
         "string" => value.is_string(),
         "integer" => value.is_u64(),
+        "boolean" => value.is_boolean(),
         "null" => value.is_null(),
         other => panic!("{at}: type {other}"),
     };
@@ -148,6 +149,10 @@ fn every_answer_is_one_of_the_document() {
     assert_eq!(api.ask("POST", list, list, None).0, 201);
     assert_eq!(api.ask("POST", list, list, Some(json!({"id": null, "expire": 1.0}))).0, 201);
     assert_eq!(api.ask("GET", list, list, None).0, 200);
+    let with_device = json!({"product_key": "pk", "device_name": "d@1.x", "id": "with"});
+    let (status, issued) = api.ask("POST", list, list, Some(with_device));
+    assert_eq!((status, &issued["notified"]), (201, &json!(null)));
+    assert_eq!(api.ask("GET", "/tunnels/with", one, None).1["device_name"], json!("d@1.x"));
     let (_, shown) = api.ask("GET", "/tunnels/a%25b", one, None);
     assert_eq!((&shown["state"], &shown["id"]), (&json!("online"), &json!("a%b")));
     assert_eq!(api.ask("GET", "/healthz", "/healthz", None).0, 200);
@@ -167,6 +172,11 @@ fn every_answer_is_one_of_the_document() {
         json!({"expire": 1e300}),
         json!({"expire": "60"}),
         json!({"expires": 60}),
+        json!({"product_key": "pk"}),
+        json!({"device_name": "d"}),
+        json!({"product_key": "pk", "device_name": "a/b"}),
+        json!({"product_key": "", "device_name": "d"}),
+        json!({"product_key": 1, "device_name": "d"}),
         json!([]),
         json!("text"),
         json!(null),

@@ -29,7 +29,7 @@ fn exchange(gateway: &Gateway, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn is_well(gateway: &Gateway) {
-    assert_eq!(gateway.ask("GET", "/healthz", None), (200, json!({"status": "ok"})));
+    assert_eq!(gateway.ask("GET", "/healthz", None), (200, json!({"status": "ok", "store": "ok"})));
 }
 
 #[test]

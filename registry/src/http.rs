@@ -6,11 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::proxies::{
+    forwarded_for, looks_like_header, ClientAddress, HeaderReader, Proxies, Source,
+};
+use aiot_tunnel_proto::LogLimiter;
 use openssl::pkey::PKey;
 use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
@@ -76,16 +80,31 @@ impl Tls {
     }
 }
 
+/// The proxies in front of the API's listener. New ones are for new connections.
+pub type SharedProxies = Arc<RwLock<Proxies>>;
+
 /// Binds the address and serves the API on threads of its own, until the process ends. Returns the
 /// address, whose port may have been 0.
 ///
 /// # Errors
 /// The address cannot be bound, or no thread can be created.
-pub fn serve(api: Arc<Api>, address: SocketAddr, tls: Tls) -> Result<SocketAddr> {
+pub fn serve(
+    api: Arc<Api>,
+    address: SocketAddr,
+    tls: Tls,
+    proxies: SharedProxies,
+) -> Result<SocketAddr> {
     let failed = |e: io::Error| Error::Invalid(format!("listen on {address} for the API: {e}"));
     let listener = TcpListener::bind(address).map_err(failed)?;
     let own = listener.local_addr().map_err(failed)?;
-    let server = Arc::new(Server { api, tls, clients: Mutex::default(), left: Condvar::new() });
+    let server = Arc::new(Server {
+        api,
+        tls,
+        proxies,
+        limiter: Mutex::default(),
+        clients: Mutex::default(),
+        left: Condvar::new(),
+    });
     let run = move || server.accept(&listener);
     let thread = thread::Builder::new().name("api".into()).stack_size(STACK).spawn(run);
     thread.map_err(failed)?;
@@ -99,6 +118,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Server {
     api: Arc<Api>,
     tls: Tls,
+    proxies: SharedProxies,
+    /// Of lines that any client can cause.
+    limiter: Mutex<LogLimiter>,
     clients: Mutex<Clients>,
     /// One of them has left.
     left: Condvar,
@@ -142,7 +164,7 @@ impl Server {
                 let cut = tcp.try_clone()?;
                 let place = self.place(cut);
                 let server = self.clone();
-                let run = move || server.serve(tcp, from.ip(), &place);
+                let run = move || server.serve(tcp, from.into(), &place);
                 let thread = thread::Builder::new().name("api-client".into()).stack_size(STACK);
                 thread.spawn(run).map(drop)
             });
@@ -169,15 +191,21 @@ impl Server {
         Place { server: self.clone(), number }
     }
 
-    fn serve(&self, tcp: TcpStream, from: IpAddr, place: &Place) {
+    fn serve(&self, tcp: TcpStream, from: ClientAddress, place: &Place) {
         let tls = lock(&self.tls.0).clone();
+        let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner).clone();
         let outcome = tcp.set_nodelay(true).and_then(|()| {
-            let timed = Timed { tcp, deadline: Instant::now() + TIMEOUT };
+            let mut timed = Timed { tcp, deadline: Instant::now() + TIMEOUT };
+            let (from, vouches) = self.client_of_connection(&mut timed, from, &proxies)?;
             match tls {
-                None => self.converse(timed, from, place, |stream| stream),
+                // What passes on TLS has not read the request, and vouches for nothing in it.
                 Some(acceptor) => {
                     let stream = acceptor.accept(timed).map_err(io::Error::other)?;
-                    self.converse(stream, from, place, |stream| stream.get_mut())
+                    self.converse(stream, (from, None), place, |stream| stream.get_mut())
+                }
+                None => {
+                    let proxies = Some(&proxies).filter(|_| vouches);
+                    self.converse(timed, (from, proxies), place, |stream| stream)
                 }
             }
         });
@@ -186,10 +214,66 @@ impl Server {
         }
     }
 
+    /// The client of a connection, by its header of the PROXY protocol if there must be one, and whether
+    /// `X-Forwarded-For` may count. It may not if the proxy does not know who has written the request.
+    fn client_of_connection(
+        &self,
+        timed: &mut Timed,
+        from: ClientAddress,
+        proxies: &Proxies,
+    ) -> io::Result<(ClientAddress, bool)> {
+        if !proxies.send_header() {
+            return Ok((from, true));
+        }
+        let refused = || io::Error::other("refused");
+        if !proxies.trusts(from.ip) {
+            let mut first = [0; 16];
+            let length = timed.peek(&mut first)?;
+            if looks_like_header(&first[..length]) {
+                self.complain(format_args!(
+                    "{from}: refused: it sends a header of the PROXY protocol and is not a trusted proxy"
+                ));
+                return Err(refused());
+            }
+            return Ok((from, true));
+        }
+        let mut reader = HeaderReader::default();
+        loop {
+            let length = match timed.read(reader.space()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            match reader.received(length) {
+                Ok(None) => {}
+                Ok(Some(Source::Client(client))) => return Ok((client.into(), true)),
+                Ok(Some(Source::Local)) => return Ok((from, true)),
+                Ok(Some(Source::Unknown)) => return Ok((from, false)),
+                Err(wrong) => {
+                    self.complain(format_args!("{from}: the trusted proxy is refused: {wrong}"));
+                    return Err(refused());
+                }
+            }
+        }
+    }
+
+    /// Logs what any client can cause as often as it likes.
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        let now = Instant::now();
+        let mut limiter = lock(&self.limiter);
+        if let Some(count) = limiter.tick(now) {
+            log::warn!("api: {count} more such lines were left out");
+        }
+        if limiter.permits(now) {
+            log::warn!("api: {what}");
+        }
+    }
+
     fn converse<S: Read + Write>(
         &self,
         mut stream: S,
-        from: IpAddr,
+        from: (ClientAddress, Option<&Proxies>),
         place: &Place,
         timed: fn(&mut S) -> &mut Timed,
     ) -> io::Result<()> {
@@ -224,7 +308,7 @@ impl Server {
     fn respond<S: Read + Write>(
         &self,
         stream: &mut S,
-        from: IpAddr,
+        (from, proxies): (ClientAddress, Option<&Proxies>),
         place: &Place,
         (head, rest): (&[u8], &[u8]),
         timed: fn(&mut S) -> &mut Timed,
@@ -245,7 +329,9 @@ impl Server {
             target,
             authorization: the_only(request.headers, "authorization"),
             content_type: the_only(request.headers, "content-type"),
-            from,
+            from: proxies
+                .map_or(from, |proxies| client_of_request(from, request.headers, proxies))
+                .ip,
         };
         let wait = |until: Instant| {
             let now = Instant::now();
@@ -286,6 +372,26 @@ impl Server {
         }
         Ok(answer)
     }
+}
+
+/// The client of a request that came from `from`.
+fn client_of_request(
+    from: ClientAddress,
+    headers: &[httparse::Header<'_>],
+    proxies: &Proxies,
+) -> ClientAddress {
+    let named =
+        |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("x-forwarded-for");
+    let values = headers.iter().filter(named).map(|header| header.value);
+    let found = forwarded_for(from, values, proxies);
+    if let Some(entry) = found.malformed {
+        let entry = String::from_utf8_lossy(&entry[..entry.len().min(80)]);
+        log::debug!(
+            "api: {from}: X-Forwarded-For: {entry:?} is not an address; {} counts",
+            found.client
+        );
+    }
+    found.client
 }
 
 /// Why a head was not read.
@@ -407,6 +513,11 @@ struct Timed {
 }
 
 impl Timed {
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(self.left()?)?;
+        self.tcp.peek(buffer)
+    }
+
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -60,8 +60,8 @@ impl fmt::Debug for ApiKey {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head<'a> {
     pub(crate) method: &'a str,
-    /// The request target: a path, maybe with a query.
-    pub(crate) target: &'a str,
+    /// Without the query.
+    pub(crate) path: &'a str,
     pub(crate) authorization: Option<&'a str>,
     pub(crate) content_type: Option<&'a str>,
     pub(crate) from: IpAddr,
@@ -123,8 +123,7 @@ enum Resource {
 
 impl Resource {
     /// `None`: there is no such path.
-    fn of(target: &str) -> Option<Self> {
-        let path = target.split(['?', '#']).next().unwrap_or_default();
+    fn of(path: &str) -> Option<Self> {
         // The first part is before the first slash: it is empty.
         match path.split('/').collect::<Vec<_>>()[..] {
             ["", "healthz"] => Some(Resource::Health),
@@ -184,25 +183,31 @@ impl Api {
         Api { registry, key, guard: Mutex::default() }
     }
 
-    /// Whether a request may go on. It is asked before the body is read. `wait` sleeps until a time.
+    /// When a client has its turn: those that guess the key wait.
+    ///
+    /// # Errors
+    /// The answer to a client that shall come later.
+    pub(crate) fn turn(&self, head: &Head<'_>) -> std::result::Result<Instant, Answer> {
+        let now = Instant::now();
+        if Resource::of(head.path) == Some(Resource::Health) {
+            return Ok(now);
+        }
+        match self.lock().turn(head.from, now) {
+            Turn::At(turn) => Ok(turn),
+            Turn::Refuse => {
+                let why = "too many wrong keys came from this address; try again in some seconds";
+                Err(Answer::error(429, why).with("retry-after", "5"))
+            }
+        }
+    }
+
+    /// Whether a request may go on, once the client has its turn. It is asked before the body is read.
     ///
     /// # Errors
     /// The answer to a client without the key.
-    pub(crate) fn admit(
-        &self,
-        head: &Head<'_>,
-        wait: impl FnOnce(Instant),
-    ) -> std::result::Result<(), Answer> {
-        if Resource::of(head.target) == Some(Resource::Health) {
+    pub(crate) fn admit(&self, head: &Head<'_>) -> std::result::Result<(), Answer> {
+        if Resource::of(head.path) == Some(Resource::Health) {
             return Ok(());
-        }
-        let turn = self.lock().turn(head.from, Instant::now());
-        match turn {
-            Turn::At(turn) => wait(turn),
-            Turn::Refuse => {
-                let why = "too many wrong keys came from this address; try again in some seconds";
-                return Err(Answer::error(429, why).with("Retry-After", "5"));
-            }
         }
         let presented = head.authorization.and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
@@ -221,7 +226,7 @@ impl Api {
                 "the API key is wrong; it is in the file of the gateway's --api-key-file"
             }
         };
-        Err(Answer::error(401, why).with("WWW-Authenticate", "Bearer"))
+        Err(Answer::error(401, why).with("www-authenticate", "Bearer"))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Guard> {
@@ -230,14 +235,14 @@ impl Api {
 
     /// Does what an admitted request asks for.
     pub(crate) fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer {
-        let Some(resource) = Resource::of(head.target) else {
+        let Some(resource) = Resource::of(head.path) else {
             return Answer::error(404, "there is no such path; docs/openapi.json lists all");
         };
         let methods = resource.methods();
         if !methods.contains(&head.method) {
             let allowed = methods.join(", ");
             let why = format!("this path takes {allowed}");
-            return Answer::error(405, &why).with("Allow", allowed);
+            return Answer::error(405, &why).with("allow", allowed);
         }
         self.carry_out(head, &resource, body).unwrap_or_else(Answer::from)
     }
@@ -273,7 +278,7 @@ impl Api {
                 let issued = registry.add(id.as_deref(), expire, device)?;
                 said("is added", issued.id.as_str());
                 let at = format!("/tunnels/{}", encoded(issued.id.as_str()));
-                Ok(self.issued(201, &issued).with("Location", at))
+                Ok(self.issued(201, &issued).with("location", at))
             }
             (_, Resource::Tunnels) => {
                 let tunnels: Vec<Value> = registry.all().iter().map(|one| self.seen(one)).collect();

@@ -421,6 +421,8 @@ impl Drop for Handshake {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn network(last: u16) -> Network {

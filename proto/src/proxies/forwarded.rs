@@ -29,7 +29,7 @@ pub fn forwarded_for<'a>(
         let Some(entry) = entries.next() else { break };
         match address(entry) {
             Some(address) => client = address,
-            None => return Forwarded { client, malformed: Some(entry) },
+            None => return Forwarded { client, malformed: Some(entry.trim_ascii()) },
         }
     }
     Forwarded { client, malformed: None }

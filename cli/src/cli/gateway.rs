@@ -83,8 +83,9 @@ The last two may be left out. With proxy_protocol, a session begins with a heade
 protocol, version 2, which tells the service the client's address.
 
 Signals:
-  SIGHUP           reads list, certificate and key again, and opens the audit log again; open
-                   sessions go on
+  SIGHUP           reads the file of settings, list, certificate and key again, and opens the
+                   audit log again; open sessions go on, except those of ports and tunnels that
+                   are gone. A warning names settings that need a restart
   SIGINT, SIGTERM  end the gateway";
 
 #[derive(Args)]

@@ -1,5 +1,6 @@
 //! What the options name: files, tokens, URLs and services.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
@@ -100,6 +101,15 @@ pub(crate) fn token_of_file(path: &Path) -> Result<Token> {
     }
 }
 
+/// The secret of a file, without white space around it, never empty.
+pub(crate) fn secret_line(path: &Path) -> Result<Zeroizing<String>> {
+    let text = secret_text(path)?;
+    match text.trim() {
+        "" => Err(format!("{}: the file is empty", path.display()).into()),
+        text => Ok(Zeroizing::new(text.to_owned())),
+    }
+}
+
 fn secret_text(path: &Path) -> Result<Zeroizing<String>> {
     let bytes = read_secret(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
@@ -172,6 +182,31 @@ pub(crate) fn listen(text: &str) -> std::result::Result<String, String> {
     port.parse::<u16>().map_err(|_| format!("{port:?} is no port from 0 to 65535"))?;
     name.map_or(Ok(()), |name| service_type(name).map(drop))?;
     Ok(text.to_owned())
+}
+
+/// A value that may hold a password, although it should not. It is examined after clap, which would quote
+/// it in an error.
+#[derive(Clone)]
+pub(crate) struct Unquoted(Zeroizing<String>);
+
+impl Unquoted {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Unquoted {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
+        Ok(Unquoted(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for Unquoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unquoted(..)")
+    }
 }
 
 /// The message queue of an agent, or none: containers often have no System V IPC.

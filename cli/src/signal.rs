@@ -12,7 +12,6 @@ use aiot_tunnel_signal::{
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
-use zeroize::Zeroizing;
 
 use crate::cli::SignalArgs;
 use crate::control::protocol::RequestLine;
@@ -107,26 +106,18 @@ fn credentials(
     let id = args.client_id.as_deref().unwrap_or(&default_id);
     let signed = match (&args.device_secret_file, &args.username, &args.password_file) {
         (Some(file), _, _) => {
-            let secret = secret(file).map_err(|e| settings.wrong("device-secret-file", e))?;
+            let secret =
+                input::secret_line(file).map_err(|e| settings.wrong("device-secret-file", e))?;
             Credentials::from_device_secret(device, &secret, broker.is_tls())
         }
         (None, Some(name), Some(file)) => {
-            let secret = secret(file).map_err(|e| settings.wrong("password-file", e))?;
+            let secret =
+                input::secret_line(file).map_err(|e| settings.wrong("password-file", e))?;
             Credentials::password(id, name, &secret)
         }
         _ => Credentials::anonymous(id),
     };
     Ok(signed.map_err(Usage::of)?)
-}
-
-/// The secret of a file, without white space around it.
-fn secret(path: &Path) -> Result<Zeroizing<String>> {
-    let bytes = input::read_secret(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
-    match text.trim() {
-        "" => Err(format!("{}: the file is empty", path.display()).into()),
-        text => Ok(Zeroizing::new(text.to_owned())),
-    }
 }
 
 /// The ways to the agent, the preferred one first.

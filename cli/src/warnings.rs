@@ -32,6 +32,16 @@ pub(crate) fn about_plain_text(host: &str, option: &str) {
     }
 }
 
+/// Warns about a store that is reached without TLS over a network.
+pub(crate) fn about_plain_store(host: &str) {
+    if !is_loopback(host) {
+        log::warn!(
+            "--store without TLS: everybody on the way to {host} can read the password and change the \
+             tunnels; use rediss://, or an address of this machine such as 127.0.0.1"
+        );
+    }
+}
+
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match host.parse::<IpAddr>() {

@@ -281,10 +281,22 @@ impl<T: Transport, D: RelaySide, O: Observer> Relay<T, D, O> {
 
     /// Processes the messages in the receive buffer until it is empty or a session is full.
     fn deal(&mut self, now: Instant) {
-        self.blocked = None;
-        if self.connection.has_messages() {
-            self.deal_messages(now);
+        loop {
+            self.blocked = None;
+            if self.connection.has_messages() {
+                self.deal_messages(now);
+            }
+            self.flush_sessions(now);
+            // A local stream may have taken everything since its session was found full. Such a
+            // session waits for nothing, so nothing would unblock the connection.
+            let Some(index) = self.blocked else { break };
+            if self.sessions.open[index].waiting() > 0 {
+                break;
+            }
         }
+    }
+
+    fn flush_sessions(&mut self, now: Instant) {
         let (receiver, _) = self.connection.halves();
         for (index, session) in self.sessions.open.iter_mut().enumerate() {
             if session.wants_flush() {

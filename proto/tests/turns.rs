@@ -109,6 +109,26 @@ fn a_busy_service_with_a_small_window_keeps_its_share() {
 }
 
 #[test]
+fn a_service_that_takes_its_bytes_just_after_it_was_found_full_does_not_stop_the_connection() {
+    // The first turn writes four times before it waits. Room comes after each of them.
+    for writes in 1..=4 {
+        let mut world = world(1);
+        let service = service(&world, 0);
+        let frames = 4 * world.limits.session_buffer / 4096;
+        (0..frames).for_each(|_| world.cloud_sends(0, 4096, 1));
+        {
+            let mut service = service.borrow_mut();
+            (service.takes, service.takes_later) = (0, Some((writes, MANY)));
+        }
+        world.wire.state().arrived = MANY;
+        while world.wakes() {
+            world.turn(false).unwrap();
+        }
+        assert_eq!(service.borrow().received.len(), frames * 4096, "room after {writes} writes");
+    }
+}
+
+#[test]
 fn a_ping_gives_the_buffers_back() {
     let mut world = world(1);
     service(&world, 0).borrow_mut().sent = 1_000_000;

@@ -8,14 +8,16 @@ use std::time::{Instant, SystemTime};
 
 use aiot_tunnel::gateway::{Peer, TokenDigest, TokenKey};
 use aiot_tunnel::Token;
+use aiot_tunnel_signal::Device;
 use humantime::format_rfc3339_seconds;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::guard::{Guard, Turn};
 use crate::metrics;
 use crate::names::MAX_EXPIRE;
-use crate::registry::{Issued, Registry, Seen, Sides};
+use crate::registry::{Health, Issued, Registry, Seen, Sides};
 use crate::{Error, Result};
 
 /// Fewer characters than this can be guessed.
@@ -58,8 +60,8 @@ impl fmt::Debug for ApiKey {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head<'a> {
     pub(crate) method: &'a str,
-    /// The request target: a path, maybe with a query.
-    pub(crate) target: &'a str,
+    /// Without the query.
+    pub(crate) path: &'a str,
     pub(crate) authorization: Option<&'a str>,
     pub(crate) content_type: Option<&'a str>,
     pub(crate) from: IpAddr,
@@ -72,12 +74,14 @@ pub(crate) struct Answer {
     /// More header lines.
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) content_type: &'static str,
-    pub(crate) body: String,
+    /// It may hold tokens.
+    pub(crate) body: Zeroizing<String>,
 }
 
 impl Answer {
     fn json(status: u16, body: &impl Serialize) -> Self {
-        let body = serde_json::to_string(body).unwrap_or_default() + "\n";
+        let mut body = Zeroizing::new(serde_json::to_string(body).unwrap_or_default());
+        body.push('\n');
         Answer { status, headers: Vec::new(), content_type: "application/json", body }
     }
 
@@ -119,8 +123,7 @@ enum Resource {
 
 impl Resource {
     /// `None`: there is no such path.
-    fn of(target: &str) -> Option<Self> {
-        let path = target.split(['?', '#']).next().unwrap_or_default();
+    fn of(path: &str) -> Option<Self> {
         // The first part is before the first slash: it is empty.
         match path.split('/').collect::<Vec<_>>()[..] {
             ["", "healthz"] => Some(Resource::Health),
@@ -180,25 +183,31 @@ impl Api {
         Api { registry, key, guard: Mutex::default() }
     }
 
-    /// Whether a request may go on. It is asked before the body is read. `wait` sleeps until a time.
+    /// When a client has its turn: those that guess the key wait.
+    ///
+    /// # Errors
+    /// The answer to a client that shall come later.
+    pub(crate) fn turn(&self, head: &Head<'_>) -> std::result::Result<Instant, Answer> {
+        let now = Instant::now();
+        if Resource::of(head.path) == Some(Resource::Health) {
+            return Ok(now);
+        }
+        match self.lock().turn(head.from, now) {
+            Turn::At(turn) => Ok(turn),
+            Turn::Refuse => {
+                let why = "too many wrong keys came from this address; try again in some seconds";
+                Err(Answer::error(429, why).with("retry-after", "5"))
+            }
+        }
+    }
+
+    /// Whether a request may go on, once the client has its turn. It is asked before the body is read.
     ///
     /// # Errors
     /// The answer to a client without the key.
-    pub(crate) fn admit(
-        &self,
-        head: &Head<'_>,
-        wait: impl FnOnce(Instant),
-    ) -> std::result::Result<(), Answer> {
-        if Resource::of(head.target) == Some(Resource::Health) {
+    pub(crate) fn admit(&self, head: &Head<'_>) -> std::result::Result<(), Answer> {
+        if Resource::of(head.path) == Some(Resource::Health) {
             return Ok(());
-        }
-        let turn = self.lock().turn(head.from, Instant::now());
-        match turn {
-            Turn::At(turn) => wait(turn),
-            Turn::Refuse => {
-                let why = "too many wrong keys came from this address; try again in some seconds";
-                return Err(Answer::error(429, why).with("Retry-After", "5"));
-            }
         }
         let presented = head.authorization.and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
@@ -217,7 +226,7 @@ impl Api {
                 "the API key is wrong; it is in the file of the gateway's --api-key-file"
             }
         };
-        Err(Answer::error(401, why).with("WWW-Authenticate", "Bearer"))
+        Err(Answer::error(401, why).with("www-authenticate", "Bearer"))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Guard> {
@@ -226,14 +235,14 @@ impl Api {
 
     /// Does what an admitted request asks for.
     pub(crate) fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer {
-        let Some(resource) = Resource::of(head.target) else {
+        let Some(resource) = Resource::of(head.path) else {
             return Answer::error(404, "there is no such path; docs/openapi.json lists all");
         };
         let methods = resource.methods();
         if !methods.contains(&head.method) {
             let allowed = methods.join(", ");
             let why = format!("this path takes {allowed}");
-            return Answer::error(405, &why).with("Allow", allowed);
+            return Answer::error(405, &why).with("allow", allowed);
         }
         self.carry_out(head, &resource, body).unwrap_or_else(Answer::from)
     }
@@ -242,12 +251,21 @@ impl Api {
         let registry = &self.registry;
         let said = |what: &str, id: &str| log::info!("api: {}: tunnel {id:?} {what}", head.from);
         match (head.method, resource) {
-            (_, Resource::Health) => Ok(Answer::json(200, &json!({ "status": "ok" }))),
+            (_, Resource::Health) => {
+                let (code, status, store) = match registry.health() {
+                    Health::NoStore => (200, "ok", "none"),
+                    Health::Good => (200, "ok", "ok"),
+                    // The gateway still does its work.
+                    Health::Lost => (200, "degraded", "unreachable"),
+                    Health::Over => (503, "unavailable", "unreachable"),
+                };
+                Ok(Answer::json(code, &json!({ "status": status, "store": store })))
+            }
             (_, Resource::Metrics) => Ok(Answer {
                 status: 200,
                 headers: Vec::new(),
                 content_type: metrics::CONTENT_TYPE,
-                body: metrics::text(registry),
+                body: Zeroizing::new(metrics::text(registry)),
             }),
             ("POST", Resource::Tunnels) => {
                 let mut fields = match Fields::of(head, body) {
@@ -255,21 +273,21 @@ impl Api {
                     Err(answer) => return Ok(answer),
                 };
                 let (id, expire) = (fields.text("id")?, fields.seconds("expire")?);
+                let device = fields.device()?;
                 fields.end()?;
-                let issued = registry.add(id.as_deref(), expire)?;
+                let issued = registry.add(id.as_deref(), expire, device)?;
                 said("is added", issued.id.as_str());
                 let at = format!("/tunnels/{}", encoded(issued.id.as_str()));
-                Ok(Answer::json(201, &self.issued(&issued)).with("Location", at))
+                Ok(self.issued(201, &issued).with("location", at))
             }
             (_, Resource::Tunnels) => {
-                let tunnels: Vec<Value> =
-                    registry.all()?.iter().map(|one| self.seen(one)).collect();
+                let tunnels: Vec<Value> = registry.all().iter().map(|one| self.seen(one)).collect();
                 Ok(Answer::json(200, &json!({ "tunnels": tunnels })))
             }
             ("DELETE", Resource::Tunnel(id)) => {
                 registry.remove(id)?;
                 said("is removed", id);
-                let (headers, body) = (Vec::new(), String::new());
+                let (headers, body) = (Vec::new(), Zeroizing::default());
                 Ok(Answer { status: 204, headers, content_type: "", body })
             }
             (_, Resource::Tunnel(id)) => Ok(Answer::json(200, &self.seen(&registry.find(id)?))),
@@ -290,16 +308,16 @@ impl Api {
                 fields.end()?;
                 let issued = registry.rotate(id, sides, expire)?;
                 said("has new tokens", id);
-                Ok(Answer::json(200, &self.issued(&issued)))
+                Ok(self.issued(200, &issued))
             }
         }
     }
 
-    fn issued(&self, issued: &Issued) -> Value {
+    /// The only answer with tokens.
+    fn issued(&self, status: u16, issued: &Issued) -> Answer {
         let url = self.registry.url();
-        let token =
-            |token: &Option<zeroize::Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
-        json!({
+        let token = |token: &Option<Zeroizing<String>>| token.as_ref().map(|t| t.to_string());
+        let mut body = json!({
             "id": issued.id.as_str(),
             "device_token": token(&issued.device_token),
             "access_token": token(&issued.access_token),
@@ -307,13 +325,22 @@ impl Api {
             "device_url": url.of(&issued.id, "dest"),
             "access_url": url.of(&issued.id, "source"),
             "expires": issued.expires.map(time),
-        })
+            "notified": self.registry.is_notified(issued),
+        });
+        let answer = Answer::json(status, &body);
+        for side in ["device_token", "access_token"] {
+            if let Some(Value::String(token)) = body.get_mut(side) {
+                token.zeroize();
+            }
+        }
+        answer
     }
 
     fn seen(&self, seen: &Seen) -> Value {
         let (activity, url) = (&seen.activity, self.registry.url());
         let peer = |peer: &Peer| json!({ "address": peer.address, "since": time(peer.since) });
         let times = seen.of_store.as_ref();
+        let device = times.and_then(|times| times.device.as_ref());
         json!({
             "id": activity.id.as_str(),
             "source": if times.is_some() { "store" } else { "list" },
@@ -327,6 +354,8 @@ impl Api {
             "bytes_to_access": activity.bytes_to_access,
             "device_url": url.of(&activity.id, "dest"),
             "access_url": url.of(&activity.id, "source"),
+            "product_key": device.map(Device::product_key),
+            "device_name": device.map(Device::device_name),
             "created": times.map(|times| time(times.created)),
             "rotated": times.and_then(|times| times.rotated).map(time),
             "expires": activity.expires.map(time),
@@ -400,6 +429,18 @@ impl Fields {
                 seconds.map(Some).ok_or_else(|| wrong_seconds(name))
             }
             Some(_) => Err(wrong_seconds(name)),
+        }
+    }
+
+    /// The device that the tunnel is for.
+    fn device(&mut self) -> Result<Option<Device>> {
+        match (self.text("product_key")?, self.text("device_name")?) {
+            (Some(key), Some(name)) => {
+                let device = Device::new(&key, &name);
+                Ok(Some(device.map_err(|e| Error::Invalid(e.to_string()))?))
+            }
+            (None, None) => Ok(None),
+            _ => Err(Error::Invalid("give both product_key and device_name, or neither".into())),
         }
     }
 

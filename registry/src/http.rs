@@ -1,13 +1,14 @@
-//! The HTTP server of the API: one request for each connection, a thread for each.
+//! The HTTP server of the API: hyper, on a runtime of one thread. What a request asks for may block, so
+//! other threads do it.
 //!
-//! It is small on purpose: it reads a head and a body of limited size until a deadline, and writes an
-//! answer. There is no chunked body, no pipeline and no second request in which two parsers could
-//! differ. A runtime with an HTTP library would be twenty crates for six paths.
+//! Places are few. A client that has not shown the key gives up its place when another one comes.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,26 +16,44 @@ use aiot_tunnel_proto::proxies::{
     forwarded_for, looks_like_header, ClientAddress, HeaderReader, Proxies, Source,
 };
 use aiot_tunnel_proto::LogLimiter;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use openssl::pkey::PKey;
-use openssl::ssl::{SslAcceptor, SslMethod, SslOptions};
+use openssl::ssl::{Ssl, SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
-use zeroize::Zeroizing;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_openssl::SslStream;
 
 use crate::api::{Answer, Api, Head};
 use crate::{Error, Result};
 
-/// Time for a request and its answer together, waiting for a turn not included.
+/// Time for a TLS handshake, for the head of a request, and for its body.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a request and its answer together.
+const LIFE: Duration = Duration::from_secs(60);
 /// Longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Longest body, in bytes. The largest that means something is some hundred bytes long.
 const MAX_BODY: usize = 64 * 1024;
-/// Connections at once. When there is one more, the oldest that has not shown the key gives way.
+/// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
+/// Threads for what requests ask for. The store takes one of them at a time.
+const WORKERS: usize = 4;
 /// After a failed accept, for example without a free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long, and for how many bytes, the server still reads from a client after its answer.
+/// How long, and for how many bytes, the body of a refused request is still read. If the socket were
+/// closed with unread bytes, the client might not see the answer.
 const PARTING: Duration = Duration::from_secs(1);
 const MAX_PARTING: usize = 1024 * 1024;
 /// Stack of a thread, in bytes.
@@ -95,17 +114,29 @@ pub fn serve(
     proxies: SharedProxies,
 ) -> Result<SocketAddr> {
     let failed = |e: io::Error| Error::Invalid(format!("listen on {address} for the API: {e}"));
-    let listener = TcpListener::bind(address).map_err(failed)?;
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     let own = listener.local_addr().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(WORKERS)
+        .thread_name("api-worker")
+        .thread_stack_size(STACK)
+        .build()
+        .map_err(failed)?;
     let server = Arc::new(Server {
         api,
         tls,
         proxies,
         limiter: Mutex::default(),
         clients: Mutex::default(),
-        left: Condvar::new(),
+        left: Notify::new(),
     });
-    let run = move || server.accept(&listener);
+    let listener = {
+        let _inside = runtime.enter();
+        TcpListener::from_std(listener).map_err(failed)?
+    };
+    let run = move || runtime.block_on(server.accept(&listener));
     let thread = thread::Builder::new().name("api".into()).stack_size(STACK).spawn(run);
     thread.map_err(failed)?;
     Ok(own)
@@ -123,7 +154,7 @@ struct Server {
     limiter: Mutex<LogLimiter>,
     clients: Mutex<Clients>,
     /// One of them has left.
-    left: Condvar,
+    left: Notify,
 }
 
 #[derive(Default)]
@@ -131,7 +162,7 @@ struct Clients {
     count: usize,
     next: u64,
     /// Those that have not shown the key, the oldest first, to cut them off.
-    strangers: BTreeMap<u64, TcpStream>,
+    strangers: BTreeMap<u64, AbortHandle>,
 }
 
 /// A client. Dropping it frees its place.
@@ -158,67 +189,74 @@ impl Drop for Place {
 }
 
 impl Server {
-    fn accept(self: Arc<Self>, listener: &TcpListener) {
+    async fn accept(self: Arc<Self>, listener: &TcpListener) {
         loop {
-            let accepted = listener.accept().and_then(|(tcp, from)| {
-                let cut = tcp.try_clone()?;
-                let place = self.place(cut);
-                let server = self.clone();
-                let run = move || server.serve(tcp, from.into(), &place);
-                let thread = thread::Builder::new().name("api-client".into()).stack_size(STACK);
-                thread.spawn(run).map(drop)
-            });
-            if let Err(e) = accepted {
-                log::debug!("api: accept: {e}");
-                thread::sleep(PAUSE);
+            match listener.accept().await {
+                Ok((tcp, from)) => {
+                    let place = self.place().await;
+                    let number = place.number;
+                    let client = tokio::spawn(self.clone().serve(tcp, from.into(), place));
+                    // It runs when this task waits, so it is not known yet.
+                    lock(&self.clients).strangers.insert(number, client.abort_handle());
+                }
+                Err(e) => {
+                    log::debug!("api: accept: {e}");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
     }
 
     /// Waits for a place. While there is none, strangers give way.
-    fn place(self: &Arc<Self>, cut: TcpStream) -> Place {
-        let mut clients = lock(&self.clients);
-        while clients.count >= MAX_CONNECTIONS {
-            if let Some((_, oldest)) = clients.strangers.pop_first() {
-                let _ = oldest.shutdown(Shutdown::Both);
+    async fn place(self: &Arc<Self>) -> Place {
+        loop {
+            {
+                let mut clients = lock(&self.clients);
+                if clients.count < MAX_CONNECTIONS {
+                    clients.count += 1;
+                    clients.next += 1;
+                    return Place { server: self.clone(), number: clients.next };
+                }
+                if let Some((_, oldest)) = clients.strangers.pop_first() {
+                    oldest.abort();
+                }
             }
-            clients = self.left.wait(clients).unwrap_or_else(PoisonError::into_inner);
+            self.left.notified().await;
         }
-        clients.count += 1;
-        clients.next += 1;
-        let number = clients.next;
-        clients.strangers.insert(number, cut);
-        Place { server: self.clone(), number }
     }
 
-    fn serve(&self, tcp: TcpStream, from: ClientAddress, place: &Place) {
+    async fn serve(self: Arc<Self>, tcp: TcpStream, from: ClientAddress, place: Place) {
+        if let Err(e) = self.serve_client(tcp, from, &place).await {
+            log::debug!("api: {from}: {e}");
+        }
+    }
+
+    async fn serve_client(
+        self: &Arc<Self>,
+        mut tcp: TcpStream,
+        from: ClientAddress,
+        place: &Place,
+    ) -> io::Result<()> {
+        tcp.set_nodelay(true)?;
         let tls = lock(&self.tls.0).clone();
         let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let outcome = tcp.set_nodelay(true).and_then(|()| {
-            let mut timed = Timed { tcp, deadline: Instant::now() + TIMEOUT };
-            let (from, vouches) = self.client_of_connection(&mut timed, from, &proxies)?;
-            match tls {
-                // What passes on TLS has not read the request, and vouches for nothing in it.
-                Some(acceptor) => {
-                    let stream = acceptor.accept(timed).map_err(io::Error::other)?;
-                    self.converse(stream, (from, None), place, |stream| stream.get_mut())
-                }
-                None => {
-                    let proxies = Some(&proxies).filter(|_| vouches);
-                    self.converse(timed, (from, proxies), place, |stream| stream)
-                }
+        let client = self.client_of_connection(&mut tcp, from, &proxies);
+        let (from, vouches) = timeout(TIMEOUT, client).await??;
+        match tls {
+            // What passes on TLS has not read the request, and vouches for nothing in it.
+            Some(acceptor) => {
+                let stream = secured(&acceptor, tcp).await?;
+                self.converse(stream, (from, None), place).await
             }
-        });
-        if let Err(e) = outcome {
-            log::debug!("api: {from}: {e}");
+            None => self.converse(tcp, (from, Some(&proxies).filter(|_| vouches)), place).await,
         }
     }
 
     /// The client of a connection, by its header of the PROXY protocol if there must be one, and whether
     /// `X-Forwarded-For` may count. It may not if the proxy does not know who has written the request.
-    fn client_of_connection(
+    async fn client_of_connection(
         &self,
-        timed: &mut Timed,
+        tcp: &mut TcpStream,
         from: ClientAddress,
         proxies: &Proxies,
     ) -> io::Result<(ClientAddress, bool)> {
@@ -228,7 +266,7 @@ impl Server {
         let refused = || io::Error::other("refused");
         if !proxies.trusts(from.ip) {
             let mut first = [0; 16];
-            let length = timed.peek(&mut first)?;
+            let length = tcp.peek(&mut first).await?;
             if looks_like_header(&first[..length]) {
                 self.complain(format_args!(
                     "{from}: refused: it sends a header of the PROXY protocol and is not a trusted proxy"
@@ -239,11 +277,9 @@ impl Server {
         }
         let mut reader = HeaderReader::default();
         loop {
-            let length = match timed.read(reader.space()) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => length,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
+            let length = match tcp.read(reader.space()).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => length,
             };
             match reader.received(length) {
                 Ok(None) => {}
@@ -270,119 +306,83 @@ impl Server {
         }
     }
 
-    fn converse<S: Read + Write>(
-        &self,
-        mut stream: S,
-        from: (ClientAddress, Option<&Proxies>),
-        place: &Place,
-        timed: fn(&mut S) -> &mut Timed,
-    ) -> io::Result<()> {
-        let answer = match read_head(&mut stream) {
-            Ok((bytes, length)) => {
-                let (head, rest) = bytes.split_at(length);
-                self.respond(&mut stream, from, place, (head, rest), timed)?
-            }
-            Err(Refusal::Answer(answer)) => answer,
-            Err(Refusal::Lost(e)) => return Err(e),
-        };
-        // Whoever was too slow is told so.
-        let end = &mut timed(&mut stream).deadline;
-        *end = (*end).max(Instant::now() + PARTING);
-        stream.write_all(&written(&answer))?;
-        stream.flush()?;
-        // If the socket were closed with unread bytes, the client might not see the answer.
-        let timed = timed(&mut stream);
-        timed.tcp.shutdown(Shutdown::Write)?;
-        timed.deadline = timed.deadline.min(Instant::now() + PARTING);
-        let (mut scratch, mut left) = ([0; 4096], MAX_PARTING);
-        while left > 0 {
-            match timed.read(&mut scratch) {
-                Ok(0) | Err(_) => break,
-                Ok(length) => left = left.saturating_sub(length),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the rest of a request and does what it asks for.
-    fn respond<S: Read + Write>(
-        &self,
-        stream: &mut S,
+    async fn converse<S>(
+        self: &Arc<Self>,
+        stream: S,
         (from, proxies): (ClientAddress, Option<&Proxies>),
         place: &Place,
-        (head, rest): (&[u8], &[u8]),
-        timed: fn(&mut S) -> &mut Timed,
-    ) -> io::Result<Answer> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut request = httparse::Request::new(&mut headers);
-        if let Err(e) = request.parse(head) {
-            return Ok(match e {
-                httparse::Error::TooManyHeaders => Answer::error(431, "too many header lines"),
-                _ => Answer::error(400, "this is no HTTP request"),
-            });
-        }
-        let (Some(method), Some(target)) = (request.method, request.path) else {
-            return Ok(Answer::error(400, "this is no HTTP request"));
-        };
-        let head = Head {
-            method,
-            target,
-            authorization: the_only(request.headers, "authorization"),
-            content_type: the_only(request.headers, "content-type"),
-            from: proxies
-                .map_or(from, |proxies| client_of_request(from, request.headers, proxies))
-                .ip,
-        };
-        let wait = |until: Instant| {
-            let now = Instant::now();
-            if until > now {
-                thread::sleep(until - now);
-                timed(stream).deadline += until - now;
+    ) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let from =
+                proxies.map_or(from, |proxies| client_of_request(from, request.headers(), proxies));
+            Ok::<_, Infallible>(response(self.respond(request, from, place).await))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(TIMEOUT)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEAD)
+            // Places are few: who has its answer leaves.
+            .keep_alive(false)
+            // Some clients close their direction behind the request.
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        timeout(LIFE, connection).await?.map_err(io::Error::other)
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        from: ClientAddress,
+        place: &Place,
+    ) -> Answer {
+        let (parts, mut body) = request.into_parts();
+        let head = head(&parts, from);
+        let refusal = match self.api.turn(&head) {
+            Err(answer) => Err(answer),
+            Ok(turn) => {
+                tokio::time::sleep_until(turn.into()).await;
+                self.api.admit(&head)
             }
         };
-        if let Err(answer) = self.api.admit(&head, wait) {
-            return Ok(answer);
+        let refusal = refusal.map(|()| place.is_known()).and_then(|()| {
+            let is_long = body.size_hint().lower() > MAX_BODY as u64;
+            if is_long {
+                Err(too_long())
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(answer) = refusal {
+            // Who asks first has not sent the body.
+            if !parts.headers.contains_key(EXPECT) {
+                let _ = timeout(PARTING, drop_body(&mut body)).await;
+            }
+            return answer;
         }
-        place.is_known();
-        let length = match body_length(request.headers) {
-            Ok(length) => length,
-            Err(answer) => return Ok(answer),
+        let bytes = match timeout(TIMEOUT, Limited::new(&mut body, MAX_BODY).collect()).await {
+            Err(_) => return Answer::error(408, "the body of the request took too long"),
+            Ok(Ok(collected)) => collected.to_bytes(),
+            Ok(Err(e)) if e.is::<LengthLimitError>() => {
+                let _ = timeout(PARTING, drop_body(&mut body)).await;
+                return too_long();
+            }
+            Ok(Err(_)) => return Answer::error(400, "the body of the request is not complete"),
         };
-        if length > MAX_BODY {
-            return Ok(Answer::error(413, "the body is too long"));
-        }
-        let mut body = rest[..rest.len().min(length)].to_vec();
-        if body.len() < length {
-            let expects = the_only(request.headers, "expect");
-            if expects.is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
-                stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-            }
-            let already = body.len();
-            body.resize(length, 0);
-            match stream.read_exact(&mut body[already..]) {
-                Ok(()) => {}
-                Err(e) if is_timeout(&e) => return Ok(too_slow()),
-                Err(e) => return Err(e),
-            }
-        }
-        let mut answer = self.api.answer(&head, &body);
-        if method == "HEAD" {
-            // A body would be taken for the next answer.
-            answer.body.clear();
-        }
-        Ok(answer)
+        let api = self.api.clone();
+        let work = move || api.answer(&self::head(&parts, from), &bytes);
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|_| Answer::error(500, "the gateway failed; its log says more"))
     }
 }
 
 /// The client of a request that came from `from`.
-fn client_of_request(
-    from: ClientAddress,
-    headers: &[httparse::Header<'_>],
-    proxies: &Proxies,
-) -> ClientAddress {
-    let named =
-        |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("x-forwarded-for");
-    let values = headers.iter().filter(named).map(|header| header.value);
+fn client_of_request(from: ClientAddress, headers: &HeaderMap, proxies: &Proxies) -> ClientAddress {
+    let values = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
     let found = forwarded_for(from, values, proxies);
     if let Some(entry) = found.malformed {
         let entry = String::from_utf8_lossy(&entry[..entry.len().min(80)]);
@@ -394,152 +394,58 @@ fn client_of_request(
     found.client
 }
 
-/// Why a head was not read.
-enum Refusal {
-    Answer(Answer),
-    Lost(io::Error),
+async fn secured(acceptor: &SslAcceptor, tcp: TcpStream) -> io::Result<SslStream<TcpStream>> {
+    let mut stream = SslStream::new(Ssl::new(acceptor.context())?, tcp)?;
+    timeout(TIMEOUT, Pin::new(&mut stream).accept()).await?.map_err(io::Error::other)?;
+    Ok(stream)
 }
 
-/// What was received, and how many bytes of it are the head. The head may hold the key.
-type Received = (Zeroizing<Vec<u8>>, usize);
-
-fn read_head(stream: &mut impl Read) -> std::result::Result<Received, Refusal> {
-    // It never grows, so that no copy of the key is left behind.
-    let mut bytes = Zeroizing::new(vec![0; MAX_HEAD]);
-    let mut filled = 0;
-    loop {
-        let from = filled;
-        filled += match stream.read(&mut bytes[from..]) {
-            Ok(0) if filled == 0 => return Err(Refusal::Lost(io::ErrorKind::UnexpectedEof.into())),
-            Ok(0) if filled < MAX_HEAD => {
-                return Err(Refusal::Answer(Answer::error(400, "the request is not complete")));
-            }
-            Ok(length) => length,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            Err(e) if is_timeout(&e) => return Err(Refusal::Answer(too_slow())),
-            Err(e) => return Err(Refusal::Lost(e)),
-        };
-        // Empty lines before a request are skipped by the parser.
-        let begin = bytes[..filled].iter().take_while(|byte| b"\r\n".contains(byte)).count();
-        // The end may have begun in what came before.
-        let look = from.saturating_sub(3).max(begin);
-        let end = bytes[look.min(filled)..filled].windows(4).position(|four| four == b"\r\n\r\n");
-        if let Some(end) = end {
-            bytes.truncate(filled);
-            return Ok((bytes, look + end + 4));
-        }
-        if filled == MAX_HEAD {
-            return Err(Refusal::Answer(Answer::error(431, "the head of the request is too long")));
-        }
+fn head(parts: &hyper::http::request::Parts, from: ClientAddress) -> Head<'_> {
+    Head {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        authorization: the_only(&parts.headers, AUTHORIZATION),
+        content_type: the_only(&parts.headers, CONTENT_TYPE),
+        from: from.ip,
     }
 }
 
 /// The value of a header that stands there once.
-fn the_only<'a>(headers: &[httparse::Header<'a>], name: &str) -> Option<&'a str> {
-    let mut all = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+fn the_only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut all = headers.get_all(name).iter();
     let (first, second) = (all.next()?, all.next());
-    std::str::from_utf8(first.value).ok().filter(|_| second.is_none()).map(str::trim)
+    first.to_str().ok().filter(|_| second.is_none()).map(str::trim)
 }
 
-fn body_length(headers: &[httparse::Header<'_>]) -> std::result::Result<usize, Answer> {
-    let has = |name: &str| headers.iter().any(|header| header.name.eq_ignore_ascii_case(name));
-    if has("transfer-encoding") {
-        return Err(Answer::error(411, "give the length of the body: Content-Length"));
-    }
-    if !has("content-length") {
-        return Ok(0);
-    }
-    let digits = the_only(headers, "content-length")
-        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
-    match digits {
-        // More digits than a number has are too long a body.
-        Some(digits) => Ok(digits.parse().unwrap_or(usize::MAX)),
-        None => Err(Answer::error(400, "Content-Length is not a number")),
+async fn drop_body(body: &mut Incoming) {
+    let mut left = MAX_PARTING;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            break;
+        }
     }
 }
 
-fn too_slow() -> Answer {
-    Answer::error(408, "the request took too long")
+fn too_long() -> Answer {
+    Answer::error(413, "the body is too long")
 }
 
-fn is_timeout(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// An answer as it goes over the wire. It may hold tokens.
-fn written(answer: &Answer) -> Zeroizing<Vec<u8>> {
-    let Answer { status, headers, content_type, body } = answer;
-    let mut head = format!("HTTP/1.1 {status} {}\r\n", phrase(*status));
-    if *status != 204 {
-        head += &format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len());
-    }
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let Answer { status, headers: more, content_type, body } = answer;
+    let mut response = Response::new(Full::new(Bytes::from_owner(body)));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if !content_type.is_empty() {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     // Answers hold tokens and the state of now.
-    head += "Cache-Control: no-store\r\nConnection: close\r\n\r\n";
-    let mut bytes = Zeroizing::new(Vec::with_capacity(head.len() + body.len()));
-    bytes.extend_from_slice(head.as_bytes());
-    bytes.extend_from_slice(body.as_bytes());
-    bytes
-}
-
-fn phrase(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        201 => "Created",
-        204 => "No Content",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        411 => "Length Required",
-        413 => "Content Too Large",
-        415 => "Unsupported Media Type",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        503 => "Service Unavailable",
-        _ => "",
-    }
-}
-
-/// A socket whose reads and writes together have one deadline.
-#[derive(Debug)]
-struct Timed {
-    tcp: TcpStream,
-    deadline: Instant,
-}
-
-impl Timed {
-    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tcp.set_read_timeout(self.left()?)?;
-        self.tcp.peek(buffer)
-    }
-
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in more {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
         }
-        Ok(Some(left))
     }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tcp.set_read_timeout(self.left()?)?;
-        self.tcp.read(buffer)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.tcp.set_write_timeout(self.left()?)?;
-        self.tcp.write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    response
 }

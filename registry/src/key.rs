@@ -74,3 +74,45 @@ impl KeyFile {
         Ok(KeyFile { key: TokenKey::new(key), _locked: file })
     }
 }
+
+/// The key of a store that several gateways share: the same [token](new_token) for all of them.
+#[derive(Clone)]
+pub struct SharedKey(TokenKey);
+
+impl SharedKey {
+    /// Reads it from the content of its file.
+    ///
+    /// # Errors
+    /// It is none. The text is not quoted.
+    pub fn read(text: &str) -> std::result::Result<Self, String> {
+        let bytes = BASE64URL_NOPAD.decode(text.trim().as_bytes()).map(Zeroizing::new);
+        let key = bytes.ok().and_then(|bytes| <[u8; 32]>::try_from(&bytes[..]).ok());
+        key.map(|key| SharedKey(TokenKey::new(key))).ok_or_else(|| {
+            "not a key of a store; make one with: aiot-tunnel gen-token --out FILE".to_owned()
+        })
+    }
+
+    pub(crate) fn key(&self) -> &TokenKey {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SharedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_key_is_a_token_with_256_bits() {
+        assert!(SharedKey::read(&(new_token().to_string() + "\n")).is_ok());
+        for bad in ["", "hush", &"A".repeat(42), &"A".repeat(44), &"0".repeat(64)] {
+            let why = SharedKey::read(bad).expect_err(bad);
+            assert!(why.contains("gen-token") && !why.contains("hush"), "{why}");
+        }
+    }
+}

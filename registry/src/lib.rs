@@ -14,10 +14,11 @@ mod metrics;
 mod names;
 mod registry;
 mod store;
+mod sync;
 
 pub use api::{Api, ApiKey};
 pub use error::{Error, Result};
-pub use key::new_token;
+pub use key::{new_token, SharedKey};
 pub use names::PublicUrl;
 pub use registry::{Changes, ListedTunnel, Options, Registry};
-pub use store::Store;
+pub use store::{RedisAddress, RedisOptions, Store};

@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use aiot_tunnel::gateway::Activity;
 
+use crate::registry::Health;
 use crate::Registry;
 
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -18,6 +19,11 @@ pub(crate) fn text(registry: &Registry) -> String {
     let started = registry.started().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     page.family("start_time_seconds", "gauge", "When the gateway was started, in Unix time.");
     page.sample("start_time_seconds", &[], started);
+    let health = registry.health();
+    if health != Health::NoStore {
+        page.family("store_up", "gauge", "1 while the store can be reached, else 0.");
+        page.sample("store_up", &[], u64::from(health == Health::Good));
+    }
     page.family("tunnels", "gauge", "Tunnels, by state.");
     for state in ["online", "offline", "expired"] {
         let count = all.iter().filter(|one| state_of(one) == state).count();

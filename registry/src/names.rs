@@ -58,6 +58,26 @@ impl PublicUrl {
         PublicUrl(format!("{scheme}://{address}"))
     }
 
+    /// Whether it is `wss`, the host without brackets, and the port.
+    ///
+    /// # Errors
+    /// The port is none.
+    pub(crate) fn parts(&self) -> Result<(bool, &str, u16)> {
+        let wrong = || Error::Invalid(format!("{self}: the port is not one from 1 to 65535"));
+        let (scheme, authority) = self.0.split_once("://").ok_or_else(wrong)?;
+        let is_secure = scheme == "wss";
+        let after_address = authority.rfind(']').unwrap_or(0);
+        let (host, port) = match authority[after_address..].find(':') {
+            Some(colon) => {
+                let (host, port) = authority.split_at(after_address + colon);
+                let port = port[1..].parse().ok().filter(|port| *port != 0);
+                (host, port.ok_or_else(wrong)?)
+            }
+            None => (authority, if is_secure { 443 } else { 80 }),
+        };
+        Ok((is_secure, host.trim_start_matches('[').trim_end_matches(']'), port))
+    }
+
     /// The URL of a tunnel's end; `end` is `dest` or `source`.
     pub(crate) fn of(&self, id: &TunnelId, end: &str) -> String {
         format!("{}/tunnel/{id}/{end}", self.0)
@@ -75,7 +95,11 @@ impl FromStr for PublicUrl {
                 && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@\"\\".contains(&b))
         };
         match host {
-            Some(host) if is_host(host) => Ok(PublicUrl(text.to_owned())),
+            Some(host) if is_host(host) => {
+                let url = PublicUrl(text.to_owned());
+                url.parts().map_err(|e| e.to_string())?;
+                Ok(url)
+            }
             _ => Err("not a URL such as wss://gw.example:8443, without a path".to_owned()),
         }
     }
@@ -108,6 +132,22 @@ mod tests {
         let url: PublicUrl = "wss://gw.example:8443/".parse().unwrap();
         assert_eq!(url.of(&id("t1").unwrap(), "dest"), "wss://gw.example:8443/tunnel/t1/dest");
         for bad in ["", "gw.example", "https://h", "wss://", "wss://h/p", "ws://u@h", "ws://h?q"] {
+            assert!(bad.parse::<PublicUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_public_url_has_a_host_and_a_port() {
+        for (text, parts) in [
+            ("wss://gw.example", (true, "gw.example", 443)),
+            ("ws://gw.example", (false, "gw.example", 80)),
+            ("wss://gw.example:8443", (true, "gw.example", 8443)),
+            ("ws://[::1]:5", (false, "::1", 5)),
+            ("ws://[::1]", (false, "::1", 80)),
+        ] {
+            assert_eq!(text.parse::<PublicUrl>().unwrap().parts().unwrap(), parts);
+        }
+        for bad in ["wss://h:", "wss://h:0", "wss://h:65536", "ws://h:x"] {
             assert!(bad.parse::<PublicUrl>().is_err(), "{bad}");
         }
     }

@@ -3,19 +3,24 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use aiot_tunnel::gateway::{
     Activity, Gateway, GatewayBuilder, StoredTunnel, TokenDigest, TokenKey, TunnelConfig,
 };
 use aiot_tunnel::{Token, TunnelId};
+use aiot_tunnel_signal::{ConnectionData, Device, Notice, Platform, Sent};
 use zeroize::Zeroizing;
 
 use crate::key::new_token;
-use crate::names::{self, from_now};
+use crate::names::{self, from_now, of_millis, to_millis};
+use crate::store::redis::Connection;
 use crate::store::{Store, Stored};
-use crate::{Error, PublicUrl, Result};
+use crate::{sync, Error, PublicUrl, Result};
+
+/// How long the answer to a change waits until the broker has the message for the device.
+const NOTIFY: Duration = Duration::from_secs(2);
 
 /// A tunnel of the list.
 #[derive(Debug, Clone)]
@@ -31,12 +36,16 @@ pub struct ListedTunnel {
 pub struct Options {
     /// The store, if there is one.
     pub store: Option<Store>,
+    /// How long the tokens that are known still open a connection while the store cannot be reached.
+    pub store_grace: Duration,
     /// The tunnels of the list.
     pub list: Vec<ListedTunnel>,
     /// The beginning of the URLs that are handed out. `None`: made of the address.
     pub public_url: Option<PublicUrl>,
     /// Whether the gateway serves `wss`.
     pub is_secure: bool,
+    /// Tells devices of their tunnels.
+    pub platform: Option<Platform>,
 }
 
 /// How a new list differs from the one before, in tunnels.
@@ -57,13 +66,41 @@ pub struct Registry {
     key: TokenKey,
     url: PublicUrl,
     started: SystemTime,
+    platform: Option<Platform>,
+    has_store: bool,
+    store_grace: Duration,
+    /// Locked by whoever changes tunnels, before `state`. `None`: there is none, or it is closed.
+    store: Mutex<Option<Store>>,
+    /// Never locked while somebody waits for the store.
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    store: Option<Store>,
+    /// The tunnels of the store, as far as is known.
+    stored: HashMap<String, Stored>,
     listed: HashMap<String, Listed>,
+    /// The store cannot be reached.
+    lost: Option<Lost>,
+}
+
+#[derive(Debug)]
+struct Lost {
+    since: Instant,
+    why: String,
+    /// The time of grace is over: tokens of the store open nothing.
+    is_over: bool,
+}
+
+/// What is known of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    NoStore,
+    Good,
+    /// It cannot be reached; known tokens are valid.
+    Lost,
+    /// It cannot be reached, and for too long.
+    Over,
 }
 
 /// An entry of the list, without its tokens.
@@ -81,6 +118,8 @@ pub(crate) struct Issued {
     pub(crate) device_token: Option<Zeroizing<String>>,
     pub(crate) access_token: Option<Zeroizing<String>>,
     pub(crate) expires: Option<SystemTime>,
+    /// The message to the device.
+    sent: Option<Sent>,
 }
 
 /// Which tokens are replaced.
@@ -102,6 +141,7 @@ pub(crate) struct Seen {
 pub(crate) struct Times {
     pub(crate) created: SystemTime,
     pub(crate) rotated: Option<SystemTime>,
+    pub(crate) device: Option<Device>,
 }
 
 impl Registry {
@@ -113,16 +153,17 @@ impl Registry {
         mut builder: GatewayBuilder,
         address: SocketAddr,
         options: Options,
-    ) -> Result<Self> {
-        let Options { store, list, public_url, is_secure } = options;
+    ) -> Result<Arc<Self>> {
+        let Options { mut store, store_grace, list, public_url, is_secure, platform } = options;
         let key = store.as_ref().map_or_else(TokenKey::random, |store| store.key().clone());
         let listed = listed(list, &key, &HashMap::new())?;
         builder = builder.token_key(key.clone());
-        if let Some(store) = &store {
-            not_in(store, &listed)?;
-            for one in store.all()? {
-                builder = builder.stored_tunnel(one.tunnel);
-            }
+        let all = store.as_mut().map(Store::all).transpose()?.unwrap_or_default();
+        let stored: HashMap<String, Stored> =
+            all.into_iter().map(|one| (one.tunnel.id.as_str().to_owned(), one)).collect();
+        not_in(&stored, &listed)?;
+        for one in stored.values() {
+            builder = builder.stored_tunnel(one.tunnel.clone());
         }
         for (id, one) in &listed {
             builder = builder.stored_tunnel(one.tunnel(id)?);
@@ -131,8 +172,26 @@ impl Registry {
         let scheme = if is_secure { "wss" } else { "ws" };
         let own_url = || PublicUrl::of_address(scheme, gateway.local_addr());
         let url = public_url.unwrap_or_else(own_url);
-        let state = Mutex::new(State { store, listed });
-        Ok(Registry { gateway, key, url, started: SystemTime::now(), state })
+        if platform.is_some() {
+            url.parts()?;
+        }
+        let server = store.as_ref().and_then(Store::server);
+        let registry = Arc::new(Registry {
+            gateway,
+            key,
+            url,
+            started: SystemTime::now(),
+            platform,
+            has_store: store.is_some(),
+            store_grace,
+            store: Mutex::new(store),
+            state: Mutex::new(State { stored, listed, lost: None }),
+        });
+        if let Some(server) = server {
+            sync::start(&registry, server)
+                .map_err(|e| Error::Invalid(format!("create the store's thread: {e}")))?;
+        }
+        Ok(registry)
     }
 
     /// The gateway.
@@ -140,9 +199,10 @@ impl Registry {
         &self.gateway
     }
 
-    /// Ends the gateway, as [`Gateway::shutdown`] does.
-    pub fn shutdown(self) {
-        self.gateway.shutdown();
+    /// Ends the gateway, as [`Gateway::stop`] does, and closes the store. From then on nothing changes.
+    pub fn stop(&self) {
+        self.gateway.stop();
+        drop(lock(&self.store).take());
     }
 
     /// Takes over a new list. Connections of tunnels that stay as they were go on. After an error,
@@ -151,11 +211,11 @@ impl Registry {
     /// # Errors
     /// An entry is wrong, or its id is in the store.
     pub fn set_list(&self, list: Vec<ListedTunnel>) -> Result<Changes> {
+        // No tunnel is added meanwhile.
+        let _store = lock(&self.store);
         let mut state = self.state();
         let new = listed(list, &self.key, &state.listed)?;
-        if let Some(store) = &state.store {
-            not_in(store, &new)?;
-        }
+        not_in(&state.stored, &new)?;
         // All are checked before the first one is changed.
         let tunnels = new.iter().map(|(id, one)| Ok((id, one.tunnel(id)?)));
         let tunnels: Vec<(&String, StoredTunnel)> = tunnels.collect::<Result<_>>()?;
@@ -186,92 +246,230 @@ impl Registry {
     }
 
     /// Makes a tunnel. `id` may be left out.
-    pub(crate) fn add(&self, id: Option<&str>, expire: Option<u64>) -> Result<Issued> {
-        let state = self.state();
-        let store = writable(&state)?;
+    pub(crate) fn add(
+        &self,
+        id: Option<&str>,
+        expire: Option<u64>,
+        device: Option<Device>,
+    ) -> Result<Issued> {
         let id = match id {
             Some(id) => names::id(id)?,
             None => names::id(&names::new_id())?,
         };
         let exists = || Error::Conflict(format!("a tunnel with the id {:?} exists", id.as_str()));
-        if state.listed.contains_key(id.as_str()) {
+        let mut store = lock(&self.store);
+        let store = self.writable(&mut store)?;
+        if self.state().listed.contains_key(id.as_str()) {
             return Err(exists());
         }
-        let (device, access) = (self.new_digest()?, self.new_digest()?);
+        let (device_token, access_token) = (self.new_digest()?, self.new_digest()?);
         let expires = expire.map(from_now);
-        let tunnel = StoredTunnel::new(id.clone(), device.1, access.1).with_expires(expires);
-        let one = Stored { tunnel, created: SystemTime::now(), rotated: None };
+        let tunnel =
+            StoredTunnel::new(id.clone(), device_token.1, access_token.1).with_expires(expires);
+        let created = of_millis(to_millis(SystemTime::now()));
+        let one = Stored { tunnel, created, rotated: None, device };
         if !store.add(&one)? {
             return Err(exists());
         }
-        self.put(&one.tunnel)?;
-        let (device_token, access_token) = (Some(device.0), Some(access.0));
-        Ok(Issued { id, device_token, access_token, expires })
+        self.written(store, id.as_str(), Some(one.clone()))?;
+        let sent = self.tell(&one, || Ok(Notice::Connect(self.data(&one, &device_token.0)?)));
+        let (device_token, access_token) = (Some(device_token.0), Some(access_token.0));
+        Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
     /// Replaces tokens, and the expiry if `expire` has one.
     pub(crate) fn rotate(&self, id: &str, sides: Sides, expire: Option<u64>) -> Result<Issued> {
-        let state = self.state();
-        let store = changeable(&state, id)?;
-        let mut one = store.find(id)?.ok_or_else(|| unknown(id))?;
-        let tunnel = &mut one.tunnel;
-        if let Some(seconds) = expire {
-            tunnel.expires = Some(from_now(seconds));
-        } else if tunnel.expires.is_some_and(|at| at <= SystemTime::now()) {
-            let why = format!("the tunnel {id:?} has expired; give expire to renew it");
-            return Err(Error::Conflict(why));
-        }
-        let replace = |of: &mut TokenDigest, is_meant: bool| -> Result<_> {
-            if !is_meant {
-                return Ok(None);
+        let mut store = lock(&self.store);
+        let store = self.changeable(&mut store, id)?;
+        let mut tokens = (None, None);
+        let changed = store.change(id, &mut |one| {
+            let tunnel = &mut one.tunnel;
+            if let Some(seconds) = expire {
+                tunnel.expires = Some(from_now(seconds));
+            } else if tunnel.expires.is_some_and(|at| at <= SystemTime::now()) {
+                let why = format!("the tunnel {id:?} has expired; give expire to renew it");
+                return Err(Error::Conflict(why));
             }
-            let (token, digest) = self.new_digest()?;
-            *of = digest;
-            Ok(Some(token))
-        };
-        let device_token = replace(&mut tunnel.device_token, sides != Sides::Access)?;
-        let access_token = replace(&mut tunnel.access_token, sides != Sides::Device)?;
-        one.rotated = Some(SystemTime::now());
-        store.update(&one)?;
-        self.put(&one.tunnel)?;
-        let Stored { tunnel: StoredTunnel { id, expires, .. }, .. } = one;
-        Ok(Issued { id, device_token, access_token, expires })
+            let replace = |of: &mut TokenDigest, is_meant: bool| -> Result<_> {
+                if !is_meant {
+                    return Ok(None);
+                }
+                let (token, digest) = self.new_digest()?;
+                *of = digest;
+                Ok(Some(token))
+            };
+            let device = replace(&mut tunnel.device_token, sides != Sides::Access)?;
+            let access = replace(&mut tunnel.access_token, sides != Sides::Device)?;
+            tokens = (device, access);
+            one.rotated = Some(of_millis(to_millis(SystemTime::now())));
+            Ok(())
+        })?;
+        let one = changed.ok_or_else(|| unknown(id))?;
+        let (id, expires) = (one.tunnel.id.clone(), one.tunnel.expires);
+        self.written(store, id.as_str(), Some(one.clone()))?;
+        let (device_token, access_token) = tokens;
+        let sent = device_token
+            .as_ref()
+            .and_then(|token| self.tell(&one, || Ok(Notice::Update(self.data(&one, token)?))));
+        Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
-        let state = self.state();
-        if !changeable(&state, id)?.remove(id)? {
+        let mut store = lock(&self.store);
+        let store = self.changeable(&mut store, id)?;
+        let one = match &self.platform {
+            Some(_) => store.find(id)?,
+            None => None,
+        };
+        if !store.remove(id)? {
             return Err(unknown(id));
         }
-        self.take_away(&names::id(id)?);
+        self.written(store, id, None)?;
+        if let Some(one) = one {
+            self.tell(&one, || Ok(Notice::Close("the tunnel was removed".to_owned())));
+        }
         Ok(())
+    }
+
+    /// Whether the broker has the message to the device, after a short wait. `None`: there is none, because
+    /// the tunnel has no device, or there is no broker.
+    pub(crate) fn is_notified(&self, issued: &Issued) -> Option<bool> {
+        let (platform, sent) = (self.platform.as_ref()?, issued.sent.as_ref()?);
+        Some(platform.is_delivered(sent, NOTIFY))
+    }
+
+    /// Sends a message to a tunnel's device, if there is one. The store is locked meanwhile, so that
+    /// messages have the order of the changes.
+    fn tell(&self, one: &Stored, notice: impl FnOnce() -> Result<Notice>) -> Option<Sent> {
+        let (platform, device) = (self.platform.as_ref()?, one.device.as_ref()?);
+        match notice() {
+            Ok(notice) => Some(platform.send(device, &one.tunnel.id, &notice)),
+            Err(e) => {
+                log::warn!("notify: {e}");
+                None
+            }
+        }
+    }
+
+    /// What a device needs to connect.
+    fn data(&self, one: &Stored, token: &str) -> Result<ConnectionData> {
+        let (is_secure, host, port) = self.url.parts()?;
+        let path = format!("/tunnel/{}/dest", one.tunnel.id);
+        let data = ConnectionData::new(is_secure, host, port, &path, token);
+        Ok(data.with_expires(one.tunnel.expires))
     }
 
     pub(crate) fn find(&self, id: &str) -> Result<Seen> {
         let state = self.state();
         let name = names::id(id).map_err(|_| unknown(id))?;
         let activity = self.gateway.activity(&name).ok_or_else(|| unknown(id))?;
-        let of_store = match &state.store {
-            Some(store) => store.find(id)?.map(Times::of),
-            None => None,
-        };
-        Ok(Seen { activity, of_store })
+        Ok(Seen { activity, of_store: state.stored.get(id).map(Times::of) })
     }
 
     /// All tunnels, in the order of their ids.
-    pub(crate) fn all(&self) -> Result<Vec<Seen>> {
+    pub(crate) fn all(&self) -> Vec<Seen> {
         let state = self.state();
-        let stored = state.store.as_ref().map(Store::all).transpose()?.unwrap_or_default();
-        let id_of = |one: &Stored| one.tunnel.id.as_str().to_owned();
-        let mut stored: HashMap<String, Stored> =
-            stored.into_iter().map(|one| (id_of(&one), one)).collect();
-        let mut all = BTreeMap::new();
-        for activity in self.gateway.activities() {
-            let id = activity.id.as_str().to_owned();
-            let of_store = stored.remove(&id).map(Times::of);
-            all.insert(id, Seen { activity, of_store });
+        let seen = |activity: Activity| {
+            let of_store = state.stored.get(activity.id.as_str()).map(Times::of);
+            (activity.id.as_str().to_owned(), Seen { activity, of_store })
+        };
+        let all: BTreeMap<_, _> = self.gateway.activities().into_iter().map(seen).collect();
+        all.into_values().collect()
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        match &self.state().lost {
+            _ if !self.has_store => Health::NoStore,
+            None => Health::Good,
+            Some(lost) if lost.is_over => Health::Over,
+            Some(_) => Health::Lost,
         }
-        Ok(all.into_values().collect())
+    }
+
+    /// Takes over the tunnels that others have changed.
+    pub(crate) fn refresh(&self, ids: &[String]) -> Result<()> {
+        let mut store = lock(&self.store);
+        let Some(store) = store.as_mut() else { return Ok(()) };
+        for id in ids {
+            let now = store.find(id)?;
+            self.take_over(&mut self.state(), id, now)?;
+        }
+        match store.is_connected() {
+            true => Ok(()),
+            false => Err(Error::Store("the connection to the store was lost".into())),
+        }
+    }
+
+    /// Compares everything with the store.
+    pub(crate) fn compare(&self) -> Result<()> {
+        let mut store = lock(&self.store);
+        store.as_mut().map_or(Ok(()), |store| self.compare_with(store))
+    }
+
+    /// Goes on with a new connection to the store.
+    pub(crate) fn renew(&self, connection: Connection) -> Result<()> {
+        let mut store = lock(&self.store);
+        let Some(store) = store.as_mut() else { return Ok(()) };
+        store.renew(connection);
+        self.compare_with(store)
+    }
+
+    fn compare_with(&self, store: &mut Store) -> Result<()> {
+        let all = store.all()?;
+        let mut state = self.state();
+        let there: HashSet<&str> = all.iter().map(|one| one.tunnel.id.as_str()).collect();
+        let gone = state.stored.keys().filter(|id| !there.contains(id.as_str()));
+        for id in gone.cloned().collect::<Vec<_>>() {
+            self.take_over(&mut state, &id, None)?;
+        }
+        for one in all {
+            let id = one.tunnel.id.as_str().to_owned();
+            self.take_over(&mut state, &id, Some(one))?;
+        }
+        if let Some(lost) = state.lost.take() {
+            let seconds = lost.since.elapsed().as_secs_f64();
+            log::info!("the store is there again, after {seconds:.1} s");
+        }
+        Ok(())
+    }
+
+    /// The store cannot be reached.
+    pub(crate) fn store_is_lost(&self, why: &str) {
+        let mut state = self.state();
+        match &mut state.lost {
+            Some(lost) if lost.why == why => log::debug!("the store is still lost: {why}"),
+            Some(lost) => {
+                log::warn!("the store is still lost: {why}");
+                lost.why = why.to_owned();
+            }
+            None => {
+                let grace = humantime::format_duration(self.store_grace);
+                log::warn!(
+                    "{why}; open connections go on, known tokens are valid for {grace}, and no tunnel \
+                     can be changed until the store is there again"
+                );
+                let why = why.to_owned();
+                state.lost = Some(Lost { since: Instant::now(), why, is_over: false });
+            }
+        }
+    }
+
+    /// If the store has been lost for too long, its tokens open nothing from now on.
+    pub(crate) fn end_grace(&self) {
+        let mut state = self.state();
+        let State { stored, lost: Some(lost), .. } = &mut *state else { return };
+        if lost.is_over || lost.since.elapsed() < self.store_grace {
+            return;
+        }
+        lost.is_over = true;
+        let grace = humantime::format_duration(self.store_grace);
+        log::error!(
+            "the store has been lost for {grace}: its tunnels take no new connections until it is there \
+             again; open connections go on"
+        );
+        for one in stored.values() {
+            let _ = self.gateway.suspend_tunnel(&one.tunnel.id);
+        }
     }
 
     /// What all tunnels do, in the order of their ids, without a look at the store.
@@ -282,7 +480,77 @@ impl Registry {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+
+    /// The store, for a change.
+    fn writable<'a>(&self, store: &'a mut Option<Store>) -> Result<&'a mut Store> {
+        if let Some(lost) = &self.state().lost {
+            let why = &lost.why;
+            return Err(Error::Store(format!(
+                "the store of the tunnels cannot be reached, so nothing was changed; try again later \
+                 ({why})"
+            )));
+        }
+        store.as_mut().ok_or_else(|| {
+            Error::Conflict(
+                "the gateway keeps no tunnels of its own; start it with --store FILE".into(),
+            )
+        })
+    }
+
+    /// The store, for a change of a tunnel that is not one of the list.
+    fn changeable<'a>(&self, store: &'a mut Option<Store>, id: &str) -> Result<&'a mut Store> {
+        if self.state().listed.contains_key(id) {
+            return Err(Error::Conflict(format!(
+                "the tunnel {id:?} is in the gateway's list, which is a file; change it there"
+            )));
+        }
+        match self.has_store {
+            true => self.writable(store),
+            false => Err(unknown(id)),
+        }
+    }
+
+    /// A change is in the store, and takes effect. Another gateway may have made the next one already:
+    /// what counts is what is there now.
+    fn written(&self, store: &mut Store, id: &str, own: Option<Stored>) -> Result<()> {
+        let now = match store.server() {
+            // If it cannot be read, the next comparison sees to it.
+            Some(_) => store.find(id).unwrap_or(own),
+            None => own,
+        };
+        self.take_over(&mut self.state(), id, now)
+    }
+
+    /// Serves a tunnel of the store as it is now. `None`: it was removed.
+    fn take_over(&self, state: &mut State, id: &str, now: Option<Stored>) -> Result<()> {
+        let is_suspended = state.lost.as_ref().is_some_and(|lost| lost.is_over);
+        let before = state.stored.get(id);
+        if before == now.as_ref() && !is_suspended {
+            return Ok(());
+        }
+        // A new tunnel with an old id is not the old one with new tokens.
+        let is_other = match (before, &now) {
+            (Some(before), Some(now)) => before.created != now.created,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if is_other {
+            self.take_away(&names::id(id)?);
+            state.stored.remove(id);
+        }
+        let Some(now) = now else { return Ok(()) };
+        if state.listed.contains_key(id) {
+            log::warn!(
+                "another gateway has added the tunnel {id:?}, which is in the list of this one, too; \
+                 the list counts here"
+            );
+            return Ok(());
+        }
+        self.put(&now.tunnel)?;
+        state.stored.insert(id.to_owned(), now);
+        Ok(())
     }
 
     fn put(&self, tunnel: &StoredTunnel) -> Result<()> {
@@ -309,8 +577,8 @@ impl Listed {
 }
 
 impl Times {
-    fn of(one: Stored) -> Self {
-        Times { created: one.created, rotated: one.rotated }
+    fn of(one: &Stored) -> Self {
+        Times { created: one.created, rotated: one.rotated, device: one.device.clone() }
     }
 }
 
@@ -345,13 +613,8 @@ fn listed(
 }
 
 /// Checks that no tunnel of the list is in the store.
-fn not_in(store: &Store, listed: &HashMap<String, Listed>) -> Result<()> {
-    if listed.is_empty() {
-        return Ok(());
-    }
-    let stored = store.all()?;
-    let ids: HashSet<&str> = stored.iter().map(|one| one.tunnel.id.as_str()).collect();
-    let mut both: Vec<&String> = listed.keys().filter(|id| ids.contains(id.as_str())).collect();
+fn not_in(stored: &HashMap<String, Stored>, listed: &HashMap<String, Listed>) -> Result<()> {
+    let mut both: Vec<&String> = listed.keys().filter(|id| stored.contains_key(*id)).collect();
     both.sort();
     match both.first() {
         Some(id) => Err(Error::Conflict(format!(
@@ -362,27 +625,10 @@ fn not_in(store: &Store, listed: &HashMap<String, Listed>) -> Result<()> {
     }
 }
 
-fn writable(state: &State) -> Result<&Store> {
-    state.store.as_ref().ok_or_else(|| {
-        Error::Conflict(
-            "the gateway keeps no tunnels of its own; start it with --store FILE".into(),
-        )
-    })
-}
-
-/// The store, if the tunnel is not one of the list.
-fn changeable<'a>(state: &'a State, id: &str) -> Result<&'a Store> {
-    if state.listed.contains_key(id) {
-        return Err(Error::Conflict(format!(
-            "the tunnel {id:?} is in the gateway's list, which is a file; change it there"
-        )));
-    }
-    match &state.store {
-        Some(store) => Ok(store),
-        None => Err(unknown(id)),
-    }
-}
-
 fn unknown(id: &str) -> Error {
     Error::Unknown(format!("there is no tunnel {id:?}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

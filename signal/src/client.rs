@@ -379,7 +379,7 @@ impl Connection {
                     | ConnectReturnCode::RefusedProtocolVersion
             )
         );
-        self.end(explain::explain(error, &self.shared.options), is_refused)
+        self.end(explain::explain(error, self.shared.options.times.connect), is_refused)
     }
 
     fn end(&self, why: String, is_refused: bool) -> End {

@@ -2,12 +2,12 @@
 //! system stands in brackets. No text quotes a packet: it may hold a token.
 
 use std::io;
+use std::time::Duration;
 
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError};
 
 use crate::text::printable;
-use crate::Options;
 
 /// OpenSSL's words, and ours.
 const TLS: [(&str, &str); 10] = [
@@ -39,10 +39,11 @@ pub(crate) fn is_too_long(error: &ConnectionError) -> bool {
     )
 }
 
-pub(crate) fn explain(error: &ConnectionError, options: &Options) -> String {
+/// `within`: the time for a connection.
+pub(crate) fn explain(error: &ConnectionError, within: Duration) -> String {
     match error {
         ConnectionError::NetworkTimeout => {
-            let seconds = options.times.connect.as_secs().max(1);
+            let seconds = within.as_secs().max(1);
             format!("it does not answer within {seconds} s; check the address and the network")
         }
         ConnectionError::FlushTimeout => "it takes no data any more".to_owned(),

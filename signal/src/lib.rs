@@ -31,6 +31,9 @@
 //! | `aiot-signal-mqtt` | connects to the broker, again and again; checks messages |
 //! | `aiot-signal-agent` | hands commands to the agent; waits for it when it is away |
 //!
+//! [`Platform`] is the other end, for a gateway that stands in for the platform. It has one thread,
+//! `aiot-notify`.
+//!
 //! Nothing is written to disk. A token is in memory only.
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations, missing_docs)]
@@ -44,6 +47,7 @@ mod explain;
 mod hand_over;
 mod ledger;
 mod message;
+mod platform;
 mod retry;
 mod sign_in;
 mod signal;
@@ -54,5 +58,6 @@ pub use device::Device;
 pub use error::{Error, Result};
 pub use hand_over::{HandOver, NotHandedOver, Queue};
 pub use message::{Message, Rejected, Reply};
+pub use platform::{ConnectionData, Notice, Platform, Sent};
 pub use sign_in::Credentials;
 pub use signal::{Handle, Options, Signal, Times};

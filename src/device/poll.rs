@@ -142,11 +142,17 @@ impl Waiter {
         let ready = polled[1..=fds.len()].iter().any(|fd| fd.ready() != Default::default());
         drop(polled);
         if !lingering.is_empty() {
-            let (now, mut scratch) = (Instant::now(), [0; 8192]);
-            lingering.retain_mut(|lingering| !lingering.step(now, &mut scratch));
+            step(&mut lingering);
         }
         ready
     }
+}
+
+/// A function of its own, because of its stack: every worker waits, and few have lingering streams.
+#[inline(never)]
+fn step(lingering: &mut Vec<Lingering<LocalSocket>>) {
+    let (now, mut scratch) = (Instant::now(), [0; 8192]);
+    lingering.retain_mut(|lingering| !lingering.step(now, &mut scratch));
 }
 
 impl Wait for Waiter {

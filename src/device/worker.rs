@@ -293,7 +293,9 @@ impl WorkerThread {
         outcome
     }
 
-    /// Serves an open connection until its end.
+    /// Serves an open connection until its end. Its stack frame is large, and must not lie above that
+    /// of OpenSSL's handshake.
+    #[inline(never)]
     fn serve(&mut self, opened: Opened, epoch: u64) -> Outcome {
         info!(Code::Tunnel, "websocket {} opened", self.id);
         self.series.end(&self.id);

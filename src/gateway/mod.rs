@@ -536,6 +536,20 @@ impl Gateway {
         self.shared.put(tunnel, true)
     }
 
+    /// Admits no new connection to a tunnel, until [`put_tunnel`](Self::put_tunnel) is called for it: its
+    /// tokens are answered with HTTP 503, and clients try again. Open connections stay open.
+    ///
+    /// For a store that cannot be reached, so that nobody knows whether the tokens are still valid.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTunnel`].
+    pub fn suspend_tunnel(&self, id: &TunnelId) -> Result<()> {
+        let mut registry = self.shared.registry.lock();
+        let unknown = || Error::UnknownTunnel(id.clone());
+        registry.tunnels.get_mut(id.as_str()).ok_or_else(unknown)?.is_suspended = true;
+        Ok(())
+    }
+
     /// What a tunnel does. `None`: there is no such tunnel.
     #[must_use]
     pub fn activity(&self, id: &TunnelId) -> Option<Activity> {

@@ -67,6 +67,7 @@ fn most_waiting(limit: usize, connections: usize, handshakes: usize) -> usize {
 /// Why a client is not admitted.
 const NO_TUNNEL: &str = "there is no such tunnel";
 const EXPIRED: &str = "the tunnel has expired";
+const SUSPENDED: &str = "the store of the tunnel has been away for too long";
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -103,6 +104,8 @@ pub(super) struct Entry {
     pub(super) expires: Option<Instant>,
     /// The same, on the system's clock.
     expires_at: Option<SystemTime>,
+    /// Nobody knows whether the tokens are still valid.
+    pub(super) is_suspended: bool,
     activity: Arc<Record>,
     pub(super) hub: Option<HubHandle>,
     /// When a device was last connected, as long as there is no hub.
@@ -186,6 +189,7 @@ impl Shared {
             access,
             expires,
             expires_at: tunnel.expires,
+            is_suspended: false,
             activity: Arc::default(),
             hub: None,
             device_left: None,
@@ -205,6 +209,7 @@ impl Shared {
             }
         }
         (entry.expires, entry.expires_at) = (expires, tunnel.expires);
+        entry.is_suspended = false;
         entry.order(Order::ExpireAt(entry.expires));
         Ok(())
     }
@@ -510,8 +515,10 @@ impl Shared {
         let admits = |entry: &Entry| {
             if entry.is_expired() {
                 why = (Refusal::Expired, EXPIRED.to_owned());
+            } else if entry.is_suspended {
+                why = (Refusal::Other, SUSPENDED.to_owned());
             }
-            !entry.is_expired()
+            !entry.is_expired() && !entry.is_suspended
         };
         let joined = self.join(tunnel.as_str(), admits, Side::Access, member.into(), Some(origins));
         match joined.map_err(failed)? {
@@ -540,7 +547,8 @@ impl Shared {
     ///
     /// # Errors
     /// The HTTP status to answer with, and the reason for the log: 404 if the gateway has no such
-    /// tunnel, 401 if the token is wrong or the tunnel has expired, 503 if there is no place left.
+    /// tunnel, 401 if the token is wrong or the tunnel has expired, 503 if there is no
+    /// place left or the tunnel is suspended.
     pub(super) fn permit(
         &self,
         opening: &Opening<'_>,
@@ -558,6 +566,10 @@ impl Shared {
         }
         if entry.is_expired() {
             return unauthorized(Refusal::Expired, EXPIRED);
+        }
+        if entry.is_suspended {
+            let why = SUSPENDED.to_owned();
+            return Err((StatusCode::SERVICE_UNAVAILABLE, Refusal::Other, why));
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),

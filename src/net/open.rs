@@ -351,7 +351,11 @@ impl<W: Wait> Opener<'_, W> {
         Ok(opened)
     }
 
+    // The steps have stack frames of their own. In one frame they would lie above that of OpenSSL's
+    // handshake, which needs most of the stack, and each tunnel would keep pages for it.
+
     /// Makes the proxy connect to the server.
+    #[inline(never)]
     fn pass(
         &self,
         tcp: &TcpStream,
@@ -370,6 +374,7 @@ impl<W: Wait> Opener<'_, W> {
         }
     }
 
+    #[inline(never)]
     fn secure(
         &self,
         connector: &Connector,
@@ -390,6 +395,7 @@ impl<W: Wait> Opener<'_, W> {
         Ok(stream)
     }
 
+    #[inline(never)]
     fn upgrade(
         &self,
         mut stream: Stream,

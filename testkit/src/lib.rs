@@ -30,6 +30,7 @@ pub mod properties;
 pub mod proxies;
 pub mod queue;
 pub mod random;
+pub mod redis;
 pub mod services;
 pub mod sockets;
 pub mod ssh;

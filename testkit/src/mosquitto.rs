@@ -14,8 +14,9 @@ use crate::wait;
 const MOSQUITTO: [&str; 3] =
     ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
 /// The user who plays the platform and may read and write everything.
-const PLATFORM: &str = "platform";
-const PLATFORM_PASSWORD: &str = "hush-platform";
+pub const PLATFORM: &str = "platform";
+/// Its password.
+pub const PLATFORM_PASSWORD: &str = "hush-platform";
 /// How often to try another port if somebody takes the free one first.
 const TRIES: usize = 5;
 

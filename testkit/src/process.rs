@@ -133,6 +133,11 @@ impl Process {
         self.signal(Signal::STOP);
     }
 
+    /// Lets it go on after [`freeze`](Self::freeze).
+    pub fn thaw(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
     fn signal(&mut self, signal: Signal) {
         // Once it has been waited for, its id may be another process's.
         if !self.has_ended() {

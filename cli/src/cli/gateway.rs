@@ -12,7 +12,7 @@ use log::LevelFilter;
 
 use super::at_least_one;
 use crate::gateway::publish::{self, Publish};
-use crate::input;
+use crate::input::{self, Unquoted};
 use crate::output::LogFormat;
 use crate::settings::{Names, Table};
 
@@ -69,8 +69,10 @@ When the list, the certificate or its key changes, the gateway takes over the ne
 sessions go on, except those of tunnels that are no longer in the list or have another token.
 A file that cannot be used leaves everything as it was.
 
-The store is an SQLite file. It holds digests of tokens; their key is in FILE.key. Keep both,
-and let nobody else read them.
+The store is an SQLite file, or a Redis server. It holds digests of tokens. Their key is in FILE.key,
+or in the file of --store-key-file. Keep both, and let nobody else read them. A password in the URL of
+a Redis server is accepted in the file of settings and in the environment, not as an option, which
+every user of the machine can see; --store-password-file is better.
 
 A file of settings is TOML; a key is an option's name with underscores. Of an option, its
 environment variable and its key, the first that is set decides. Published ports are tables:
@@ -153,9 +155,31 @@ pub(crate) struct GatewayArgs {
         help_heading = "Tunnels"
     )]
     pub(crate) expire: Option<u64>,
-    /// Keep the tunnels of the API in this SQLite file, which is made if it is not there
-    #[arg(long, value_name = "FILE", help_heading = "Tunnels")]
-    pub(crate) store: Option<PathBuf>,
+    /// Keep the tunnels of the API in this SQLite file, which is made if it is not there; or in a
+    /// Redis server that several gateways share: redis://[USER@]HOST[:PORT][/DB], rediss:// for TLS,
+    /// or unix://PATH
+    #[arg(long, value_name = "STORE", help_heading = "Tunnels")]
+    pub(crate) store: Option<Unquoted>,
+    /// File with the key of the digests in Redis, the same for all its gateways; make it with
+    /// gen-token --out
+    #[arg(long, value_name = "FILE", requires = "store", help_heading = "Tunnels")]
+    pub(crate) store_key_file: Option<PathBuf>,
+    /// File with the password at Redis
+    #[arg(long, value_name = "FILE", requires = "store", help_heading = "Tunnels")]
+    pub(crate) store_password_file: Option<PathBuf>,
+    /// Trust the certificates of this PEM file, instead of the system's, for rediss://
+    #[arg(long, value_name = "FILE", requires = "store", help_heading = "Tunnels")]
+    pub(crate) store_ca: Option<PathBuf>,
+    /// While Redis cannot be reached, known tokens are valid for this time; then clients are
+    /// answered with HTTP 503. Open connections go on
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10m",
+        value_parser = input::duration,
+        help_heading = "Tunnels"
+    )]
+    pub(crate) store_grace: Duration,
 
     /// Publish a service of a device on a port of the gateway: LISTEN=TUNNEL[:SERVICE], such as
     /// 127.0.0.1:2222=t1:_SSH. Plain TCP clients need no token: whoever reaches the port reaches the
@@ -205,6 +229,31 @@ pub(crate) struct GatewayArgs {
     /// hands out begin with it. Default: the address of --listen
     #[arg(long, value_name = "URL", help_heading = "HTTP API")]
     pub(crate) public_url: Option<PublicUrl>,
+
+    /// Tell devices of their tunnels by this MQTT broker, with the platform's messages:
+    /// mqtts://HOST[:PORT], or mqtt://HOST[:PORT] without TLS. A tunnel has a device if it was made
+    /// with one
+    #[arg(long, value_name = "URL", requires = "store", help_heading = "Messages to devices")]
+    pub(crate) notify: Option<Unquoted>,
+    /// Trust the certificates of this PEM file, instead of the system's, for the broker
+    #[arg(long, value_name = "FILE", requires = "notify", help_heading = "Messages to devices")]
+    pub(crate) notify_ca: Option<PathBuf>,
+    /// User name at the broker
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires_all = ["notify", "notify_password_file"],
+        help_heading = "Messages to devices"
+    )]
+    pub(crate) notify_user: Option<String>,
+    /// File with the password of --notify-user
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires_all = ["notify", "notify_user"],
+        help_heading = "Messages to devices"
+    )]
+    pub(crate) notify_password_file: Option<PathBuf>,
 
     /// Proxy in front of the gateway or its API, or a network of proxies: ADDRESS[/BITS], such as
     /// 127.0.0.1 or 10.0.0.0/8. What it tells of a client's address counts; of others it does not.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aiot_tunnel_signal::Device;
 use clap::{Args, ValueEnum};
 
 use crate::input;
@@ -19,6 +20,9 @@ Examples:
     export AIOT_TUNNEL_API_KEY_FILE=api.key
     aiot-tunnel tunnel list
     aiot-tunnel tunnel show pump-17
+
+  Make one of which the device is told by MQTT:
+    aiot-tunnel tunnel add pump-17 --device a1pk/device-1
 
   Replace the operator's token; operators that are connected lose their connections:
     aiot-tunnel tunnel rotate pump-17 --side access --save tokens
@@ -82,6 +86,9 @@ pub(crate) struct TunnelArgs {
     /// With add and rotate: time from now after which the tunnel expires, such as 24h
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
     pub(crate) expire: Option<Duration>,
+    /// With add: the device that the gateway tells of the tunnel, by its --notify
+    #[arg(long, value_name = "PRODUCT_KEY/DEVICE_NAME", value_parser = device)]
+    pub(crate) device: Option<Device>,
     /// With rotate: whose token to replace; default both
     #[arg(long, value_name = "SIDE")]
     pub(crate) side: Option<TokenSide>,
@@ -91,6 +98,11 @@ pub(crate) struct TunnelArgs {
     /// Print the API's answer, as JSON on one line; docs/openapi.json describes it
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    let (key, name) = text.split_once('/').ok_or("not of the form PRODUCT_KEY/DEVICE_NAME")?;
+    Device::new(key, name).map_err(|e| e.to_string())
 }
 
 const GEN_TOKEN_HELP: &str = "\

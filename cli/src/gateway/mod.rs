@@ -3,8 +3,10 @@
 mod audit;
 mod list;
 mod live;
+mod notify;
 pub(crate) mod publish;
 mod reload;
+pub(crate) mod store;
 mod watch;
 
 use std::sync::mpsc::{self, Sender};
@@ -13,7 +15,7 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry, Store};
+use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
@@ -51,6 +53,8 @@ struct Start {
     certificate: Option<Certificate>,
     list: Vec<aiot_tunnel_registry::ListedTunnel>,
     api: Option<(ApiKey, http::Tls)>,
+    store: store::Place,
+    notify: Option<notify::Notify>,
 }
 
 fn limits(args: &GatewayArgs) -> GatewayBuilder {
@@ -111,7 +115,9 @@ impl Start {
             }
             _ => None,
         };
-        Ok(Start { builder, certificate, list: list::of(args)?, api })
+        let store = store::Place::of(args, settings)?;
+        let notify = notify::Notify::of(args, settings)?;
+        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify })
     }
 
     fn serve(
@@ -124,12 +130,13 @@ impl Start {
         if let Err(e) = process::raise_descriptor_limit() {
             log::warn!("{e}");
         }
-        let store = args.store.as_deref().map(Store::open).transpose()?;
         let options = Options {
-            store,
+            store: self.store.open()?,
+            store_grace: args.store_grace,
             list: self.list,
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
+            platform: self.notify.map(notify::Notify::start).transpose()?,
         };
         if let Some(path) = &args.audit_log {
             audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
@@ -139,7 +146,7 @@ impl Start {
         for port in ports.bind(args, settings)? {
             self.builder = self.builder.publish(port);
         }
-        let registry = Arc::new(Registry::start(self.builder, args.listen, options)?);
+        let registry = Registry::start(self.builder, args.listen, options)?;
         let mut api_tls = None;
         let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
@@ -169,7 +176,7 @@ impl Start {
             }
         }
         tell_service_manager(&[NotifyState::Stopping]);
-        registry.gateway().stop();
+        registry.stop();
         audit::finish();
         Ok(())
     }

@@ -196,6 +196,12 @@ impl Settings {
         self.place_of(option, 0).to_string()
     }
 
+    /// Where the option's value comes from.
+    pub(crate) fn origin(&self, option: &str) -> &Origin {
+        let value = self.settings.get(option).and_then(|setting| setting.values.first());
+        value.map_or(&Origin::Default, |(_, origin)| origin)
+    }
+
     fn place_of<'a>(&'a self, option: &'a str, at: usize) -> Place<'a> {
         let value = self.settings.get(option).and_then(|setting| setting.values.get(at));
         let origin = value.map_or(&Origin::Default, |(_, origin)| origin);

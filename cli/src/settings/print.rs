@@ -1,5 +1,6 @@
 //! Shows the settings in force as a file of settings, with the origin of each behind it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::{display, Field, Origin, Setting, Settings, Table};
@@ -34,7 +35,9 @@ fn plain(f: &mut fmt::Formatter<'_>, setting: &Setting) -> fmt::Result {
     let key = setting.option.replace('-', "_");
     match &setting.values[..] {
         [] => writeln!(f, "{:COLUMN$} # not set", format!("# {key} =")),
-        [(value, origin)] => line(f, &format!("{key} = {}", literal(value)), origin),
+        [(value, origin)] => {
+            line(f, &format!("{key} = {}", literal(&without_password(value))), origin)
+        }
         [.., (_, origin)] => {
             let values: Vec<_> = setting.values.iter().map(|(value, _)| literal(value)).collect();
             line(f, &format!("{key} = [{}]", values.join(", ")), origin)
@@ -85,6 +88,16 @@ fn line(f: &mut fmt::Formatter<'_>, setting: &str, origin: &Origin) -> fmt::Resu
         Origin::Environment(variable) => writeln!(f, "{variable}"),
         Origin::File { path, line } => writeln!(f, "{}:{line}", display(path)),
     }
+}
+
+/// A value without the password that a URL may hold. What looks like a URL and is none may hold one, too.
+fn without_password(value: &str) -> Cow<'_, str> {
+    let parts = value.split_once("://").and_then(|(scheme, rest)| {
+        let (who, address) = rest.rsplit_once('@')?;
+        let (user, _) = who.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{address}"))
+    });
+    parts.map_or(Cow::Borrowed(value), Cow::Owned)
 }
 
 /// A value as TOML.

@@ -24,6 +24,7 @@ pub(crate) fn run(args: &TunnelArgs) -> Result<()> {
     for (option, is_given, fits) in [
         ("--expire", args.expire.is_some(), issues),
         ("--save", args.save.is_some(), issues),
+        ("--device", args.device.is_some(), args.action == TunnelAction::Add),
         ("--side", args.side.is_some(), args.action == TunnelAction::Rotate),
         ("an ID", args.id.is_some(), args.action != TunnelAction::List),
     ] {
@@ -39,6 +40,10 @@ pub(crate) fn run(args: &TunnelArgs) -> Result<()> {
             let mut body = Map::new();
             body.extend(args.id.as_ref().map(|id| ("id".to_owned(), json!(id))));
             body.extend(expire.map(|seconds| ("expire".to_owned(), json!(seconds))));
+            if let Some(device) = &args.device {
+                body.insert("product_key".to_owned(), json!(device.product_key()));
+                body.insert("device_name".to_owned(), json!(device.device_name()));
+            }
             let files = Files::prepare(args)?;
             let answer = client.ask("POST", "/tunnels", Some(&body.into()))?;
             say_issued(args, &answer, files)
@@ -168,6 +173,14 @@ fn say_issued(args: &TunnelArgs, answer: &str, files: Files) -> Result<()> {
     for (name, value) in lines {
         text += &format!("{name:<14} {value}\n");
     }
+    let notified = match issued["notified"].as_bool() {
+        Some(true) => "the broker has the message for the device\n",
+        Some(false) => "not yet: the gateway tries again until its broker is there\n",
+        None => "",
+    };
+    if !notified.is_empty() {
+        text += &format!("{:<14} {notified}", "notified");
+    }
     say(&text)
 }
 
@@ -235,6 +248,8 @@ fn details(one: &Value) -> String {
         ("bytes to access", "bytes_to_access"),
         ("device URL", "device_url"),
         ("access URL", "access_url"),
+        ("product key", "product_key"),
+        ("device name", "device_name"),
         ("created", "created"),
         ("tokens replaced", "rotated"),
     ] {

@@ -29,7 +29,7 @@ fn exchange(gateway: &Gateway, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn is_well(gateway: &Gateway) {
-    assert_eq!(gateway.ask("GET", "/healthz", None), (200, json!({"status": "ok"})));
+    assert_eq!(gateway.ask("GET", "/healthz", None), (200, json!({"status": "ok", "store": "ok"})));
 }
 
 #[test]
@@ -108,13 +108,12 @@ fn a_request_that_is_too_large_is_refused_with_the_reason() {
         (format!("{head}{}\r\n", "X: y\r\n".repeat(100)), "431"),
         (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000)), "431"),
         (format!("{head}Content-Length: 65537\r\n\r\n"), "413"),
-        (format!("{head}Content-Length: {}\r\n\r\n", "9".repeat(100)), "413"),
+        (format!("{head}Content-Length: {}\r\n\r\n", "9".repeat(100)), "400"),
         (format!("{head}Content-Length: 1\r\nContent-Length: 2\r\n\r\n"), "400"),
         (format!("{head}Content-Length: +1\r\n\r\n"), "400"),
         // Two keys, of which one is right.
         (format!("{head}Authorization: Bearer other\r\n\r\n"), "401"),
         ("nonsense\r\n\r\n".to_owned(), "400"),
-        ("GET /tunnels".to_owned(), "400"),
     ] {
         let answer = String::from_utf8(exchange(&gateway, request.as_bytes())).unwrap();
         assert_eq!(answer.get(9..12), Some(status), "{answer}");
@@ -167,12 +166,10 @@ fn clients_that_say_nothing_or_little_hold_nobody_up() {
     for _ in 0..20 {
         assert_eq!(gateway.ask("GET", "/tunnels", None).0, 200);
     }
-    // The youngest are still there; they are told when their time is over.
+    // The youngest are still there, until their time is over.
     let mut last = idle.last().unwrap();
     last.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let mut answer = String::new();
-    last.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(last.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]

@@ -19,7 +19,9 @@ mod front;
 mod generate;
 mod hostile;
 mod live;
+mod notify;
 mod publish;
+mod redis;
 mod reload;
 mod settings;
 mod store;
@@ -66,7 +68,10 @@ impl Gateway {
         let mut command = Command::new(program());
         command.arg("gateway").args(["--listen", &listen.to_string(), "--api", "127.0.0.1:0"]);
         command.arg("--api-key-file").arg(folder.file("api.key"));
-        command.arg("--store").arg(folder.file("tunnels.db")).args(more);
+        if more.iter().all(|argument| argument != "--store") {
+            command.arg("--store").arg(folder.file("tunnels.db"));
+        }
+        command.args(more);
         let mut program = Program::start_command(&mut command);
         let address = program.address();
         program.expect_log("the API listens on ");

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::{gateways, services, wait};
 use serde_json::{json, Value};
 
@@ -33,6 +34,53 @@ fn a_tunnel_of_the_api_survives_a_restart_and_works() {
     gateway.restart();
     wait::until("the device is online again", || gateway.has_device("pump-17"));
     echoes(&mut TcpStream::connect(address).unwrap(), "hello again");
+}
+
+/// The fixture was made by the program before tunnels had devices.
+#[test]
+fn a_store_file_from_the_version_before_opens() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gateway/fixtures");
+    let folder = Folder::new();
+    for (from, to) in [("store-2.db", "tunnels.db"), ("store-2.db.key", "tunnels.db.key")] {
+        folder.write_secret(to, fs::read(format!("{fixtures}/{from}")).unwrap());
+    }
+    let mut gateway = Gateway::in_folder(folder, &["--plain"]);
+    for _ in 0..2 {
+        for (path, token, status) in [
+            ("/tunnel/kept/dest", "-1aYJV23qFgL7Z13T9fxA1Fo6hwh8Pp0V3IHWAdOVbA", 101),
+            ("/tunnel/kept/source", "OWd_ujt5sbYs4V9pV7GxTrBZ5mymSrQV14WGcMbAxyI", 101),
+            ("/tunnel/rotated/dest", "-zuYtJWHzBb6K5UmSASBbxSJhc-zbSGMPAROyFixu3c", 401),
+            ("/tunnel/rotated/dest", "lDNY7m08GZONBqI5dr94xTEeQJIK80rS68dGi45OvLc", 101),
+            ("/tunnel/expired/dest", "g4A7XBTJOWHAqkxB0cNlU92qLynrqSkdtJa5Igh8zdc", 401),
+        ] {
+            assert_eq!(gateway.admission(path, token), status, "{path}");
+        }
+        let shown = gateway.show("rotated");
+        assert!(shown["rotated"].is_string() && shown["product_key"].is_null(), "{shown}");
+        assert_eq!(gateway.show("expired")["state"], "expired");
+        gateway.restart();
+    }
+    let body = json!({"id": "new", "product_key": "pk", "device_name": "d"});
+    assert_eq!(gateway.ask("POST", "/tunnels", Some(body)).0, 201);
+    assert_eq!(gateway.ask("POST", "/tunnels/kept/rotate", None).0, 200);
+    gateway.restart();
+    assert_eq!(gateway.show("new")["device_name"], "d");
+}
+
+/// Whoever copies the store's file and its key has everything.
+#[test]
+fn after_an_orderly_end_the_file_is_whole() {
+    let mut gateway = Gateway::start();
+    let tokens = gateway.add("t1");
+    gateway.program.process.terminate();
+    assert!(gateway.program.finish().0.success());
+    let copy = Folder::new();
+    for name in ["tunnels.db", "tunnels.db.key"] {
+        copy.write_secret(name, fs::read(gateway.folder.file(name)).unwrap());
+    }
+    assert!(!gateway.folder.file("tunnels.db-wal").exists());
+    let restored = Gateway::in_folder(copy, &["--plain"]);
+    assert_eq!(restored.admission("/tunnel/t1/dest", &tokens.device), 101);
 }
 
 #[test]

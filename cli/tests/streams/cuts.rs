@@ -32,8 +32,9 @@ impl Way {
     /// The exit status of `access --stdio` after it.
     fn status(self) -> i32 {
         match self {
-            Way::GatewayKilled | Way::GatewayStopped => 16,
+            Way::GatewayKilled => 16,
             Way::AgentKilled | Way::AgentStopped | Way::Deleted | Way::Updated => 17,
+            Way::GatewayStopped => 18,
             Way::AccessKilled | Way::AccessStopped => 1,
         }
     }

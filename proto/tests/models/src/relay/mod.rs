@@ -236,6 +236,9 @@ impl World {
             Operation::ServiceTakes { service, length } => {
                 self.with_service(service, |service| service.takes += length);
             }
+            Operation::ServiceTakesLater { service, writes, length } => {
+                self.with_service(service, |service| service.takes_later = Some((writes, length)));
+            }
             Operation::ServiceEnds { service, how } => {
                 self.with_service(service, |service| service.ends(how));
             }

@@ -60,6 +60,12 @@ pub enum Operation {
         service: u8,
         length: usize,
     },
+    /// The service takes bytes, but only once so many writes have found too little room.
+    ServiceTakesLater {
+        service: u8,
+        writes: u8,
+        length: usize,
+    },
     ServiceEnds {
         service: u8,
         how: ServiceEnd,
@@ -145,6 +151,7 @@ impl Operation {
             | Operation::CloudTakes { .. }
             | Operation::ServiceSends { .. }
             | Operation::ServiceTakes { .. }
+            | Operation::ServiceTakesLater { .. }
             | Operation::ServiceEnds { .. }
             | Operation::NextConnect { .. }
             | Operation::Connects { .. }
@@ -235,7 +242,12 @@ impl<'a> Arbitrary<'a> for Operation {
             10..=13 => Operation::Arrives { length: length(u)? },
             14 | 15 => Operation::CloudTakes { length: length(u)? },
             16..=18 => Operation::ServiceSends { service: u.arbitrary()?, length: length(u)? },
-            19 | 20 => Operation::ServiceTakes { service: u.arbitrary()?, length: length(u)? },
+            19 => Operation::ServiceTakes { service: u.arbitrary()?, length: length(u)? },
+            20 => Operation::ServiceTakesLater {
+                service: u.arbitrary()?,
+                writes: u.int_in_range(1..=6)?,
+                length: length(u)?,
+            },
             21 => Operation::ServiceEnds { service: u.arbitrary()?, how: u.arbitrary()? },
             22 => Operation::NextConnect { id: id(u)?, answer: answer(u)? },
             23 => Operation::Connects { service: u.arbitrary()?, succeeds: !u.ratio(1, 4)? },

@@ -23,6 +23,8 @@ pub struct Service {
     pub received: Vec<u8>,
     /// Bytes that it takes.
     pub takes: usize,
+    /// Bytes that it takes once so many more writes have found too little room.
+    pub takes_later: Option<(u8, usize)>,
     pub(super) write_error: Option<ErrorKind>,
     /// A write was told that it has reset the connection, before a read saw an end.
     pub(super) told_of_reset: bool,
@@ -50,6 +52,7 @@ impl Service {
             opened: None,
             received: Vec::new(),
             takes: 0,
+            takes_later: None,
             write_error: None,
             told_of_reset: false,
             sent: 0,
@@ -69,6 +72,17 @@ impl Service {
 
     pub(crate) fn is_writable(&self) -> bool {
         self.takes > 0 || self.write_error.is_some()
+    }
+
+    fn found_too_little_room(&mut self) {
+        match &mut self.takes_later {
+            Some((0 | 1, length)) => {
+                self.takes = self.takes.saturating_add(*length);
+                self.takes_later = None;
+            }
+            Some((writes, _)) => *writes -= 1,
+            None => {}
+        }
     }
 
     /// Ends its stream, or lets the next write find it ended.
@@ -145,6 +159,9 @@ impl LocalStream for ServiceStream {
             service.received.extend_from_slice(&slice[..length]);
             service.takes -= length;
             written += length;
+        }
+        if written < wanted {
+            service.found_too_little_room();
         }
         if written == 0 && wanted > 0 {
             return Err(ErrorKind::WouldBlock.into());

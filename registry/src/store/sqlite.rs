@@ -1,16 +1,16 @@
-//! The store: an SQLite file with the tunnels that the API has made. It holds digests, never a token;
-//! their key is in a file beside it.
+//! The store of one gateway: an SQLite file.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use aiot_tunnel::gateway::{StoredTunnel, TokenDigest, TokenKey};
-use aiot_tunnel::Token;
+use aiot_tunnel::gateway::{StoredTunnel, TokenKey};
+use aiot_tunnel_signal::Device;
 use rusqlite::{params, Connection, ErrorCode, OptionalExtension, Row};
 
+use super::{digest, proof_of, Stored};
 use crate::key::{self, KeyFile};
 use crate::names::{self, of_millis, to_millis};
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Tells SQLite's files apart: "aioT".
 const APPLICATION: i32 = 0x6169_6f54;
 /// What makes the schema, one step for each version. Steps are never changed, only added.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // `proof` is the digest of a fixed text: it tells whether a key belongs to the store. Times are in
     // milliseconds since 1970.
     "CREATE TABLE key (proof BLOB NOT NULL);
@@ -31,40 +31,21 @@ const STEPS: [&str; 2] = [
      ) WITHOUT ROWID;",
     // When the tokens were last replaced.
     "ALTER TABLE tunnels ADD COLUMN rotated INTEGER;",
+    // The device that is told of the tunnel: both or neither.
+    "ALTER TABLE tunnels ADD COLUMN product_key TEXT;
+     ALTER TABLE tunnels ADD COLUMN device_name TEXT;",
 ];
-const PROOF: &str = "aiot-tunnel-store";
 /// How long to wait for a program that reads the file, such as a backup.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// A tunnel of the store.
-#[derive(Debug, Clone)]
-pub(crate) struct Stored {
-    pub(crate) tunnel: StoredTunnel,
-    pub(crate) created: SystemTime,
-    /// When its tokens were last replaced.
-    pub(crate) rotated: Option<SystemTime>,
-}
-
-/// The open store. No other gateway can open it.
-pub struct Store {
+/// The open file. No other gateway can open it.
+pub(crate) struct Sqlite {
     database: Connection,
     key: KeyFile,
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").finish_non_exhaustive()
-    }
-}
-
-impl Store {
-    /// Opens the file, and makes it if there is none. Only its owner may read it. Its key is beside it,
-    /// in `FILE.key`.
-    ///
-    /// # Errors
-    /// [`Error::Store`]: a file cannot be opened, is something else, comes from a newer version, or its
-    /// key is missing or another's.
-    pub fn open(path: &Path) -> Result<Self> {
+impl Sqlite {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let at = |why: &dyn std::fmt::Display| Error::Store(format!("{}: {why}", path.display()));
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         match made {
@@ -100,7 +81,7 @@ impl Store {
         if digest(&proof).ok() != Some(proof_of(&key.key)) {
             return Err(at(&"FILE.key is the key of another store; restore the right one"));
         }
-        Ok(Store { database, key })
+        Ok(Sqlite { database, key })
     }
 
     /// The key of the digests.
@@ -122,8 +103,9 @@ impl Store {
     /// Adds a tunnel, unless the id exists. Returns whether it has.
     pub(crate) fn add(&self, one: &Stored) -> Result<bool> {
         let changed = self.database.execute(
-            "INSERT OR IGNORE INTO tunnels (id, device, access, created, expires, rotated)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR IGNORE INTO tunnels
+                 (id, device, access, created, expires, rotated, product_key, device_name)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 one.tunnel.id.as_str(),
                 one.tunnel.device_token.as_bytes(),
@@ -131,12 +113,25 @@ impl Store {
                 to_millis(one.created),
                 one.tunnel.expires.map(to_millis),
                 one.rotated.map(to_millis),
+                one.device.as_ref().map(Device::product_key),
+                one.device.as_ref().map(Device::device_name),
             ],
         );
         Ok(changed.map_err(failed)? == 1)
     }
 
-    pub(crate) fn update(&self, one: &Stored) -> Result<()> {
+    pub(crate) fn change(
+        &self,
+        id: &str,
+        change: &mut dyn FnMut(&mut Stored) -> Result<()>,
+    ) -> Result<Option<Stored>> {
+        let Some(mut one) = self.find(id)? else { return Ok(None) };
+        change(&mut one)?;
+        self.update(&one)?;
+        Ok(Some(one))
+    }
+
+    fn update(&self, one: &Stored) -> Result<()> {
         let changed = self.database.execute(
             "UPDATE tunnels SET device = ?2, access = ?3, expires = ?4, rotated = ?5 WHERE id = ?1",
             params![
@@ -157,7 +152,9 @@ impl Store {
     }
 }
 
-const SELECT: &str = "SELECT id, device, access, created, expires, rotated FROM tunnels";
+const SELECT: &str =
+    "SELECT id, device, access, created, expires, rotated, product_key, device_name
+    FROM tunnels";
 
 fn is_blank(database: &Connection) -> rusqlite::Result<bool> {
     let tables: i64 =
@@ -191,11 +188,6 @@ fn migrate(database: &mut Connection, from: usize, key: &TokenKey) -> rusqlite::
     all.commit()
 }
 
-fn proof_of(key: &TokenKey) -> TokenDigest {
-    // A text of visible ASCII is always a token.
-    Token::new(PROOF).map_or(TokenDigest::from_bytes([0; 32]), |token| key.digest(&token))
-}
-
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let wrong = |column: usize, why: String| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, why.into())
@@ -205,12 +197,13 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let tunnel = StoredTunnel::new(id, token(1)?, token(2)?)
         .with_expires(row.get::<_, Option<i64>>(4)?.map(of_millis));
     let rotated = row.get::<_, Option<i64>>(5)?.map(of_millis);
-    Ok(Stored { tunnel, created: of_millis(row.get(3)?), rotated })
-}
-
-fn digest(bytes: &[u8]) -> std::result::Result<TokenDigest, String> {
-    let bytes = bytes.try_into().map_err(|_| "not a digest".to_owned())?;
-    Ok(TokenDigest::from_bytes(bytes))
+    let device = match (row.get::<_, Option<String>>(6)?, row.get::<_, Option<String>>(7)?) {
+        (Some(key), Some(name)) => {
+            Some(Device::new(&key, &name).map_err(|e| wrong(6, e.to_string()))?)
+        }
+        _ => None,
+    };
+    Ok(Stored { tunnel, created: of_millis(row.get(3)?), rotated, device })
 }
 
 fn failed(e: rusqlite::Error) -> Error {
@@ -233,25 +226,28 @@ mod tests {
 
     use aiot_tunnel_testkit::folder::Folder;
 
+    use aiot_tunnel::Token;
+
     use super::*;
 
-    fn tunnel(store: &Store, id: &str, tokens: [&str; 2]) -> Stored {
+    fn tunnel(store: &Sqlite, id: &str, tokens: [&str; 2]) -> Stored {
         let [device, access] = tokens.map(|token| store.key().digest(&Token::new(token).unwrap()));
         let tunnel = StoredTunnel::new(names::id(id).unwrap(), device, access);
-        Stored { tunnel, created: of_millis(1_700_000_000_000), rotated: None }
+        let device = Some(Device::new("pk", id).unwrap());
+        Stored { tunnel, created: of_millis(1_700_000_000_000), rotated: None, device }
     }
 
     #[test]
     fn what_was_added_is_there_after_a_restart() {
         let folder = Folder::new();
         let path = folder.file("tunnels.db");
-        let store = Store::open(&path).unwrap();
+        let store = Sqlite::open(&path).unwrap();
         let mut one = tunnel(&store, "t1", ["hush-device", "hush-access"]);
         one.tunnel.expires = Some(of_millis(1_800_000_000_000));
         assert!(store.add(&one).unwrap());
         assert!(!store.add(&one).unwrap(), "an id exists once");
         drop(store);
-        let store = Store::open(&path).unwrap();
+        let store = Sqlite::open(&path).unwrap();
         let again = store.find("t1").unwrap().unwrap();
         assert_eq!(again.tunnel.device_token, one.tunnel.device_token);
         assert_eq!(again.tunnel.access_token, one.tunnel.access_token);
@@ -263,7 +259,7 @@ mod tests {
     #[test]
     fn the_files_hold_no_token_and_are_their_owners() {
         let folder = Folder::new();
-        let store = Store::open(&folder.file("tunnels.db")).unwrap();
+        let store = Sqlite::open(&folder.file("tunnels.db")).unwrap();
         store.add(&tunnel(&store, "t1", ["hush-device", "hush-access"])).unwrap();
         let mut files = 0;
         for file in fs::read_dir(folder.path()).unwrap() {
@@ -283,7 +279,7 @@ mod tests {
             let folder = Folder::new();
             let path = folder.file("tunnels.db");
             // The key of an empty store, and a file as that version made it.
-            drop(Store::open(&path).unwrap());
+            drop(Sqlite::open(&path).unwrap());
             let key = KeyFile::open(&key::path_beside(&path), false).unwrap();
             for end in ["", "-wal", "-shm"] {
                 let _ = fs::remove_file(folder.file(&format!("tunnels.db{end}")));
@@ -302,7 +298,7 @@ mod tests {
             )
             .unwrap();
             drop((old, key));
-            let store = Store::open(&path).unwrap();
+            let store = Sqlite::open(&path).unwrap();
             let one = store.find("t1").unwrap().unwrap();
             assert_eq!(*one.tunnel.device_token.as_bytes(), device);
             assert_eq!((one.created, one.rotated), (of_millis(1_700_000_000_000), None));
@@ -313,7 +309,7 @@ mod tests {
 
     /// Why a store does not open.
     fn refusal(path: &Path) -> String {
-        Store::open(path).unwrap_err().to_string()
+        Sqlite::open(path).err().expect("a refusal").to_string()
     }
 
     #[test]
@@ -330,7 +326,7 @@ mod tests {
         assert!(refusal(&path).ends_with("not a store of tunnels"));
 
         let path = folder.file("newer.db");
-        drop(Store::open(&path).unwrap());
+        drop(Sqlite::open(&path).unwrap());
         let newer = Connection::open(&path).unwrap();
         newer.pragma_update(None, "user_version", 1 + STEPS.len() as i64).unwrap();
         assert!(refusal(&path).contains("use the program that wrote it"));
@@ -341,7 +337,7 @@ mod tests {
     fn a_store_needs_its_own_key_and_one_gateway() {
         let folder = Folder::new();
         let path = folder.file("tunnels.db");
-        let store = Store::open(&path).unwrap();
+        let store = Sqlite::open(&path).unwrap();
         assert!(refusal(&path).contains("another gateway uses the store"));
         drop(store);
         let key = key::path_beside(&path);
@@ -353,6 +349,6 @@ mod tests {
         let text = refusal(&path);
         assert!(text.contains("64 hexadecimal digits") && !text.contains("hush"), "{text}");
         fs::rename(folder.file("away"), &key).unwrap();
-        Store::open(&path).unwrap();
+        Sqlite::open(&path).unwrap();
     }
 }

@@ -134,7 +134,7 @@ pub(crate) struct GatewayArgs {
     )]
     pub(crate) plain: bool,
 
-    /// Serve the tunnels of this JSON file; the format is shown below
+    /// Serve the tunnels of this JSON file; `aiot-tunnel help gateway` shows its format
     #[arg(long, value_name = "FILE", conflicts_with = "tunnel", help_heading = "Tunnels")]
     pub(crate) tunnels: Option<PathBuf>,
     /// Serve one tunnel with this id

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +48,48 @@ static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 /// Makes the log and the reports of panics go through [`STDERR`]. Without a level, RUST_LOG decides, or
 /// it is info.
 pub(crate) fn init_log(format: LogFormat, level: Option<LevelFilter>) {
+    let _ = FORMAT.set(format);
+    set_log_level(level);
+    // There is no other.
+    let _ = log::set_logger(&LOGGER);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        say(&format!("thread {name:?} {panic}"));
+    }));
+}
+
+/// Sets the level of the log, as [`init_log`] does.
+pub(crate) fn set_log_level(level: Option<LevelFilter>) {
+    let logger = logger(FORMAT.get().copied().unwrap_or(LogFormat::Text), level);
+    log::set_max_level(logger.filter());
+    *LOGGER.0.write().unwrap_or_else(PoisonError::into_inner) = Some(logger);
+}
+
+/// The log, whose level can be changed.
+struct Logger(RwLock<Option<env_logger::Logger>>);
+
+static LOGGER: Logger = Logger(RwLock::new(None));
+
+impl Logger {
+    fn with<T>(&self, act: impl FnOnce(&env_logger::Logger) -> T) -> Option<T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(act)
+    }
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.with(|logger| logger.enabled(metadata)).unwrap_or(false)
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        self.with(|logger| logger.log(record));
+    }
+    fn flush(&self) {
+        self.with(log::Log::flush);
+    }
+}
+
+fn logger(format: LogFormat, level: Option<LevelFilter>) -> env_logger::Logger {
     let mut builder = env_logger::Builder::new();
     if has_colors() {
         builder.write_style(env_logger::WriteStyle::Always);
@@ -67,13 +109,7 @@ pub(crate) fn init_log(format: LogFormat, level: Option<LevelFilter>) {
     }
     // The MQTT library quotes packets that a broker must not send. They may hold a password.
     builder.filter_module("rumqttc", log::LevelFilter::Off);
-    builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).init();
-    let _ = FORMAT.set(format);
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        let name = thread.name().unwrap_or("without a name");
-        say(&format!("thread {name:?} {panic}"));
-    }));
+    builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).build()
 }
 
 /// Says why the program ends.

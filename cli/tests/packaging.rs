@@ -175,8 +175,8 @@ fn every_subcommand_has_a_manual_page() {
     let folder = man_pages();
     let mut wanted: BTreeSet<String> =
         subcommands().iter().map(|name| format!("aiot-tunnel-{name}.1")).collect();
-    let others = ["aiot-tunnel.1", "aiot-tunnel-agent.toml.5", "aiot-tunnel-signal.toml.5"];
-    wanted.extend(others.map(str::to_owned));
+    wanted.insert("aiot-tunnel.1".to_owned());
+    wanted.extend(UNITS.map(|name| format!("aiot-tunnel-{name}.toml.5")));
     let names = fs::read_dir(folder.path()).unwrap();
     let found: BTreeSet<String> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -240,11 +240,14 @@ fn shells_read_the_completions() {
 /// An example file with its settings in force: all, or those that are wanted.
 fn uncommented(file: &str, is_wanted: impl Fn(&str) -> bool) -> String {
     let example = fs::read_to_string(packaging(file)).unwrap();
+    let mut in_table = false;
     let lines = example.lines().map(|line| match line.strip_prefix('#') {
         Some(setting)
             if setting.starts_with(|c: char| c.is_ascii_lowercase() || "_[".contains(c))
-                && is_wanted(setting.split(' ').next().unwrap()) =>
+                && (in_table || is_wanted(setting.split(' ').next().unwrap())) =>
         {
+            // A table may have a key of the same name.
+            in_table |= setting.starts_with('[');
             setting
         }
         _ => line,
@@ -270,7 +273,7 @@ fn with_settings(folder: &Folder, subcommand: &str, settings: &str) -> Command {
 fn keys(settings: &str) -> BTreeSet<String> {
     let lines = settings.lines().map(|line| line.trim_start_matches("# ").trim());
     let keys = lines.filter_map(|line| line.split_once(" =")).map(|(key, _)| key.to_owned());
-    let of_tables = ["id", "url", "token_file", "_SSH"];
+    let of_tables = ["id", "url", "token_file", "_SSH", "service"];
     let keys = keys.filter(|key| !of_tables.contains(&&**key));
     keys.filter(|key| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).collect()
 }
@@ -279,7 +282,17 @@ fn keys(settings: &str) -> BTreeSet<String> {
 fn files() -> Folder {
     let folder = Folder::new();
     let identity = Identity::self_signed();
-    folder.write("ca.pem", &identity.certificate);
+    for name in ["ca.pem", "mqtt-ca.pem", "redis-ca.pem", "server.pem"] {
+        folder.write(name, &identity.certificate);
+    }
+    folder.write_secret("server.key", &identity.key);
+    folder.write_secret(
+        "tunnels.json",
+        r#"[{"id":"t1","device_token":"hush-d","access_token":"hush-a"}]"#,
+    );
+    for name in ["access.token", "device.token", "api.key", "redis.password", "store.key"] {
+        folder.write_secret(name, format!("hush-and-long-enough-{name}"));
+    }
     folder.write("client.pem", &identity.certificate);
     folder.write("client.key", &identity.key);
     folder.write("t1.token", "hush-token");
@@ -292,7 +305,7 @@ fn files() -> Folder {
 #[test]
 fn the_example_files_change_nothing_until_they_are_edited() {
     let folder = Folder::new();
-    for subcommand in ["agent", "signal"] {
+    for subcommand in UNITS {
         let example = fs::read_to_string(packaging(&format!("{subcommand}.toml"))).unwrap();
         let printed = |settings| {
             let mut command = with_settings(&folder, subcommand, settings);
@@ -308,10 +321,18 @@ fn the_example_files_change_nothing_until_they_are_edited() {
 fn the_example_files_are_valid_when_what_is_in_them_is_in_force() {
     let sign_in = ["region", "instance", "device_secret_file"];
     let own_broker = ["broker", "instance", "username", "password_file", "client_id"];
+    let one_tunnel = ["tunnel", "device_token_file", "access_token_file", "expire"];
+    let redis = ["store_ca", "store_key_file", "store_password_file"];
+    let list = [&one_tunnel[..], &redis].concat();
+    let single = [&["tunnels"], &redis[..]].concat();
     // What cannot be in one file together.
-    for (subcommand, without) in
-        [("agent", &[][..]), ("signal", &sign_in[..]), ("signal", &own_broker[..])]
-    {
+    for (subcommand, without) in [
+        ("agent", &[][..]),
+        ("gateway", &list),
+        ("gateway", &single),
+        ("signal", &sign_in[..]),
+        ("signal", &own_broker[..]),
+    ] {
         let folder = files();
         let file = format!("{subcommand}.toml");
         let settings = uncommented(&file, |key| !without.contains(&key));

@@ -287,7 +287,6 @@ impl<C> Places<C> {
 
 /// The handshakes in progress and the clients that wait for their places.
 pub(super) struct Handshakes {
-    limit: usize,
     state: Mutex<State>,
     /// Woken when a place becomes free.
     pub(super) freed: Waker,
@@ -320,7 +319,7 @@ impl Handshakes {
     pub(super) fn new(limit: usize) -> io::Result<Self> {
         let (places, sockets) = (Places::new(limit), HashMap::new());
         let state = Mutex::new(State { places, sockets, threads: 0 });
-        Ok(Handshakes { limit: limit.max(1), state, freed: Waker::new()? })
+        Ok(Handshakes { state, freed: Waker::new()? })
     }
 
     /// Adds a client. At most `most` may wait. Returns the address of a client that was dropped
@@ -330,6 +329,12 @@ impl Handshakes {
         let places = &mut self.state.lock().places;
         places.most_waiting = most;
         places.add(network, client).map(|client| client.address)
+    }
+
+    /// Sets how many may run at a time. Those that run go on.
+    pub(super) fn set_limit(&self, limit: usize) {
+        self.state.lock().places.limit = limit.max(1);
+        self.freed.wake();
     }
 
     /// Drops a waiting client, to free its descriptor. Returns false if nobody waits.
@@ -352,7 +357,7 @@ impl Handshakes {
     pub(super) fn next(self: &Arc<Self>, now: Instant) -> io::Result<Next> {
         let mut state = self.state.lock();
         // A thread whose handshake was cut off may take a moment to notice.
-        if state.threads >= 2 * self.limit {
+        if state.threads >= 2 * state.places.limit {
             return Ok(Next::Wait(None));
         }
         Ok(match state.places.turn(now) {

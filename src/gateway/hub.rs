@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aiot_tunnel_proto::gateway::{Traffic, Tunnel};
+use aiot_tunnel_proto::gateway::{Traffic, Tunnel, TunnelLimits};
 use aiot_tunnel_proto::{Ready, Side};
 use crossbeam_channel::Receiver;
 
@@ -28,6 +28,8 @@ pub(super) enum Order {
         origins: Option<Arc<Origins>>,
     },
     ExpireAt(Option<Instant>),
+    /// The limits are other ones.
+    Limits(TunnelLimits),
     /// The token of this side is no longer valid.
     Revoke(Side),
     /// The gateway stops.
@@ -131,6 +133,7 @@ impl Hub {
                 }
             }
             Order::ExpireAt(at) => self.tunnel.expire_at(at),
+            Order::Limits(limits) => self.tunnel.set_limits(limits),
             // A published port has no token.
             Order::Revoke(side) => self.tunnel.revoke(side, now, |member| !member.is_own),
             Order::Stop => {

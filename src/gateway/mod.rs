@@ -49,7 +49,7 @@ use crate::sys::{self, Waker};
 use admission::{Handshakes, Permit, Permits};
 use audit::Audit;
 use hub::Order;
-use published::Publisher;
+use published::Publication;
 use server::{check_id, check_not_empty, descriptors, Shared};
 
 pub use activity::{Activity, Peer};
@@ -398,9 +398,7 @@ impl GatewayBuilder {
         let shared = Arc::new(self.shared()?);
         let mut published = Vec::new();
         for port in ports {
-            let publisher = Publisher::new(port, shared.clone())
-                .map_err(|e| Error::io("prepare a published port", e))?;
-            published.push(publisher);
+            published.push(Publication::prepare(port, &shared)?);
         }
         let accept = {
             let shared = shared.clone();
@@ -413,13 +411,10 @@ impl GatewayBuilder {
             shared,
             local_addr,
             accept: Mutex::new(Some(accept)),
-            publishers: Mutex::default(),
+            publications: Mutex::default(),
         };
-        for publisher in published {
-            let builder = thread::Builder::new().name("gateway-port".into());
-            let thread = sys::spawn(builder, || publisher.run())
-                .map_err(|e| Error::io("create the thread of a published port", e))?;
-            gateway.publishers.lock().push(thread);
+        for publication in published {
+            gateway.publications.lock().push(publication.start()?);
         }
         Ok(gateway)
     }
@@ -440,7 +435,7 @@ impl GatewayBuilder {
         let handshakes = Handshakes::new(self.settings.handshakes).map_err(eventfd)?;
         let shared = Shared {
             tls: Mutex::new(self.tls),
-            settings: self.settings,
+            settings: Mutex::new(self.settings),
             proxies: Mutex::new(Arc::new(self.proxies)),
             token_key: self.token_key,
             registry: Mutex::default(),
@@ -486,7 +481,7 @@ pub struct Gateway {
     shared: Arc<Shared>,
     local_addr: SocketAddr,
     accept: Mutex<Option<JoinHandle<()>>>,
-    publishers: Mutex<Vec<JoinHandle<()>>>,
+    publications: Mutex<Vec<Publication>>,
 }
 
 impl fmt::Debug for Gateway {
@@ -587,6 +582,49 @@ impl Gateway {
         Ok(())
     }
 
+    /// Takes over the limits of a builder: those of sessions, rate, connections, access connections and
+    /// handshakes, and the times for handshakes and stalls. They hold from now on. What is open stays open,
+    /// even if it is more than there may be now.
+    pub fn set_limits(&self, of: &GatewayBuilder) {
+        self.shared.set_settings(of.settings);
+    }
+
+    /// Serves one more published port.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the port's thread cannot be created.
+    pub fn publish(&self, port: PublishedPort) -> Result<()> {
+        let publication = Publication::prepare(port, &self.shared)?;
+        let mut publications = self.publications.lock();
+        // What the gateway has stopped stays so.
+        if self.accept.lock().is_some() {
+            publications.push(publication.start()?);
+        }
+        Ok(())
+    }
+
+    /// Ends the published port at this address, and its sessions. Blocks for a second at most, in which its
+    /// clients may get their last bytes. Returns the listener, which still listens. `None`: there is no such
+    /// port.
+    pub fn unpublish(&self, address: SocketAddr) -> Option<TcpListener> {
+        let mut publications = self.publications.lock();
+        let at = publications.iter().position(|one| one.address() == address)?;
+        let publication = publications.remove(at);
+        drop(publications);
+        publication.end()
+    }
+
+    /// Sets queue timeout and client limit of the published port at this address, as
+    /// [`PublishedPort::with_queue_timeout`] and [`PublishedPort::with_client_limit`] do, for clients from
+    /// now on.
+    pub fn set_port_limits(&self, address: SocketAddr, queue_timeout: Duration, clients: usize) {
+        let publications = self.publications.lock();
+        let port = publications.iter().find(|one| one.address() == address);
+        if let Some(port) = port {
+            port.set_limits(queue_timeout, clients);
+        }
+    }
+
     /// Replaces the proxies, as [`GatewayBuilder::proxies`] takes them, for connections from now on.
     pub fn set_proxies(&self, proxies: Proxies) {
         *self.shared.proxies.lock() = Arc::new(proxies);
@@ -658,9 +696,12 @@ impl Gateway {
             }
         }
         // Their connections end with the hubs, which tell both ends why.
-        threads.append(&mut self.publishers.lock());
+        let publications = std::mem::take(&mut *self.publications.lock());
         for thread in threads {
             let _ = thread.join();
+        }
+        for publication in publications {
+            publication.join();
         }
         self.shared.audit.end();
     }

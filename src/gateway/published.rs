@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_proto::access::{AccessLimits, AccessRelay, AccessSide, Pending};
@@ -30,9 +31,9 @@ use super::audit::{AuditEvent, Refusal, Way};
 use super::server::Shared;
 use super::{ACCEPT_PAUSE, TARGET};
 use crate::config::{Port, Service, TunnelId, FIRST_WINDOW};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::{LocalSocket, Stream};
-use crate::sys::{self, PollSet};
+use crate::sys::{self, PollSet, Waker};
 
 /// Size limit of a client's buffer, in bytes.
 const SESSION_BUFFER: usize = 256 * 1024;
@@ -54,6 +55,8 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(60);
 /// How long the last bytes may take when the gateway stops.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// Why sessions end whose port is taken away.
+const NOT_PUBLISHED: &str = "the port is no longer published";
 /// Clients that are accepted at a time, before the others are served.
 const BATCH: usize = 16;
 
@@ -247,9 +250,75 @@ impl Observer for Quiet {
 
 type PortRelay = AccessRelay<Stream, Client, Quiet>;
 
+/// A published port as the gateway keeps it.
+pub(super) struct Publication {
+    names: Arc<Names>,
+    control: Arc<Control>,
+    work: Work,
+}
+
+enum Work {
+    Prepared(Box<Publisher>),
+    Started(JoinHandle<TcpListener>),
+}
+
+/// What the gateway tells a port that is at work.
+struct Control {
+    /// Woken once, to end the port. Never reset.
+    end: Waker,
+    limits: Mutex<(Duration, usize)>,
+}
+
+impl Publication {
+    /// # Errors
+    /// The listener cannot be made non-blocking, or has no address; there is no descriptor left.
+    pub(super) fn prepare(port: PublishedPort, shared: &Arc<Shared>) -> Result<Self> {
+        let publisher = Publisher::new(port, shared.clone());
+        let publisher = publisher.map_err(|e| Error::io("prepare a published port", e))?;
+        let (names, control) = (publisher.names.clone(), publisher.control.clone());
+        Ok(Publication { names, control, work: Work::Prepared(Box::new(publisher)) })
+    }
+
+    /// # Errors
+    /// Its thread cannot be created.
+    pub(super) fn start(mut self) -> Result<Self> {
+        if let Work::Prepared(publisher) = self.work {
+            let builder = thread::Builder::new().name("gateway-port".into());
+            let thread = sys::spawn(builder, || publisher.run())
+                .map_err(|e| Error::io("create the thread of a published port", e))?;
+            self.work = Work::Started(thread);
+        }
+        Ok(self)
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.names.address
+    }
+
+    /// For clients from now on.
+    pub(super) fn set_limits(&self, queue_timeout: Duration, clients: usize) {
+        *self.control.limits.lock() = (queue_timeout, clients);
+    }
+
+    /// Ends its sessions, then the thread. Returns the listener.
+    pub(super) fn end(self) -> Option<TcpListener> {
+        self.control.end.wake();
+        self.join()
+    }
+
+    /// Waits for the end of the thread.
+    pub(super) fn join(self) -> Option<TcpListener> {
+        match self.work {
+            Work::Prepared(publisher) => Some(publisher.port.listener),
+            Work::Started(thread) => thread.join().ok(),
+        }
+    }
+}
+
 /// A published port at work.
-pub(super) struct Publisher {
+struct Publisher {
     port: PublishedPort,
+    control: Arc<Control>,
     names: Arc<Names>,
     shared: Arc<Shared>,
     clients: Permits,
@@ -260,21 +329,26 @@ pub(super) struct Publisher {
     idle_since: Option<Instant>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
+    /// The port is no longer published.
+    is_ended: bool,
     polled: PollSet,
 }
 
 impl Publisher {
     /// # Errors
     /// The listener cannot be made non-blocking, or has no address.
-    pub(super) fn new(port: PublishedPort, shared: Arc<Shared>) -> io::Result<Self> {
+    fn new(port: PublishedPort, shared: Arc<Shared>) -> io::Result<Self> {
         port.listener.set_nonblocking(true)?;
         let names = Names {
             address: port.listener.local_addr()?,
             tunnel: port.tunnel.clone(),
             service_type: port.service_type.clone(),
         };
+        let limits = Mutex::new((port.queue_timeout, port.client_limit));
+        let control = Arc::new(Control { end: Waker::new()?, limits });
         Ok(Publisher {
             port,
+            control,
             names: Arc::new(names),
             shared,
             clients: Permits::default(),
@@ -282,12 +356,13 @@ impl Publisher {
             lingering: Vec::new(),
             idle_since: None,
             paused: None,
+            is_ended: false,
             polled: PollSet::default(),
         })
     }
 
-    /// Serves until the gateway stops.
-    pub(super) fn run(mut self) {
+    /// Serves until the gateway stops or the port is ended. Returns the listener.
+    fn run(mut self) -> TcpListener {
         loop {
             match self.turn(false) {
                 Ok(true) => break,
@@ -301,7 +376,14 @@ impl Publisher {
             self.replace_lost(now);
             self.close_idle(now);
         }
+        if self.is_ended {
+            let now = Instant::now();
+            if let Some(relay) = &mut self.relay {
+                relay.close_gently(NOT_PUBLISHED, now);
+            }
+        }
         self.stop();
+        self.port.listener
     }
 
     /// Waits until the hub, which stops too, has ended the connection; then gives the clients a moment for
@@ -330,11 +412,12 @@ impl Publisher {
         set.push(self.shared.stop.as_fd(), !stopping, false);
         let accepts = !stopping && self.paused.is_none();
         set.push(self.port.listener.as_fd(), accepts, false);
+        set.push(self.control.end.as_fd(), !stopping, false);
         for lingering in &self.lingering {
             let (read, write) = (lingering.wants_read(), lingering.wants_write());
             set.push(lingering.stream().as_fd(), read, write);
         }
-        let from = 2 + self.lingering.len();
+        let from = 3 + self.lingering.len();
         // Without a connection and clients, this is only the time after which it looks again.
         let mut deadline = now + IDLE;
         if stopping {
@@ -368,7 +451,8 @@ impl Publisher {
         let lingering = self.lingering.iter().map(|one| one.deadline(now));
         let deadline = lingering.chain(self.paused).fold(deadline, Instant::min);
         let ready = set.poll(if has_header { now } else { deadline })?;
-        let (stops, has_clients) = (ready[0].read, ready[1].read);
+        self.is_ended |= ready[2].read;
+        let (stops, has_clients) = (ready[0].read || self.is_ended, ready[1].read);
         let now = Instant::now();
         if let Some(relay) = &mut self.relay {
             let hub = ready[from];
@@ -419,9 +503,9 @@ impl Publisher {
     /// # Errors
     /// Why it gets none.
     fn open(&mut self, tcp: TcpStream, from: SocketAddr) -> std::result::Result<(), Why> {
-        let permit = self.shared.published_permit(&self.clients, self.port.client_limit);
+        let (queue_timeout, limit) = *self.control.limits.lock();
+        let permit = self.shared.published_permit(&self.clients, limit);
         let permit = permit.ok_or_else(|| {
-            let limit = self.port.client_limit;
             let why =
                 format!("the limit of {limit} clients of the port, or that of connections in all");
             (Refusal::Limit, why)
@@ -448,7 +532,7 @@ impl Publisher {
             _permit: permit,
         };
         let now = Instant::now();
-        let until = Some(now + self.port.queue_timeout);
+        let until = Some(now + queue_timeout);
         if let Some(relay) = &mut self.relay {
             relay.open(Pending::new(client, self.port.service_type.clone(), until), now);
         }

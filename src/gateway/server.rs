@@ -155,7 +155,7 @@ impl Entry {
 
 pub(super) struct Shared {
     pub(super) tls: Mutex<Option<SslAcceptor>>,
-    pub(super) settings: Settings,
+    pub(super) settings: Mutex<Settings>,
     /// The proxies in front of the listener.
     pub(super) proxies: Mutex<Arc<Proxies>>,
     pub(super) token_key: TokenKey,
@@ -250,7 +250,7 @@ impl Shared {
 
     /// How many descriptors clients that wait do not take: those whose turn it is need more.
     fn reserve(&self) -> usize {
-        (2 * self.settings.handshakes).min(self.descriptors / 4)
+        (2 * self.settings().handshakes).min(self.descriptors / 4)
     }
 
     /// The accept thread. When the gateway stops, it ends after all handshake threads.
@@ -314,13 +314,29 @@ impl Shared {
         }
     }
 
+    pub(super) fn settings(&self) -> Settings {
+        *self.settings.lock()
+    }
+
+    /// Replaces the limits, for all tunnels.
+    pub(super) fn set_settings(&self, settings: Settings) {
+        // Under the registry's lock: a hub gets either these or the order.
+        let registry = self.registry.lock();
+        *self.settings.lock() = settings;
+        for entry in registry.tunnels.values() {
+            entry.order(Order::Limits(settings.tunnel));
+        }
+        drop(registry);
+        self.handshakes.set_limit(settings.handshakes);
+    }
+
     pub(super) fn proxies(&self) -> Arc<Proxies> {
         self.proxies.lock().clone()
     }
 
     /// Lets a client wait for a place. Returns whether nobody had to be dropped for it.
     fn admit(&self, client: Client) -> bool {
-        let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
+        let (taken, handshakes) = (self.connections.taken(), self.settings().handshakes);
         let most = most_waiting(self.descriptors, taken, handshakes);
         let dropped = self.handshakes.add(client, most);
         if let Some(address) = dropped {
@@ -371,7 +387,7 @@ impl Shared {
     /// Reads what a proxy tells in front of a connection. Then the client waits for a place of its own,
     /// so that the proxy's other clients do not count as its neighbours.
     fn read_header(&self, client: Client, handshake: &Handshake) -> io::Result<()> {
-        let deadline = Instant::now() + self.settings.handshake_timeout;
+        let deadline = Instant::now() + self.settings().handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let Client { tcp, address: proxy, .. } = client;
         let (address, header) = match read_header(&tcp, &wait, deadline) {
@@ -398,7 +414,7 @@ impl Shared {
     }
 
     fn handshake(self: &Arc<Self>, client: Client, handshake: &Handshake) -> io::Result<()> {
-        let deadline = Instant::now() + self.settings.handshake_timeout;
+        let deadline = Instant::now() + self.settings().handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
         let Client { tcp, mut address, header } = client;
         if header == Header::Refused && has_header(&tcp, &wait, deadline)? {
@@ -517,7 +533,7 @@ impl Shared {
     /// Takes a permit for a client of a published port.
     pub(super) fn published_permit(&self, clients: &Permits, limit: usize) -> Option<Permit> {
         let _registry = self.registry.lock();
-        clients.take(limit, &self.connections, self.settings.connections)
+        clients.take(limit, &self.connections, self.settings().connections)
     }
 
     /// Logs a message that any client can cause as often as it likes.
@@ -557,15 +573,15 @@ impl Shared {
         }
         let (permits, limit) = match opening.side {
             Side::Device => (&entry.devices, MAX_DEVICE_CONNECTIONS),
-            Side::Access => (&entry.accesses, self.settings.access_connections),
+            Side::Access => (&entry.accesses, self.settings().access_connections),
         };
         let all = &self.connections;
         let permit = match opening.side {
-            Side::Device => permits.replace(limit, all, self.settings.connections),
-            Side::Access => permits.take(limit, all, self.settings.connections),
+            Side::Device => permits.replace(limit, all, self.settings().connections),
+            Side::Access => permits.take(limit, all, self.settings().connections),
         };
         permit.map(|permit| (permit, key.serial)).ok_or_else(|| {
-            let all = self.settings.connections;
+            let all = self.settings().connections;
             let why = format!("the limit of {limit} such connections, or of {all} in all");
             (StatusCode::SERVICE_UNAVAILABLE, Refusal::Limit, why)
         })
@@ -624,7 +640,7 @@ impl Shared {
         activity.hub_ended();
         let (limits_of_log, seen) = (limits.clone(), activity.clone());
         let log = TunnelLog::new(tunnel.to_owned(), limits_of_log, seen, self.audit.clone());
-        let mut core = Tunnel::new(self.settings.tunnel, log);
+        let mut core = Tunnel::new(self.settings().tunnel, log);
         core.set_device_left(device_left);
         let hub = Hub::new(tunnel.to_owned(), core, limits, activity, receiver, waker.clone());
         let (shared, tunnel) = (self.clone(), tunnel.to_owned());

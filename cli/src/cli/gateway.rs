@@ -86,8 +86,9 @@ The last two may be left out. With proxy_protocol, a session begins with a heade
 protocol, version 2, which tells the service the client's address.
 
 Signals:
-  SIGHUP           reads list, certificate and key again, and opens the audit log again; open
-                   sessions go on
+  SIGHUP           reads the file of settings, list, certificate and key again, and opens the
+                   audit log again; open sessions go on, except those of ports and tunnels that
+                   are gone. A warning names settings that need a restart
   SIGINT, SIGTERM  end the gateway";
 
 fn help() -> String {
@@ -138,7 +139,7 @@ pub(crate) struct GatewayArgs {
     )]
     pub(crate) plain: bool,
 
-    /// Serve the tunnels of this JSON file; the format is shown below
+    /// Serve the tunnels of this JSON file; `aiot-tunnel help gateway` shows its format
     #[arg(long, value_name = "FILE", conflicts_with = "tunnel", help_heading = "Tunnels")]
     pub(crate) tunnels: Option<PathBuf>,
     /// Serve one tunnel with this id

@@ -169,13 +169,33 @@ pub(crate) fn access_options() -> Command {
 /// # Errors
 /// A wrong setting.
 pub(crate) fn agent_again() -> Result<(AgentArgs, Settings), Usage> {
-    let (arguments, settings) = layered()?;
-    let first_line = |e: clap::Error| Usage::of(e.to_string().lines().next().unwrap_or_default());
-    let matches = command().try_get_matches_from(arguments).map_err(first_line)?;
-    match (Cli::from_arg_matches(&matches).map_err(first_line)?.command, settings) {
-        (Subcommands::Agent(args), Some(settings)) => Ok((args, settings)),
+    match again()? {
+        (Subcommands::Agent(args), settings) => Ok((args, settings)),
         _ => Err(Usage::of("this is no agent")),
     }
+}
+
+/// The gateway's settings as they are now.
+///
+/// # Errors
+/// A wrong setting.
+pub(crate) fn gateway_again() -> Result<(GatewayArgs, Settings), Usage> {
+    match again()? {
+        (Subcommands::Gateway(args), settings) => Ok((args, settings)),
+        _ => Err(Usage::of("this is no gateway")),
+    }
+}
+
+fn again() -> Result<(Subcommands, Settings), Usage> {
+    let (arguments, settings) = layered()?;
+    let settings = settings.ok_or_else(|| Usage::of("the subcommand has no settings"))?;
+    let one_line = |e: clap::Error| {
+        let first = || Usage::of(e.to_string().lines().next().unwrap_or_default());
+        settings.explain(&e).unwrap_or_else(first)
+    };
+    let matches = command().try_get_matches_from(arguments).map_err(one_line)?;
+    let command = Cli::from_arg_matches(&matches).map_err(one_line)?.command;
+    Ok((command, settings))
 }
 
 fn layered() -> Result<(Vec<OsString>, Option<Settings>), Usage> {

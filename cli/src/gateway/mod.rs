@@ -2,6 +2,7 @@
 
 mod audit;
 mod list;
+mod live;
 mod notify;
 pub(crate) mod publish;
 mod reload;
@@ -26,6 +27,8 @@ use crate::process::{gateway_signals, say_listening, tell_service_manager};
 use crate::settings::Settings;
 use crate::{warnings, Result, Usage};
 
+use live::Live;
+use publish::Ports;
 use reload::{Certificate, Reloader};
 
 pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
@@ -70,15 +73,28 @@ struct Start {
     notify: Option<notify::Notify>,
 }
 
+fn limits(args: &GatewayArgs) -> GatewayBuilder {
+    Gateway::builder()
+        .session_limit(args.session_limit)
+        .connection_limit(args.connection_limit)
+        .handshake_limit(args.handshake_limit)
+        .access_limit(args.access_limit)
+        .rate_limit(args.rate_limit)
+}
+
+/// The proxies in front of the gateway's listener.
+fn proxies(args: &GatewayArgs) -> Proxies {
+    Proxies::new(args.trusted_proxy.clone(), args.proxy_protocol)
+}
+
+/// The proxies in front of the API's.
+fn api_proxies(args: &GatewayArgs) -> Proxies {
+    Proxies::new(args.trusted_proxy.clone(), args.api_proxy_protocol)
+}
+
 impl Start {
     fn load(args: &GatewayArgs, settings: &Settings) -> Result<Self> {
-        let mut builder = Gateway::builder()
-            .session_limit(args.session_limit)
-            .connection_limit(args.connection_limit)
-            .handshake_limit(args.handshake_limit)
-            .access_limit(args.access_limit)
-            .rate_limit(args.rate_limit)
-            .proxies(Proxies::new(args.trusted_proxy.clone(), args.proxy_protocol));
+        let mut builder = limits(args).proxies(proxies(args));
         let certificate = Certificate::of(args);
         check_flags(args, settings)?;
         let api_tls = http::Tls::off();
@@ -143,20 +159,17 @@ impl Start {
             audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
             self.builder = self.builder.audit(audit::write);
         }
-        let queue_timeout = args.publish_queue_timeout;
-        let ports = publish::bind(&args.publish, queue_timeout, args.publish_limit, settings)?;
-        let mut published = Vec::new();
-        for (port, text) in ports {
+        let mut ports = Ports::default();
+        for port in ports.bind(args, settings)? {
             self.builder = self.builder.publish(port);
-            published.push(text);
         }
         let registry = Registry::start(self.builder, args.listen, options).map_err(failure)?;
         let mut api_tls = None;
+        let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
-            let proxies = Proxies::new(args.trusted_proxy.clone(), args.api_proxy_protocol);
-            let proxies = Arc::new(RwLock::new(proxies));
-            let address = http::serve(api, address, tls.clone(), proxies).map_err(failure)?;
+            let served = http::serve(api, address, tls.clone(), shared_proxies.clone());
+            let address = served.map_err(failure)?;
             log::info!("the API listens on {address}");
             api_tls = args.api_tls.then_some(tls);
         }
@@ -166,8 +179,9 @@ impl Start {
             list: args.tunnels.clone(),
             api_tls,
         };
-        let changes = reload_on(reloader)?;
-        published.iter().for_each(|text| log::info!("{text}"));
+        ports.announce();
+        let live = Live::new(registry.clone(), settings.clone(), ports, shared_proxies);
+        let changes = reload_on(reloader, live)?;
         say_listening(registry.gateway().local_addr())?;
         tell_service_manager(&[NotifyState::Ready]);
         for signal in signals.forever() {
@@ -220,7 +234,7 @@ enum Cause {
 }
 
 /// Starts the thread that reads the files again, and the one that watches them.
-fn reload_on(mut reloader: Reloader) -> Result<Sender<Cause>> {
+fn reload_on(mut reloader: Reloader, mut live: Live) -> Result<Sender<Cause>> {
     let (changes, causes) = mpsc::channel();
     let files = reloader.files();
     let seen = reloader.stamps();
@@ -232,6 +246,7 @@ fn reload_on(mut reloader: Reloader) -> Result<Sender<Cause>> {
             match cause {
                 Cause::Signal => {
                     tell_service_manager(&[NotifyState::Reloading]);
+                    live.reload();
                     reloader.reload(&seen, &now, true);
                     tell_service_manager(&[NotifyState::Ready]);
                 }

@@ -2,11 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::str::FromStr;
-use std::time::Duration;
 
-use aiot_tunnel::gateway::PublishedPort;
-use aiot_tunnel::TunnelId;
+use aiot_tunnel::gateway::{Gateway, PublishedPort};
+use aiot_tunnel::{Port, Service, TunnelId};
 
+use crate::cli::GatewayArgs;
 use crate::settings::{Field, Settings};
 use crate::Result;
 
@@ -74,37 +74,127 @@ pub(crate) fn as_fields(text: &str) -> String {
 }
 
 impl Publish {
-    /// Binds the port.
-    pub(super) fn bind(&self, at: usize, settings: &Settings) -> Result<PublishedPort> {
-        let Publish { listen, tunnel, service, proxy_protocol } = self;
-        let listener = TcpListener::bind(listen).map_err(|e| {
-            settings.wrong_value("publish", at, format_args!("listen on {listen}: {e}"))
-        })?;
-        let port = PublishedPort::new(listener, tunnel.clone(), service)
-            .map_err(|e| settings.wrong_value("publish", at, e))?;
-        Ok(port.with_proxy_protocol(*proxy_protocol))
+    /// Whether the protocol can carry the service's name.
+    fn check(&self) -> Result<(), String> {
+        let port = Port::try_from(1).map_err(|e| e.to_string())?;
+        Service::new(&self.service, "localhost", port).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn bind(&self) -> Result<TcpListener, String> {
+        let listen = &self.listen;
+        TcpListener::bind(listen).map_err(|e| format!("listen on {listen}: {e}"))
+    }
+
+    fn port(&self, listener: TcpListener, args: &GatewayArgs) -> Result<PublishedPort, String> {
+        let port = PublishedPort::new(listener, self.tunnel.clone(), &self.service);
+        Ok(port
+            .map_err(|e| e.to_string())?
+            .with_proxy_protocol(self.proxy_protocol)
+            .with_queue_timeout(args.publish_queue_timeout)
+            .with_client_limit(args.publish_limit))
     }
 }
 
-/// Binds the ports. Returns them with what is said when they are served.
-pub(super) fn bind(
-    ports: &[Publish],
-    queue_timeout: Duration,
-    client_limit: usize,
-    settings: &Settings,
-) -> Result<Vec<(PublishedPort, String)>> {
-    let mut bound = Vec::new();
-    for (at, one) in ports.iter().enumerate() {
-        let port = one.bind(at, settings)?;
-        let (tunnel, service) = (one.tunnel.as_str(), &one.service);
-        let text = format!(
-            "published port {}: service {service:?} of tunnel {tunnel:?}",
-            port.local_addr()?
-        );
-        let port = port.with_queue_timeout(queue_timeout).with_client_limit(client_limit);
-        bound.push((port, text));
+/// The ports that are published, and the addresses on which they listen.
+#[derive(Default)]
+pub(super) struct Ports(Vec<(Publish, SocketAddr)>);
+
+/// What has to be done for other ports to be published.
+pub(super) struct Plan {
+    /// Ports that end. Some of them have a successor at the same address.
+    ended: Vec<(SocketAddr, Option<Publish>)>,
+    new: Vec<(Publish, PublishedPort)>,
+}
+
+impl Ports {
+    /// Binds the ports of the settings, at the start.
+    pub(super) fn bind(
+        &mut self,
+        args: &GatewayArgs,
+        settings: &Settings,
+    ) -> Result<Vec<PublishedPort>> {
+        let plan = self.plan(args, settings)?;
+        let mut ports = Vec::new();
+        for (publish, port) in plan.new {
+            self.0.push((publish, port.local_addr()?));
+            ports.push(port);
+        }
+        Ok(ports)
     }
-    Ok(bound)
+
+    /// Says which ports are open.
+    pub(super) fn announce(&self) {
+        self.0.iter().for_each(announce);
+    }
+
+    /// Compares with what the settings say now, and binds what is new.
+    ///
+    /// # Errors
+    /// A port cannot be published. Nothing has changed.
+    pub(super) fn plan(&self, args: &GatewayArgs, settings: &Settings) -> Result<Plan> {
+        let mut old: Vec<&(Publish, SocketAddr)> = self.0.iter().collect();
+        let mut take = |fits: &dyn Fn(&Publish) -> bool| {
+            let at = old.iter().position(|(publish, _)| fits(publish))?;
+            Some(old.remove(at).1)
+        };
+        let mut others = Vec::new();
+        for (at, publish) in args.publish.iter().enumerate() {
+            if take(&|old| old == publish).is_none() {
+                others.push((at, publish));
+            }
+        }
+        let (mut ended, mut new) = (Vec::new(), Vec::new());
+        for (at, publish) in others {
+            let wrong = |e: String| settings.wrong_value("publish", at, e);
+            publish.check().map_err(wrong)?;
+            if let Some(address) = take(&|old| old.listen == publish.listen) {
+                ended.push((address, Some(publish.clone())));
+            } else {
+                let port = publish.bind().and_then(|listener| publish.port(listener, args));
+                new.push((publish.clone(), port.map_err(wrong)?));
+            }
+        }
+        ended.extend(old.into_iter().map(|(_, address)| (*address, None)));
+        Ok(Plan { ended, new })
+    }
+
+    pub(super) fn carry_out(&mut self, plan: Plan, args: &GatewayArgs, gateway: &Gateway) {
+        for (address, successor) in plan.ended {
+            self.0.retain(|(_, other)| *other != address);
+            let listener = gateway.unpublish(address);
+            log::info!("published port {address}: closed, and its sessions with it");
+            if let (Some(listener), Some(publish)) = (listener, successor) {
+                match publish.port(listener, args) {
+                    Ok(port) => self.open(publish, port, gateway),
+                    Err(e) => log::error!("published port {address}: {e}"),
+                }
+            }
+        }
+        for (_, address) in &self.0 {
+            gateway.set_port_limits(*address, args.publish_queue_timeout, args.publish_limit);
+        }
+        for (publish, port) in plan.new {
+            self.open(publish, port, gateway);
+        }
+    }
+
+    fn open(&mut self, publish: Publish, port: PublishedPort, gateway: &Gateway) {
+        let listen = publish.listen;
+        match port.local_addr().map(|address| (address, gateway.publish(port))) {
+            Ok((address, Ok(()))) => {
+                let open = (publish, address);
+                announce(&open);
+                self.0.push(open);
+            }
+            Ok((_, Err(e))) => log::error!("published port {listen}: {e}"),
+            Err(e) => log::error!("published port {listen}: {e}"),
+        }
+    }
+}
+
+fn announce((publish, address): &(Publish, SocketAddr)) {
+    let (tunnel, service) = (publish.tunnel.as_str(), &publish.service);
+    log::info!("published port {address}: service {service:?} of tunnel {tunnel:?}");
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use clap::{Arg, Command};
 
-use crate::cli::{AGENT_SETTINGS, SIGNAL_SETTINGS};
+use crate::cli::{AGENT_SETTINGS, GATEWAY_SETTINGS, SIGNAL_SETTINGS};
 use crate::settings::{literal, Names};
 
 /// A file of settings.
@@ -25,7 +25,7 @@ pub(super) struct Table {
     pub(super) example: &'static str,
 }
 
-pub(super) const FILES: [File; 2] = [
+pub(super) const FILES: [File; 3] = [
     File {
         names: &AGENT_SETTINGS,
         about: "the remote-login process of a device",
@@ -54,6 +54,26 @@ pub(super) const FILES: [File; 2] = [
         ],
     },
     File {
+        names: &GATEWAY_SETTINGS,
+        about: "the gateway, to which devices and operators connect",
+        takes_over: "systemctl reload-or-restart aiot-tunnel-gateway",
+        values: Some(
+            "Times are in seconds, or have a unit: 90, \"500ms\", \"5m\", \"1h\". Published ports, \
+             limits, proxies and the log's level change without a restart; the log names what needs \
+             one.",
+        ),
+        tables: &[Table {
+            heading: "Ports",
+            about: "One table for each port of the gateway that leads to a service of a device. \
+                    Whoever reaches the port reaches the service. Without service, it is _SSH. With \
+                    proxy_protocol, a session begins with a header of the PROXY protocol, version 2, \
+                    which tells the service the client's address. All other settings stand above the \
+                    tables.",
+            example: "[[publish]]\nlisten = \"127.0.0.1:2222\"\ntunnel = \"t1\"\nservice = \"_SSH\"\n\
+                      proxy_protocol = false",
+        }],
+    },
+    File {
         names: &SIGNAL_SETTINGS,
         about: "the process that tells the agent what the platform says",
         takes_over: "systemctl restart aiot-tunnel-signal",
@@ -64,9 +84,14 @@ pub(super) const FILES: [File; 2] = [
 
 /// An example for each setting without a default, as TOML.
 const EXAMPLES: &[(&str, &str)] = &[
+    ("access_token_file", "\"/etc/aiot-tunnel/access.token\""),
+    ("api", "\"127.0.0.1:8444\""),
+    ("api_key_file", "\"/etc/aiot-tunnel/api.key\""),
+    ("audit_log", "\"/var/log/aiot-tunnel-gateway/audit.log\""),
     ("bind", "\"eth0\""),
     ("broker", "\"mqtts://mqtt.example\""),
     ("ca", "\"/etc/aiot-tunnel/ca.pem\""),
+    ("cert", "\"/etc/aiot-tunnel/server.pem\""),
     ("client_cert", "\"/etc/aiot-tunnel/client.pem\""),
     ("client_key", "\"/etc/aiot-tunnel/client.key\""),
     ("client_id", "\"device-1\""),
@@ -74,16 +99,32 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("control_socket_owner", "\"1000:1000\""),
     ("device_name", "\"device-1\""),
     ("device_secret_file", "\"/etc/aiot-tunnel/device.secret\""),
+    ("device_token_file", "\"/etc/aiot-tunnel/device.token\""),
+    ("expire", "3600"),
     ("instance", "\"iot-cn-example\""),
+    ("key", "\"/etc/aiot-tunnel/server.key\""),
     ("log_level", "\"info\""),
+    ("notify", "\"mqtts://mqtt.example\""),
+    ("notify_ca", "\"/etc/aiot-tunnel/mqtt-ca.pem\""),
+    ("notify_password_file", "\"/etc/aiot-tunnel/mqtt.password\""),
+    ("notify_user", "\"gateway\""),
     ("on_event", "\"/usr/local/bin/tunnel-event\""),
     ("password_file", "\"/etc/aiot-tunnel/mqtt.password\""),
     ("product_key", "\"a1pk\""),
     ("proxy", "\"http://proxy.example:3128\""),
     ("proxy_auth_file", "\"/etc/aiot-tunnel/proxy.password\""),
+    ("public_url", "\"wss://gw.example:8443\""),
     ("queue_key", "1234"),
     ("queue_owner", "1000"),
+    ("rate_limit", "\"100kbit\""),
     ("region", "\"cn-shanghai\""),
+    ("store", "\"/var/lib/aiot-tunnel-gateway/tunnels.db\""),
+    ("store_ca", "\"/etc/aiot-tunnel/redis-ca.pem\""),
+    ("store_key_file", "\"/etc/aiot-tunnel/store.key\""),
+    ("store_password_file", "\"/etc/aiot-tunnel/redis.password\""),
+    ("trusted_proxy", "\"127.0.0.1\""),
+    ("tunnel", "\"t1\""),
+    ("tunnels", "\"/etc/aiot-tunnel/tunnels.json\""),
     ("username", "\"device-1\""),
 ];
 

@@ -143,12 +143,14 @@ impl fmt::Display for Place<'_> {
 }
 
 /// One setting: its values as texts, each with its origin.
+#[derive(Clone)]
 struct Setting {
     option: String,
     values: Vec<(String, Origin)>,
 }
 
 /// What was set, and where.
+#[derive(Clone)]
 pub(crate) struct Settings {
     names: &'static Names,
     settings: BTreeMap<String, Setting>,
@@ -217,6 +219,11 @@ impl Settings {
                 log::warn!("{name}: there is no such setting; the variable is ignored");
             }
         }
+    }
+
+    /// The options that have other values there.
+    pub(crate) fn changes<'a>(&'a self, other: &'a Settings) -> impl Iterator<Item = &'a str> {
+        self.settings.keys().map(String::as_str).filter(|option| self.differs(other, option))
     }
 
     /// Whether an option has other values there.

@@ -18,6 +18,7 @@ mod audit;
 mod front;
 mod generate;
 mod hostile;
+mod live;
 mod mistakes;
 mod notify;
 mod publish;

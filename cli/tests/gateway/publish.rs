@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 use aiot_tunnel_testkit::certificates::Authority;
 use aiot_tunnel_testkit::folder::Folder;
@@ -52,6 +53,48 @@ fn asks(port: SocketAddr, request: &[u8]) -> Vec<u8> {
     client.read_to_end(&mut answer).unwrap();
     sends.join().unwrap();
     answer
+}
+
+/// What `systemctl restart` does: SIGTERM, SIGKILL after the unit's TimeoutStopSec, and a new start.
+#[test]
+fn a_restart_ends_in_time_and_brings_everything_back_at_the_same_ports() {
+    let unit = include_str!("../../../packaging/aiot-tunnel-gateway.service");
+    let setting = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name));
+    // Without KillMode, systemd signals all processes of the unit. There is one.
+    assert_eq!((setting("KillMode="), setting("KillSignal=")), (None, None));
+    let limit = Duration::from_secs(setting("TimeoutStopSec=").unwrap().parse().unwrap());
+
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let publish = format!("{free}=t1:echo");
+    let mut gateway = Gateway::with(&["--plain", "--publish", &publish]);
+    let tokens = gateway.add("t1");
+    let service = services::echo("echo");
+    let agent = gateway.agent("t1", &tokens.device, &format!("echo={}", service.target()));
+    let (access, local) = gateway.access("t1", &tokens.access, "echo");
+    let mut clients = [connect(free), connect(local)];
+    for client in &mut clients {
+        echoes(client, "before");
+    }
+    // Others connect and say nothing, or begin a handshake.
+    let _silent = [connect(gateway.address), connect(gateway.api), connect(free)];
+    let mut half = connect(gateway.address);
+    half.write_all(b"GET /tunnel/t1/dest HTTP/1.1\r\n").unwrap();
+
+    gateway.program.process.terminate();
+    wait::until_within("the end of the gateway", limit, || gateway.program.process.has_ended());
+    clients.into_iter().for_each(is_reset);
+    gateway.restart();
+    for port in [free, local] {
+        wait::until("sessions are there again", || {
+            let mut client = connect(port);
+            let mut back = [0; 5];
+            client.write_all(b"after").is_ok() && client.read_exact(&mut back).is_ok()
+        });
+    }
+    // Both ends were told, and came back by themselves.
+    for program in [&agent, &access] {
+        program.expect_log("the peer closed the connection with code 1001");
+    }
 }
 
 #[test]

@@ -137,6 +137,15 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         }
     }
 
+    /// Replaces the limits. What is there stays, even if it is more than there may be now.
+    pub fn set_limits(&mut self, limits: TunnelLimits) {
+        if self.limits.rate != limits.rate {
+            self.to_device = Bucket::new(limits.rate);
+            self.to_access = Bucket::new(limits.rate);
+        }
+        self.limits = limits;
+    }
+
     /// Whether the tunnel has no connection, not even one in its closing handshake.
     pub fn is_empty(&self) -> bool {
         self.members().next().is_none()

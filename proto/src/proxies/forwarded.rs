@@ -1,7 +1,7 @@
 //! `X-Forwarded-For`: each proxy appends the address from which it was asked. So what trusted proxies
 //! have written stands on the right, and what stands on the left may be anybody's invention.
 
-use std::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 
 use super::{ClientAddress, Proxies};
 

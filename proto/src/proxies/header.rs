@@ -1,8 +1,8 @@
 //! The header of the PROXY protocol, versions 1 and 2, in front of a connection.
 //! <https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt>
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// Longest header, in bytes. The addresses need 52; more is what a proxy tells of TLS.

@@ -7,8 +7,8 @@ mod forwarded;
 mod header;
 mod subnet;
 
+use core::net::{IpAddr, SocketAddr};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 
 pub use forwarded::{forwarded_for, Forwarded};
 pub use header::{header, looks_like_header, HeaderReader, Source, WrongHeader, MAX_HEADER};

@@ -1,7 +1,7 @@
 //! Networks, as options and files name them.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// An address, or a network: `192.0.2.1`, `10.0.0.0/8`, `2001:db8::/32`. An IPv4 address in the form of

@@ -7,6 +7,7 @@
 //! From the bottom up: [`frame`] and [`websocket`] read and write bytes. [`handshake`] opens a
 //! WebSocket. [`connection`] is an open WebSocket. [`session`] holds the byte streams inside it.
 //! [`relay`] moves their bytes. [`device`], [`access`] and [`gateway`] are the three parties.
+//! [`proxies`] finds the address of a client that comes through a proxy.
 //!
 //! The package is internal to the project. Its interface may change with any version.
 
@@ -23,6 +24,7 @@ pub mod handshake;
 mod log_limiter;
 pub mod observer;
 mod progress;
+pub mod proxies;
 pub mod relay;
 mod schedule;
 pub mod session;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aiot_tunnel_models::{
-    access, frame, gateway, handshake, of_bytes, relay, simulator, websocket, Sequence,
+    access, frame, gateway, handshake, of_bytes, proxies, relay, simulator, websocket, Sequence,
 };
 
 fn relay_life(bytes: &[u8]) {
@@ -31,7 +31,7 @@ fn gateway_handshake(bytes: &[u8]) {
 }
 
 type Property = fn(&[u8]);
-const TARGETS: [(&str, Property); 8] = [
+const TARGETS: [(&str, Property); 9] = [
     ("frame", frame::check),
     ("websocket", websocket::check),
     ("answer", handshake::answer),
@@ -40,6 +40,7 @@ const TARGETS: [(&str, Property); 8] = [
     ("gateway_frames", gateway_life),
     ("access", access_life),
     ("streams", streams),
+    ("proxies", proxies::check),
 ];
 const OF_THE_LIBRARY: [&str; 2] = ["ipc_message", "c_options"];
 

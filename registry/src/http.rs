@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::proxies::{
+    forwarded_for, looks_like_header, ClientAddress, HeaderReader, Proxies, Source,
+};
+use aiot_tunnel_proto::LogLimiter;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +27,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use openssl::pkey::PKey;
 use openssl::ssl::{Ssl, SslAcceptor, SslMethod, SslOptions};
 use openssl::x509::X509;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -95,12 +99,20 @@ impl Tls {
     }
 }
 
+/// The proxies in front of the API's listener. New ones are for new connections.
+pub type SharedProxies = Arc<RwLock<Proxies>>;
+
 /// Binds the address and serves the API on threads of its own, until the process ends. Returns the
 /// address, whose port may have been 0.
 ///
 /// # Errors
 /// The address cannot be bound, or no thread can be created.
-pub fn serve(api: Arc<Api>, address: SocketAddr, tls: Tls) -> Result<SocketAddr> {
+pub fn serve(
+    api: Arc<Api>,
+    address: SocketAddr,
+    tls: Tls,
+    proxies: SharedProxies,
+) -> Result<SocketAddr> {
     let failed = |e: io::Error| Error::Invalid(format!("listen on {address} for the API: {e}"));
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
@@ -112,7 +124,14 @@ pub fn serve(api: Arc<Api>, address: SocketAddr, tls: Tls) -> Result<SocketAddr>
         .thread_stack_size(STACK)
         .build()
         .map_err(failed)?;
-    let server = Arc::new(Server { api, tls, clients: Mutex::default(), left: Notify::new() });
+    let server = Arc::new(Server {
+        api,
+        tls,
+        proxies,
+        limiter: Mutex::default(),
+        clients: Mutex::default(),
+        left: Notify::new(),
+    });
     let listener = {
         let _inside = runtime.enter();
         TcpListener::from_std(listener).map_err(failed)?
@@ -130,6 +149,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Server {
     api: Arc<Api>,
     tls: Tls,
+    proxies: SharedProxies,
+    /// Of lines that any client can cause.
+    limiter: Mutex<LogLimiter>,
     clients: Mutex<Clients>,
     /// One of them has left.
     left: Notify,
@@ -173,7 +195,7 @@ impl Server {
                 Ok((tcp, from)) => {
                     let place = self.place().await;
                     let number = place.number;
-                    let client = tokio::spawn(self.clone().serve(tcp, from.ip(), place));
+                    let client = tokio::spawn(self.clone().serve(tcp, from.into(), place));
                     // It runs when this task waits, so it is not known yet.
                     lock(&self.clients).strangers.insert(number, client.abort_handle());
                 }
@@ -203,29 +225,99 @@ impl Server {
         }
     }
 
-    async fn serve(self: Arc<Self>, tcp: TcpStream, from: IpAddr, place: Place) {
-        let tls = lock(&self.tls.0).clone();
-        let outcome = match tls {
-            None => tcp.set_nodelay(true).map(|()| Stream::Plain(tcp)),
-            Some(acceptor) => {
-                secured(&acceptor, tcp).await.map(|stream| Stream::Tls(stream.into()))
-            }
-        };
-        let outcome = match outcome {
-            Ok(Stream::Plain(stream)) => self.converse(stream, from, &place).await,
-            Ok(Stream::Tls(stream)) => self.converse(stream, from, &place).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = outcome {
+    async fn serve(self: Arc<Self>, tcp: TcpStream, from: ClientAddress, place: Place) {
+        if let Err(e) = self.serve_client(tcp, from, &place).await {
             log::debug!("api: {from}: {e}");
         }
     }
 
-    async fn converse<S>(self: &Arc<Self>, stream: S, from: IpAddr, place: &Place) -> io::Result<()>
+    async fn serve_client(
+        self: &Arc<Self>,
+        mut tcp: TcpStream,
+        from: ClientAddress,
+        place: &Place,
+    ) -> io::Result<()> {
+        tcp.set_nodelay(true)?;
+        let tls = lock(&self.tls.0).clone();
+        let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self.client_of_connection(&mut tcp, from, &proxies);
+        let (from, vouches) = timeout(TIMEOUT, client).await??;
+        match tls {
+            // What passes on TLS has not read the request, and vouches for nothing in it.
+            Some(acceptor) => {
+                let stream = secured(&acceptor, tcp).await?;
+                self.converse(stream, (from, None), place).await
+            }
+            None => self.converse(tcp, (from, Some(&proxies).filter(|_| vouches)), place).await,
+        }
+    }
+
+    /// The client of a connection, by its header of the PROXY protocol if there must be one, and whether
+    /// `X-Forwarded-For` may count. It may not if the proxy does not know who has written the request.
+    async fn client_of_connection(
+        &self,
+        tcp: &mut TcpStream,
+        from: ClientAddress,
+        proxies: &Proxies,
+    ) -> io::Result<(ClientAddress, bool)> {
+        if !proxies.send_header() {
+            return Ok((from, true));
+        }
+        let refused = || io::Error::other("refused");
+        if !proxies.trusts(from.ip) {
+            let mut first = [0; 16];
+            let length = tcp.peek(&mut first).await?;
+            if looks_like_header(&first[..length]) {
+                self.complain(format_args!(
+                    "{from}: refused: it sends a header of the PROXY protocol and is not a trusted proxy"
+                ));
+                return Err(refused());
+            }
+            return Ok((from, true));
+        }
+        let mut reader = HeaderReader::default();
+        loop {
+            let length = match tcp.read(reader.space()).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => length,
+            };
+            match reader.received(length) {
+                Ok(None) => {}
+                Ok(Some(Source::Client(client))) => return Ok((client.into(), true)),
+                Ok(Some(Source::Local)) => return Ok((from, true)),
+                Ok(Some(Source::Unknown)) => return Ok((from, false)),
+                Err(wrong) => {
+                    self.complain(format_args!("{from}: the trusted proxy is refused: {wrong}"));
+                    return Err(refused());
+                }
+            }
+        }
+    }
+
+    /// Logs what any client can cause as often as it likes.
+    fn complain(&self, what: std::fmt::Arguments<'_>) {
+        let now = Instant::now();
+        let mut limiter = lock(&self.limiter);
+        if let Some(count) = limiter.tick(now) {
+            log::warn!("api: {count} more such lines were left out");
+        }
+        if limiter.permits(now) {
+            log::warn!("api: {what}");
+        }
+    }
+
+    async fn converse<S>(
+        self: &Arc<Self>,
+        stream: S,
+        (from, proxies): (ClientAddress, Option<&Proxies>),
+        place: &Place,
+    ) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let service = service_fn(|request| async move {
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let from =
+                proxies.map_or(from, |proxies| client_of_request(from, request.headers(), proxies));
             Ok::<_, Infallible>(response(self.respond(request, from, place).await))
         });
         let connection = http1::Builder::new()
@@ -241,7 +333,12 @@ impl Server {
         timeout(LIFE, connection).await?.map_err(io::Error::other)
     }
 
-    async fn respond(&self, request: Request<Incoming>, from: IpAddr, place: &Place) -> Answer {
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        from: ClientAddress,
+        place: &Place,
+    ) -> Answer {
         let (parts, mut body) = request.into_parts();
         let head = head(&parts, from);
         let refusal = match self.api.turn(&head) {
@@ -283,25 +380,33 @@ impl Server {
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<SslStream<TcpStream>>),
+/// The client of a request that came from `from`.
+fn client_of_request(from: ClientAddress, headers: &HeaderMap, proxies: &Proxies) -> ClientAddress {
+    let values = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
+    let found = forwarded_for(from, values, proxies);
+    if let Some(entry) = found.malformed {
+        let entry = String::from_utf8_lossy(&entry[..entry.len().min(80)]);
+        log::debug!(
+            "api: {from}: X-Forwarded-For: {entry:?} is not an address; {} counts",
+            found.client
+        );
+    }
+    found.client
 }
 
 async fn secured(acceptor: &SslAcceptor, tcp: TcpStream) -> io::Result<SslStream<TcpStream>> {
-    tcp.set_nodelay(true)?;
     let mut stream = SslStream::new(Ssl::new(acceptor.context())?, tcp)?;
     timeout(TIMEOUT, Pin::new(&mut stream).accept()).await?.map_err(io::Error::other)?;
     Ok(stream)
 }
 
-fn head(parts: &hyper::http::request::Parts, from: IpAddr) -> Head<'_> {
+fn head(parts: &hyper::http::request::Parts, from: ClientAddress) -> Head<'_> {
     Head {
         method: parts.method.as_str(),
         path: parts.uri.path(),
         authorization: the_only(&parts.headers, AUTHORIZATION),
         content_type: the_only(&parts.headers, CONTENT_TYPE),
-        from,
+        from: from.ip,
     }
 }
 

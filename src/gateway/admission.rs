@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aiot_tunnel_proto::proxies::ClientAddress;
 use parking_lot::Mutex;
 
+use super::front::Client;
 use crate::sys::Waker;
 
 /// A pool of permits. It counts the permits that are taken.
@@ -235,6 +237,15 @@ impl<C> Places<C> {
         self.free(number)
     }
 
+    /// The client of a handshake is one of this network: a proxy has told so, and the proxy's network has
+    /// no part in it.
+    pub(super) fn is_of(&mut self, number: u64, network: Network) {
+        let Some((before, _)) = self.running.get_mut(&number) else { return };
+        let proxy = std::mem::replace(before, network);
+        self.note(proxy, |known| (known.running, known.served) = (known.running - 1, 0));
+        self.note(network, |known| (known.running, known.served) = (known.running + 1, number + 1));
+    }
+
     fn take(&mut self, index: usize) -> Option<(Network, C)> {
         let (network, client) = self.waiting.remove(index)?;
         self.note(network, |known| known.waiting -= 1);
@@ -274,9 +285,6 @@ impl<C> Places<C> {
     }
 }
 
-/// A client that was accepted.
-pub(super) type Client = (TcpStream, SocketAddr);
-
 /// The handshakes in progress and the clients that wait for their places.
 pub(super) struct Handshakes {
     limit: usize,
@@ -287,8 +295,8 @@ pub(super) struct Handshakes {
 
 struct State {
     places: Places<Client>,
-    /// The connections of the handshakes, to cut them off.
-    sockets: HashMap<u64, TcpStream>,
+    /// The connections of the handshakes, to cut them off, and their clients.
+    sockets: HashMap<u64, (TcpStream, ClientAddress)>,
     /// The number of handshake threads. It includes those that were cut off and have not ended yet.
     threads: usize,
 }
@@ -302,8 +310,8 @@ pub(super) struct Handshake {
 /// What the accept thread has to do.
 pub(super) enum Next {
     Begin(Handshake, Client),
-    /// A handshake of this address was cut off.
-    CutOff(IpAddr),
+    /// A handshake of this client was cut off.
+    CutOff(ClientAddress),
     /// Ask again at this time, or when [`freed`](Handshakes::freed) is woken.
     Wait(Option<Instant>),
 }
@@ -317,11 +325,11 @@ impl Handshakes {
 
     /// Adds a client. At most `most` may wait. Returns the address of a client that was dropped
     /// because there were more.
-    pub(super) fn add(&self, client: Client, most: usize) -> Option<SocketAddr> {
-        let network = Network::of(client.1.ip());
+    pub(super) fn add(&self, client: Client, most: usize) -> Option<ClientAddress> {
+        let network = Network::of(client.address.ip);
         let places = &mut self.state.lock().places;
         places.most_waiting = most;
-        places.add(network, client).map(|(_, address)| address)
+        places.add(network, client).map(|client| client.address)
     }
 
     /// Drops a waiting client, to free its descriptor. Returns false if nobody waits.
@@ -352,13 +360,13 @@ impl Handshakes {
                 state.threads += 1;
                 // Frees the place if there is no descriptor.
                 let handshake = Handshake { of: self.clone(), number };
-                let mut socket = client.0.try_clone();
+                let mut socket = client.tcp.try_clone();
                 // Whose turn it is needs a descriptor more than those who wait.
                 if socket.is_err() && state.places.drop_one().is_some() {
-                    socket = client.0.try_clone();
+                    socket = client.tcp.try_clone();
                 }
                 match socket {
-                    Ok(socket) => state.sockets.insert(number, socket),
+                    Ok(socket) => state.sockets.insert(number, (socket, client.address)),
                     Err(e) => {
                         drop(state);
                         return Err(e);
@@ -367,10 +375,9 @@ impl Handshakes {
                 Next::Begin(handshake, client)
             }
             Turn::CutOff(number) => match state.sockets.remove(&number) {
-                Some(socket) => {
-                    let address = socket.peer_addr().map(|address| address.ip());
+                Some((socket, address)) => {
                     let _ = socket.shutdown(Shutdown::Both);
-                    Next::CutOff(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+                    Next::CutOff(address)
                 }
                 None => Next::Wait(Some(now)),
             },
@@ -380,6 +387,15 @@ impl Handshakes {
 }
 
 impl Handshake {
+    /// A proxy has told whose handshake it is.
+    pub(super) fn is_of(&self, client: ClientAddress) {
+        let mut state = self.of.state.lock();
+        state.places.is_of(self.number, Network::of(client.ip));
+        if let Some((_, address)) = state.sockets.get_mut(&self.number) {
+            *address = client;
+        }
+    }
+
     /// Frees the place of a successful handshake, so that it is no longer cut off. Returns false if it
     /// already was.
     pub(super) fn succeeds(&self) -> bool {
@@ -405,6 +421,8 @@ impl Drop for Handshake {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn network(last: u16) -> Network {
@@ -582,6 +600,35 @@ mod tests {
         assert!(client == 2 && places.free(number));
         // Network 2 has waited longer, but 1 has shown a token.
         assert_eq!(turn(&mut places).1, 1);
+    }
+
+    #[test]
+    fn a_proxy_has_no_part_in_the_handshakes_of_its_clients() {
+        let now = Instant::now();
+        let (proxy, client, other) = (network(1), network(2), network(3));
+        let mut places = Places::new(2);
+        for (network, number) in [(proxy, 0), (other, 1)] {
+            assert_eq!(places.add(network, number), None);
+            assert!(matches!(places.turn(now), Turn::Begin(..)));
+        }
+        places.is_of(0, client);
+        assert_eq!(places.known(proxy.smallest()).running, 0);
+        assert_eq!(places.known(proxy.smallest()).served, 0);
+        assert_eq!(places.known(client.smallest()).running, 1);
+        // So its next client comes before those of networks that have a place.
+        assert_eq!(
+            (places.add(other, 2), places.add(client, 3), places.add(proxy, 4)),
+            (None, None, None)
+        );
+        assert!(places.free(1));
+        assert_eq!(places.turn(now), Turn::Begin(2, 4));
+        assert!(places.free(0) && places.free(2));
+        for group in [proxy, client, other] {
+            assert_eq!(places.known(group.smallest()).running, 0);
+        }
+        // One that was cut off stays so.
+        places.is_of(0, client);
+        assert_eq!(places.known(client.smallest()).running, 0);
     }
 
     #[test]

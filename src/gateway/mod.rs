@@ -19,6 +19,7 @@
 mod activity;
 mod admission;
 mod audit;
+mod front;
 mod hub;
 mod log;
 mod published;
@@ -52,6 +53,7 @@ use published::Publisher;
 use server::{check_id, check_not_empty, descriptors, Shared};
 
 pub use activity::{Activity, Peer};
+pub use aiot_tunnel_proto::proxies::{Proxies, Subnet};
 pub use audit::{AuditEvent, Refusal, Way};
 pub use published::PublishedPort;
 pub use tokens::{TokenDigest, TokenKey};
@@ -234,6 +236,7 @@ pub struct GatewayBuilder {
     published: Vec<PublishedPort>,
     audit: Audit,
     token_key: TokenKey,
+    proxies: Proxies,
     settings: Settings,
 }
 
@@ -313,6 +316,18 @@ impl GatewayBuilder {
     /// [`StoredTunnel`]s keeps the key, too.
     pub fn token_key(mut self, key: TokenKey) -> Self {
         self.token_key = key;
+        self
+    }
+
+    /// Sets the proxies in front of the gateway; default none. From a trusted one, the gateway takes over
+    /// the address of the client, which then appears in the log, in the audit and in [`Activity`], and
+    /// counts for the limits:
+    ///
+    /// - With [`send_header`](Proxies::send_header), a connection of theirs must begin with a header of
+    ///   the PROXY protocol, version 1 or 2. A connection of anybody else that does is refused.
+    /// - Without TLS, the client is the last address in `X-Forwarded-For` that is not a trusted proxy's.
+    pub fn proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
         self
     }
 
@@ -426,6 +441,7 @@ impl GatewayBuilder {
         let shared = Shared {
             tls: Mutex::new(self.tls),
             settings: self.settings,
+            proxies: Mutex::new(Arc::new(self.proxies)),
             token_key: self.token_key,
             registry: Mutex::default(),
             stop: Arc::new(stop),
@@ -496,6 +512,7 @@ impl Gateway {
             published: Vec::new(),
             audit: Audit::default(),
             token_key: TokenKey::random(),
+            proxies: Proxies::default(),
             settings,
         }
     }
@@ -568,6 +585,11 @@ impl Gateway {
     pub fn set_legacy_tls_pem(&self, chain: &[u8], key: &[u8]) -> Result<()> {
         *self.shared.tls.lock() = Some(acceptor(chain, key, LEGACY_CIPHERS)?);
         Ok(())
+    }
+
+    /// Replaces the proxies, as [`GatewayBuilder::proxies`] takes them, for connections from now on.
+    pub fn set_proxies(&self, proxies: Proxies) {
+        *self.shared.proxies.lock() = Arc::new(proxies);
     }
 
     /// Replaces the token of one side. Handshakes from now on need the new one; connections that

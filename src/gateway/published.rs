@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use aiot_tunnel_proto::connection::{Connection, Upkeep};
 use aiot_tunnel_proto::frame::Extensions;
 use aiot_tunnel_proto::gateway;
 use aiot_tunnel_proto::observer::{Event, Observer};
+use aiot_tunnel_proto::proxies;
 use aiot_tunnel_proto::relay::RelayLimits;
 use aiot_tunnel_proto::session::{Lingering, LocalStream, SessionLimits, WindowLimits};
 use aiot_tunnel_proto::websocket::Role;
@@ -233,31 +234,6 @@ impl AsFd for Client {
     }
 }
 
-/// The header of the PROXY protocol, version 2: a TCP connection from `client` to `port`.
-fn proxy_header(client: SocketAddr, port: SocketAddr) -> Vec<u8> {
-    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-    /// Version 2, command PROXY.
-    const COMMAND: u8 = 0x21;
-    const TCP_OVER_IPV4: u8 = 0x11;
-    const TCP_OVER_IPV6: u8 = 0x21;
-    let (family, addresses) = match (client.ip().to_canonical(), port.ip().to_canonical()) {
-        (IpAddr::V4(client), IpAddr::V4(port)) => {
-            (TCP_OVER_IPV4, [client.octets(), port.octets()].concat())
-        }
-        (client, port) => {
-            let octets = |ip| match ip {
-                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                IpAddr::V6(ip) => ip.octets(),
-            };
-            (TCP_OVER_IPV6, [octets(client), octets(port)].concat())
-        }
-    };
-    let ports = [client.port().to_be_bytes(), port.port().to_be_bytes()].concat();
-    // At most 36.
-    let length = (addresses.len() + ports.len()) as u16;
-    [SIGNATURE, &[COMMAND, family], &length.to_be_bytes(), &addresses, &ports].concat()
-}
-
 /// The failures of sessions stand in the hub's log, with the client's address.
 struct Quiet;
 
@@ -456,7 +432,7 @@ impl Publisher {
             .map_err(|e| (Refusal::Other, e.to_string()))?;
         let socket = LocalSocket::Tcp(tcp);
         socket.keep_alive(Some(KEEPALIVE));
-        let header = if self.port.proxy_protocol { proxy_header(from, to) } else { Vec::new() };
+        let header = if self.port.proxy_protocol { proxies::header(from, to) } else { Vec::new() };
         self.connect()?;
         let origin = Origin {
             address: from,
@@ -555,26 +531,5 @@ impl Publisher {
                 relay.close_gently("idle", now);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_header_is_that_of_the_proxy_protocols_specification() {
-        let header =
-            |client: &str, port: &str| proxy_header(client.parse().unwrap(), port.parse().unwrap());
-        let signature = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
-        let v4 = header("192.0.2.1:258", "[::ffff:192.0.2.2]:22");
-        assert_eq!(v4[..12], signature);
-        assert_eq!(v4[12..], [0x21, 0x11, 0, 12, 192, 0, 2, 1, 192, 0, 2, 2, 1, 2, 0, 22]);
-        let v6 = header("[2001:db8::1]:258", "[2001:db8::2]:22");
-        assert_eq!(v6[12..16], [0x21, 0x21, 0, 36]);
-        assert_eq!(v6.len(), 16 + 36);
-        assert_eq!(v6[16..20], [0x20, 0x01, 0x0d, 0xb8]);
-        assert_eq!((v6[31], v6[47]), (1, 2));
-        assert_eq!(v6[48..], [1, 2, 0, 22]);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use aiot_tunnel_proto::connection::Connection;
 use aiot_tunnel_proto::gateway::{self, Tunnel};
 use aiot_tunnel_proto::handshake::server::{expired, refusal, Opening};
 use aiot_tunnel_proto::handshake::StatusCode;
+use aiot_tunnel_proto::proxies::{Proxies, Source};
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{LogLimiter, Side};
 use crossbeam_channel::{Receiver, Sender};
@@ -21,8 +22,9 @@ use openssl::ssl::SslAcceptor;
 use parking_lot::Mutex;
 
 use super::activity::{Activity, Record};
-use super::admission::{Client, Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING};
+use super::admission::{Handshake, Handshakes, Next, Permit, Permits, MAX_WAITING};
 use super::audit::{Audit, AuditEvent, Refusal, Way};
+use super::front::{client_of_request, has_header, read_header, Client, Header, NoHeader};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
 use super::published::Origins;
@@ -154,6 +156,8 @@ impl Entry {
 pub(super) struct Shared {
     pub(super) tls: Mutex<Option<SslAcceptor>>,
     pub(super) settings: Settings,
+    /// The proxies in front of the listener.
+    pub(super) proxies: Mutex<Arc<Proxies>>,
     pub(super) token_key: TokenKey,
     pub(super) registry: Mutex<Registry>,
     /// Woken once, to stop the gateway. Never reset.
@@ -282,14 +286,13 @@ impl Shared {
             }
             let accepted = listener.accept();
             match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
-                Ok(client) => {
+                Ok((tcp, from)) => {
                     // The kernel gives the smallest free number, so a large one says that few are left.
-                    let is_near =
-                        client.0.as_raw_fd() as usize >= self.descriptors - self.reserve();
-                    let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
-                    let most = most_waiting(self.descriptors, taken, handshakes);
-                    if let Some(address) = self.handshakes.add(client, most) {
-                        self.complain(format_args!("{address}: dropped: too many clients wait"));
+                    let is_near = tcp.as_raw_fd() as usize >= self.descriptors - self.reserve();
+                    let address = from.into();
+                    let header = Header::of(address, &self.proxies());
+                    if !self.admit(Client { tcp, address, header }) {
+                        // One was dropped, which has freed a descriptor.
                     } else if is_near {
                         self.handshakes.drop_one_of_several();
                     }
@@ -311,14 +314,29 @@ impl Shared {
         }
     }
 
+    pub(super) fn proxies(&self) -> Arc<Proxies> {
+        self.proxies.lock().clone()
+    }
+
+    /// Lets a client wait for a place. Returns whether nobody had to be dropped for it.
+    fn admit(&self, client: Client) -> bool {
+        let (taken, handshakes) = (self.connections.taken(), self.settings.handshakes);
+        let most = most_waiting(self.descriptors, taken, handshakes);
+        let dropped = self.handshakes.add(client, most);
+        if let Some(address) = dropped {
+            self.complain(format_args!("{address}: dropped: too many clients wait"));
+        }
+        dropped.is_none()
+    }
+
     /// Begins the handshakes for which there are places. Returns when to call this again.
     fn begin_handshakes(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Option<Instant> {
         let now = Instant::now();
         loop {
             match self.handshakes.next(now) {
                 Ok(Next::Begin(handshake, client)) => threads.extend(self.begin(handshake, client)),
-                Ok(Next::CutOff(ip)) => self.complain(format_args!(
-                    "{ip}: a handshake is cut off: it takes too long, and others wait"
+                Ok(Next::CutOff(address)) => self.complain(format_args!(
+                    "{address}: a handshake is cut off: it takes too long, and others wait"
                 )),
                 Ok(Next::Wait(until)) => return until,
                 Err(e) => self.complain(format_args!("begin a handshake: {e}")),
@@ -327,11 +345,20 @@ impl Shared {
     }
 
     fn begin(self: &Arc<Self>, handshake: Handshake, client: Client) -> Option<JoinHandle<()>> {
-        let (stream, address) = client;
         let shared = self.clone();
         let run = move || {
-            if let Err(e) = shared.handshake(stream, address, &handshake) {
-                shared.complain(format_args!("{address}: handshake: {e}"));
+            let (address, header) = (client.address, client.header);
+            let failed = match header {
+                Header::Awaited => shared.read_header(client, &handshake),
+                _ => shared.handshake(client, &handshake),
+            };
+            match failed {
+                Ok(()) => {}
+                // A proxy looks whether the gateway is there, as often as it likes.
+                Err(e) if header == Header::Local => {
+                    log::debug!(target: TARGET, "{address}: handshake: {e}");
+                }
+                Err(e) => shared.complain(format_args!("{address}: handshake: {e}")),
             }
         };
         let thread = sys::spawn(thread::Builder::new().name("gateway-shake".into()), run);
@@ -341,14 +368,45 @@ impl Shared {
         thread.ok()
     }
 
-    fn handshake(
-        self: &Arc<Self>,
-        tcp: TcpStream,
-        address: SocketAddr,
-        handshake: &Handshake,
-    ) -> io::Result<()> {
+    /// Reads what a proxy tells in front of a connection. Then the client waits for a place of its own,
+    /// so that the proxy's other clients do not count as its neighbours.
+    fn read_header(&self, client: Client, handshake: &Handshake) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.handshake_timeout;
         let wait = UntilStopped { stop: &self.stop, lookups: None };
+        let Client { tcp, address: proxy, .. } = client;
+        let (address, header) = match read_header(&tcp, &wait, deadline) {
+            Ok(Source::Client(client)) => (client.into(), Header::Read),
+            Ok(Source::Unknown) => (proxy, Header::Unknown),
+            Ok(Source::Local) => (proxy, Header::Local),
+            Err(NoHeader::Nothing) => {
+                log::debug!(target: TARGET, "{proxy}: it closed the connection before its first byte");
+                return Ok(());
+            }
+            Err(NoHeader::Wrong(why)) => {
+                self.complain(format_args!("{proxy}: the trusted proxy is refused: {why}"));
+                return Ok(());
+            }
+            Err(NoHeader::Io(e)) => {
+                let what = "read the header of the PROXY protocol from a trusted proxy";
+                return Err(io::Error::new(e.kind(), format!("{what}: {e}")));
+            }
+        };
+        if handshake.succeeds() {
+            self.admit(Client { tcp, address, header });
+        }
+        Ok(())
+    }
+
+    fn handshake(self: &Arc<Self>, client: Client, handshake: &Handshake) -> io::Result<()> {
+        let deadline = Instant::now() + self.settings.handshake_timeout;
+        let wait = UntilStopped { stop: &self.stop, lookups: None };
+        let Client { tcp, mut address, header } = client;
+        if header == Header::Refused && has_header(&tcp, &wait, deadline)? {
+            self.complain(format_args!(
+                "{address}: refused: it sends a header of the PROXY protocol and is not a trusted proxy"
+            ));
+            return Ok(());
+        }
         let tls = self.tls.lock().clone();
         let mut stream = accept::secure(tcp, tls.as_ref(), &wait, deadline)?;
         let refuse = |stream, status| accept::refuse(stream, &refusal(status), &wait, deadline);
@@ -361,6 +419,15 @@ impl Shared {
             }
             Err(e) => return Err(e),
         };
+        // What has not read the request vouches for nothing in it: what passes on TLS, and a proxy that
+        // does not know its client.
+        if tls.is_none() && header != Header::Unknown {
+            let client = client_of_request(address, &request.head, &self.proxies());
+            if client != address {
+                handshake.is_of(client);
+                address = client;
+            }
+        }
         let opening = match Opening::parse(&request.head) {
             Ok(opening) => opening,
             Err(status) => {

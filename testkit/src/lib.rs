@@ -16,6 +16,7 @@ pub mod faults;
 pub mod folder;
 pub mod frame;
 pub mod gateways;
+pub mod haproxy;
 pub mod kills;
 pub mod link;
 pub mod logs;

@@ -1,16 +1,27 @@
 //! Socket options and readiness, for fixtures that control a socket exactly. No protocol here.
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{bind, connect, socket_with, AddressFamily, SocketFlags, SocketType};
 
 /// Makes the close of a connection reset it: what it has not sent yet is dropped.
 pub fn reset_on_close(stream: &TcpStream) {
     set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+}
+
+/// Connects from one of this machine's addresses, such as `127.0.0.2`.
+pub fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let SocketAddr::V4(to) = to else { panic!("not an IPv4 address: {to}") };
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.unwrap();
+    bind(&socket, &SocketAddrV4::new(source, 0)).unwrap();
+    connect(&socket, &to).unwrap();
+    TcpStream::from(socket)
 }
 
 /// One descriptor to wait for. Without any interest a hang-up still ends the wait: [`ready`] leaves

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aiot_tunnel::gateway::Subnet;
 use aiot_tunnel::TunnelId;
 use aiot_tunnel_registry::PublicUrl;
 use clap::Args;
@@ -40,6 +41,14 @@ Examples:
   Publish the SSH server of a device on a port of this machine; then `ssh -p 2222 localhost`:
     aiot-tunnel gateway --cert server.pem --key server.key --tunnels tunnels.json \\
         --publish 127.0.0.1:2222=t1:_SSH
+
+  Serve without TLS behind a proxy on this machine, which has the certificate and tells the
+  clients' addresses in X-Forwarded-For:
+    aiot-tunnel gateway --plain --tunnels tunnels.json --trusted-proxy 127.0.0.1
+
+  Serve TLS behind a balancer that sends the PROXY protocol:
+    aiot-tunnel gateway --listen 10.0.0.9:8443 --cert server.pem --key server.key \\
+        --tunnels tunnels.json --trusted-proxy 10.0.0.0/24 --proxy-protocol
 
   Serve one tunnel for an hour, on this machine and without TLS:
     aiot-tunnel gateway --plain --tunnel t1 --expire 3600 \\
@@ -244,6 +253,35 @@ pub(crate) struct GatewayArgs {
         help_heading = "Messages to devices"
     )]
     pub(crate) notify_password_file: Option<PathBuf>,
+
+    /// Proxy in front of the gateway or its API, or a network of proxies: ADDRESS[/BITS], such as
+    /// 127.0.0.1 or 10.0.0.0/8. What it tells of a client's address counts; of others it does not.
+    /// Without TLS, that is X-Forwarded-For. May be repeated
+    #[arg(long, value_name = "ADDRESS[/BITS]", help_heading = "Behind proxies")]
+    pub(crate) trusted_proxy: Vec<Subnet>,
+    /// Expect a header of the PROXY protocol, version 1 or 2, at the beginning of each connection
+    /// from a trusted proxy. Other clients must not send one
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        help_heading = "Behind proxies"
+    )]
+    pub(crate) proxy_protocol: bool,
+    /// The same for connections to the HTTP API
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        help_heading = "Behind proxies"
+    )]
+    pub(crate) api_proxy_protocol: bool,
 
     /// Sessions that one tunnel may have at once
     #[arg(

@@ -9,10 +9,10 @@ pub(crate) mod store;
 mod watch;
 
 use std::sync::mpsc::{self, Sender};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::thread;
 
-use aiot_tunnel::gateway::{Gateway, GatewayBuilder};
+use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
 use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry};
 use sd_notify::NotifyState;
@@ -61,7 +61,8 @@ impl Start {
             .connection_limit(args.connection_limit)
             .handshake_limit(args.handshake_limit)
             .access_limit(args.access_limit)
-            .rate_limit(args.rate_limit);
+            .rate_limit(args.rate_limit)
+            .proxies(Proxies::new(args.trusted_proxy.clone(), args.proxy_protocol));
         let certificate = Certificate::of(args);
         check_flags(args, settings)?;
         let api_tls = http::Tls::off();
@@ -136,7 +137,9 @@ impl Start {
         let mut api_tls = None;
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
-            let address = http::serve(api, address, tls.clone())?;
+            let proxies = Proxies::new(args.trusted_proxy.clone(), args.api_proxy_protocol);
+            let proxies = Arc::new(RwLock::new(proxies));
+            let address = http::serve(api, address, tls.clone(), proxies)?;
             log::info!("the API listens on {address}");
             api_tls = args.api_tls.then_some(tls);
         }
@@ -174,6 +177,17 @@ fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         ("legacy-tls", args.legacy_tls && !has_certificate, "needs --cert and --key"),
         ("api-tls", args.api_tls && !has_certificate, "needs --cert and --key"),
         ("api-tls", args.api_tls && args.api.is_none(), "needs --api"),
+        (
+            "proxy-protocol",
+            args.proxy_protocol && args.trusted_proxy.is_empty(),
+            "needs --trusted-proxy: nobody else may say where a connection comes from",
+        ),
+        (
+            "api-proxy-protocol",
+            args.api_proxy_protocol && args.trusted_proxy.is_empty(),
+            "needs --trusted-proxy: nobody else may say where a connection comes from",
+        ),
+        ("api-proxy-protocol", args.api_proxy_protocol && args.api.is_none(), "needs --api"),
     ] {
         if is_set {
             return Err(settings.wrong(flag, wrong).into());

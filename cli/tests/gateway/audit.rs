@@ -14,7 +14,7 @@ use super::Gateway;
 
 impl Gateway {
     /// One whose audit log is in its folder.
-    fn audited(more: &[&str]) -> Self {
+    pub(super) fn audited(more: &[&str]) -> Self {
         let folder = Folder::new();
         let file = folder.file("audit.log").display().to_string();
         Gateway::in_folder(folder, &[&["--plain", "--audit-log", &file], more].concat())
@@ -26,7 +26,7 @@ impl Gateway {
     }
 
     /// Waits until the audit log has so many lines that tell of this.
-    fn audited_events(&self, event: &str, count: usize) -> Vec<Value> {
+    pub(super) fn audited_events(&self, event: &str, count: usize) -> Vec<Value> {
         let events = || -> Vec<Value> {
             self.audit().into_iter().filter(|line| line["event"] == event).collect()
         };

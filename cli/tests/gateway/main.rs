@@ -15,6 +15,7 @@ use serde_json::Value;
 
 mod api;
 mod audit;
+mod front;
 mod generate;
 mod hostile;
 mod notify;

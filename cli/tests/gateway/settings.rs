@@ -17,6 +17,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("access_token_file", "access.token", &["tunnel"]),
     ("api", "127.0.0.1:1", &["api_key_file"]),
     ("api_key_file", "api.key", &["api"]),
+    ("api_proxy_protocol", "true", &[]),
     ("api_tls", "true", &[]),
     ("audit_log", "audit.log", &[]),
     ("cert", "server.pem", &["key"]),
@@ -34,6 +35,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("notify_password_file", "mqtt.password", &["notify", "notify_user", "store"]),
     ("notify_user", "gateway", &["notify", "notify_password_file", "store"]),
     ("plain", "true", &[]),
+    ("proxy_protocol", "true", &[]),
     ("public_url", "wss://gw.example:1", &[]),
     ("publish_limit", "12", &[]),
     ("publish_queue_timeout", "5s", &[]),
@@ -44,6 +46,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("store_grace", "1m", &[]),
     ("store_key_file", "store.key", &["store"]),
     ("store_password_file", "store.password", &["store"]),
+    ("trusted_proxy", "10.0.0.0/8", &[]),
     ("tunnel", "t1", &[]),
     ("tunnels", "tunnels.json", &[]),
 ];

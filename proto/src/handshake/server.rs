@@ -72,6 +72,16 @@ impl<'a> Opening<'a> {
     }
 }
 
+/// The values of a header in the head of a request, in their order.
+pub fn header_values<'a>(head: &'a [u8], name: &str) -> Vec<&'a [u8]> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(head) {
+        Ok(_) => Headers(request.headers).all(name).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
 /// The answer that refuses a request with this status.
 pub fn refusal(status: StatusCode) -> Vec<u8> {
     let version = match status {

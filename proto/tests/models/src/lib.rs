@@ -4,7 +4,7 @@
 //! `proto/tests` feeds them random and chosen cases, the fuzz targets (`fuzz/`) feed them what a
 //! fuzzer finds. They see the public interface of `aiot-tunnel-proto` only.
 //!
-//! [`frame`], [`websocket`] and [`handshake`] take hostile bytes. [`relay`], [`gateway`] and [`access`] take
+//! [`frame`], [`websocket`], [`handshake`] and [`proxies`] take hostile bytes. [`relay`], [`gateway`] and [`access`] take
 //! a sequence of operations, which [`Sequence`] makes of bytes. [`simulator`] runs a whole path in virtual
 //! time, from a seed.
 
@@ -12,6 +12,7 @@ pub mod access;
 pub mod frame;
 pub mod gateway;
 pub mod handshake;
+pub mod proxies;
 pub mod relay;
 pub mod simulator;
 pub mod websocket;

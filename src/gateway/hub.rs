@@ -139,8 +139,9 @@ impl Hub {
         let mut deadline = deadline.fold(now + LONGEST_WAIT, Instant::min);
         let mut registered = Vec::with_capacity(ports.len());
         for port in ports.iter() {
-            registered.push(port.register(polled, now, *stopping));
-            deadline = port.deadline(now).map_or(deadline, |at| at.min(deadline));
+            let at = port.deadline(now).unwrap_or(deadline);
+            registered.push((port.register(polled, now, *stopping), at));
+            deadline = deadline.min(at);
         }
         let ready = polled.poll(if has_work { now } else { deadline })?;
         self.ready.clear();
@@ -150,8 +151,11 @@ impl Hub {
         }
         let now = Instant::now();
         let mut at = 1 + members;
-        for (port, count) in ports.iter_mut().zip(registered) {
-            port.serve(&ready[at..at + count], now, *stopping);
+        for (port, (count, deadline)) in ports.iter_mut().zip(registered) {
+            let ready = &ready[at..at + count];
+            if now >= deadline || ready.iter().any(|ready| ready.read || ready.write) {
+                port.serve(ready, now, *stopping);
+            }
             at += count;
         }
         self.receive(now);

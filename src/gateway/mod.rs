@@ -29,6 +29,7 @@ mod tokens;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -153,6 +154,15 @@ impl Transport for MemberStream {
     }
     fn has_paused(&self) -> bool {
         either!(self, stream => stream.has_paused())
+    }
+    fn is_near(&self) -> bool {
+        self.is_port()
+    }
+    fn take_buffer(&mut self, buffer: &mut Vec<u8>, waiting: Range<usize>) -> bool {
+        either!(mut self, stream => stream.take_buffer(buffer, waiting))
+    }
+    fn give_buffer(&mut self, buffer: &mut Vec<u8>) -> Option<Range<usize>> {
+        either!(mut self, stream => stream.give_buffer(buffer))
     }
     fn shrink(&mut self) {
         either!(mut self, stream => stream.shrink());

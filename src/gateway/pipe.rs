@@ -2,6 +2,7 @@
 //! hub, whose thread serves both.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use aiot_tunnel_proto::connection::Transport;
@@ -14,8 +15,9 @@ const CAPACITY: usize = 128 * 1024;
 #[derive(Default)]
 struct Queue {
     buffer: Vec<u8>,
-    /// The bytes before this one have been read.
+    /// The bytes at `start..end` wait.
     start: usize,
+    end: usize,
     /// The writing end writes no more.
     ended: bool,
     /// The reading end is gone.
@@ -24,7 +26,7 @@ struct Queue {
 
 impl Queue {
     fn waiting(&self) -> &[u8] {
-        &self.buffer[self.start..]
+        &self.buffer[self.start..self.end]
     }
 
     fn room(&self) -> usize {
@@ -77,10 +79,6 @@ impl Read for PipeEnd {
         let length = waiting.len().min(buffer.len());
         buffer[..length].copy_from_slice(&waiting[..length]);
         queue.start += length;
-        if queue.waiting().is_empty() {
-            queue.start = 0;
-            queue.buffer.clear();
-        }
         Ok(length)
     }
 }
@@ -95,9 +93,11 @@ impl Write for PipeEnd {
         if length == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let start = std::mem::take(&mut queue.start);
-        queue.buffer.drain(..start);
-        queue.buffer.extend_from_slice(&bytes[..length]);
+        let Queue { buffer, start, end, .. } = &mut *queue;
+        buffer.truncate(*end);
+        buffer.drain(..std::mem::take(start));
+        buffer.extend_from_slice(&bytes[..length]);
+        *end = buffer.len();
         self.written += length as u64;
         Ok(length)
     }
@@ -115,11 +115,34 @@ impl Transport for PipeEnd {
     fn unacked(&self) -> usize {
         0
     }
+    fn is_near(&self) -> bool {
+        true
+    }
+    fn take_buffer(&mut self, buffer: &mut Vec<u8>, waiting: Range<usize>) -> bool {
+        let mut queue = self.outgoing.lock();
+        if queue.broken || !queue.waiting().is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut queue.buffer, buffer);
+        self.written += waiting.len() as u64;
+        (queue.start, queue.end) = (waiting.start, waiting.end);
+        true
+    }
+    fn give_buffer(&mut self, buffer: &mut Vec<u8>) -> Option<Range<usize>> {
+        let mut queue = self.incoming.lock();
+        if queue.waiting().is_empty() {
+            return None;
+        }
+        std::mem::swap(&mut queue.buffer, buffer);
+        let at = queue.start..queue.end;
+        (queue.start, queue.end) = (0, 0);
+        Some(at)
+    }
     fn shrink(&mut self) {
         for queue in [&self.incoming, &self.outgoing] {
             let mut queue = queue.lock();
             if queue.waiting().is_empty() {
-                (queue.buffer, queue.start) = (Vec::new(), 0);
+                (queue.buffer, queue.start, queue.end) = (Vec::new(), 0, 0);
             }
         }
     }
@@ -157,6 +180,24 @@ mod tests {
         }
         assert!(received == bytes);
         assert_eq!((one.written(), other.written()), (bytes.len() as u64, 0));
+    }
+
+    #[test]
+    fn whole_buffers_change_hands_and_keep_their_place_in_the_stream() {
+        let [mut one, mut other] = pair();
+        let mut buffer = b"..whole.".to_vec();
+        assert!(one.take_buffer(&mut buffer, 2..7));
+        assert_eq!(one.written(), 5);
+        // Not before the other end has taken it.
+        assert!(!one.take_buffer(&mut buffer, 0..0));
+        one.write_all(b" behind").unwrap();
+        let mut received = [0; 4];
+        other.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"whol");
+        let mut taken = Vec::new();
+        let at = other.give_buffer(&mut taken).unwrap();
+        assert_eq!(&taken[at], b"e behind");
+        assert!(!other.is_readable() && other.give_buffer(&mut taken).is_none());
     }
 
     #[test]

@@ -101,8 +101,10 @@ impl Record {
     /// `more` is what was passed on since the last call.
     pub(super) fn count(&self, sessions: usize, more: Traffic) {
         self.sessions.store(sessions, Ordering::Relaxed);
-        self.bytes_to_device.fetch_add(more.to_device, Ordering::Relaxed);
-        self.bytes_to_access.fetch_add(more.to_access, Ordering::Relaxed);
+        if more != Traffic::default() {
+            self.bytes_to_device.fetch_add(more.to_device, Ordering::Relaxed);
+            self.bytes_to_access.fetch_add(more.to_access, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn activity(

@@ -22,6 +22,7 @@ mod audit;
 mod front;
 mod hub;
 mod log;
+mod pipe;
 mod published;
 mod server;
 mod tokens;
@@ -29,6 +30,7 @@ mod tokens;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -49,6 +51,7 @@ use crate::sys::{self, Waker};
 use admission::{Handshakes, Permit, Permits};
 use audit::Audit;
 use hub::Order;
+use pipe::PipeEnd;
 use published::Publication;
 use server::{check_id, check_not_empty, descriptors, Shared};
 
@@ -77,70 +80,97 @@ pub enum Side {
 
 /// The stream of a connection, with its permit. Both are dropped together.
 struct MemberStream {
-    stream: Stream,
+    stream: MemberEnd,
     permit: Permit,
     /// The address that it came from, or the name of the published port.
     peer: String,
-    /// The other end is the gateway's own, in this process.
-    is_own: bool,
+}
+
+/// Where a connection leads.
+enum MemberEnd {
+    Network(Stream),
+    /// To a published port, which the same thread serves.
+    Port(PipeEnd),
+}
+
+impl MemberStream {
+    fn is_port(&self) -> bool {
+        matches!(self.stream, MemberEnd::Port(_))
+    }
 }
 
 type GatewayConnection = Connection<MemberStream>;
 
+/// Calls the same method of either stream.
+macro_rules! either {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &$self.stream {
+            MemberEnd::Network($stream) => $call,
+            MemberEnd::Port($stream) => $call,
+        }
+    };
+    (mut $self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.stream {
+            MemberEnd::Network($stream) => $call,
+            MemberEnd::Port($stream) => $call,
+        }
+    };
+}
+
 impl Read for MemberStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(buffer)
+        either!(mut self, stream => stream.read(buffer))
     }
 }
 
 impl Write for MemberStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.write(bytes)
+        either!(mut self, stream => stream.write(bytes))
     }
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        either!(mut self, stream => stream.flush())
     }
 }
 
 impl Transport for MemberStream {
     fn written(&self) -> u64 {
-        self.stream.written()
+        either!(self, stream => stream.written())
     }
     fn unacked(&self) -> usize {
-        // What is written is in the other end's receive queue at once.
-        if self.is_own {
-            0
-        } else {
-            self.stream.unacked()
-        }
+        either!(self, stream => stream.unacked())
     }
     fn unsent(&self) -> usize {
-        if self.is_own {
-            0
-        } else {
-            self.stream.unsent()
-        }
+        either!(self, stream => stream.unsent())
     }
     fn round_trip(&self) -> Option<Duration> {
-        self.stream.round_trip()
+        either!(self, stream => stream.round_trip())
     }
     fn limit_unsent(&mut self, bytes: usize) {
-        self.stream.limit_unsent(bytes);
+        either!(mut self, stream => stream.limit_unsent(bytes));
     }
     fn peer(&self) -> String {
         self.peer.clone()
     }
     fn arm(&mut self) {
-        self.stream.arm();
+        either!(mut self, stream => stream.arm());
     }
     fn has_paused(&self) -> bool {
-        self.stream.has_paused()
+        either!(self, stream => stream.has_paused())
+    }
+    fn is_near(&self) -> bool {
+        self.is_port()
+    }
+    fn take_buffer(&mut self, buffer: &mut Vec<u8>, waiting: Range<usize>) -> bool {
+        either!(mut self, stream => stream.take_buffer(buffer, waiting))
+    }
+    fn give_buffer(&mut self, buffer: &mut Vec<u8>) -> Option<Range<usize>> {
+        either!(mut self, stream => stream.give_buffer(buffer))
     }
     fn shrink(&mut self) {
-        self.stream.shrink();
+        either!(mut self, stream => stream.shrink());
     }
     fn shut_down(&mut self) {
-        self.stream.shut_down();
+        either!(mut self, stream => stream.shut_down());
     }
 }
 

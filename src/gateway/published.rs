@@ -1,9 +1,15 @@
 //! Published ports: plain TCP clients of the gateway reach a service of a device, without an access
 //! process.
 //!
-//! Each port has a thread, which is an access side of its tunnel. Its connection to the tunnel's hub is a
-//! pair of sockets in this process and needs no token. It is made when a client comes, and closed when
-//! there has been none for a while.
+//! Each port is an access side of its tunnel. Its connection to the tunnel's hub is a [`pipe`] in this
+//! process and needs no token. It is made when a client comes, and closed when there has been none for a
+//! while.
+//!
+//! A port without a connection has a thread of its own, which waits for clients. A port with a connection
+//! is away: the hub's thread serves it, so that a client's bytes pass through one thread. Its own thread
+//! waits until the hub sends it home.
+//!
+//! [`pipe`]: super::pipe
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -21,18 +27,20 @@ use aiot_tunnel_proto::gateway;
 use aiot_tunnel_proto::observer::{Event, Observer};
 use aiot_tunnel_proto::proxies;
 use aiot_tunnel_proto::relay::RelayLimits;
-use aiot_tunnel_proto::session::{Lingering, LocalStream, SessionLimits, WindowLimits};
+use aiot_tunnel_proto::session::{Lingering, LocalStream, Session, SessionLimits, WindowLimits};
 use aiot_tunnel_proto::websocket::Role;
 use aiot_tunnel_proto::{LogLimiter, Ready};
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::admission::{Permit, Permits};
 use super::audit::{AuditEvent, Refusal, Way};
+use super::pipe::{self, PipeEnd};
 use super::server::Shared;
 use super::{ACCEPT_PAUSE, TARGET};
 use crate::config::{Port, Service, TunnelId, FIRST_WINDOW};
 use crate::error::{Error, Result};
-use crate::net::{LocalSocket, Stream};
+use crate::net::LocalSocket;
 use crate::sys::{self, PollSet, Waker};
 
 /// Size limit of a client's buffer, in bytes.
@@ -188,7 +196,7 @@ impl Drop for Client {
 }
 
 /// Why a client gets no session.
-type Why = (Refusal, String);
+pub(super) type Why = (Refusal, String);
 
 /// Reports a client that gets no session.
 fn refuse(shared: &Shared, port: &Names, client: SocketAddr, reason: Refusal, why: &str) {
@@ -248,7 +256,7 @@ impl Observer for Quiet {
     }
 }
 
-type PortRelay = AccessRelay<Stream, Client, Quiet>;
+type PortRelay = AccessRelay<PipeEnd, Client, Quiet>;
 
 /// A published port as the gateway keeps it.
 pub(super) struct Publication {
@@ -259,7 +267,7 @@ pub(super) struct Publication {
 
 enum Work {
     Prepared(Box<Publisher>),
-    Started(JoinHandle<TcpListener>),
+    Started(JoinHandle<Option<TcpListener>>),
 }
 
 /// What the gateway tells a port that is at work.
@@ -309,20 +317,22 @@ impl Publication {
     /// Waits for the end of the thread.
     pub(super) fn join(self) -> Option<TcpListener> {
         match self.work {
-            Work::Prepared(publisher) => Some(publisher.port.listener),
-            Work::Started(thread) => thread.join().ok(),
+            Work::Prepared(publisher) => publisher.port.listener.try_clone().ok(),
+            Work::Started(thread) => thread.join().ok().flatten(),
         }
     }
 }
 
 /// A published port at work.
-struct Publisher {
-    port: PublishedPort,
+pub(super) struct Publisher {
+    port: Arc<PublishedPort>,
     control: Arc<Control>,
     names: Arc<Names>,
     shared: Arc<Shared>,
     clients: Permits,
     relay: Option<PortRelay>,
+    /// The clients that wait for the next connection.
+    pending: Vec<Pending<Client>>,
     /// The clients of lost connections that still have bytes to receive.
     lingering: Vec<Lingering<Client>>,
     /// Since when the connection has had no client.
@@ -331,7 +341,9 @@ struct Publisher {
     paused: Option<Instant>,
     /// The port is no longer published.
     is_ended: bool,
-    polled: PollSet,
+    /// The way back to the port's own thread.
+    home: Option<Sender<Box<Publisher>>>,
+    ready: Vec<Ready>,
 }
 
 impl Publisher {
@@ -346,135 +358,220 @@ impl Publisher {
         };
         let limits = Mutex::new((port.queue_timeout, port.client_limit));
         let control = Arc::new(Control { end: Waker::new()?, limits });
-        Ok(Publisher {
+        let (port, names) = (Arc::new(port), Arc::new(names));
+        Ok(Publisher::begin(port, control, names, shared, Permits::default()))
+    }
+
+    fn begin(
+        port: Arc<PublishedPort>,
+        control: Arc<Control>,
+        names: Arc<Names>,
+        shared: Arc<Shared>,
+        clients: Permits,
+    ) -> Self {
+        Publisher {
             port,
             control,
-            names: Arc::new(names),
+            names,
             shared,
-            clients: Permits::default(),
+            clients,
             relay: None,
+            pending: Vec::new(),
             lingering: Vec::new(),
             idle_since: None,
             paused: None,
             is_ended: false,
-            polled: PollSet::default(),
-        })
+            home: None,
+            ready: Vec::new(),
+        }
     }
 
     /// Serves until the gateway stops or the port is ended. Returns the listener.
-    fn run(mut self) -> TcpListener {
-        loop {
-            match self.turn(false) {
+    fn run(self) -> Option<TcpListener> {
+        let mut at_home = Box::new(self);
+        let (port, control) = (at_home.port.clone(), at_home.control.clone());
+        let (names, shared) = (at_home.names.clone(), at_home.shared.clone());
+        let clients = at_home.clients.clone();
+        let anew = || {
+            let (port, control, names) = (port.clone(), control.clone(), names.clone());
+            Publisher::begin(port, control, names, shared.clone(), clients.clone()).into()
+        };
+        let mut polled = PollSet::default();
+        while !at_home.is_ended {
+            if !at_home.pending.is_empty() {
+                let (home, back) = crossbeam_channel::bounded(1);
+                at_home.home = Some(home);
+                at_home = match at_home.connect() {
+                    // Nothing comes back if the hub's thread has panicked.
+                    Ok(()) => back.recv().unwrap_or_else(|_| anew()),
+                    Err(stays) => stays,
+                };
+                continue;
+            }
+            match at_home.turn(&mut polled, false) {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(e) => {
-                    log::error!(target: TARGET, "published port {}: poll: {e}", self.names.address);
+                    log::error!(target: TARGET, "published port {}: poll: {e}", names.address);
                     std::thread::sleep(ACCEPT_PAUSE);
                 }
             }
-            let now = Instant::now();
-            self.replace_lost(now);
-            self.close_idle(now);
         }
-        if self.is_ended {
-            let now = Instant::now();
-            if let Some(relay) = &mut self.relay {
-                relay.close_gently(NOT_PUBLISHED, now);
-            }
-        }
-        self.stop();
-        self.port.listener
+        at_home.stop(&mut polled);
+        port.listener.try_clone().ok()
     }
 
-    /// Waits until the hub, which stops too, has ended the connection; then gives the clients a moment for
-    /// their last bytes.
-    fn stop(&mut self) {
+    /// Gives the clients a moment for their last bytes.
+    fn stop(&mut self, polled: &mut PollSet) {
         let begun = Instant::now();
-        while begun.elapsed() < LAST_BYTES {
-            let now = Instant::now();
-            if self.relay.as_ref().is_some_and(|relay| relay.end().is_some()) {
-                self.lose(now);
-            }
-            let is_over = self.relay.is_none() && self.lingering.is_empty();
-            if is_over || self.turn(true).is_err() {
+        while begun.elapsed() < LAST_BYTES && !self.lingering.is_empty() {
+            if self.turn(polled, true).is_err() {
                 return;
             }
         }
     }
 
-    /// Waits for something to do and does it. Returns whether the gateway stops; once that is known
-    /// (`stopping`), clients are no longer accepted.
-    fn turn(&mut self, stopping: bool) -> io::Result<bool> {
+    /// At home: waits for something to do and does it. Returns whether the gateway stops; once that is
+    /// known (`stopping`), clients are no longer accepted.
+    fn turn(&mut self, polled: &mut PollSet, stopping: bool) -> io::Result<bool> {
         let now = Instant::now();
-        self.paused = self.paused.filter(|until| now < *until);
-        let set = &mut self.polled;
-        set.clear();
-        set.push(self.shared.stop.as_fd(), !stopping, false);
-        let accepts = !stopping && self.paused.is_none();
-        set.push(self.port.listener.as_fd(), accepts, false);
-        set.push(self.control.end.as_fd(), !stopping, false);
-        for lingering in &self.lingering {
-            let (read, write) = (lingering.wants_read(), lingering.wants_write());
-            set.push(lingering.stream().as_fd(), read, write);
-        }
-        let from = 3 + self.lingering.len();
-        // Without a connection and clients, this is only the time after which it looks again.
-        let mut deadline = now + IDLE;
-        if stopping {
-            deadline = now + LAST_BYTES / 10;
-        }
-        let mut wants_input = false;
-        let mut has_header = false;
-        if let Some(relay) = &self.relay {
-            wants_input = relay.wants_input();
-            let (wants_local, hub) = (relay.wants_local(), relay.connection().transport().as_fd());
-            let wants_room = relay.connection().wants_room(now);
-            match relay.watches_end() {
-                true => set.push_until_closed(hub, wants_room),
-                false => set.push(hub, wants_input, wants_room),
-            }
-            for session in relay.sessions() {
-                let Some(client) = session.stream() else {
-                    set.push(self.shared.stop.as_fd(), false, false);
-                    continue;
-                };
-                let reads = wants_local && session.wants_read();
-                has_header |= reads && !client.header.is_empty();
-                set.push(client.as_fd(), reads, session.wants_write());
-            }
-            for lingering in relay.lingering() {
-                let (read, write) = (lingering.wants_read(), lingering.wants_write());
-                set.push(lingering.stream().as_fd(), read, write);
-            }
-            deadline = deadline.min(relay.deadline(now));
-        }
-        let lingering = self.lingering.iter().map(|one| one.deadline(now));
-        let deadline = lingering.chain(self.paused).fold(deadline, Instant::min);
-        let ready = set.poll(if has_header { now } else { deadline })?;
-        self.is_ended |= ready[2].read;
-        let (stops, has_clients) = (ready[0].read || self.is_ended, ready[1].read);
-        let now = Instant::now();
-        if let Some(relay) = &mut self.relay {
-            let hub = ready[from];
-            if relay.watches_end() && hub.read {
-                relay.connection_mut().hang_up();
-            }
-            relay.connection_mut().ready(wants_input && hub.read, hub.write);
-            let sessions = relay.sessions().iter().zip(&ready[from + 1..]);
-            // A header is there without the client having sent anything.
-            let is_ready = |(session, ready): (&Box<_>, &Ready)| {
-                let session: &aiot_tunnel_proto::session::Session<Client> = session;
-                let has_header = session.stream().is_some_and(|one| !one.header.is_empty());
-                Ready { read: ready.read || has_header && session.wants_read(), ..*ready }
-            };
-            let ready: Vec<Ready> = sessions.map(is_ready).collect();
-            relay.turn(now, &ready);
-        }
-        self.lingering.retain_mut(|lingering| !lingering.step(now, &mut [0; 4096]));
-        if has_clients && !stops && !stopping {
-            self.accept();
-        }
+        let shared = self.shared.clone();
+        polled.clear();
+        polled.push(shared.stop.as_fd(), !stopping, false);
+        self.register(polled, now, stopping);
+        // Without a client, this is only the time after which it looks again.
+        let longest = if stopping { LAST_BYTES / 10 } else { IDLE };
+        let ready =
+            polled.poll(self.deadline(now).map_or(now + longest, |at| at.min(now + longest)))?;
+        let stops = ready[0].read;
+        self.serve(&ready[1..], Instant::now(), stops || stopping);
         Ok(stops)
+    }
+
+    /// Adds what [`serve`](Self::serve) expects. Returns how many descriptors that is.
+    pub(super) fn register(&self, set: &mut PollSet, now: Instant, stopping: bool) -> usize {
+        let (is_open, paused) = (!stopping && !self.is_ended, self.paused);
+        let accepts = is_open && paused.is_none_or(|until| now >= until);
+        set.push(self.port.listener.as_fd(), accepts, false);
+        set.push(self.control.end.as_fd(), is_open, false);
+        let mut count = 2;
+        let mut add_lingering = |one: &Lingering<Client>| {
+            set.push(one.stream().as_fd(), one.wants_read(), one.wants_write());
+            count += 1;
+        };
+        self.lingering.iter().for_each(&mut add_lingering);
+        let Some(relay) = &self.relay else { return count };
+        relay.lingering().iter().for_each(&mut add_lingering);
+        let wants_local = relay.wants_local();
+        for session in relay.sessions() {
+            match session.stream() {
+                Some(client) => {
+                    let reads = wants_local && session.wants_read();
+                    set.push(client.as_fd(), reads, session.wants_write());
+                }
+                None => set.push(self.port.listener.as_fd(), false, false),
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// When [`serve`](Self::serve) has to be called even if no descriptor is ready.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let lingering = self.lingering.iter().map(|one| one.deadline(now));
+        let own = lingering.chain(self.paused).chain(self.idle_since.map(|since| since + IDLE));
+        let Some(relay) = &self.relay else { return own.min() };
+        if self.has_input() || relay.connection().wants_room(now) && self.has_room() {
+            return Some(now);
+        }
+        let wants_local = relay.wants_local();
+        if relay.sessions().iter().any(|one| wants_local && has_header(one)) {
+            return Some(now);
+        }
+        own.chain([relay.deadline(now)]).min()
+    }
+
+    /// Whether the hub has sent something.
+    pub(super) fn has_input(&self) -> bool {
+        self.relay.as_ref().is_some_and(|relay| {
+            let pipe = relay.connection().transport();
+            relay.wants_input() && pipe.is_readable() || relay.watches_end() && pipe.has_ended()
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        self.relay.as_ref().is_some_and(|relay| relay.connection().transport().is_writable())
+    }
+
+    /// Does what there is to do. `ready` is what `poll` has reported for the descriptors of
+    /// [`register`](Self::register).
+    pub(super) fn serve(&mut self, ready: &[Ready], now: Instant, stopping: bool) {
+        self.paused = self.paused.filter(|until| now < *until);
+        let [has_clients, ends] = [0, 1].map(|at| ready.get(at).is_some_and(|one| one.read));
+        if ends && !self.is_ended {
+            self.end(now);
+        }
+        self.exchange(ready, now);
+        self.lingering.retain_mut(|lingering| !lingering.step(now, &mut [0; 4096]));
+        if has_clients && !stopping && !self.is_ended {
+            self.accept();
+            if let Some(relay) = &mut self.relay {
+                // Its session is asked for at once.
+                relay.turn(now, &[]);
+            }
+        }
+        self.close_idle(now);
+    }
+
+    /// The port is no longer published: ends the sessions.
+    fn end(&mut self, now: Instant) {
+        self.is_ended = true;
+        for one in self.pending.drain(..) {
+            one.stream().origin.is_refused(Refusal::Other, NOT_PUBLISHED);
+        }
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.connection().is_open()) {
+            relay.close_gently(NOT_PUBLISHED, now);
+        }
+    }
+
+    /// Moves bytes between the clients and the hub. `ready` is as for [`serve`](Self::serve), or empty.
+    pub(super) fn exchange(&mut self, ready: &[Ready], now: Instant) {
+        let (has_input, has_room) = (self.has_input(), self.has_room());
+        let Some(relay) = &mut self.relay else { return };
+        if has_input && relay.watches_end() {
+            relay.connection_mut().hang_up();
+        }
+        let wants_room = relay.connection().wants_room(now);
+        relay.connection_mut().ready(has_input, wants_room && has_room);
+        let others = 2 + self.lingering.len() + relay.lingering().len();
+        let sessions = relay.sessions().iter().zip(ready.get(others..).unwrap_or_default());
+        // A header is there without the client having sent anything.
+        self.ready.clear();
+        self.ready.extend(sessions.map(|(session, ready)| Ready {
+            read: ready.read || has_header(session),
+            write: ready.write,
+        }));
+        relay.turn(now, &self.ready);
+    }
+
+    /// Whether the connection to the hub is over, or clients wait for another one.
+    pub(super) fn wants_home(&self) -> bool {
+        let is_over = |relay: &PortRelay| relay.end().is_some();
+        !self.pending.is_empty() || self.relay.as_ref().is_none_or(is_over)
+    }
+
+    /// Ends the connection to the hub and goes back to the port's own thread. Sessions are cut; clients
+    /// that have none yet wait for the next connection.
+    pub(super) fn go_home(mut self: Box<Self>, now: Instant) {
+        if let Some(mut relay) = self.relay.take() {
+            self.pending.splice(0..0, relay.side_mut().take_pending());
+            self.lingering.extend(relay.take_lingering(now));
+        }
+        self.idle_since = None;
+        if let Some(home) = self.home.take() {
+            // Its thread waits for it.
+            let _ = home.send(self);
+        }
     }
 
     fn accept(&mut self) {
@@ -498,7 +595,7 @@ impl Publisher {
         }
     }
 
-    /// Asks for a session for a client.
+    /// Asks for a session for a client, or has it wait for a connection to the hub.
     ///
     /// # Errors
     /// Why it gets none.
@@ -517,7 +614,6 @@ impl Publisher {
         let socket = LocalSocket::Tcp(tcp);
         socket.keep_alive(Some(KEEPALIVE));
         let header = if self.port.proxy_protocol { proxies::header(from, to) } else { Vec::new() };
-        self.connect()?;
         let origin = Origin {
             address: from,
             has_session: AtomicBool::new(false),
@@ -533,37 +629,40 @@ impl Publisher {
         };
         let now = Instant::now();
         let until = Some(now + queue_timeout);
-        if let Some(relay) = &mut self.relay {
-            relay.open(Pending::new(client, self.port.service_type.clone(), until), now);
+        let pending = Pending::new(client, self.port.service_type.clone(), until);
+        match self.relay.as_mut().filter(|relay| relay.connection().is_open()) {
+            Some(relay) => relay.open(pending, now),
+            None => self.pending.push(pending),
         }
         self.idle_since = None;
         Ok(())
     }
 
-    /// Connects to the tunnel's hub, unless it is connected. Clients of the former connection that have
-    /// no session yet ask again.
+    /// Connects to the tunnel's hub, which serves the port from then on, and asks for sessions for the
+    /// clients that wait.
     ///
     /// # Errors
-    /// Why it cannot connect.
-    fn connect(&mut self) -> std::result::Result<(), Why> {
-        if self.relay.as_ref().is_some_and(|relay| relay.connection().is_open()) {
-            return Ok(());
-        }
+    /// The port itself, if there is no connection. Its clients are told why.
+    fn connect(mut self: Box<Self>) -> std::result::Result<(), Box<Self>> {
         let now = Instant::now();
-        let pending = self.lose(now);
-        let mut relay = self.attach(now).inspect_err(|(reason, why)| {
-            pending.iter().for_each(|one| one.stream().origin.is_refused(*reason, why));
-        })?;
-        pending.into_iter().for_each(|one| relay.open(one, now));
+        let origins = Arc::new(Origins::default());
+        let [own, hub] = pipe::pair();
+        let mut relay = self.relay(own, origins.clone(), now);
+        std::mem::take(&mut self.pending).into_iter().for_each(|one| relay.open(one, now));
         self.relay = Some(relay);
-        Ok(())
+        let name = format!("the published port {}", self.names.address);
+        let (shared, tunnel) = (self.shared.clone(), self.port.tunnel.clone());
+        shared.attach(&tunnel, name, hub, origins, self).map_err(|(mut port, (reason, why))| {
+            if let Some(mut relay) = port.relay.take() {
+                let pending = relay.side_mut().take_pending();
+                pending.iter().for_each(|one| one.stream().origin.is_refused(reason, &why));
+            }
+            port
+        })
     }
 
-    fn attach(&mut self, now: Instant) -> std::result::Result<PortRelay, Why> {
-        let origins = Arc::new(Origins::default());
-        let name = format!("the published port {}", self.names.address);
-        let stream = self.shared.attach(&self.port.tunnel, name, origins.clone())?;
-        let connection = Connection::new(stream, Role::Client, &[], UPKEEP, now);
+    fn relay(&mut self, pipe: PipeEnd, origins: Arc<Origins>, now: Instant) -> PortRelay {
+        let connection = Connection::new(pipe, Role::Client, &[], UPKEEP, now);
         let mut side = AccessSide::new(AccessLimits { extensions: Extensions::ALL }, now);
         side.tell_of_requests(Box::new(move |frame_id, client: &Client| {
             origins.0.lock().insert(frame_id, client.origin.clone());
@@ -581,31 +680,13 @@ impl Publisher {
         };
         let limits = RelayLimits { session, log_window: LogLimiter::WINDOW };
         let lingering = std::mem::take(&mut self.lingering);
-        Ok(PortRelay::new(connection, side, limits, Quiet, lingering))
-    }
-
-    /// Drops a connection that has ended. Its sessions are cut; clients that have none yet wait for the
-    /// next connection.
-    fn replace_lost(&mut self, now: Instant) {
-        let Some(relay) = self.relay.as_ref().filter(|relay| relay.end().is_some()) else { return };
-        if relay.side().is_opening() {
-            // The clients themselves report an error.
-            let _ = self.connect();
-        } else {
-            self.lose(now);
-        }
-    }
-
-    fn lose(&mut self, now: Instant) -> Vec<Pending<Client>> {
-        let Some(mut relay) = self.relay.take() else { return Vec::new() };
-        let pending = relay.side_mut().take_pending();
-        self.lingering.extend(relay.take_lingering(now));
-        pending
+        PortRelay::new(connection, side, limits, Quiet, lingering)
     }
 
     /// Ends a connection that has had no client for a while. The hub ends with its last connection.
     fn close_idle(&mut self, now: Instant) {
-        if self.relay.as_ref().is_none_or(|relay| !relay.is_idle()) {
+        let is_open = |relay: &PortRelay| relay.connection().is_open() && relay.is_idle();
+        if !self.relay.as_ref().is_some_and(is_open) {
             self.idle_since = None;
             return;
         }
@@ -616,4 +697,9 @@ impl Publisher {
             }
         }
     }
+}
+
+/// Whether a client still has its header in front of it.
+fn has_header(session: &Session<Client>) -> bool {
+    session.wants_read() && session.stream().is_some_and(|client| !client.header.is_empty())
 }

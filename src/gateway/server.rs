@@ -3,9 +3,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime};
@@ -27,14 +26,13 @@ use super::audit::{Audit, AuditEvent, Refusal, Way};
 use super::front::{client_of_request, has_header, read_header, Client, Header, NoHeader};
 use super::hub::{Hub, Order};
 use super::log::{LogLimits, TunnelLog};
-use super::published::Origins;
+use super::pipe::PipeEnd;
+use super::published::{Origins, Publisher, Why};
 use super::tokens::{TokenDigest, TokenKey};
-use super::{
-    GatewayConnection, MemberStream, Settings, StoredTunnel, TunnelConfig, ACCEPT_PAUSE, TARGET,
-};
+use super::{MemberEnd, MemberStream, Settings, StoredTunnel, TunnelConfig, ACCEPT_PAUSE, TARGET};
 use crate::config::{Token, TunnelId};
 use crate::error::{Error, Result};
-use crate::net::{accept, Socket, Stream, UntilStopped};
+use crate::net::{accept, UntilStopped};
 use crate::sys::{self, poll, PollFd, Waker};
 
 /// Device connections of one tunnel: the one in use, and older ones in their closing handshake. The
@@ -485,31 +483,34 @@ impl Shared {
         }
         // The hub sends the answer. So when the client sees it, the hub already knows the
         // connection.
-        let member = MemberStream { stream, permit, peer: address.to_string(), is_own: false };
+        let stream = MemberEnd::Network(stream);
+        let member = MemberStream { stream, permit, peer: address.to_string() };
         let now = Instant::now();
         let mut member = Connection::new(member, Role::Server, &request.rest, gateway::UPKEEP, now);
         member.sender().raw(&opening.answer());
         let admits = |entry: &Entry| entry.key(opening.side).serial == serial;
         // Without, its token is no longer valid. The answer is not sent, and the next attempt is refused.
-        self.join(opening.tunnel, admits, opening.side, Box::new(member), None).map(drop)
+        let (side, member) = (opening.side, Box::new(member));
+        let order = |expires| Order::Join { side, member, expires, port: None };
+        self.join(opening.tunnel, admits, order).map(drop)
     }
 
-    /// Connects a published port to its tunnel's hub. Returns the port's end of the connection.
+    /// Connects a published port to its tunnel's hub, which serves it from then on.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// The port, and why there is no connection.
     pub(super) fn attach(
         self: &Arc<Self>,
         tunnel: &TunnelId,
         peer: String,
+        stream: PipeEnd,
         origins: Arc<Origins>,
-    ) -> std::result::Result<Stream, (Refusal, String)> {
-        let failed = |e| (Refusal::Other, format!("connect to the tunnel's thread: {e}"));
-        let [stream, own] = own_connection().map_err(failed)?;
+        port: Box<Publisher>,
+    ) -> std::result::Result<(), (Box<Publisher>, Why)> {
         // It takes no place of a client.
         let (permits, others) = (Permits::default(), Permits::default());
         let permit = permits.take_anyway(1, &others, 1);
-        let member = MemberStream { stream, permit, peer, is_own: true };
+        let member = MemberStream { stream: MemberEnd::Port(stream), permit, peer };
         let member = Connection::new(member, Role::Server, &[], gateway::UPKEEP, Instant::now());
         let mut why = (Refusal::UnknownTunnel, NO_TUNNEL.to_owned());
         let admits = |entry: &Entry| {
@@ -520,14 +521,23 @@ impl Shared {
             }
             !entry.is_expired() && !entry.is_suspended
         };
-        let joined = self.join(tunnel.as_str(), admits, Side::Access, member.into(), Some(origins));
-        match joined.map_err(failed)? {
-            true => Ok(own),
-            false if self.registry.lock().is_closed => {
-                Err((Refusal::Other, "the gateway ends".to_owned()))
+        // It stays here if it is not admitted.
+        let mut port = Some(port);
+        let order = |expires| Order::Join {
+            side: Side::Access,
+            member: Box::new(member),
+            expires,
+            port: port.take().map(|port| (port, origins)),
+        };
+        let joined = self.join(tunnel.as_str(), admits, order);
+        let Some(port) = port else { return Ok(()) };
+        Err(match joined {
+            Err(e) => (port, (Refusal::Other, format!("connect to the tunnel's thread: {e}"))),
+            Ok(_) if self.registry.lock().is_closed => {
+                (port, (Refusal::Other, "the gateway ends".to_owned()))
             }
-            false => Err(why),
-        }
+            Ok(_) => (port, why),
+        })
     }
 
     /// Takes a permit for a client of a published port.
@@ -588,14 +598,12 @@ impl Shared {
     }
 
     /// Passes a connection to the tunnel's hub. Creates the hub if there is none. Returns false if there
-    /// is no such tunnel or `admits` says so. `origins` are those of a published port.
+    /// is no such tunnel or `admits` says so. `order` is told when the tunnel expires.
     fn join(
         self: &Arc<Self>,
         tunnel: &str,
         admits: impl FnOnce(&Entry) -> bool,
-        side: Side,
-        member: Box<GatewayConnection>,
-        origins: Option<Arc<Origins>>,
+        order: impl FnOnce(Option<Instant>) -> Order,
     ) -> io::Result<bool> {
         let mut registry = self.registry.lock();
         if registry.is_closed {
@@ -616,7 +624,7 @@ impl Shared {
             let left = entry.device_left;
             entry.hub = Some(self.spawn_hub(tunnel, serial, log, activity, left)?);
         }
-        entry.order(Order::Join { side, member, expires: entry.expires, origins });
+        entry.order(order(entry.expires));
         drop(registry);
         for thread in ended {
             if thread.join().is_err() {
@@ -671,18 +679,6 @@ impl Shared {
         registry.ended.extend(hub.map(|hub| hub.thread));
         true
     }
-}
-
-/// Both ends of a connection within this process.
-fn own_connection() -> io::Result<[Stream; 2]> {
-    let (one, other) = UnixStream::pair()?;
-    let stream = |end: UnixStream| -> io::Result<Stream> {
-        let end = sys::beyond_standard(end)?;
-        end.set_nonblocking(true)?;
-        // Only its reads, its writes and its shutdown are used; what is TCP's own fails unnoticed.
-        Ok(Stream::Plain(Socket::new(TcpStream::from(OwnedFd::from(end)))))
-    };
-    Ok([stream(one)?, stream(other)?])
 }
 
 /// Checks that a request's path can name a tunnel.

@@ -56,6 +56,19 @@ pub trait Transport: Read + Write {
     fn has_paused(&self) -> bool {
         false
     }
+    /// Whether the peer is in this process.
+    fn is_near(&self) -> bool {
+        false
+    }
+    /// Takes all waiting bytes at once, by exchanging the buffer that holds them for an empty one. Returns
+    /// false if it cannot: only a transport in memory can.
+    fn take_buffer(&mut self, _buffer: &mut Vec<u8>, _waiting: Range<usize>) -> bool {
+        false
+    }
+    /// Gives everything that can be read, in the same way: where the bytes are in the buffer.
+    fn give_buffer(&mut self, _buffer: &mut Vec<u8>) -> Option<Range<usize>> {
+        None
+    }
     /// Frees buffers that are empty.
     fn shrink(&mut self) {}
     /// Ends the stream in order, as far as that is possible without blocking.
@@ -335,6 +348,13 @@ impl<T: Transport> Connection<T> {
     /// Reads what the transport has, at most `most` bytes and until the receive buffer is full.
     pub fn receive(&mut self, now: Instant, mut most: usize) {
         while self.readable && most > 0 && self.reads() && !self.receiver.is_full() {
+            let transport = &mut self.transport;
+            if let Some(length) = self.receiver.exchange(|buffer| transport.give_buffer(buffer)) {
+                most = most.saturating_sub(length);
+                self.undealt = true;
+                self.hear(now);
+                continue;
+            }
             let mut source = Read::take(&mut self.transport, most as u64);
             match self.receiver.fill(&mut source) {
                 Ok(0) => return self.ends(End::EndOfStream),
@@ -522,7 +542,12 @@ impl<T: Transport> Connection<T> {
         }
         let before = self.sender.len();
         let (most, pause) = self.room();
-        let result = self.sender.flush_most(&mut self.transport, most);
+        let transport = &mut self.transport;
+        let result =
+            match self.sender.hand_over(most, |buffer, at| transport.take_buffer(buffer, at)) {
+                true => Ok(Flushed::All),
+                false => self.sender.flush_most(&mut self.transport, most),
+            };
         self.blocked_write = if matches!(result, Ok(Flushed::Blocked)) { most } else { 0 };
         let left = self.sender.len();
         if let Some(pause) = pause.filter(|_| left > 0) {

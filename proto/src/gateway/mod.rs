@@ -432,8 +432,13 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
     fn tick(&mut self, now: Instant) {
         let reads: Vec<bool> = self.members().map(|(_, reads)| reads).collect();
         let members = self.device.iter_mut().chain(self.accesses.values_mut());
+        let mut shrunk = false;
         for (member, reads) in members.chain(&mut self.leaving).zip(reads) {
-            member.tick(now, reads);
+            shrunk |= member.tick(now, reads).shrunk;
+        }
+        if shrunk {
+            self.shrink_lanes();
+            self.payload = Vec::new();
         }
     }
 
@@ -490,6 +495,11 @@ fn open_sender<T: Transport>(member: Option<&mut Connection<T>>) -> Option<&mut 
 /// Whether a connection is below its high-water mark and takes frames.
 fn has_room<T: Transport>(member: &Connection<T>) -> bool {
     member.is_open() && !member.over_high_water()
+}
+
+/// Whether the other end is in this process.
+fn is_near<T: Transport>(member: &Connection<T>) -> bool {
+    member.transport().is_near()
 }
 
 fn has_room_for_answers<T: Transport>(member: &Connection<T>) -> bool {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::Lane;
 use super::{
-    has_room, next, open_sender, Member, RefusalReason, Traffic, Tunnel, TunnelEvent,
+    has_room, is_near, next, open_sender, Member, RefusalReason, Traffic, Tunnel, TunnelEvent,
     TunnelObserver,
 };
 use crate::connection::{Loss, Transport};
@@ -182,7 +182,8 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         match frame.credit {
             _ if !session.extensions.credit => {}
             Credit::Bytes(bytes) if session.to_device.add_credit(bytes) => {
-                credit = session.to_device.pass_credit(held);
+                let access = accesses.get(&session.access);
+                credit = session.to_device.pass_credit(held, access.is_some_and(is_near));
             }
             // The device grants nothing yet.
             Credit::Absent => {}
@@ -304,12 +305,12 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         let (served, most) = (self.lane_turns, member.payload_size());
         let lane = session.lane_mut(to);
         lane.served = served;
-        lane.next(most, payload);
-        let eof = lane.waiting() == 0 && std::mem::take(&mut lane.eof_waits);
+        let length = most.min(lane.waiting());
+        let eof = lane.waiting() == length && std::mem::take(&mut lane.eof_waits);
         let fields = Fields { eof, ..Fields::default() };
         session.data.write_with(next(next_frame), fields, head);
-        member.sender().binary(head, payload);
-        let length = payload.len();
+        member.sender().binary(head, session.lane(to).front(length, payload));
+        session.lane_mut(to).remove(length);
         session.moved.count(to, length);
         self.count(to, length);
         true
@@ -321,6 +322,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         match to {
             Side::Device => self.to_device.take(bytes),
             Side::Access => self.to_access.take(bytes),
+        }
+    }
+
+    /// Frees the buffers of lanes in which nothing waits.
+    pub(super) fn shrink_lanes(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.to_device.shrink();
+            session.to_access.shrink();
         }
     }
 
@@ -344,7 +353,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 if session.lane(to).ended {
                     continue;
                 }
-                let credit = session.lane_mut(to).pass_credit(held);
+                let credit = session.lane_mut(to).pass_credit(held, is_near(from));
                 if credit > 0 {
                     held += credit;
                     let fields = Fields { credit, ..Fields::default() };
@@ -491,7 +500,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
             return refuse(access, RefusalReason::DeviceAway, response::REFUSED, &why);
         };
         let held: u64 = self.sessions.values().map(|one| one.to_access.held()).sum();
-        let credit = if extensions.credit { session.to_access.pass_credit(held) } else { 0 };
+        let credit = if extensions.credit { session.to_access.pass_credit(held, false) } else { 0 };
         let fields = Fields { extensions, credit, eof: false };
         HeaderTemplate::new(FrameType::SessionCreate, &id, Some(&session.service_type)).write_with(
             next(&mut self.next_frame),

@@ -185,6 +185,20 @@ impl Receiver {
         Ok(length)
     }
 
+    /// Instead of a read: offers the buffer, if it is empty, to `give`, which may exchange it for one
+    /// with bytes. Returns how many. Older positions become invalid.
+    pub(crate) fn exchange(
+        &mut self,
+        give: impl FnOnce(&mut Vec<u8>) -> Option<Range<usize>>,
+    ) -> Option<usize> {
+        if self.start != self.end || self.pending.is_some() {
+            return None;
+        }
+        let at = give(&mut self.buffer)?;
+        (self.start, self.end) = (at.start, at.end);
+        Some(at.len())
+    }
+
     /// Whether [`fill`](Self::fill) has no room unless the buffer grows.
     pub fn is_full(&self) -> bool {
         self.start == 0 && self.end == self.buffer.len() && self.end >= self.needed

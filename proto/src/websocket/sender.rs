@@ -1,6 +1,7 @@
 //! Converts messages to bytes.
 
 use std::io::{self, Cursor, Write};
+use std::ops::Range;
 
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::FrameHeader;
@@ -160,6 +161,20 @@ impl Sender {
         (self.start, self.end) = (0, 0);
         sink.flush()?;
         Ok(Flushed::All)
+    }
+
+    /// Offers the buffer to `take`, with the place of the bytes that wait, if that are not more than
+    /// `most`. Returns whether it has taken them and left an empty buffer.
+    pub(crate) fn hand_over(
+        &mut self,
+        most: usize,
+        take: impl FnOnce(&mut Vec<u8>, Range<usize>) -> bool,
+    ) -> bool {
+        let is_taken = self.len() <= most && take(&mut self.buffer, self.start..self.end);
+        if is_taken {
+            (self.start, self.end) = (0, 0);
+        }
+        is_taken
     }
 
     /// The allocated size of the buffer, in bytes.

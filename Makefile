@@ -121,7 +121,8 @@ soak: setup-soak
 ##     NAME=scale      one process with 10, 100 and 1,000 tunnels
 ##     NAME=compare    the tunnel beside ssh -R and rathole
 ##     NAME=slow-link  a keystroke beside a file over slow links; needs root
-NAME := tunnel
+# `make bench compare` means NAME=compare, too.
+NAME := $(or $(filter codec isolation scale compare slow-link,$(MAKECMDGOALS)),tunnel)
 bench: bench-$(NAME)
 
 bench-tunnel: setup-bench-tunnel c-demo

@@ -8,7 +8,7 @@ use aiot_tunnel::access::{Client, Forward};
 use aiot_tunnel::{ConnectParams, Security};
 
 use crate::cli::AccessArgs;
-use crate::exit_codes::{Failure, CANNOT_LISTEN};
+use crate::exit_codes;
 use crate::input::{self, ACCESS_TOKEN};
 use crate::output;
 use crate::process::{on_signal, say_listening};
@@ -68,21 +68,12 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     let mut forwards = Vec::new();
     for listen in &args.listen {
         let (address, service) = listen.split_once('=').unwrap_or((listen, &args.service));
-        let listener = bind(address).map_err(|e| cannot_listen(address, &e))?;
+        let listener = bind(address).map_err(|e| exit_codes::cannot_listen(address, &e))?;
         let bound = listener.local_addr()?;
         forwards.push(Forward::new(listener, service)?);
         say_listening(bound)?;
     }
     Ok(client.forward(&forwards)?)
-}
-
-fn cannot_listen(address: &str, e: &io::Error) -> Failure {
-    let cure = match e.kind() {
-        io::ErrorKind::AddrInUse => "another program uses the port: choose another one, or port 0",
-        io::ErrorKind::PermissionDenied => "ports below 1024 are root's: choose a higher one",
-        _ => "choose an address of this machine, such as 127.0.0.1:8080",
-    };
-    Failure::new(CANNOT_LISTEN, format_args!("cannot listen on {address}: {cure} [{e}]"))
 }
 
 /// Binds HOST:PORT, or :PORT on all addresses of the machine.

@@ -4,9 +4,17 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Read and write permission of users who are neither the owner nor in the group.
 const OTHERS: u32 = 0o006;
+
+static OPEN_FILES: AtomicBool = AtomicBool::new(false);
+
+/// Whether there was a warning about a file that holds a secret.
+pub(crate) fn has_open_files() -> bool {
+    OPEN_FILES.load(Ordering::Relaxed)
+}
 
 /// Warns if every user of the machine may read or change a file that holds a secret.
 pub(crate) fn about_secret_file(path: &Path) {
@@ -14,6 +22,7 @@ pub(crate) fn about_secret_file(path: &Path) {
     let mode = file.permissions().mode() & 0o777;
     // A device such as /dev/stdin is no file that holds something.
     if file.is_file() && mode & OTHERS != 0 {
+        OPEN_FILES.store(true, Ordering::Relaxed);
         let path = path.display();
         log::warn!(
             "{path} holds a secret, and every user of this machine may read or change it (mode \

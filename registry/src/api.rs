@@ -102,7 +102,7 @@ impl From<Error> for Answer {
             Error::Unknown(_) => 404,
             Error::Conflict(_) => 409,
             Error::Invalid(_) => 400,
-            Error::Store(_) => {
+            Error::Listen(..) | Error::Store(_) => {
                 log::error!("api: {e}");
                 503
             }

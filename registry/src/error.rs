@@ -1,6 +1,8 @@
 //! What goes wrong with the store and the registry.
 
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 
 /// Why something was not done.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub enum Error {
     Invalid(String),
     /// The store's file, or its key's, cannot be used.
     Store(String),
+    /// Nothing can listen on the address.
+    Listen(SocketAddr, io::Error),
 }
 
 /// What the functions of this package return.
@@ -24,6 +28,7 @@ impl fmt::Display for Error {
         match self {
             Error::Unknown(why) | Error::Conflict(why) => f.write_str(why),
             Error::Invalid(why) | Error::Store(why) => f.write_str(why),
+            Error::Listen(address, e) => write!(f, "listen on {address}: {e}"),
         }
     }
 }

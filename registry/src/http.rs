@@ -113,7 +113,7 @@ pub fn serve(
     tls: Tls,
     proxies: SharedProxies,
 ) -> Result<SocketAddr> {
-    let failed = |e: io::Error| Error::Invalid(format!("listen on {address} for the API: {e}"));
+    let failed = |e: io::Error| Error::Listen(address, e);
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let own = listener.local_addr().map_err(failed)?;

@@ -168,7 +168,10 @@ impl Registry {
         for (id, one) in &listed {
             builder = builder.stored_tunnel(one.tunnel(id)?);
         }
-        let gateway = builder.start(address).map_err(|e| Error::Invalid(e.to_string()))?;
+        let gateway = builder.start(address).map_err(|e| match e {
+            aiot_tunnel::Error::Io { source, .. } => Error::Listen(address, source),
+            e => Error::Invalid(e.to_string()),
+        })?;
         let scheme = if is_secure { "wss" } else { "ws" };
         let own_url = || PublicUrl::of_address(scheme, gateway.local_addr());
         let url = public_url.unwrap_or_else(own_url);

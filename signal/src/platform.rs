@@ -30,6 +30,8 @@ use crate::{explain, Broker, Credentials, Device, Times};
 
 /// Most messages that wait. The oldest are dropped.
 const MOST_WAITING: usize = 10_000;
+/// Some brokers end the connection when a message is not allowed. Others are sent before it from then on.
+const MOST_ATTEMPTS: u32 = 3;
 /// Most bytes of one MQTT packet.
 const MOST_PACKET: usize = 64 * 1024;
 /// How long the farewell to the broker may take.
@@ -181,6 +183,14 @@ struct Waiting {
     tunnel: TunnelId,
     payload: Zeroizing<Vec<u8>>,
     is_delivered: Arc<AtomicBool>,
+    /// Connections that were lost while it was on its way.
+    attempts: u32,
+}
+
+impl Waiting {
+    fn is_about_the_same(&self, other: &Waiting) -> bool {
+        self.tunnel == other.tunnel && self.topic == other.topic
+    }
 }
 
 /// Why a connection has ended.
@@ -229,6 +239,7 @@ impl Platform {
             tunnel: tunnel.clone(),
             payload: notice.payload(tunnel),
             is_delivered: is_delivered.clone(),
+            attempts: 0,
         };
         state.add(message);
         drop(state);
@@ -282,10 +293,8 @@ impl State {
     /// Adds a message. It takes the place of one about the same tunnel of the same device.
     fn add(&mut self, message: Waiting) {
         let in_flight = self.in_flight;
-        self.waiting.retain(|other| {
-            let is_same = other.tunnel == message.tunnel && other.topic == message.topic;
-            !is_same || Some(other.number) == in_flight
-        });
+        self.waiting
+            .retain(|other| !other.is_about_the_same(&message) || Some(other.number) == in_flight);
         if self.waiting.len() >= MOST_WAITING {
             let index = usize::from(in_flight.is_some());
             if let Some(dropped) = self.waiting.remove(index) {
@@ -295,6 +304,22 @@ impl State {
         }
         self.waiting.push_back(message);
     }
+
+    /// The connection is new, or lost. What was on its way is sent again, unless there is a newer message.
+    fn set_connected(&mut self, is_connected: bool) {
+        self.is_connected = is_connected;
+        let Some(number) = self.in_flight.take() else { return };
+        let index = self.waiting.iter().position(|message| message.number == number);
+        let Some(mut message) = index.and_then(|index| self.waiting.remove(index)) else { return };
+        if self.waiting.iter().any(|other| other.is_about_the_same(&message)) {
+            return;
+        }
+        message.attempts += 1;
+        match message.attempts < MOST_ATTEMPTS {
+            true => self.waiting.push_front(message),
+            false => self.waiting.push_back(message),
+        }
+    }
 }
 
 impl Shared {
@@ -302,12 +327,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection is new, or lost. What was on its way is sent again.
     fn set_connected(&self, is_connected: bool) {
-        let mut state = self.lock();
-        state.is_connected = is_connected;
-        state.in_flight = None;
-        drop(state);
+        self.lock().set_connected(is_connected);
         self.changed.notify_all();
     }
 
@@ -522,40 +543,74 @@ mod tests {
         assert_eq!(seconds(None), LONGEST);
     }
 
+    /// A message without a content.
+    fn add(state: &mut State, topic: &str, id: &str) -> u64 {
+        state.next += 1;
+        let number = state.next;
+        state.add(Waiting {
+            number,
+            topic: topic.to_owned(),
+            tunnel: tunnel(id),
+            payload: Zeroizing::default(),
+            is_delivered: Arc::default(),
+            attempts: 0,
+        });
+        number
+    }
+
+    fn numbers(state: &State) -> Vec<u64> {
+        state.waiting.iter().map(|message| message.number).collect()
+    }
+
     #[test]
-    fn of_each_tunnel_the_newest_message_waits_and_not_too_many_in_all() {
+    fn of_each_tunnel_the_newest_message_waits() {
         let mut state = State::default();
-        let add = |state: &mut State, topic: &str, id: &str| {
-            state.next += 1;
-            let (number, payload) = (state.next, Zeroizing::default());
-            let (topic, tunnel) = (topic.to_owned(), tunnel(id));
-            state.add(Waiting { number, topic, tunnel, payload, is_delivered: Arc::default() });
-            number
-        };
         let first = add(&mut state, "a", "t1");
         state.in_flight = Some(first);
-        let numbers = |state: &State| state.waiting.iter().map(|m| m.number).collect::<Vec<_>>();
         let second = add(&mut state, "a", "t1");
         let other = add(&mut state, "b", "t1");
         assert_eq!(numbers(&state), [first, second, other]);
         let third = add(&mut state, "a", "t1");
         assert_eq!(numbers(&state), [first, other, third]);
-        let next = state.next;
-        for number in 3..MOST_WAITING as u64 {
+        // The one that was on its way is not sent again: there is a newer one.
+        state.set_connected(false);
+        assert_eq!(numbers(&state), [other, third]);
+    }
+
+    #[test]
+    fn a_message_that_the_broker_does_not_take_holds_up_no_other() {
+        let mut state = State::default();
+        let (bad, good) = (add(&mut state, "a", "t1"), add(&mut state, "a", "t2"));
+        for _ in 1..MOST_ATTEMPTS {
+            state.in_flight = Some(bad);
+            state.set_connected(false);
+            assert_eq!(numbers(&state), [bad, good]);
+        }
+        state.in_flight = Some(bad);
+        state.set_connected(false);
+        assert_eq!(numbers(&state), [good, bad]);
+    }
+
+    #[test]
+    fn not_too_many_messages_wait_and_what_is_on_its_way_stays() {
+        let mut state = State::default();
+        let first = add(&mut state, "a", "first");
+        state.in_flight = Some(first);
+        // Not by `add`, which looks at each message.
+        for number in 1..MOST_WAITING as u64 {
             state.waiting.push_back(Waiting {
-                number: next + number,
+                number: first + number,
                 topic: "a".to_owned(),
-                tunnel: tunnel("t2"),
+                tunnel: tunnel("other"),
                 payload: Zeroizing::default(),
                 is_delivered: Arc::default(),
+                attempts: 0,
             });
         }
-        state.next = next + MOST_WAITING as u64;
+        state.next = first + MOST_WAITING as u64;
+        let last = add(&mut state, "a", "last");
         assert_eq!(state.waiting.len(), MOST_WAITING);
-        let last = add(&mut state, "a", "t9");
-        assert_eq!(state.waiting.len(), MOST_WAITING);
-        // What is on its way stays.
-        assert_eq!(state.waiting.front().map(|m| m.number), Some(first));
-        assert_eq!(state.waiting.back().map(|m| m.number), Some(last));
+        assert_eq!(state.waiting.front().map(|message| message.number), Some(first));
+        assert_eq!(state.waiting.back().map(|message| message.number), Some(last));
     }
 }

@@ -11,6 +11,7 @@ use clap::Args;
 use log::LevelFilter;
 
 use super::at_least_one;
+use crate::exit_codes;
 use crate::gateway::publish::{self, Publish};
 use crate::input::{self, Unquoted};
 use crate::output::LogFormat;
@@ -90,8 +91,12 @@ Signals:
                    are gone. A warning names settings that need a restart
   SIGINT, SIGTERM  end the gateway";
 
+fn help() -> String {
+    format!("{GATEWAY_HELP}\n\n{}", exit_codes::GATEWAY_TABLE)
+}
+
 #[derive(Args)]
-#[command(after_help = GATEWAY_HELP)]
+#[command(after_help = help())]
 pub(crate) struct GatewayArgs {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aiot_tunnel_signal::Device;
 use clap::{Args, ValueEnum};
 
-use crate::input;
+use crate::{exit_codes, input};
 
 /// The gateway's API when nothing names another.
 pub(crate) const DEFAULT_API: &str = "http://127.0.0.1:8444";
@@ -64,8 +64,12 @@ pub(crate) enum TokenSide {
     Both,
 }
 
+fn help() -> String {
+    format!("{TUNNEL_HELP}\n\n{}", exit_codes::TUNNEL_TABLE)
+}
+
 #[derive(Args)]
-#[command(after_help = TUNNEL_HELP)]
+#[command(after_help = help())]
 pub(crate) struct TunnelArgs {
     /// What to do
     #[arg(value_name = "ACTION")]

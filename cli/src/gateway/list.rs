@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::cli::GatewayArgs;
+use crate::exit_codes::{self, Failure};
 use crate::input::{self, ACCESS_TOKEN, DEVICE_TOKEN};
 use crate::{Result, Usage};
 
@@ -31,7 +32,15 @@ pub(super) fn of(args: &GatewayArgs) -> Result<Vec<ListedTunnel>> {
     }
 }
 
+/// Reads and checks a file of tunnels.
+///
+/// # Errors
+/// One sentence that names the file.
 pub(super) fn of_file(path: &Path) -> Result<Vec<ListedTunnel>> {
+    Ok(read(path).map_err(|e| Failure::new(exit_codes::LIST, e))?)
+}
+
+fn read(path: &Path) -> Result<Vec<ListedTunnel>> {
     let text = input::read_secret(path)?;
     // serde's message would quote the text, and that holds tokens.
     let entries: Vec<Entry> = serde_json::from_slice(&text).map_err(|e| {

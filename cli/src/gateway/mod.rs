@@ -15,11 +15,12 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Options, Registry};
+use aiot_tunnel_registry::{http, Api, ApiKey, Error as RegistryError, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
 use crate::cli::GatewayArgs;
+use crate::exit_codes::{self, Failure};
 use crate::input;
 use crate::output;
 use crate::process::{gateway_signals, say_listening, tell_service_manager};
@@ -40,11 +41,26 @@ pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
     }
     let start = Start::load(args, settings)?;
     if args.check {
+        if warnings::has_open_files() {
+            let why =
+                "other users may read or change a file that holds a secret; the lines above name \
+                       it and say what to run";
+            return Err(Failure::new(exit_codes::OPEN_FILE, why).into());
+        }
         let file = args.config.as_ref().map(|path| format!("{}: ", path.display()));
         println!("{}the settings are valid", file.unwrap_or_default());
         return Ok(());
     }
     start.serve(args, settings, signals)
+}
+
+/// A failure to start, with its exit status.
+fn failure(e: RegistryError) -> Box<dyn std::error::Error> {
+    match e {
+        RegistryError::Listen(address, e) => exit_codes::cannot_listen(address, &e).into(),
+        RegistryError::Store(why) => Failure::new(exit_codes::STORE, why).into(),
+        e => e.into(),
+    }
 }
 
 /// What the gateway starts with.
@@ -86,11 +102,12 @@ impl Start {
             Some(certificate) => {
                 let (chain, key) = certificate.read()?;
                 builder = match certificate.is_legacy {
-                    true => builder.legacy_tls_pem(&chain, &key)?,
-                    false => builder.tls_pem(&chain, &key)?,
-                };
+                    true => builder.legacy_tls_pem(&chain, &key),
+                    false => builder.tls_pem(&chain, &key),
+                }
+                .map_err(|e| certificate.wrong(e))?;
                 if args.api_tls {
-                    api_tls.set_pem(&chain, &key)?;
+                    api_tls.set_pem(&chain, &key).map_err(|e| certificate.wrong(e))?;
                 }
             }
             None if args.plain => {
@@ -147,12 +164,13 @@ impl Start {
         for port in ports.bind(args, settings)? {
             self.builder = self.builder.publish(port);
         }
-        let registry = Registry::start(self.builder, args.listen, options)?;
+        let registry = Registry::start(self.builder, args.listen, options).map_err(failure)?;
         let mut api_tls = None;
         let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
-            let address = http::serve(api, address, tls.clone(), shared_proxies.clone())?;
+            let address =
+                http::serve(api, address, tls.clone(), shared_proxies.clone()).map_err(failure)?;
             log::info!("the API listens on {address}");
             api_tls = args.api_tls.then_some(tls);
         }

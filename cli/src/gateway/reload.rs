@@ -1,6 +1,7 @@
 //! Takes over changed files while the gateway runs: certificate and key, and the list of tunnels. A file
 //! that cannot be used leaves everything as it was.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::list;
 use crate::cli::GatewayArgs;
+use crate::exit_codes::{self, Failure};
 use crate::{input, Result};
 
 /// The files of the gateway's certificate.
@@ -29,7 +31,22 @@ impl Certificate {
 
     /// Certificate chain and key, in PEM.
     pub(super) fn read(&self) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>)> {
-        Ok((input::read(&self.chain)?, input::read_secret(&self.key)?))
+        let failed = |e| Failure::new(exit_codes::CERTIFICATE, e);
+        let chain = input::read(&self.chain).map_err(failed)?;
+        Ok((chain, input::read_secret(&self.key).map_err(failed)?))
+    }
+
+    /// The failure to use what was read.
+    pub(super) fn wrong(&self, e: impl fmt::Display) -> Failure {
+        let (text, chain, key) = (e.to_string(), self.chain.display(), self.key.display());
+        let why = match text.contains("values mismatch") {
+            true => "the key belongs to another certificate; name the one that was made with it",
+            false => {
+                "give a certificate chain and its key, both in PEM, the key without a password"
+            }
+        };
+        let text = format_args!("{chain} and {key} cannot be used: {why} [{text}]");
+        Failure::new(exit_codes::CERTIFICATE, text)
     }
 }
 
@@ -102,11 +119,12 @@ impl Reloader {
         let (chain, key) = certificate.read()?;
         let gateway = self.registry.gateway();
         match certificate.is_legacy {
-            true => gateway.set_legacy_tls_pem(&chain, &key)?,
-            false => gateway.set_tls_pem(&chain, &key)?,
+            true => gateway.set_legacy_tls_pem(&chain, &key),
+            false => gateway.set_tls_pem(&chain, &key),
         }
+        .map_err(|e| certificate.wrong(e))?;
         if let Some(tls) = &self.api_tls {
-            tls.set_pem(&chain, &key)?;
+            tls.set_pem(&chain, &key).map_err(|e| certificate.wrong(e))?;
         }
         Ok(())
     }

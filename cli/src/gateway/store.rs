@@ -6,6 +6,7 @@ use aiot_tunnel::process;
 use aiot_tunnel_registry::{RedisAddress, RedisOptions, SharedKey, Store};
 
 use crate::cli::{GatewayArgs, GATEWAY_SETTINGS};
+use crate::exit_codes::{self, Failure};
 use crate::input::{self, Unquoted};
 use crate::settings::{Origin, Settings};
 use crate::{warnings, Result, Usage};
@@ -66,11 +67,12 @@ impl Place {
 
     /// Opens the store.
     pub(super) fn open(self) -> Result<Option<Store>> {
-        Ok(match self {
-            Place::None => None,
-            Place::File(path) => Some(Store::open(&path)?),
-            Place::Redis(options) => Some(Store::connect(*options)?),
-        })
+        let opened = match self {
+            Place::None => return Ok(None),
+            Place::File(path) => Store::open(&path),
+            Place::Redis(options) => Store::connect(*options),
+        };
+        Ok(Some(opened.map_err(|e| Failure::new(exit_codes::STORE, e))?))
     }
 }
 

@@ -19,6 +19,7 @@ mod front;
 mod generate;
 mod hostile;
 mod live;
+mod mistakes;
 mod notify;
 mod publish;
 mod redis;

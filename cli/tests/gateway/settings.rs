@@ -176,7 +176,7 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
         .env("AIOT_TUNNEL_ACCESS_TOKEN", "hush-a")
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(23));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("server.pem: not a store of tunnels"), "{error}");
 }

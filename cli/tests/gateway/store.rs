@@ -22,6 +22,8 @@ fn a_tunnel_of_the_api_survives_a_restart_and_works() {
     let (_access, address) = gateway.access("pump-17", &tokens.access, "echo");
     let mut client = TcpStream::connect(address).unwrap();
     echoes(&mut client, "hello");
+    // The gateway counts bytes after it has passed them on.
+    soon("the bytes are counted", || gateway.show("pump-17")["bytes_to_access"] == 5);
     let shown = gateway.show("pump-17");
     assert_eq!(shown["sessions"], 1);
     assert_eq!((&shown["bytes_to_device"], &shown["bytes_to_access"]), (&json!(5), &json!(5)));

@@ -1,9 +1,11 @@
 //! The two ends of `scripts/compare`: the local service, and the client that puts load on a
 //! connection to it. The client prints its measurements as JSON.
 //!
-//! Arguments: `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [DEVICE]`, where DEVICE is
-//! the process whose processor time is measured; `trips PORT SERVICE COUNT`; `setup PORT SERVICE
-//! COUNT`.
+//! Arguments: `service`; `load PORT SERVICE down|up CONNECTIONS SECONDS [PROCESS]...`, where the
+//! processor time of each PROCESS is measured; `trips PORT SERVICE COUNT`; `setup PORT SERVICE
+//! COUNT`; `crowd PORT TUNNELS IDLE LOADED PROCESS`, both ends of many tunnels ([`crowd`]).
+
+mod crowd;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -28,13 +30,17 @@ fn main() {
     let text: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match text[..] {
         ["service"] => return service::run(),
-        ["load", port, service_port, direction, count, seconds, ref device @ ..] => {
+        ["load", port, service_port, direction, count, seconds, ref processes @ ..] => {
             let window = Duration::from_secs_f64(number(seconds));
-            let mut ends = Ends::new(port, service_port);
-            ends.load(direction, number(count), window, device.first().map(|pid| number(pid)))
+            let processes: Vec<u32> = processes.iter().map(|pid| number(pid)).collect();
+            Ends::new(port, service_port).load(direction, number(count), window, &processes)
         }
         ["trips", port, service, count] => Ends::new(port, service).trips(number(count)),
         ["setup", port, service, count] => Ends::new(port, service).setup(number(count)),
+        ["crowd", port, tunnels, idle, loaded, gateway] => {
+            let [idle, loaded] = [idle, loaded].map(|text| Duration::from_secs_f64(number(text)));
+            crowd::measure(number(port), number(tunnels), idle, loaded, number(gateway))
+        }
         // `cargo test --benches` and `cargo bench` check only that the program starts.
         _ => return,
     };
@@ -92,7 +98,7 @@ impl Ends {
         direction: &str,
         connections: usize,
         window: Duration,
-        device: Option<u32>,
+        processes: &[u32],
     ) -> serde_json::Value {
         let (is_down, received) = (direction == "down", &AtomicU64::new(0));
         let what = if is_down { service::SINK } else { service::FLOOD };
@@ -116,11 +122,13 @@ impl Ends {
                 true => self.ask(service::COUNT),
                 false => received.load(Ordering::Relaxed),
             };
-            let cpu = || device.map(procfs::cpu);
+            let cpu = || processes.iter().map(|pid| procfs::cpu(*pid)).collect::<Vec<f64>>();
             let (bytes, used, began) = (so_far(), cpu(), Instant::now());
             thread::sleep(window);
             let bytes = so_far() - bytes;
-            let (used, seconds) = (cpu().zip(used).map(|(b, a)| b - a), began.elapsed());
+            let seconds = began.elapsed();
+            let used: Vec<f64> =
+                cpu().iter().zip(used).map(|(after, before)| after - before).collect();
             let busy = self.ask(service::BUSY);
             for stream in &streams {
                 // Without a reset, a sender whose bytes are no longer read would not notice the
@@ -135,7 +143,8 @@ impl Ends {
         });
         drop(streams);
         self.rest();
-        json!({"rate": bytes / 1e6 / seconds, "cpu": cpu.map(|cpu| cpu / (bytes / 1e9))})
+        let cpu: Vec<f64> = cpu.into_iter().map(|cpu| cpu / (bytes / 1e9)).collect();
+        json!({"rate": bytes / 1e6 / seconds, "cpu": cpu})
     }
 
     /// Times round trips of one byte, in microseconds.

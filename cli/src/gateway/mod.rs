@@ -169,8 +169,8 @@ impl Start {
         let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
             let api = Arc::new(Api::new(registry.clone(), key));
-            let address =
-                http::serve(api, address, tls.clone(), shared_proxies.clone()).map_err(failure)?;
+            let served = http::serve(api, address, tls.clone(), shared_proxies.clone());
+            let address = served.map_err(failure)?;
             log::info!("the API listens on {address}");
             api_tls = args.api_tls.then_some(tls);
         }

@@ -7,6 +7,7 @@ use aiot_tunnel::gateway::{Gateway, PublishedPort};
 use aiot_tunnel::{Port, Service, TunnelId};
 
 use crate::cli::GatewayArgs;
+use crate::exit_codes::{self, Failure};
 use crate::settings::{Field, Settings};
 use crate::Result;
 
@@ -80,11 +81,6 @@ impl Publish {
         Service::new(&self.service, "localhost", port).map(drop).map_err(|e| e.to_string())
     }
 
-    fn bind(&self) -> Result<TcpListener, String> {
-        let listen = &self.listen;
-        TcpListener::bind(listen).map_err(|e| format!("listen on {listen}: {e}"))
-    }
-
     fn port(&self, listener: TcpListener, args: &GatewayArgs) -> Result<PublishedPort, String> {
         let port = PublishedPort::new(listener, self.tunnel.clone(), &self.service);
         Ok(port
@@ -150,8 +146,13 @@ impl Ports {
             if let Some(address) = take(&|old| old.listen == publish.listen) {
                 ended.push((address, Some(publish.clone())));
             } else {
-                let port = publish.bind().and_then(|listener| publish.port(listener, args));
-                new.push((publish.clone(), port.map_err(wrong)?));
+                let listener = TcpListener::bind(publish.listen).map_err(|e| {
+                    let why = exit_codes::cannot_listen(publish.listen, &e);
+                    let why = settings.wrong_value("publish", at, why);
+                    Failure::new(exit_codes::CANNOT_LISTEN, why)
+                })?;
+                let port = publish.port(listener, args).map_err(wrong)?;
+                new.push((publish.clone(), port));
             }
         }
         ended.extend(old.into_iter().map(|(_, address)| (*address, None)));

@@ -126,7 +126,7 @@ fn a_broken_file_is_refused_with_one_line_and_nothing_changes() {
                 "session_limit = 1\n{}[[publish]]\nlisten = \"{taken}\"\ntunnel = \"t1\"\nservice = \"one\"\n",
                 publish(&["two"])
             ),
-            "publish: listen on 127.0.0.1:",
+            "publish: cannot listen on 127.0.0.1:",
         ),
         (
             format!("[[publish]]\nlisten = \"127.0.0.1:0\"\ntunnel = \"t1\"\nservice = \"{}\"\n", "x".repeat(300)),

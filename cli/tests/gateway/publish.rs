@@ -272,7 +272,7 @@ fn a_port_that_is_taken_is_named() {
         &["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnel", "t1", "--publish", &publish],
         &[("AIOT_TUNNEL_DEVICE_TOKEN", "hush-device"), ("AIOT_TUNNEL_ACCESS_TOKEN", "hush-access")],
     );
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(19));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(&format!("--publish: listen on {address}: ")), "{error}");
+    assert!(error.contains(&format!("--publish: cannot listen on {address}: ")), "{error}");
 }

@@ -431,7 +431,7 @@ fn a_store_of_a_newer_version_or_with_another_key_is_refused() {
         options.extend(fleet.options());
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let output = run(&options, &[]);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(23));
         String::from_utf8(output.stderr).unwrap()
     };
     let key = fs::read(fleet.folder.file("store.key")).unwrap();
@@ -471,7 +471,7 @@ fn redis_is_reached_by_tls_and_by_a_unix_socket() {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let output = run(&options, &[]);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(output.status.code(), Some(23), "{error}");
     assert!(error.contains("not trusted; name its CA with --store-ca"), "{error}");
 
     let Some(fleet) = Fleet::new(test, 1, &[]) else { return };
@@ -533,7 +533,7 @@ fn a_gateway_does_not_wait_for_ever_for_its_store() {
         let begun = Instant::now();
         let output = run(&[&options[..], &["--store-password-file", &password]].concat(), &[]);
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert_eq!(output.status.code(), Some(23), "{error}");
         assert!(error.contains("it does not answer in time"), "{error}");
         assert!(begun.elapsed() < wait::TIMEOUT, "{:?}", begun.elapsed());
     }
@@ -611,6 +611,6 @@ fn a_wrong_setting_of_the_store_is_named_with_the_reason() {
     let options = [&["gateway", "--plain"], &redis[..], &options].concat();
     let output = run(&options, &[]);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(output.status.code(), Some(23), "{error}");
     assert!(error.contains("nothing listens there"), "{error}");
 }

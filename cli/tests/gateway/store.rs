@@ -382,12 +382,12 @@ fn a_mistake_with_tunnel_is_one_sentence() {
         ),
         (
             own(&["tunnel", "list", "--api", &url, "--api-key-file", &wrong]),
-            1,
+            6,
             ["the API key is wrong", "--api-key-file"],
         ),
         (
             own(&["tunnel", "list", "--api", "http://127.0.0.1:1", "--api-key-file", &key]),
-            1,
+            3,
             ["Connection refused", "with --api?"],
         ),
         (
@@ -395,10 +395,10 @@ fn a_mistake_with_tunnel_is_one_sentence() {
             2,
             ["no URL such as", "http://"],
         ),
-        (with_key(&["show", "t2"]), 1, ["there is no tunnel", "t2"]),
+        (with_key(&["show", "t2"]), 8, ["there is no tunnel", "t2"]),
         (with_key(&["show"]), 2, ["name the tunnel's", "ID"]),
-        (with_key(&["add", "t1"]), 1, ["t1", "exists"]),
-        (with_key(&["add", "a/b"]), 1, ["tunnel id", "visible ASCII"]),
+        (with_key(&["add", "t1"]), 15, ["t1", "exists"]),
+        (with_key(&["add", "a/b"]), 15, ["tunnel id", "visible ASCII"]),
         (with_key(&["list", "t1"]), 2, ["an ID has no meaning", "list"]),
         (with_key(&["list", "--expire", "1h"]), 2, ["--expire has no meaning", "list"]),
         (with_key(&["add", "--expire", "0"]), 2, ["--expire", "must not be zero"]),

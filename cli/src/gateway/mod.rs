@@ -117,6 +117,7 @@ impl Start {
                 return Err(Usage::of("give --cert and --key for TLS, or --plain for none").into())
             }
         }
+        warn_of_idle_proxies(args);
         let api = match (&args.api, &args.api_key_file) {
             (Some(address), Some(path)) => {
                 if !args.api_tls {
@@ -225,6 +226,18 @@ fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Within TLS, nothing but the PROXY protocol tells a client's address.
+fn warn_of_idle_proxies(args: &GatewayArgs) {
+    let by_gateway = args.plain || args.proxy_protocol;
+    let by_api = args.api.is_some() && (!args.api_tls || args.api_proxy_protocol);
+    if !args.trusted_proxy.is_empty() && !by_gateway && !by_api {
+        log::warn!(
+            "--trusted-proxy has no effect: with TLS, only the PROXY protocol tells a client's address; \
+             give --proxy-protocol, too"
+        );
+    }
 }
 
 /// Why the files are read again.

@@ -545,3 +545,22 @@ fn settings_that_cannot_work_are_refused_with_the_reason() {
         assert!(output.status.code() == Some(2) && error.contains(why), "{error}");
     }
 }
+
+#[test]
+fn a_trusted_proxy_that_can_tell_nothing_is_warned_of() {
+    let folder = Folder::new();
+    certify(&folder, &Authority::new());
+    let file = |name: &str| folder.file(name).display().to_string();
+    let (cert, key, store) = (file("server.pem"), file("server.key"), file("tunnels.db"));
+    let common = ["gateway", "--check", "--store", &store, "--trusted-proxy", "10.0.0.0/8"];
+    for (more, warns) in [
+        (&["--cert", &cert, "--key", &key][..], true),
+        (&["--cert", &cert, "--key", &key, "--proxy-protocol"], false),
+        (&["--plain"], false),
+    ] {
+        let output = super::run(&[&common, more].concat(), &[]);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{log}");
+        assert_eq!(log.contains("--trusted-proxy has no effect"), warns, "{log}");
+    }
+}

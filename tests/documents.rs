@@ -27,7 +27,10 @@ fn each_log_code_stands_in_the_document_for_operators() {
             let start = format!("pub const {name}: i32 = -0x");
             let (_, value) = states.split_once(&start).unwrap();
             let code = &value[..4];
-            assert!(page_text.contains(&format!("| LK-{code} |")), "{page} lacks {name}: LK-{code}");
+            assert!(
+                page_text.contains(&format!("| LK-{code} |")),
+                "{page} lacks {name}: LK-{code}"
+            );
         }
     }
 }

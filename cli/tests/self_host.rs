@@ -43,9 +43,19 @@ struct Machine {
 impl Machine {
     fn new(name: &'static str, network: &Namespace, folder: &Folder) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--ipc", "--uts", "--pid", "--mount-proc", "--fork", "--kill-child", "sh"]);
+        command.args([
+            "--mount",
+            "--ipc",
+            "--uts",
+            "--pid",
+            "--mount-proc",
+            "--fork",
+            "--kill-child",
+            "sh",
+        ]);
         command.env_clear().env("HOME", "/root").env("LC_ALL", "C");
-        let path = format!("{}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", folder.path().display());
+        let path =
+            format!("{}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", folder.path().display());
         command.env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = network.within(|| Process::spawn(&mut command));
         let lines = shell.lines();
@@ -85,7 +95,7 @@ impl Machine {
     fn wait_for(&mut self, log: &str, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let content = self.run(&format!("cat {log}"));
+            let content = self.run(&format!("cat {log} 2>/dev/null; true"));
             if content.contains(text) {
                 return;
             }

@@ -55,10 +55,9 @@ fn shape(text: &str) -> Shape {
                 shape.blocks.push(info.to_owned());
             }
             in_block = !in_block;
-        } else if in_block {
-        } else if line.starts_with('#') {
+        } else if !in_block && line.starts_with('#') {
             shape.headings.push(line.bytes().take_while(|b| *b == b'#').count());
-        } else if line.starts_with('|') {
+        } else if !in_block && line.starts_with('|') {
             shape.rows.push(line.matches('|').count());
         }
     }

@@ -55,7 +55,7 @@ pub(super) struct Hub {
     waker: Arc<Waker>,
     stopping: bool,
     /// The published ports that are connected.
-    ports: Vec<Box<Publisher>>,
+    ports: Vec<Publisher>,
     polled: PollSet,
     ready: Vec<Ready>,
 }
@@ -201,7 +201,9 @@ impl Hub {
 
     /// Sends the ports home whose connections are over.
     fn send_home(&mut self, now: Instant) {
-        self.ports.extract_if(.., |port| port.wants_home()).for_each(|port| port.go_home(now));
+        self.ports
+            .extract_if(.., |port| port.wants_home())
+            .for_each(|port| Box::new(port).go_home(now));
     }
 
     fn count(&mut self) {
@@ -219,7 +221,7 @@ impl Hub {
             Order::Join { side, member, expires, port } => {
                 self.tunnel.expire_at(expires);
                 let (port, origins) = port.unzip();
-                self.ports.extend(port);
+                self.ports.extend(port.map(|port| *port));
                 self.tunnel.observer_mut().origins = origins;
                 self.tunnel.join(side, *member, now);
                 self.tunnel.drop_closing(now, |device| device.permit.is_over());

@@ -168,7 +168,7 @@ mod tests {
         assert!(!other.is_readable());
         assert_eq!(other.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let bytes: Vec<u8> = (0..3 * CAPACITY).map(|n| (n % 251) as u8).collect();
-        let (mut sent, mut received) = (0, Vec::new());
+        let (mut sent, mut received) = (0, Vec::<u8>::new());
         while received.len() < bytes.len() {
             while sent < bytes.len() && one.is_writable() {
                 sent += one.write(&bytes[sent..]).unwrap();

@@ -710,6 +710,7 @@ pub(super) fn check_different(own: &TokenDigest, other: &TokenDigest) -> Result<
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::TcpStream;
     use std::time::Duration;
 
     use super::*;

@@ -40,10 +40,10 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
     (status.code(), text)
 }
 
-/// Runs the program, which must fail with status 1. The result is its standard error.
-fn fails(arguments: &[&str]) -> String {
+/// Runs the program, which must fail with this status. The result is its standard error.
+fn fails(arguments: &[&str], expected: i32) -> String {
     let (status, text) = run(arguments);
-    assert_eq!(status, Some(1), "{arguments:?}: {text}");
+    assert_eq!(status, Some(expected), "{arguments:?}: {text}");
     text
 }
 
@@ -232,7 +232,7 @@ fn a_list_of_tunnels_that_cannot_be_meant_is_refused_and_the_entry_is_named() {
     ] {
         let file = folder.file("tunnels.json", list.as_bytes(), 0o600);
         let arguments = ["gateway", "--plain", "--listen", "127.0.0.1:0", "--tunnels", &file];
-        let text = fails(&arguments);
+        let text = fails(&arguments, 22);
         says(&text, &[&file]);
         says(&text, parts);
     }
@@ -379,7 +379,7 @@ fn agent(key: &Key) -> Process {
 fn a_command_that_nobody_takes_is_a_failure() {
     let key = Key::new();
     let _left_behind = Queue::new(key.0, 0o600);
-    let text = fails(&["send", "delete", "--tunnel", "t", "--queue-key", &key.0.to_string()]);
+    let text = fails(&["send", "delete", "--tunnel", "t", "--queue-key", &key.0.to_string()], 1);
     says(&text, &["nobody reads it", "start an agent", "ipcrm"]);
 }
 
@@ -388,7 +388,8 @@ fn a_second_agent_on_one_queue_is_refused_until_the_first_is_gone() {
     let key = Key::new();
     let mut first = agent(&key);
     let key_text = key.0.to_string();
-    let text = fails(&["agent", "--plain", "--control-socket", "none", "--queue-key", &key_text]);
+    let text =
+        fails(&["agent", "--plain", "--control-socket", "none", "--queue-key", &key_text], 1);
     says(&text, &["another agent", &format!("process {}", first.id()), "another key"]);
     // Killed, it leaves its queue behind, but nothing that stops the next one.
     first.child().kill().unwrap();

@@ -294,11 +294,11 @@ fn files() -> Folder {
         folder.write_secret(name, format!("hush-and-long-enough-{name}"));
     }
     folder.write("client.pem", &identity.certificate);
-    folder.write("client.key", &identity.key);
-    folder.write("t1.token", "hush-token");
-    folder.write("proxy.password", "user:hush-password");
-    folder.write("mqtt.password", "hush-password");
-    folder.write("device.secret", "hush-secret");
+    folder.write_secret("client.key", &identity.key);
+    folder.write_secret("t1.token", "hush-token");
+    folder.write_secret("proxy.password", "user:hush-password");
+    folder.write_secret("mqtt.password", "hush-password");
+    folder.write_secret("device.secret", "hush-secret");
     folder
 }
 

@@ -81,7 +81,7 @@ impl Record {
             TunnelEvent::AccessLeft { key, .. } => {
                 self.members.lock().accesses.retain(|(other, _)| other != key);
             }
-            TunnelEvent::SessionCreated { .. } => {
+            TunnelEvent::SessionAccepted(_) => {
                 self.sessions_opened.fetch_add(1, Ordering::Relaxed);
             }
             _ => {}
@@ -141,12 +141,7 @@ mod tests {
         for (key, from) in [(1, "192.0.2.2:6"), (2, "192.0.2.3:7")] {
             record.note(&TunnelEvent::AccessConnected { key, from });
         }
-        record.note(&TunnelEvent::SessionCreated {
-            id: "s",
-            service_type: "_SSH",
-            access: 1,
-            frame_id: 1,
-        });
+        record.note(&TunnelEvent::SessionAccepted("s"));
         record.count(1, Traffic { to_device: 10, to_access: 20 });
         record.count(1, Traffic { to_device: 1, to_access: 2 });
         record.note(&TunnelEvent::AccessLeft { key: 1, why: "it closed" });

@@ -195,7 +195,7 @@ impl TunnelObserver for TunnelLog {
         self.activity.note(&event);
         let address = self.note(&event, now);
         // A session's end says the same, and more.
-        let is_said = matches!(event, TunnelEvent::Released(..));
+        let is_said = matches!(event, TunnelEvent::Released(..) | TunnelEvent::SessionAccepted(_));
         if is_said || matches!(event, TunnelEvent::Refused { is_logged: false, .. }) {
             return;
         }

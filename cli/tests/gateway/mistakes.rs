@@ -63,6 +63,8 @@ fn a_certificate_that_cannot_be_used_is_named() {
 #[test]
 fn a_list_that_cannot_be_used_is_named_with_the_place() {
     let folder = Folder::new();
+    let missing = ["gateway", "--plain", "--tunnels", "/nowhere/file"];
+    fails(&missing, 22, &["/nowhere/file: No such file"]);
     for (text, words) in [
         ("[{\"id\": \"t1\", \"device_token\": \"hush\"\n", &["line 2", "--help"][..]),
         ("{}", &["line 1", "--help"]),

@@ -176,12 +176,11 @@ fn the_printed_configuration_has_a_block_for_each_profile() {
                 [[profile.plant.tunnel]]\nmatch = \"no host, this\"\nuser = \"x\"\n\
                 [profile.lab]\nurl = \"ws://127.0.0.1:8443\"\n";
     fs::write(scene.home.file("aiot-tunnel/config.toml"), text).unwrap();
-    let program = program();
+    let program = program().display().to_string();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
+    let program = if program.chars().all(is_word) { program } else { format!("'{program}'") };
     let proxy = |profile| {
-        format!(
-            "    ProxyCommand {} access --profile {profile} --stdio '--ssh-host=%n'",
-            program.display()
-        )
+        format!("    ProxyCommand {program} access --profile {profile} --stdio '--ssh-host=%n'")
     };
     let gateway = "    HostName %h.gw.example-443";
     let (plant, lab) = (proxy("plant"), proxy("lab"));

@@ -78,6 +78,8 @@ pub enum TunnelEvent<'a> {
         /// The frame id of its session_create.
         frame_id: u64,
     },
+    /// The device has accepted the session with this id.
+    SessionAccepted(&'a str),
     /// The device refused a session, or did not answer in time.
     DeviceRefused {
         /// The session id.
@@ -149,7 +151,7 @@ impl TunnelEvent<'_> {
             DeviceConnected { .. } | AccessConnected { .. } => false,
             DeviceLeft { .. } | AccessLeft { .. } => false,
             Expired | Revoked(_) | SessionCreated { .. } | Released(..) => false,
-            SessionEnded { .. } => false,
+            SessionAccepted(_) | SessionEnded { .. } => false,
         }
     }
 
@@ -166,7 +168,7 @@ impl TunnelEvent<'_> {
             Stalled(member) | Incomplete(member) | UnknownSession(member, _) => Some(*member),
             TunnelEvent::Dropped(member, _) => Some(*member),
             Expired | Revoked(_) | SessionEnded { .. } | Released(..) | Cut { .. } => None,
-            LeftOut(_) => None,
+            SessionAccepted(_) | LeftOut(_) => None,
         }
     }
 }
@@ -185,6 +187,7 @@ impl fmt::Display for TunnelEvent<'_> {
             SessionCreated { id, service_type, .. } => {
                 write!(f, "session {id} for {service_type:?}")
             }
+            SessionAccepted(id) => write!(f, "device accepted {id:?}"),
             DeviceRefused { id, why } => write!(f, "device refused {id:?}: {why:?}"),
             Released(Side::Device, id) => write!(f, "device released {id:?}"),
             Released(Side::Access, id) => write!(f, "access released {id:?}"),

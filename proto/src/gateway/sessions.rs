@@ -124,6 +124,7 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
                 let status = Status::parse(frame.payload);
                 if status.as_ref().is_some_and(|status| status.code == 0) {
                     self.accept(frame, device);
+                    self.observer.event(TunnelEvent::SessionAccepted(id));
                 } else {
                     let why = status.map_or("an answer without a code".to_owned(), |s| s.msg);
                     self.observer.event(TunnelEvent::DeviceRefused { id, why: &why });

@@ -195,7 +195,8 @@ impl Shared {
             devices: Permits::default(),
             accesses: Permits::default(),
         });
-        for (side, new) in [(Side::Device, device), (Side::Access, access)] {
+        // The access side first: it is told that its token is no longer valid, not that the device is lost.
+        for (side, new) in [(Side::Access, access), (Side::Device, device)] {
             if entry.key(side).token != new.token {
                 match side {
                     Side::Device => entry.device = new,

@@ -18,7 +18,14 @@ use crate::{Result, Usage};
 /// The tunnels of the list. With a store, there need not be one.
 pub(super) fn of(args: &GatewayArgs) -> Result<Vec<ListedTunnel>> {
     match (&args.tunnels, &args.tunnel) {
-        (Some(path), _) => of_file(path),
+        (Some(path), _) => {
+            let list = of_file(path)?;
+            if list.is_empty() && args.store.is_none() {
+                let why = format!("{}: there is no tunnel in it", path.display());
+                return Err(Failure::new(exit_codes::LIST, why).into());
+            }
+            Ok(list)
+        }
         (None, Some(id)) => {
             let device_file = args.device_token_file.as_deref();
             let device_token = input::token(device_file, DEVICE_TOKEN, "device")?;
@@ -32,7 +39,7 @@ pub(super) fn of(args: &GatewayArgs) -> Result<Vec<ListedTunnel>> {
     }
 }
 
-/// Reads and checks a file of tunnels.
+/// Reads and checks a file of tunnels. It may have none: then all tunnels of the list are taken away.
 ///
 /// # Errors
 /// One sentence that names the file.
@@ -55,9 +62,6 @@ fn read(path: &Path) -> Result<Vec<ListedTunnel>> {
 
 /// Checks all entries. An error names the entry.
 fn tunnels(entries: Vec<Entry>) -> std::result::Result<Vec<ListedTunnel>, String> {
-    if entries.is_empty() {
-        return Err("there is no tunnel in it".to_owned());
-    }
     let mut known: HashMap<String, usize> = HashMap::new();
     let mut tunnels = Vec::new();
     for (number, entry) in (1..).zip(entries) {

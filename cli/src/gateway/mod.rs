@@ -29,7 +29,7 @@ use crate::{warnings, Result, Usage};
 
 use live::Live;
 use publish::Ports;
-use reload::{Certificate, Reloader};
+use reload::{Certificate, Reloader, Stamps};
 
 pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
     let signals = gateway_signals()?;
@@ -71,6 +71,8 @@ struct Start {
     api: Option<(ApiKey, http::Tls)>,
     store: store::Place,
     notify: Option<notify::Notify>,
+    /// Taken before certificate and list were read.
+    stamps: Stamps,
 }
 
 fn limits(args: &GatewayArgs) -> GatewayBuilder {
@@ -97,6 +99,7 @@ impl Start {
         let mut builder = limits(args).proxies(proxies(args));
         let certificate = Certificate::of(args);
         check_flags(args, settings)?;
+        let stamps = Stamps::of(certificate.as_ref(), args.tunnels.as_deref());
         let api_tls = http::Tls::off();
         match &certificate {
             Some(certificate) => {
@@ -135,7 +138,7 @@ impl Start {
         };
         let store = store::Place::of(args, settings)?;
         let notify = notify::Notify::of(args, settings)?;
-        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify })
+        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify, stamps })
     }
 
     fn serve(
@@ -182,7 +185,7 @@ impl Start {
         };
         ports.announce();
         let live = Live::new(registry.clone(), settings.clone(), ports, shared_proxies);
-        let changes = reload_on(reloader, live)?;
+        let changes = reload_on(reloader, live, self.stamps)?;
         say_listening(registry.gateway().local_addr())?;
         tell_service_manager(&[NotifyState::Ready]);
         for signal in signals.forever() {
@@ -247,10 +250,10 @@ enum Cause {
 }
 
 /// Starts the thread that reads the files again, and the one that watches them.
-fn reload_on(mut reloader: Reloader, mut live: Live) -> Result<Sender<Cause>> {
+/// `seen` was taken before the files were read.
+fn reload_on(mut reloader: Reloader, mut live: Live, seen: Stamps) -> Result<Sender<Cause>> {
     let (changes, causes) = mpsc::channel();
     let files = reloader.files();
-    let seen = reloader.stamps();
     let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
     spawn("reload").spawn(move || {
         let mut seen = seen;

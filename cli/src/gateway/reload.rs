@@ -68,6 +68,18 @@ pub(super) struct Stamps {
     list: Option<Stamp>,
 }
 
+impl Stamps {
+    pub(super) fn of(certificate: Option<&Certificate>, list: Option<&Path>) -> Self {
+        let certificate = certificate.into_iter();
+        Stamps {
+            certificate: certificate
+                .flat_map(|one| [Stamp::of(&one.chain), Stamp::of(&one.key)])
+                .collect(),
+            list: list.map(Stamp::of),
+        }
+    }
+}
+
 pub(super) struct Reloader {
     pub(super) registry: Arc<Registry>,
     pub(super) certificate: Option<Certificate>,
@@ -86,13 +98,7 @@ impl Reloader {
     }
 
     pub(super) fn stamps(&self) -> Stamps {
-        let certificate = self.certificate.iter();
-        Stamps {
-            certificate: certificate
-                .flat_map(|one| [Stamp::of(&one.chain), Stamp::of(&one.key)])
-                .collect(),
-            list: self.list.as_deref().map(Stamp::of),
-        }
+        Stamps::of(self.certificate.as_ref(), self.list.as_deref())
     }
 
     /// Takes over what has changed; with `all`, also what looks the same.

@@ -58,7 +58,6 @@ fn a_new_list_is_in_force_at_once_and_a_broken_one_is_not() {
 
     for (broken, why) in [
         ("[{\"id\": \"t1\", \"device_token\": \"hush-d", "line 1, column"),
-        ("[]", "there is no tunnel in it"),
         (&list(&[("t1", "1"), ("t1", "5")]), "entry 1 has the same id"),
     ] {
         replace(&gateway.folder, "tunnels.json", broken.as_bytes());
@@ -81,6 +80,11 @@ fn a_new_list_is_in_force_at_once_and_a_broken_one_is_not() {
         assert_eq!(status, 409);
         assert!(answer["error"].as_str().unwrap().contains("change it there"), "{answer}");
     }
+    // An empty list takes all of them away, and leaves the store alone.
+    replace(&gateway.folder, "tunnels.json", b"[]");
+    gateway.program.expect_log("0 tunnels added, 0 changed, ");
+    assert_eq!(connect("t1", "1").err(), Some(404));
+    assert_eq!(gateway.ask("GET", "/tunnels/t5", None).0, 200);
     assert!(!gateway.program.log().contains("hush-"));
 }
 

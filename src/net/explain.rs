@@ -231,8 +231,8 @@ fn by_status(server: &str, status: u16, path: &str) -> String {
             "{server} sends the client elsewhere, which is not followed; check the address"
         ),
         500..600 => format!(
-            "{server} cannot serve the connection now; try again later, and check the service \
-             behind a proxy"
+            "{server} cannot serve the connection now: it has as many connections as it may have, or \
+             the service behind a proxy is away; end one of yours, or try again later"
         ),
         _ => format!("{server} is no tunnel service; check the address and the path"),
     }

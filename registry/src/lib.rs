@@ -19,6 +19,7 @@ mod sync;
 pub use api::{Api, ApiKey};
 pub use error::{Error, Result};
 pub use key::{new_token, SharedKey};
+pub use metrics::Page;
 pub use names::PublicUrl;
 pub use registry::{Changes, ListedTunnel, Options, Registry};
 pub use store::{RedisAddress, RedisOptions, Store};

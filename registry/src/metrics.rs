@@ -13,7 +13,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 /// All metrics. What is named `_total` never falls while its tunnel exists.
 pub(crate) fn text(registry: &Registry) -> String {
     let all = registry.activities();
-    let mut page = Page(String::new());
+    let mut page = Page::new("aiot_tunnel_gateway_");
     page.family("build_info", "gauge", "The version of the gateway.");
     page.sample("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let started = registry.started().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -47,7 +47,7 @@ pub(crate) fn text(registry: &Registry) -> String {
     of_each("bytes_to_device_total", "counter", help, &|one| one.bytes_to_device);
     let help = "Payload bytes of all sessions that went to access sides.";
     of_each("bytes_to_access_total", "counter", help, &|one| one.bytes_to_access);
-    page.0
+    page.into_text()
 }
 
 /// What a tunnel's state is called.
@@ -59,22 +59,55 @@ pub(crate) fn state_of(one: &Activity) -> &'static str {
     }
 }
 
-/// The text format. Each name gets the prefix of the program.
-struct Page(String);
+/// A page of metrics in the text format of Prometheus.
+#[derive(Debug)]
+pub struct Page {
+    prefix: &'static str,
+    text: String,
+}
 
 impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP aiot_tunnel_gateway_{name} {help}");
-        let _ = writeln!(self.0, "# TYPE aiot_tunnel_gateway_{name} {kind}");
+    /// An empty page. Each name gets the prefix.
+    #[must_use]
+    pub fn new(prefix: &'static str) -> Self {
+        Page { prefix, text: String::new() }
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let _ = write!(self.0, "aiot_tunnel_gateway_{name}");
-        for (at, (label, text)) in labels.iter().enumerate() {
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
+    /// Begins the samples of one name.
+    pub fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let Page { prefix, text } = self;
+        let _ = writeln!(text, "# HELP {prefix}{name} {help}");
+        let _ = writeln!(text, "# TYPE {prefix}{name} {kind}");
+    }
+
+    /// Adds a sample.
+    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        let Page { prefix, text } = self;
+        let _ = write!(text, "{prefix}{name}");
+        for (at, (label, value)) in labels.iter().enumerate() {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(text, "{}{label}=\"{value}\"", if at == 0 { '{' } else { ',' });
         }
         let end = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{end} {value}");
+        let _ = writeln!(text, "{end} {value}");
+    }
+
+    /// The page.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_cannot_break_its_line() {
+        let mut page = Page::new("p_");
+        page.sample("n", &[("a", "a\"b\\c\nd"), ("b", "x")], 5);
+        page.sample("m", &[], 1);
+        assert_eq!(page.into_text(), "p_n{a=\"a\\\"b\\\\c\\nd\",b=\"x\"} 5\np_m 1\n");
     }
 }

@@ -1,7 +1,8 @@
 //! `GET /metrics`: the status in the text format of Prometheus.
 
-use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use aiot_tunnel_registry::Page;
 
 use super::protocol::{EventName, Status, Tunnel};
 use super::server::Agent;
@@ -67,7 +68,7 @@ pub(super) fn text(
     started: SystemTime,
     events: impl Iterator<Item = (EventName, u64)>,
 ) -> String {
-    let mut page = Page(String::new());
+    let mut page = Page::new("aiot_tunnel_");
     page.family("build_info", "gauge", "The version of the agent.");
     page.sample("build_info", &[("version", &status.version)], 1);
     let started = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -101,31 +102,7 @@ pub(super) fn text(
     of_each("bytes_from_cloud_total", "counter", help, &|tunnel| tunnel.bytes_from_cloud);
     let help = "Payload bytes of all sessions that went to the cloud.";
     of_each("bytes_to_cloud_total", "counter", help, &|tunnel| tunnel.bytes_to_cloud);
-    page.0
-}
-
-/// The text format. Each name gets the prefix of the program.
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP aiot_tunnel_{name} {help}");
-        let _ = writeln!(self.0, "# TYPE aiot_tunnel_{name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let labels: Vec<String> =
-            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-        let labels = match &*labels.join(",") {
-            "" => String::new(),
-            labels => format!("{{{labels}}}"),
-        };
-        let _ = writeln!(self.0, "aiot_tunnel_{name}{labels} {value}");
-    }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    page.into_text()
 }
 
 #[cfg(test)]
@@ -153,10 +130,5 @@ mod tests {
         ] {
             assert_eq!(path(target), expected);
         }
-    }
-
-    #[test]
-    fn a_label_cannot_break_its_line() {
-        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
     }
 }

@@ -13,7 +13,7 @@ PROGRAM := --package aiot-tunnel-cli
 export CARGO PREFIX LIBDIR SYSCONFDIR DESTDIR PARTS INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
-.PHONY: help setup build demo c-demo test lint headers clean install uninstall deb test-deb test-install test-spaces \
+.PHONY: help setup build release demo c-demo test lint headers clean install uninstall deb test-deb test-install test-spaces \
   memcheck racecheck faults kills fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
   microbench isolation scale compare
 
@@ -30,12 +30,17 @@ demo: setup-demo c-demo
 
 ## test          runs every test, Rust and C, and ends with "N passed, N skipped (why)"
 test: setup-test
+	@scripts/web
 	@scripts/test $(EVERYTHING)
 
 ## build         builds target/release/aiot-tunnel, and target/release/libaiot_tunnel.so and .a
 # An ordinary `cargo build` builds the Rust library alone. One call builds the other two without it: built with it, they
 # would keep what only Rust callers can reach, a fifth of their size. The flag is explained in build.rs.
-build: setup-build
+# The packages of the page's terminal come from npm. Only these builds install npm for it: `demo` has no page.
+build: setup-build release
+
+release:
+	@scripts/web
 	$(CARGO) build --release $(PROGRAM)
 	$(CARGO) rustc --release --lib --crate-type cdylib,staticlib -- -Clink-arg=-Wl,-z,nodelete
 	scripts/weaken target/release/libaiot_tunnel.a
@@ -152,7 +157,7 @@ microbench: bench-codec
 isolation scale compare: %: bench-%
 
 # The C demo: `make demo` uses it as the remote-login process, and `make bench` as the device.
-c-demo: build
+c-demo: setup-c-demo release
 	@mkdir -p target/demo
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic -Werror -O2 -Iinclude examples/tunnel_basic_demo.c \
 	  -o target/demo/tunnel_basic_demo -Ltarget/release -laiot_tunnel -pthread \

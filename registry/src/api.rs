@@ -15,6 +15,7 @@ use serde_json::{json, Map, Value};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::guard::{Guard, Turn};
+use crate::http::{Answer, Client, Head, Site};
 use crate::metrics;
 use crate::names::MAX_EXPIRE;
 use crate::registry::{Health, Issued, Registry, Seen, Sides};
@@ -56,43 +57,17 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The head of a request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Head<'a> {
-    pub(crate) method: &'a str,
-    /// Without the query.
-    pub(crate) path: &'a str,
-    pub(crate) authorization: Option<&'a str>,
-    pub(crate) content_type: Option<&'a str>,
-    pub(crate) from: IpAddr,
-}
-
-/// An answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    /// More header lines.
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) content_type: &'static str,
-    /// It may hold tokens.
-    pub(crate) body: Zeroizing<String>,
-}
-
 impl Answer {
     fn json(status: u16, body: &impl Serialize) -> Self {
-        let mut body = Zeroizing::new(serde_json::to_string(body).unwrap_or_default());
-        body.push('\n');
-        Answer { status, headers: Vec::new(), content_type: "application/json", body }
+        let mut text = serde_json::to_string(body).unwrap_or_default();
+        text.push('\n');
+        Answer::text(status, "application/json", text)
     }
 
-    /// An error: one sentence that says what is wrong.
-    pub(crate) fn error(status: u16, why: &str) -> Self {
+    /// An error, as JSON: one sentence that says what is wrong.
+    #[must_use]
+    pub fn error(status: u16, why: &str) -> Self {
         Answer::json(status, &json!({ "error": why }))
-    }
-
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
-        self
     }
 }
 
@@ -146,7 +121,8 @@ impl Resource {
 }
 
 /// A part of a path without its percent signs. `None`: it is no text.
-fn decoded(part: &str) -> Option<String> {
+#[must_use]
+pub fn decoded(part: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(part.len());
     let mut rest = part.bytes();
     while let Some(byte) = rest.next() {
@@ -162,10 +138,9 @@ fn decoded(part: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The API of a registry.
+/// The key, and what slows those who guess it. All who present the key share one.
 #[derive(Debug)]
-pub struct Api {
-    registry: Arc<Registry>,
+pub struct Door {
     key: ApiKey,
     guard: Mutex<Guard>,
 }
@@ -176,65 +151,74 @@ impl fmt::Debug for Guard {
     }
 }
 
-impl Api {
-    /// The API of a registry, for clients with this key.
+impl Door {
+    /// The door that this key opens.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, key: ApiKey) -> Self {
-        Api { registry, key, guard: Mutex::default() }
+    pub fn new(key: ApiKey) -> Self {
+        Door { key, guard: Mutex::default() }
     }
 
-    /// When a client has its turn: those that guess the key wait.
+    /// When a client may present a key.
     ///
     /// # Errors
-    /// The answer to a client that shall come later.
-    pub(crate) fn turn(&self, head: &Head<'_>) -> std::result::Result<Instant, Answer> {
-        let now = Instant::now();
-        if Resource::of(head.path) == Some(Resource::Health) {
-            return Ok(now);
-        }
-        match self.lock().turn(head.from, now) {
+    /// Why it shall come later.
+    pub fn turn(&self, from: IpAddr) -> std::result::Result<Instant, &'static str> {
+        match self.guard().turn(from, Instant::now()) {
             Turn::At(turn) => Ok(turn),
             Turn::Refuse => {
-                let why = "too many wrong keys came from this address; try again in some seconds";
-                Err(Answer::error(429, why).with("retry-after", "5"))
+                Err("too many wrong keys came from this address; try again in some seconds")
             }
         }
     }
 
-    /// Whether a request may go on, once the client has its turn. It is asked before the body is read.
-    ///
-    /// # Errors
-    /// The answer to a client without the key.
-    pub(crate) fn admit(&self, head: &Head<'_>) -> std::result::Result<(), Answer> {
-        if Resource::of(head.path) == Some(Resource::Health) {
-            return Ok(());
+    /// Whether the key is the right one. Call it when the client has its turn.
+    pub fn opens(&self, from: IpAddr, presented: &str) -> bool {
+        let is_right = self.key.is(presented);
+        if !is_right && self.guard().failed(from, Instant::now()) {
+            log::warn!("api: {from}: a wrong key");
         }
-        let presented = head.authorization.and_then(|value| {
+        is_right
+    }
+
+    fn guard(&self) -> std::sync::MutexGuard<'_, Guard> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The API of a registry.
+#[derive(Debug)]
+pub struct Api {
+    registry: Arc<Registry>,
+    door: Arc<Door>,
+}
+
+impl Site for Api {
+    fn turn(&self, head: &Head<'_>) -> std::result::Result<Instant, Answer> {
+        if Resource::of(head.path) == Some(Resource::Health) {
+            return Ok(Instant::now());
+        }
+        self.door.turn(head.from).map_err(|why| Answer::error(429, why).with("retry-after", "5"))
+    }
+
+    fn admit(&self, head: &Head<'_>) -> std::result::Result<Client, Answer> {
+        if Resource::of(head.path) == Some(Resource::Health) {
+            // Who watches the gateway is served like its operators.
+            return Ok(Client::Known);
+        }
+        let presented = head.header("authorization").and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("Bearer").then(|| key.trim())
         });
-        if presented.is_some_and(|presented| self.key.is(presented)) {
-            return Ok(());
-        }
         let why = match presented {
+            Some(presented) if self.door.opens(head.from, presented) => return Ok(Client::Known),
             // Who shows no key does not guess.
             None => "give the API key: Authorization: Bearer KEY",
-            Some(_) => {
-                if self.lock().failed(head.from, Instant::now()) {
-                    log::warn!("api: {}: a wrong key", head.from);
-                }
-                "the API key is wrong; it is in the file of the gateway's --api-key-file"
-            }
+            Some(_) => "the API key is wrong; it is in the file of the gateway's --api-key-file",
         };
         Err(Answer::error(401, why).with("www-authenticate", "Bearer"))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Guard> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does what an admitted request asks for.
-    pub(crate) fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer {
+    fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer {
         let Some(resource) = Resource::of(head.path) else {
             return Answer::error(404, "there is no such path; docs/openapi.json lists all");
         };
@@ -245,6 +229,20 @@ impl Api {
             return Answer::error(405, &why).with("allow", allowed);
         }
         self.carry_out(head, &resource, body).unwrap_or_else(Answer::from)
+    }
+}
+
+impl Api {
+    /// The API of a registry, for clients with the key of this door.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, door: Arc<Door>) -> Self {
+        Api { registry, door }
+    }
+
+    /// Whether the API has this path.
+    #[must_use]
+    pub fn has(path: &str) -> bool {
+        Resource::of(path).is_some()
     }
 
     fn carry_out(&self, head: &Head<'_>, resource: &Resource, body: &[u8]) -> Result<Answer> {
@@ -261,12 +259,9 @@ impl Api {
                 };
                 Ok(Answer::json(code, &json!({ "status": status, "store": store })))
             }
-            (_, Resource::Metrics) => Ok(Answer {
-                status: 200,
-                headers: Vec::new(),
-                content_type: metrics::CONTENT_TYPE,
-                body: Zeroizing::new(metrics::text(registry)),
-            }),
+            (_, Resource::Metrics) => {
+                Ok(Answer::text(200, metrics::CONTENT_TYPE, metrics::text(registry)))
+            }
             ("POST", Resource::Tunnels) => {
                 let mut fields = match Fields::of(head, body) {
                     Ok(fields) => fields,
@@ -287,8 +282,7 @@ impl Api {
             ("DELETE", Resource::Tunnel(id)) => {
                 registry.remove(id)?;
                 said("is removed", id);
-                let (headers, body) = (Vec::new(), Zeroizing::default());
-                Ok(Answer { status: 204, headers, content_type: "", body })
+                Ok(Answer::empty(204))
             }
             (_, Resource::Tunnel(id)) => Ok(Answer::json(200, &self.seen(&registry.find(id)?))),
             (_, Resource::Rotate(id)) => {
@@ -391,7 +385,7 @@ impl Fields {
         if body.is_empty() {
             return Ok(Fields(Map::new()));
         }
-        let kind = head.content_type.and_then(|kind| kind.split(';').next());
+        let kind = head.header("content-type").and_then(|kind| kind.split(';').next());
         if kind.map(str::trim).is_none_or(|kind| !kind.eq_ignore_ascii_case("application/json")) {
             return Err(Answer::error(
                 415,

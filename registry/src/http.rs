@@ -1,12 +1,14 @@
-//! The HTTP server of the API: hyper, on a runtime of one thread. What a request asks for may block, so
-//! other threads do it.
+//! The HTTP server: hyper, on a runtime of one thread. What a request asks for may block, so other threads
+//! do it. What is served is a [`Site`]: the API, or the API and what stands beside it.
 //!
 //! Places are few. A client that has not shown the key gives up its place when another one comes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
@@ -19,9 +21,10 @@ use aiot_tunnel_proto::LogLimiter;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use openssl::pkey::PKey;
@@ -33,8 +36,8 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
+use zeroize::Zeroizing;
 
-use crate::api::{Answer, Api, Head};
 use crate::{Error, Result};
 
 /// Time for a TLS handshake, for the head of a request, and for its body.
@@ -59,7 +62,152 @@ const MAX_PARTING: usize = 1024 * 1024;
 /// Stack of a thread, in bytes.
 const STACK: usize = 512 * 1024;
 
-/// The certificate of the API's listener. Cheap to clone; a new certificate is for new connections.
+/// What answers the requests of a listener.
+pub trait Site: Send + Sync + 'static {
+    /// When a client has its turn: those that guess a key wait. Must not block.
+    ///
+    /// # Errors
+    /// The answer to a client that shall come later.
+    fn turn(&self, head: &Head<'_>) -> std::result::Result<Instant, Answer>;
+
+    /// Whether a request may go on, once the client has its turn. It is asked before the body is read.
+    /// Must not block.
+    ///
+    /// # Errors
+    /// The answer to a client that may not.
+    fn admit(&self, head: &Head<'_>) -> std::result::Result<Client, Answer>;
+
+    /// Does what an admitted request asks for. May block.
+    fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer;
+}
+
+/// Whether a client has shown who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// It has.
+    Known,
+    /// It has not, and may lose its place to another one.
+    Stranger,
+}
+
+/// The head of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// Such as `GET`.
+    pub method: &'a str,
+    /// Without the query.
+    pub path: &'a str,
+    /// What stands behind the `?` of the path.
+    pub query: Option<&'a str>,
+    /// The client's address, as far as proxies may tell it.
+    pub from: IpAddr,
+    /// Whether the client's connection is TLS, as far as proxies may tell it.
+    pub is_secure: bool,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Head<'a> {
+    fn of(parts: &'a hyper::http::request::Parts, origin: Origin) -> Self {
+        Head {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            from: origin.from.ip,
+            is_secure: origin.is_secure,
+            headers: &parts.headers,
+        }
+    }
+
+    /// The value of a header that stands there once, without spaces around it.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&'a str> {
+        the_only(self.headers, name)
+    }
+}
+
+/// The value of a header that stands there once.
+fn the_only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut all = headers.get_all(name).iter();
+    let (first, second) = (all.next()?, all.next());
+    first.to_str().ok().filter(|_| second.is_none()).map(str::trim)
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    from: ClientAddress,
+    is_secure: bool,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// More header lines.
+    pub headers: Vec<(&'static str, String)>,
+    /// Empty: the answer has no content.
+    pub content_type: &'static str,
+    /// May hold tokens.
+    pub body: Content,
+    /// What the connection is used for after an answer with status 101.
+    pub upgrade: Option<Upgrade>,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Content {
+    /// Made for this answer.
+    Text(Zeroizing<String>),
+    /// A part of the program.
+    Embedded(&'static [u8]),
+}
+
+/// The connection of an answer with status 101.
+pub type Connection = TokioIo<Upgraded>;
+
+/// Uses a connection until it ends, on the thread of the server: it must not block.
+pub struct Upgrade(Box<dyn FnOnce(Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>);
+
+impl Upgrade {
+    /// Runs `work` with the connection once the answer is sent.
+    pub fn new<F>(work: impl FnOnce(Connection) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Upgrade(Box::new(move |connection| Box::pin(work(connection))))
+    }
+}
+
+impl fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upgrade(..)")
+    }
+}
+
+impl Answer {
+    /// An answer with a text.
+    #[must_use]
+    pub fn text(status: u16, content_type: &'static str, text: String) -> Self {
+        let body = Content::Text(Zeroizing::new(text));
+        Answer { status, headers: Vec::new(), content_type, body, upgrade: None }
+    }
+
+    /// An answer without content.
+    #[must_use]
+    pub fn empty(status: u16) -> Self {
+        Answer::text(status, "", String::new())
+    }
+
+    /// Adds a header line. One of these names is set in any case; this value counts.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// The certificate of the listener. Cheap to clone; a new certificate is for new connections.
 #[derive(Clone, Default)]
 pub struct Tls(Arc<Mutex<Option<SslAcceptor>>>);
 
@@ -99,16 +247,16 @@ impl Tls {
     }
 }
 
-/// The proxies in front of the API's listener. New ones are for new connections.
+/// The proxies in front of the listener. New ones are for new connections.
 pub type SharedProxies = Arc<RwLock<Proxies>>;
 
-/// Binds the address and serves the API on threads of its own, until the process ends. Returns the
+/// Binds the address and serves the site on threads of its own, until the process ends. Returns the
 /// address, whose port may have been 0.
 ///
 /// # Errors
 /// The address cannot be bound, or no thread can be created.
 pub fn serve(
-    api: Arc<Api>,
+    site: Arc<dyn Site>,
     address: SocketAddr,
     tls: Tls,
     proxies: SharedProxies,
@@ -125,7 +273,7 @@ pub fn serve(
         .build()
         .map_err(failed)?;
     let server = Arc::new(Server {
-        api,
+        site,
         tls,
         proxies,
         limiter: Mutex::default(),
@@ -147,7 +295,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 struct Server {
-    api: Arc<Api>,
+    site: Arc<dyn Site>,
     tls: Tls,
     proxies: SharedProxies,
     /// Of lines that any client can cause.
@@ -195,7 +343,8 @@ impl Server {
                 Ok((tcp, from)) => {
                     let place = self.place().await;
                     let number = place.number;
-                    let client = tokio::spawn(self.clone().serve(tcp, from.into(), place));
+                    let client = self.clone().serve(tcp, from.into(), Arc::new(place));
+                    let client = tokio::spawn(client);
                     // It runs when this task waits, so it is not known yet.
                     lock(&self.clients).strangers.insert(number, client.abort_handle());
                 }
@@ -225,7 +374,7 @@ impl Server {
         }
     }
 
-    async fn serve(self: Arc<Self>, tcp: TcpStream, from: ClientAddress, place: Place) {
+    async fn serve(self: Arc<Self>, tcp: TcpStream, from: ClientAddress, place: Arc<Place>) {
         if let Err(e) = self.serve_client(tcp, from, &place).await {
             log::debug!("api: {from}: {e}");
         }
@@ -235,20 +384,21 @@ impl Server {
         self: &Arc<Self>,
         mut tcp: TcpStream,
         from: ClientAddress,
-        place: &Place,
+        place: &Arc<Place>,
     ) -> io::Result<()> {
         tcp.set_nodelay(true)?;
         let tls = lock(&self.tls.0).clone();
         let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner).clone();
         let client = self.client_of_connection(&mut tcp, from, &proxies);
         let (from, vouches) = timeout(TIMEOUT, client).await??;
+        let origin = Origin { from, is_secure: tls.is_some() };
         match tls {
             // What passes on TLS has not read the request, and vouches for nothing in it.
             Some(acceptor) => {
                 let stream = secured(&acceptor, tcp).await?;
-                self.converse(stream, (from, None), place).await
+                self.converse(stream, (origin, None), place).await
             }
-            None => self.converse(tcp, (from, Some(&proxies).filter(|_| vouches)), place).await,
+            None => self.converse(tcp, (origin, Some(&proxies).filter(|_| vouches)), place).await,
         }
     }
 
@@ -309,16 +459,21 @@ impl Server {
     async fn converse<S>(
         self: &Arc<Self>,
         stream: S,
-        (from, proxies): (ClientAddress, Option<&Proxies>),
-        place: &Place,
+        (origin, proxies): (Origin, Option<&Proxies>),
+        place: &Arc<Place>,
     ) -> io::Result<()>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request: Request<Incoming>| async move {
-            let from =
-                proxies.map_or(from, |proxies| client_of_request(from, request.headers(), proxies));
-            Ok::<_, Infallible>(response(self.respond(request, from, place).await))
+        let service = service_fn(|mut request: Request<Incoming>| async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            let headers = request.headers();
+            let origin = proxies.map_or(origin, |proxies| origin_of(origin, headers, proxies));
+            let mut answer = self.respond(request, origin, place).await;
+            if let Some(work) = answer.upgrade.take() {
+                tokio::spawn(upgraded(upgrade, work, place.clone()));
+            }
+            Ok::<_, Infallible>(response(answer))
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -329,26 +484,25 @@ impl Server {
             .keep_alive(false)
             // Some clients close their direction behind the request.
             .half_close(true)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         timeout(LIFE, connection).await?.map_err(io::Error::other)
     }
 
-    async fn respond(
-        &self,
-        request: Request<Incoming>,
-        from: ClientAddress,
-        place: &Place,
-    ) -> Answer {
+    async fn respond(&self, request: Request<Incoming>, origin: Origin, place: &Place) -> Answer {
         let (parts, mut body) = request.into_parts();
-        let head = head(&parts, from);
-        let refusal = match self.api.turn(&head) {
+        let head = Head::of(&parts, origin);
+        let admitted = match self.site.turn(&head) {
             Err(answer) => Err(answer),
             Ok(turn) => {
                 tokio::time::sleep_until(turn.into()).await;
-                self.api.admit(&head)
+                self.site.admit(&head)
             }
         };
-        let refusal = refusal.map(|()| place.is_known()).and_then(|()| {
+        let admitted = admitted.and_then(|client| {
+            if client == Client::Known {
+                place.is_known();
+            }
             let is_long = body.size_hint().lower() > MAX_BODY as u64;
             if is_long {
                 Err(too_long())
@@ -356,7 +510,7 @@ impl Server {
                 Ok(())
             }
         });
-        if let Err(answer) = refusal {
+        if let Err(answer) = admitted {
             // Who asks first has not sent the body.
             if !parts.headers.contains_key(EXPECT) {
                 let _ = timeout(PARTING, drop_body(&mut body)).await;
@@ -372,49 +526,44 @@ impl Server {
             }
             Ok(Err(_)) => return Answer::error(400, "the body of the request is not complete"),
         };
-        let api = self.api.clone();
-        let work = move || api.answer(&self::head(&parts, from), &bytes);
+        let site = self.site.clone();
+        let work = move || site.answer(&Head::of(&parts, origin), &bytes);
         tokio::task::spawn_blocking(work)
             .await
             .unwrap_or_else(|_| Answer::error(500, "the gateway failed; its log says more"))
     }
 }
 
-/// The client of a request that came from `from`.
-fn client_of_request(from: ClientAddress, headers: &HeaderMap, proxies: &Proxies) -> ClientAddress {
+/// Where a request comes from that a trusted proxy, or a client at `origin`, has sent.
+fn origin_of(origin: Origin, headers: &HeaderMap, proxies: &Proxies) -> Origin {
     let values = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
-    let found = forwarded_for(from, values, proxies);
+    let found = forwarded_for(origin.from, values, proxies);
     if let Some(entry) = found.malformed {
         let entry = String::from_utf8_lossy(&entry[..entry.len().min(80)]);
         log::debug!(
-            "api: {from}: X-Forwarded-For: {entry:?} is not an address; {} counts",
+            "api: {}: X-Forwarded-For: {entry:?} is not an address; {} counts",
+            origin.from,
             found.client
         );
     }
-    found.client
+    let says_https = || the_only(headers, "x-forwarded-proto").is_some_and(|by| by == "https");
+    let is_secure = origin.is_secure || proxies.trusts(origin.from.ip) && says_https();
+    Origin { from: found.client, is_secure }
+}
+
+/// Waits until the answer is sent, and uses the connection. The client keeps its place.
+async fn upgraded(connection: OnUpgrade, work: Upgrade, _place: Arc<Place>) {
+    match timeout(TIMEOUT, connection).await {
+        Ok(Ok(connection)) => work.0(TokioIo::new(connection)).await,
+        Ok(Err(e)) => log::debug!("api: upgrade: {e}"),
+        Err(_) => log::debug!("api: upgrade: the answer took too long"),
+    }
 }
 
 async fn secured(acceptor: &SslAcceptor, tcp: TcpStream) -> io::Result<SslStream<TcpStream>> {
     let mut stream = SslStream::new(Ssl::new(acceptor.context())?, tcp)?;
     timeout(TIMEOUT, Pin::new(&mut stream).accept()).await?.map_err(io::Error::other)?;
     Ok(stream)
-}
-
-fn head(parts: &hyper::http::request::Parts, from: ClientAddress) -> Head<'_> {
-    Head {
-        method: parts.method.as_str(),
-        path: parts.uri.path(),
-        authorization: the_only(&parts.headers, AUTHORIZATION),
-        content_type: the_only(&parts.headers, CONTENT_TYPE),
-        from: from.ip,
-    }
-}
-
-/// The value of a header that stands there once.
-fn the_only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    let mut all = headers.get_all(name).iter();
-    let (first, second) = (all.next()?, all.next());
-    first.to_str().ok().filter(|_| second.is_none()).map(str::trim)
 }
 
 async fn drop_body(body: &mut Incoming) {
@@ -432,8 +581,11 @@ fn too_long() -> Answer {
 }
 
 fn response(answer: Answer) -> Response<Full<Bytes>> {
-    let Answer { status, headers: more, content_type, body } = answer;
-    let mut response = Response::new(Full::new(Bytes::from_owner(body)));
+    let Answer { status, headers: more, content_type, body, upgrade: _ } = answer;
+    let mut response = Response::new(Full::new(match body {
+        Content::Text(text) => Bytes::from_owner(text),
+        Content::Embedded(bytes) => Bytes::from_static(bytes),
+    }));
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

@@ -16,10 +16,10 @@ mod registry;
 mod store;
 mod sync;
 
-pub use api::{Api, ApiKey};
+pub use api::{Api, ApiKey, Door};
 pub use error::{Error, Result};
 pub use key::{new_token, SharedKey};
-pub use metrics::Page;
-pub use names::PublicUrl;
-pub use registry::{Changes, ListedTunnel, Options, Registry};
+pub use metrics::{state_of, Page};
+pub use names::{PublicUrl, MAX_EXPIRE};
+pub use registry::{Changes, Health, Issued, ListedTunnel, Options, Registry, Seen, Sides, Times};
 pub use store::{RedisAddress, RedisOptions, Store};

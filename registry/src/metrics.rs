@@ -51,7 +51,8 @@ pub(crate) fn text(registry: &Registry) -> String {
 }
 
 /// What a tunnel's state is called.
-pub(crate) fn state_of(one: &Activity) -> &'static str {
+#[must_use]
+pub fn state_of(one: &Activity) -> &'static str {
     match &one.device {
         _ if one.is_expired => "expired",
         Some(_) => "online",

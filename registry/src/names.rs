@@ -11,7 +11,7 @@ use aiot_tunnel::{Token, TunnelId};
 use crate::{Error, Result};
 
 /// A time that is further away is a mistake, and clocks do not reach it: 100 years, in seconds.
-pub(crate) const MAX_EXPIRE: u64 = 100 * 365 * 24 * 60 * 60;
+pub const MAX_EXPIRE: u64 = 100 * 365 * 24 * 60 * 60;
 
 /// An id that a tunnel of the gateway may have.
 pub(crate) fn id(text: &str) -> Result<TunnelId> {
@@ -79,7 +79,7 @@ impl PublicUrl {
     }
 
     /// The URL of a tunnel's end; `end` is `dest` or `source`.
-    pub(crate) fn of(&self, id: &TunnelId, end: &str) -> String {
+    pub fn of(&self, id: &TunnelId, end: &str) -> String {
         format!("{}/tunnel/{id}/{end}", self.0)
     }
 }

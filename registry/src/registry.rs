@@ -94,8 +94,10 @@ struct Lost {
 
 /// What is known of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Health {
+pub enum Health {
+    /// The gateway has no store.
     NoStore,
+    /// It can be reached.
     Good,
     /// It cannot be reached; known tokens are valid.
     Lost,
@@ -113,35 +115,46 @@ struct Listed {
 }
 
 /// A tunnel with the tokens that were made for it. They are not kept.
-pub(crate) struct Issued {
-    pub(crate) id: TunnelId,
-    pub(crate) device_token: Option<Zeroizing<String>>,
-    pub(crate) access_token: Option<Zeroizing<String>>,
-    pub(crate) expires: Option<SystemTime>,
+pub struct Issued {
+    /// Its id.
+    pub id: TunnelId,
+    /// The device's new token, if there is one.
+    pub device_token: Option<Zeroizing<String>>,
+    /// The operators' new token, if there is one.
+    pub access_token: Option<Zeroizing<String>>,
+    /// When the tokens expire.
+    pub expires: Option<SystemTime>,
     /// The message to the device.
     sent: Option<Sent>,
 }
 
 /// Which tokens are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sides {
+pub enum Sides {
+    /// The device's.
     Device,
+    /// The operators'.
     Access,
+    /// The device's and the operators'.
     Both,
 }
 
 /// A tunnel and what it does.
-pub(crate) struct Seen {
-    pub(crate) activity: Activity,
+pub struct Seen {
+    /// What it does.
+    pub activity: Activity,
     /// Only a tunnel of the store has it.
-    pub(crate) of_store: Option<Times>,
+    pub of_store: Option<Times>,
 }
 
 /// What only the store knows.
-pub(crate) struct Times {
-    pub(crate) created: SystemTime,
-    pub(crate) rotated: Option<SystemTime>,
-    pub(crate) device: Option<Device>,
+pub struct Times {
+    /// When it was made.
+    pub created: SystemTime,
+    /// When a token was last replaced.
+    pub rotated: Option<SystemTime>,
+    /// The device that messages go to.
+    pub device: Option<Device>,
 }
 
 impl Registry {
@@ -240,7 +253,8 @@ impl Registry {
         Ok(changes)
     }
 
-    pub(crate) fn url(&self) -> &PublicUrl {
+    /// The beginning of the URLs that are handed out.
+    pub fn url(&self) -> &PublicUrl {
         &self.url
     }
 
@@ -248,8 +262,11 @@ impl Registry {
         self.started
     }
 
-    /// Makes a tunnel. `id` may be left out.
-    pub(crate) fn add(
+    /// Makes a tunnel. `id` may be left out; `expire` is in seconds.
+    ///
+    /// # Errors
+    /// The id is not a valid one, or taken; there is no store, or it cannot be reached.
+    pub fn add(
         &self,
         id: Option<&str>,
         expire: Option<u64>,
@@ -280,8 +297,11 @@ impl Registry {
         Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
-    /// Replaces tokens, and the expiry if `expire` has one.
-    pub(crate) fn rotate(&self, id: &str, sides: Sides, expire: Option<u64>) -> Result<Issued> {
+    /// Replaces tokens, and the expiry if `expire` has one, in seconds from now.
+    ///
+    /// # Errors
+    /// There is no such tunnel, it is one of the list, it has expired, or the store cannot be reached.
+    pub fn rotate(&self, id: &str, sides: Sides, expire: Option<u64>) -> Result<Issued> {
         let mut store = lock(&self.store);
         let store = self.changeable(&mut store, id)?;
         let mut tokens = (None, None);
@@ -317,7 +337,11 @@ impl Registry {
         Ok(Issued { id, device_token, access_token, expires, sent })
     }
 
-    pub(crate) fn remove(&self, id: &str) -> Result<()> {
+    /// Removes a tunnel, and ends its connections.
+    ///
+    /// # Errors
+    /// There is no such tunnel, it is one of the list, or the store cannot be reached.
+    pub fn remove(&self, id: &str) -> Result<()> {
         let mut store = lock(&self.store);
         let store = self.changeable(&mut store, id)?;
         let one = match &self.platform {
@@ -336,7 +360,7 @@ impl Registry {
 
     /// Whether the broker has the message to the device, after a short wait. `None`: there is none, because
     /// the tunnel has no device, or there is no broker.
-    pub(crate) fn is_notified(&self, issued: &Issued) -> Option<bool> {
+    pub fn is_notified(&self, issued: &Issued) -> Option<bool> {
         let (platform, sent) = (self.platform.as_ref()?, issued.sent.as_ref()?);
         Some(platform.is_delivered(sent, NOTIFY))
     }
@@ -362,7 +386,11 @@ impl Registry {
         Ok(data.with_expires(one.tunnel.expires))
     }
 
-    pub(crate) fn find(&self, id: &str) -> Result<Seen> {
+    /// A tunnel.
+    ///
+    /// # Errors
+    /// There is none with this id.
+    pub fn find(&self, id: &str) -> Result<Seen> {
         let state = self.state();
         let name = names::id(id).map_err(|_| unknown(id))?;
         let activity = self.gateway.activity(&name).ok_or_else(|| unknown(id))?;
@@ -370,7 +398,7 @@ impl Registry {
     }
 
     /// All tunnels, in the order of their ids.
-    pub(crate) fn all(&self) -> Vec<Seen> {
+    pub fn all(&self) -> Vec<Seen> {
         let state = self.state();
         let seen = |activity: Activity| {
             let of_store = state.stored.get(activity.id.as_str()).map(Times::of);
@@ -380,7 +408,8 @@ impl Registry {
         all.into_values().collect()
     }
 
-    pub(crate) fn health(&self) -> Health {
+    /// What is known of the store.
+    pub fn health(&self) -> Health {
         match &self.state().lost {
             _ if !self.has_store => Health::NoStore,
             None => Health::Good,
@@ -476,7 +505,7 @@ impl Registry {
     }
 
     /// What all tunnels do, in the order of their ids, without a look at the store.
-    pub(crate) fn activities(&self) -> Vec<Activity> {
+    pub fn activities(&self) -> Vec<Activity> {
         let mut all = self.gateway.activities();
         all.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
         all

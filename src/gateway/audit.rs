@@ -80,6 +80,24 @@ pub enum AuditEvent<'a> {
         /// Why it ended. The ends' own texts are quoted.
         why: &'a str,
     },
+    /// A device has connected.
+    #[non_exhaustive]
+    DeviceConnected {
+        /// The tunnel.
+        tunnel: &'a str,
+        /// The device's address.
+        client: &'a str,
+    },
+    /// The connection of a device is over.
+    #[non_exhaustive]
+    DeviceLeft {
+        /// The tunnel.
+        tunnel: &'a str,
+        /// The device's address.
+        client: &'a str,
+        /// Why it ended.
+        why: &'a str,
+    },
     /// A client was refused.
     #[non_exhaustive]
     Refused {
@@ -118,7 +136,7 @@ impl Audit {
         Audit(Some(Arc::new((Box::new(sink), Mutex::new(limiter)))))
     }
 
-    pub(super) fn ended(&self, event: &AuditEvent<'_>) {
+    pub(super) fn report(&self, event: &AuditEvent<'_>) {
         if let Some(one) = &self.0 {
             (one.0)(event);
         }

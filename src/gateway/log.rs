@@ -124,7 +124,13 @@ impl TunnelLog {
         match *event {
             TunnelEvent::DeviceConnected { from } => {
                 self.device = from.to_owned();
+                let (tunnel, client) = (&self.name, from);
+                self.audit.report(&AuditEvent::DeviceConnected { tunnel, client });
                 return None;
+            }
+            TunnelEvent::DeviceLeft { why, .. } => {
+                let (tunnel, client) = (&self.name, &self.device);
+                self.audit.report(&AuditEvent::DeviceLeft { tunnel, client, why });
             }
             TunnelEvent::AccessConnected { key, from } => {
                 let (address, origins) = (from.to_owned(), self.origins.take());
@@ -151,7 +157,7 @@ impl TunnelLog {
             TunnelEvent::SessionEnded { id, was_open, moved, why } => {
                 let live = self.sessions.remove(id)?;
                 if was_open {
-                    self.audit.ended(&live.ended(&self.name, id, moved, why, now));
+                    self.audit.report(&live.ended(&self.name, id, moved, why, now));
                 } else {
                     self.audit.refused(&AuditEvent::Refused {
                         tunnel: &self.name,

@@ -15,7 +15,7 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Error as RegistryError, Options, Registry};
+use aiot_tunnel_registry::{http, Api, ApiKey, Door, Error as RegistryError, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
@@ -171,7 +171,7 @@ impl Start {
         let mut api_tls = None;
         let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
-            let api = Arc::new(Api::new(registry.clone(), key));
+            let api = Arc::new(Api::new(registry.clone(), Arc::new(Door::new(key))));
             let served = http::serve(api, address, tls.clone(), shared_proxies.clone());
             let address = served.map_err(failure)?;
             log::info!("the API listens on {address}");

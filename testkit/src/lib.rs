@@ -8,6 +8,7 @@
 //! library's own interface. This package is not published, and only development builds depend on it.
 
 pub mod bench;
+pub mod browser;
 pub mod certificates;
 pub mod cloud;
 pub mod device_process;

@@ -42,7 +42,10 @@ pub(crate) fn is_own_origin(head: &Head<'_>) -> bool {
 /// The value of a cookie.
 pub(crate) fn cookie<'a>(head: &Head<'a>, name: &str) -> Option<&'a str> {
     let pairs = head.header("cookie")?.split(';');
-    pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(other, _)| *other == name).map(|(_, value)| value)
+    pairs
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(other, _)| *other == name)
+        .map(|(_, value)| value)
 }
 
 #[cfg(test)]

@@ -47,7 +47,8 @@ impl Rates {
         let before = state.at.replace(now);
         let passed = before.map(|before| now.saturating_duration_since(before));
         // After a pause, the counts tell nothing of the rate of now.
-        let seconds = passed.filter(|passed| *passed < 5 * PERIOD).map(|passed| passed.as_secs_f32());
+        let seconds =
+            passed.filter(|passed| *passed < 5 * PERIOD).map(|passed| passed.as_secs_f32());
         if seconds.is_none() {
             state.all.clear();
             state.tunnels.clear();

@@ -11,12 +11,12 @@ use aiot_tunnel_signal::Device;
 use maud::Markup;
 use openssl::sha::sha256;
 
+use crate::assets;
 use crate::events::Events;
 use crate::form::{cookie, is_from_own_page, Fields};
 use crate::login::{Login, Logins, LONGEST};
 use crate::pages;
 use crate::rates::{Rates, PERIOD};
-use crate::assets;
 
 /// What a browser may do with a page: load our own parts, and nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
@@ -259,9 +259,7 @@ impl Site for Console {
             (_, Some(login)) => login,
         };
         if place.method() == "GET" {
-            return self
-                .show(&place, head, &login)
-                .unwrap_or_else(|e| refusal(&e, &login));
+            return self.show(&place, head, &login).unwrap_or_else(|e| refusal(&e, &login));
         }
         let fields = fields();
         if !login.has_sent(fields.get("form_key")) {
@@ -306,7 +304,9 @@ fn expire(fields: &Fields) -> Result<Option<u64>, Error> {
     }
     let seconds = text.parse().ok().filter(|seconds| (1..=MAX_EXPIRE).contains(seconds));
     let wrong = || {
-        Error::Invalid(format!("expiry: a whole number of seconds from 1 to {MAX_EXPIRE} is expected"))
+        Error::Invalid(format!(
+            "expiry: a whole number of seconds from 1 to {MAX_EXPIRE} is expected"
+        ))
     };
     seconds.map(Some).ok_or_else(wrong)
 }
@@ -363,7 +363,11 @@ const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 
 fn all_assets() -> Vec<Asset> {
-    let own = |name, content_type, text: &'static str| Asset { name, content_type, bytes: text.as_bytes() };
+    let own = |name, content_type, text: &'static str| Asset {
+        name,
+        content_type,
+        bytes: text.as_bytes(),
+    };
     let mut all = vec![
         own("style.css", CSS, include_str!("../web/style.css")),
         own("page.js", JS, include_str!("../web/page.js")),

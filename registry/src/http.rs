@@ -167,7 +167,10 @@ pub enum Content {
 pub type Connection = TokioIo<Upgraded>;
 
 /// Uses a connection until it ends, on the thread of the server: it must not block.
-pub struct Upgrade(Box<dyn FnOnce(Connection) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>);
+pub struct Upgrade(Box<Work>);
+
+type Work = dyn FnOnce(Connection) -> Running + Send;
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Upgrade {
     /// Runs `work` with the connection once the answer is sent.

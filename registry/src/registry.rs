@@ -52,7 +52,9 @@ pub struct Options {
 }
 
 /// Is told of changes. Must not block, nor call the registry.
-pub struct Observer(Box<dyn Fn(&str, Change) + Send + Sync>);
+pub struct Observer(Box<Observe>);
+
+type Observe = dyn Fn(&str, Change) + Send + Sync;
 
 impl Observer {
     /// Calls `observe` with the id of each tunnel that changes.

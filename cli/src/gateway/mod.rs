@@ -16,7 +16,9 @@ use std::thread;
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
 use aiot_tunnel_console::{Console, Events};
-use aiot_tunnel_registry::{http, Api, ApiKey, Door, Error as RegistryError, Observer, Options, Registry};
+use aiot_tunnel_registry::{
+    http, Api, ApiKey, Door, Error as RegistryError, Observer, Options, Registry,
+};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 

@@ -24,6 +24,11 @@ pub(crate) const HOME: &str = "/";
 
 /// The frame of each page.
 fn frame(title: &str, login: Option<&Login>, main: &Markup) -> Markup {
+    frame_with(title, login, main, &html! {})
+}
+
+/// The same, with more in its head.
+fn frame_with(title: &str, login: Option<&Login>, main: &Markup, head: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,6 +40,7 @@ fn frame(title: &str, login: Option<&Login>, main: &Markup) -> Markup {
                 link rel="icon" type="image/svg+xml" href=(asset_url("icon.svg"));
                 link rel="stylesheet" href=(asset_url("style.css"));
                 script src=(asset_url("page.js")) defer {}
+                (head)
             }
             body {
                 a .skip href="#main" { "Skip to the content" }
@@ -168,7 +174,9 @@ mod tests {
     fn markup_in_a_text_is_text() {
         let hostile = "<img src=x onerror=alert(1)>\"'&";
         let page = error(hostile, None).into_string();
-        assert!(!page.contains("<img") && page.contains("&lt;img src=x onerror=alert(1)&gt;&quot;"));
+        assert!(
+            !page.contains("<img") && page.contains("&lt;img src=x onerror=alert(1)&gt;&quot;")
+        );
         let event = Event {
             at: SystemTime::now(),
             tunnel: "\"><script>".to_owned(),
@@ -176,7 +184,11 @@ mod tests {
             is_warning: true,
         };
         let part = events(&[event], true).into_string();
-        assert!(!part.contains("<img") && !part.contains("<script") && part.contains("/view/%22%3E%3Cscript%3E"));
+        assert!(
+            !part.contains("<img")
+                && !part.contains("<script")
+                && part.contains("/view/%22%3E%3Cscript%3E")
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("api_key_file", "api.key", &["api"]),
     ("api_proxy_protocol", "true", &[]),
     ("api_tls", "true", &[]),
+    ("page", "true", &[]),
     ("audit_log", "audit.log", &[]),
     ("cert", "server.pem", &["key"]),
     ("connection_limit", "8", &[]),

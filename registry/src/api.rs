@@ -73,15 +73,10 @@ impl Answer {
 
 impl From<Error> for Answer {
     fn from(e: Error) -> Self {
-        let status = match &e {
-            Error::Unknown(_) => 404,
-            Error::Conflict(_) => 409,
-            Error::Invalid(_) => 400,
-            Error::Listen(..) | Error::Store(_) => {
-                log::error!("api: {e}");
-                503
-            }
-        };
+        let status = e.status();
+        if status == 503 {
+            log::error!("api: {e}");
+        }
         Answer::error(status, &e.to_string())
     }
 }

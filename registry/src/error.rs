@@ -34,3 +34,16 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// The status code of HTTP that says the same.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Error::Unknown(_) => 404,
+            Error::Conflict(_) => 409,
+            Error::Invalid(_) => 400,
+            Error::Listen(..) | Error::Store(_) => 503,
+        }
+    }
+}

@@ -21,5 +21,5 @@ pub use error::{Error, Result};
 pub use key::{new_token, SharedKey};
 pub use metrics::{state_of, Page};
 pub use names::{PublicUrl, MAX_EXPIRE};
-pub use registry::{Changes, Health, Issued, ListedTunnel, Options, Registry, Seen, Sides, Times};
+pub use registry::{Change, Changes, Health, Issued, ListedTunnel, Observer, Options, Registry, Seen, Sides, Times};
 pub use store::{RedisAddress, RedisOptions, Store};

@@ -2,6 +2,7 @@
 //! write. An id is in one of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -46,6 +47,35 @@ pub struct Options {
     pub is_secure: bool,
     /// Tells devices of their tunnels.
     pub platform: Option<Platform>,
+    /// Is told of each tunnel that changes, by whomever.
+    pub observer: Option<Observer>,
+}
+
+/// Is told of changes. Must not block, nor call the registry.
+pub struct Observer(Box<dyn Fn(&str, Change) + Send + Sync>);
+
+impl Observer {
+    /// Calls `observe` with the id of each tunnel that changes.
+    pub fn new(observe: impl Fn(&str, Change) + Send + Sync + 'static) -> Self {
+        Observer(Box::new(observe))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer(..)")
+    }
+}
+
+/// What has become of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is new.
+    Added,
+    /// It has another token or expiry.
+    Changed,
+    /// It is gone.
+    Removed,
 }
 
 /// How a new list differs from the one before, in tunnels.
@@ -67,6 +97,7 @@ pub struct Registry {
     url: PublicUrl,
     started: SystemTime,
     platform: Option<Platform>,
+    observer: Option<Observer>,
     has_store: bool,
     store_grace: Duration,
     /// Locked by whoever changes tunnels, before `state`. `None`: there is none, or it is closed.
@@ -167,7 +198,8 @@ impl Registry {
         address: SocketAddr,
         options: Options,
     ) -> Result<Arc<Self>> {
-        let Options { mut store, store_grace, list, public_url, is_secure, platform } = options;
+        let Options { mut store, store_grace, list, public_url, is_secure, platform, observer } =
+            options;
         let key = store.as_ref().map_or_else(TokenKey::random, |store| store.key().clone());
         let listed = listed(list, &key, &HashMap::new())?;
         builder = builder.token_key(key.clone());
@@ -198,6 +230,7 @@ impl Registry {
             url,
             started: SystemTime::now(),
             platform,
+            observer,
             has_store: store.is_some(),
             store_grace,
             store: Mutex::new(store),
@@ -237,15 +270,21 @@ impl Registry {
         let tunnels: Vec<(&String, StoredTunnel)> = tunnels.collect::<Result<_>>()?;
         let mut changes = Changes::default();
         for (id, tunnel) in &tunnels {
-            match state.listed.get(*id) {
+            let change = match state.listed.get(*id) {
                 Some(old) if *old == new[*id] => continue,
-                Some(_) => changes.changed += 1,
-                None => changes.added += 1,
+                Some(_) => Change::Changed,
+                None => Change::Added,
+            };
+            match change {
+                Change::Changed => changes.changed += 1,
+                _ => changes.added += 1,
             }
             self.put(tunnel)?;
+            self.tell_of(id, change);
         }
         for id in state.listed.keys().filter(|id| !new.contains_key(*id)) {
             self.take_away(&names::id(id)?);
+            self.tell_of(id, Change::Removed);
             changes.removed += 1;
         }
         drop(tunnels);
@@ -356,6 +395,11 @@ impl Registry {
             self.tell(&one, || Ok(Notice::Close("the tunnel was removed".to_owned())));
         }
         Ok(())
+    }
+
+    /// Whether devices can be told of their tunnels.
+    pub fn tells_devices(&self) -> bool {
+        self.platform.is_some()
     }
 
     /// Whether the broker has the message to the device, after a short wait. `None`: there is none, because
@@ -571,6 +615,7 @@ impl Registry {
         if is_other {
             self.take_away(&names::id(id)?);
             state.stored.remove(id);
+            self.tell_of(id, Change::Removed);
         }
         let Some(now) = now else { return Ok(()) };
         if state.listed.contains_key(id) {
@@ -581,8 +626,19 @@ impl Registry {
             return Ok(());
         }
         self.put(&now.tunnel)?;
+        match state.stored.get(id) {
+            None => self.tell_of(id, Change::Added),
+            Some(before) if *before != now => self.tell_of(id, Change::Changed),
+            Some(_) => {}
+        }
         state.stored.insert(id.to_owned(), now);
         Ok(())
+    }
+
+    fn tell_of(&self, id: &str, change: Change) {
+        if let Some(Observer(observe)) = &self.observer {
+            observe(id, change);
+        }
     }
 
     fn put(&self, tunnel: &StoredTunnel) -> Result<()> {

@@ -8,6 +8,8 @@ use aiot_tunnel_proto::gateway::{RefusalReason, Traffic};
 use aiot_tunnel_proto::LogLimiter;
 use parking_lot::Mutex;
 
+use super::published::Origin;
+
 /// Refusals that are reported in one period of [`LogLimiter::WINDOW`]. Strangers can cause as many as
 /// they like. The ends of sessions are all reported.
 const REFUSALS: u32 = 1000;
@@ -22,6 +24,9 @@ pub enum Way {
     Access,
     /// A published port, without a token.
     Published,
+    /// A stream of the gateway's process, for which
+    /// [`Gateway::open_session`](super::Gateway::open_session) was called.
+    Terminal,
 }
 
 /// Why a client was refused.
@@ -67,7 +72,8 @@ pub enum AuditEvent<'a> {
         session: &'a str,
         /// The service type.
         service: &'a str,
-        /// The address of the access side, or of the client of a published port.
+        /// The address of the access side or of the client of a published port, or the name that
+        /// [`Gateway::open_session`](super::Gateway::open_session) was given.
         client: &'a str,
         /// The client's way.
         way: Way,
@@ -181,6 +187,8 @@ pub(super) struct Live {
     pub(super) client: String,
     pub(super) way: Way,
     pub(super) since: Instant,
+    /// Of a client without an access side of its own.
+    pub(super) origin: Option<Arc<Origin>>,
 }
 
 impl Live {
@@ -229,6 +237,7 @@ mod tests {
             client: "192.0.2.1:1".to_owned(),
             way: Way::Access,
             since: Instant::now(),
+            origin: None,
         };
         for _ in 0..3000 {
             audit.ended(&live.ended("t", "id", Traffic::default(), "", Instant::now()));

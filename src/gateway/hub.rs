@@ -181,6 +181,7 @@ impl Hub {
             let mut has_moved = false;
             for port in self.ports.iter_mut().filter(|port| port.has_input()) {
                 port.exchange(&[], now);
+                port.close_idle(now);
                 has_moved = true;
             }
             let is_readable = |stream: &MemberStream| match &stream.stream {

@@ -143,19 +143,22 @@ impl TunnelLog {
             TunnelEvent::SessionCreated { id, service_type, access, frame_id } => {
                 let origin = self.origin(access, frame_id);
                 let (client, way) = match &origin {
-                    Some(origin) => (origin.address.to_string(), Way::Published),
+                    Some(origin) => (origin.address.clone(), origin.way),
                     None => (self.address(Member::Access(access)).to_owned(), Way::Access),
                 };
-                if let Some(origin) = origin {
+                if let Some(origin) = &origin {
                     origin.has_session();
                 }
                 let service = service_type.to_owned();
-                let live = Live { service, client: client.clone(), way, since: now };
+                let live = Live { service, client: client.clone(), way, since: now, origin };
                 self.sessions.insert(id.to_owned(), live);
                 return Some(client);
             }
             TunnelEvent::SessionEnded { id, was_open, moved, why } => {
                 let live = self.sessions.remove(id)?;
+                if let Some(origin) = &live.origin {
+                    origin.has_ended(why);
+                }
                 if was_open {
                     self.audit.report(&live.ended(&self.name, id, moved, why, now));
                 } else {
@@ -175,7 +178,7 @@ impl TunnelLog {
                 if let Some(origin) = self.origin(access, frame_id) {
                     // The port reports it if it is not asked for again.
                     origin.is_refused(reason.into(), why);
-                    return Some(origin.address.to_string());
+                    return Some(origin.address.clone());
                 }
                 self.audit.refused(&AuditEvent::Refused {
                     tunnel: &self.name,

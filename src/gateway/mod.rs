@@ -31,6 +31,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -52,13 +53,13 @@ use admission::{Handshakes, Permit, Permits};
 use audit::Audit;
 use hub::Order;
 use pipe::PipeEnd;
-use published::Publication;
+use published::{Publication, Publisher};
 use server::{check_id, check_not_empty, descriptors, Shared};
 
 pub use activity::{Activity, Peer};
 pub use aiot_tunnel_proto::proxies::{Proxies, Subnet};
 pub use audit::{AuditEvent, Refusal, Way};
-pub use published::PublishedPort;
+pub use published::{LocalSession, PublishedPort};
 pub use tokens::{TokenDigest, TokenKey};
 
 const TARGET: &str = "aiot_tunnel::gateway";
@@ -653,6 +654,30 @@ impl Gateway {
         if let Some(port) = port {
             port.set_limits(queue_timeout, clients);
         }
+    }
+
+    /// Asks for a session between a stream and a service of a device, such as `_SSH`, without an access
+    /// process and without a token: for a program that has let its own user in. `stream` is one end of a
+    /// socket pair, or a connection that the program has accepted. The tunnel's thread serves it from now
+    /// on, and closes it when the session ends or when there is none.
+    ///
+    /// `client` says for whom the session is, for example by an address. Log and audit name it, with
+    /// [`Way::Terminal`], so it must be one line. The session takes a place of
+    /// [`connection_limit`](GatewayBuilder::connection_limit) and one of
+    /// [`session_limit`](GatewayBuilder::session_limit), and waits for neither, nor for the device.
+    /// [`LocalSession::end`] says why there is none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the protocol cannot carry the service type; [`Error::Io`] when there is no
+    /// descriptor left.
+    pub fn open_session(
+        &self,
+        stream: UnixStream,
+        tunnel: &TunnelId,
+        service_type: &str,
+        client: &str,
+    ) -> Result<LocalSession> {
+        Publisher::open_session(&self.shared, stream, (tunnel, service_type), client)
     }
 
     /// Replaces the proxies, as [`GatewayBuilder::proxies`] takes them, for connections from now on.

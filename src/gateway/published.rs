@@ -9,12 +9,16 @@
 //! is away: the hub's thread serves it, so that a client's bytes pass through one thread. Its own thread
 //! waits until the hub sends it home.
 //!
+//! A stream of this process ([`open_session`]) is served in the same way: as a port without a listener,
+//! which has one client and ends with it.
+//!
 //! [`pipe`]: super::pipe
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -92,8 +96,7 @@ impl PublishedPort {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput) if the protocol cannot carry the service
     /// type.
     pub fn new(listener: TcpListener, tunnel: TunnelId, service_type: &str) -> Result<Self> {
-        // The same rule holds for a device's services. Host and port do not matter here.
-        Service::new(service_type, "localhost", Port::try_from(1)?)?;
+        check_service_type(service_type)?;
         sys::reset_on_close(&listener, true);
         Ok(PublishedPort {
             listener,
@@ -135,6 +138,28 @@ impl PublishedPort {
     }
 }
 
+/// Checks that the protocol can carry the service type.
+fn check_service_type(service_type: &str) -> Result<()> {
+    // The same rule holds for a device's services. Host and port do not matter here.
+    Service::new(service_type, "localhost", Port::try_from(1)?).map(drop)
+}
+
+/// A session between a stream of this process and a service of a device: see
+/// [`Gateway::open_session`](super::Gateway::open_session). Dropping it does not end the session; closing
+/// the stream does.
+#[derive(Debug)]
+pub struct LocalSession {
+    origin: Arc<Origin>,
+}
+
+impl LocalSession {
+    /// Why the session has ended, or why there never was one. `None`: it is open or being opened.
+    #[must_use]
+    pub fn end(&self) -> Option<String> {
+        self.origin.end.lock().clone()
+    }
+}
+
 /// The clients of a port that a session was asked for, by the frame ids of the session_creates. The hub
 /// takes them out.
 #[derive(Default)]
@@ -146,15 +171,25 @@ impl Origins {
     }
 }
 
-/// Where a session of a published port comes from.
+/// Where a session without an access side of its own comes from.
+#[derive(Debug)]
 pub(super) struct Origin {
-    pub(super) address: SocketAddr,
+    pub(super) address: String,
+    pub(super) way: Way,
     has_session: AtomicBool,
     /// Why it has none yet.
     refusal: Mutex<Option<Why>>,
+    /// Why it is over.
+    end: Mutex<Option<String>>,
 }
 
 impl Origin {
+    fn new(address: String, way: Way) -> Arc<Self> {
+        let has_session = AtomicBool::new(false);
+        let (refusal, end) = (Mutex::default(), Mutex::default());
+        Arc::new(Origin { address, way, has_session, refusal, end })
+    }
+
     /// The hub has made a session for it, and reports its end.
     pub(super) fn has_session(&self) {
         self.has_session.store(true, Ordering::Relaxed);
@@ -163,6 +198,11 @@ impl Origin {
     /// The hub has refused a session for now.
     pub(super) fn is_refused(&self, reason: Refusal, why: &str) {
         *self.refusal.lock() = Some((reason, why.to_owned()));
+    }
+
+    /// The session has ended, or the device has refused it.
+    pub(super) fn has_ended(&self, why: &str) {
+        self.end.lock().get_or_insert_with(|| why.to_owned());
     }
 }
 
@@ -179,9 +219,23 @@ struct Client {
 
 /// How a port is named in the log.
 struct Names {
-    address: SocketAddr,
+    /// Such as "the published port 192.0.2.1:22".
+    port: String,
     tunnel: TunnelId,
     service_type: Arc<str>,
+}
+
+impl Client {
+    fn new(
+        socket: LocalSocket,
+        header: Vec<u8>,
+        origin: Arc<Origin>,
+        permit: Permit,
+        of: &Publisher,
+    ) -> Self {
+        let (port, shared) = (of.names.clone(), of.shared.clone());
+        Client { socket, header, origin, port, shared, _permit: permit }
+    }
 }
 
 impl Drop for Client {
@@ -190,7 +244,8 @@ impl Drop for Client {
             let why = self.origin.refusal.lock().take();
             let lost = || (Refusal::Other, "the tunnel's connection was lost".to_owned());
             let (reason, why) = why.unwrap_or_else(lost);
-            refuse(&self.shared, &self.port, self.origin.address, reason, &why);
+            self.origin.has_ended(&why);
+            refuse(&self.shared, &self.port, (&self.origin.address, self.origin.way), reason, &why);
         }
     }
 }
@@ -199,17 +254,17 @@ impl Drop for Client {
 pub(super) type Why = (Refusal, String);
 
 /// Reports a client that gets no session.
-fn refuse(shared: &Shared, port: &Names, client: SocketAddr, reason: Refusal, why: &str) {
-    let Names { address, tunnel, service_type } = port;
+fn refuse(shared: &Shared, names: &Names, (client, way): (&str, Way), reason: Refusal, why: &str) {
+    let Names { port, tunnel, service_type } = names;
     shared.complain(format_args!(
-        "tunnel {:?}: client {client} of the published port {address} is refused: {why}",
+        "tunnel {:?}: client {client} of {port} is refused: {why}",
         tunnel.as_str()
     ));
     shared.audit.refused(&AuditEvent::Refused {
         tunnel: tunnel.as_str(),
         service: Some(service_type),
-        client: &client.to_string(),
-        way: Way::Published,
+        client,
+        way,
         reason,
         why,
     });
@@ -260,7 +315,7 @@ type PortRelay = AccessRelay<PipeEnd, Client, Quiet>;
 
 /// A published port as the gateway keeps it.
 pub(super) struct Publication {
-    names: Arc<Names>,
+    address: SocketAddr,
     control: Arc<Control>,
     work: Work,
 }
@@ -281,10 +336,11 @@ impl Publication {
     /// # Errors
     /// The listener cannot be made non-blocking, or has no address; there is no descriptor left.
     pub(super) fn prepare(port: PublishedPort, shared: &Arc<Shared>) -> Result<Self> {
-        let publisher = Publisher::new(port, shared.clone());
-        let publisher = publisher.map_err(|e| Error::io("prepare a published port", e))?;
-        let (names, control) = (publisher.names.clone(), publisher.control.clone());
-        Ok(Publication { names, control, work: Work::Prepared(Box::new(publisher)) })
+        let failed = |e| Error::io("prepare a published port", e);
+        let address = port.local_addr().map_err(failed)?;
+        let publisher = Publisher::new(port, address, shared.clone()).map_err(failed)?;
+        let control = publisher.control.clone();
+        Ok(Publication { address, control, work: Work::Prepared(Box::new(publisher)) })
     }
 
     /// # Errors
@@ -300,7 +356,7 @@ impl Publication {
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.names.address
+        self.address
     }
 
     /// For clients from now on.
@@ -317,15 +373,31 @@ impl Publication {
     /// Waits for the end of the thread.
     pub(super) fn join(self) -> Option<TcpListener> {
         match self.work {
-            Work::Prepared(publisher) => publisher.port.listener.try_clone().ok(),
+            Work::Prepared(publisher) => publisher.port.listener(),
             Work::Started(thread) => thread.join().ok().flatten(),
+        }
+    }
+}
+
+/// What the clients come from.
+enum Source {
+    Port(PublishedPort),
+    /// One stream, which is there from the beginning.
+    Stream,
+}
+
+impl Source {
+    fn listener(&self) -> Option<TcpListener> {
+        match self {
+            Source::Port(port) => port.listener.try_clone().ok(),
+            Source::Stream => None,
         }
     }
 }
 
 /// A published port at work.
 pub(super) struct Publisher {
-    port: Arc<PublishedPort>,
+    port: Arc<Source>,
     control: Arc<Control>,
     names: Arc<Names>,
     shared: Arc<Shared>,
@@ -348,22 +420,61 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// # Errors
-    /// The listener cannot be made non-blocking, or has no address.
-    fn new(port: PublishedPort, shared: Arc<Shared>) -> io::Result<Self> {
+    /// The listener cannot be made non-blocking; there is no descriptor left.
+    fn new(port: PublishedPort, address: SocketAddr, shared: Arc<Shared>) -> io::Result<Self> {
         port.listener.set_nonblocking(true)?;
         let names = Names {
-            address: port.listener.local_addr()?,
+            port: format!("the published port {address}"),
             tunnel: port.tunnel.clone(),
             service_type: port.service_type.clone(),
         };
         let limits = Mutex::new((port.queue_timeout, port.client_limit));
         let control = Arc::new(Control { end: Waker::new()?, limits });
-        let (port, names) = (Arc::new(port), Arc::new(names));
+        let (port, names) = (Arc::new(Source::Port(port)), Arc::new(names));
         Ok(Publisher::begin(port, control, names, shared, Permits::default()))
     }
 
+    /// Asks for a session between a stream and a service of a device. The session does not wait: neither
+    /// for a place nor for the device.
+    ///
+    /// # Errors
+    /// The protocol cannot carry the service type; there is no descriptor left.
+    pub(super) fn open_session(
+        shared: &Arc<Shared>,
+        stream: UnixStream,
+        (tunnel, service_type): (&TunnelId, &str),
+        client: &str,
+    ) -> Result<LocalSession> {
+        check_service_type(service_type)?;
+        let failed = |e| Error::io("prepare a session", e);
+        stream.set_nonblocking(true).map_err(failed)?;
+        let names = Arc::new(Names {
+            port: "a terminal".to_owned(),
+            tunnel: tunnel.clone(),
+            service_type: service_type.into(),
+        });
+        let origin = Origin::new(client.to_owned(), Way::Terminal);
+        let session = LocalSession { origin: origin.clone() };
+        let permits = Permits::default();
+        let Some(permit) = shared.published_permit(&permits, 1) else {
+            let why = "the gateway has as many connections as it may have";
+            origin.has_ended(why);
+            refuse(shared, &names, (client, Way::Terminal), Refusal::Limit, why);
+            return Ok(session);
+        };
+        let end = Waker::new().map_err(failed)?;
+        let control = Arc::new(Control { end, limits: Mutex::new((Duration::ZERO, 1)) });
+        let port = Arc::new(Source::Stream);
+        let mut publisher = Publisher::begin(port, control, names, shared.clone(), permits);
+        let socket = LocalSocket::Unix(stream);
+        publisher.ask(Client::new(socket, Vec::new(), origin, permit, &publisher), None);
+        // If there is no connection, dropping the client reports it.
+        drop(Box::new(publisher).connect());
+        Ok(session)
+    }
+
     fn begin(
-        port: Arc<PublishedPort>,
+        port: Arc<Source>,
         control: Arc<Control>,
         names: Arc<Names>,
         shared: Arc<Shared>,
@@ -412,13 +523,13 @@ impl Publisher {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(e) => {
-                    log::error!(target: TARGET, "published port {}: poll: {e}", names.address);
+                    log::error!(target: TARGET, "{}: poll: {e}", names.port);
                     std::thread::sleep(ACCEPT_PAUSE);
                 }
             }
         }
         at_home.stop(&mut polled);
-        port.listener.try_clone().ok()
+        port.listener()
     }
 
     /// Gives the clients a moment for their last bytes.
@@ -452,8 +563,12 @@ impl Publisher {
     pub(super) fn register(&self, set: &mut PollSet, now: Instant, stopping: bool) -> usize {
         let (is_open, paused) = (!stopping && !self.is_ended, self.paused);
         let accepts = is_open && paused.is_none_or(|until| now >= until);
-        set.push(self.port.listener.as_fd(), accepts, false);
-        set.push(self.control.end.as_fd(), is_open, false);
+        let end = self.control.end.as_fd();
+        match &*self.port {
+            Source::Port(port) => set.push(port.listener.as_fd(), accepts, false),
+            Source::Stream => set.push(end, false, false),
+        }
+        set.push(end, is_open, false);
         let mut count = 2;
         let mut add_lingering = |one: &Lingering<Client>| {
             set.push(one.stream().as_fd(), one.wants_read(), one.wants_write());
@@ -469,7 +584,7 @@ impl Publisher {
                     let reads = wants_local && session.wants_read();
                     set.push(client.as_fd(), reads, session.wants_write());
                 }
-                None => set.push(self.port.listener.as_fd(), false, false),
+                None => set.push(end, false, false),
             }
             count += 1;
         }
@@ -479,7 +594,8 @@ impl Publisher {
     /// When [`serve`](Self::serve) has to be called even if no descriptor is ready.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let lingering = self.lingering.iter().map(|one| one.deadline(now));
-        let own = lingering.chain(self.paused).chain(self.idle_since.map(|since| since + IDLE));
+        let idle = self.idle_since.map(|since| since + self.longest_idle());
+        let own = lingering.chain(self.paused).chain(idle);
         let Some(relay) = &self.relay else { return own.min() };
         if self.has_input() || relay.connection().wants_room(now) && self.has_room() {
             return Some(now);
@@ -575,19 +691,22 @@ impl Publisher {
     }
 
     fn accept(&mut self) {
+        let source = self.port.clone();
+        let Source::Port(port) = &*source else { return };
         for _ in 0..BATCH {
-            let accepted = self.port.listener.accept();
+            let accepted = port.listener.accept();
             match accepted.and_then(|(tcp, from)| Ok((sys::beyond_standard(tcp)?, from))) {
                 Ok((tcp, from)) => {
                     // What is dropped before it has a session is reset.
-                    if let Err((reason, why)) = self.open(tcp, from) {
-                        refuse(&self.shared, &self.names, from, reason, &why);
+                    if let Err((reason, why)) = self.open(port, tcp, from) {
+                        let client = from.to_string();
+                        let client = (&*client, Way::Published);
+                        refuse(&self.shared, &self.names, client, reason, &why);
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => {
-                    let address = self.names.address;
-                    self.shared.complain(format_args!("published port {address}: accept: {e}"));
+                    self.shared.complain(format_args!("{}: accept: {e}", self.names.port));
                     self.paused = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -599,7 +718,12 @@ impl Publisher {
     ///
     /// # Errors
     /// Why it gets none.
-    fn open(&mut self, tcp: TcpStream, from: SocketAddr) -> std::result::Result<(), Why> {
+    fn open(
+        &mut self,
+        port: &PublishedPort,
+        tcp: TcpStream,
+        from: SocketAddr,
+    ) -> std::result::Result<(), Why> {
         let (queue_timeout, limit) = *self.control.limits.lock();
         let permit = self.shared.published_permit(&self.clients, limit);
         let permit = permit.ok_or_else(|| {
@@ -613,29 +737,20 @@ impl Publisher {
             .map_err(|e| (Refusal::Other, e.to_string()))?;
         let socket = LocalSocket::Tcp(tcp);
         socket.keep_alive(Some(KEEPALIVE));
-        let header = if self.port.proxy_protocol { proxies::header(from, to) } else { Vec::new() };
-        let origin = Origin {
-            address: from,
-            has_session: AtomicBool::new(false),
-            refusal: Mutex::new(None),
-        };
-        let client = Client {
-            socket,
-            header,
-            origin: Arc::new(origin),
-            port: self.names.clone(),
-            shared: self.shared.clone(),
-            _permit: permit,
-        };
-        let now = Instant::now();
-        let until = Some(now + queue_timeout);
-        let pending = Pending::new(client, self.port.service_type.clone(), until);
+        let header = if port.proxy_protocol { proxies::header(from, to) } else { Vec::new() };
+        let origin = Origin::new(from.to_string(), Way::Published);
+        let client = Client::new(socket, header, origin, permit, self);
+        self.ask(client, Some(Instant::now() + queue_timeout));
+        Ok(())
+    }
+
+    fn ask(&mut self, client: Client, until: Option<Instant>) {
+        let pending = Pending::new(client, self.names.service_type.clone(), until);
         match self.relay.as_mut().filter(|relay| relay.connection().is_open()) {
-            Some(relay) => relay.open(pending, now),
+            Some(relay) => relay.open(pending, Instant::now()),
             None => self.pending.push(pending),
         }
         self.idle_since = None;
-        Ok(())
     }
 
     /// Connects to the tunnel's hub, which serves the port from then on, and asks for sessions for the
@@ -650,15 +765,16 @@ impl Publisher {
         let mut relay = self.relay(own, origins.clone(), now);
         std::mem::take(&mut self.pending).into_iter().for_each(|one| relay.open(one, now));
         self.relay = Some(relay);
-        let name = format!("the published port {}", self.names.address);
-        let (shared, tunnel) = (self.shared.clone(), self.port.tunnel.clone());
-        shared.attach(&tunnel, name, hub, origins, self).map_err(|(mut port, (reason, why))| {
-            if let Some(mut relay) = port.relay.take() {
-                let pending = relay.side_mut().take_pending();
-                pending.iter().for_each(|one| one.stream().origin.is_refused(reason, &why));
-            }
-            port
-        })
+        let (shared, names) = (self.shared.clone(), self.names.clone());
+        shared.attach(&names.tunnel, names.port.clone(), hub, origins, self).map_err(
+            |(mut port, (reason, why))| {
+                if let Some(mut relay) = port.relay.take() {
+                    let pending = relay.side_mut().take_pending();
+                    pending.iter().for_each(|one| one.stream().origin.is_refused(reason, &why));
+                }
+                port
+            },
+        )
     }
 
     fn relay(&mut self, pipe: PipeEnd, origins: Arc<Origins>, now: Instant) -> PortRelay {
@@ -683,15 +799,23 @@ impl Publisher {
         PortRelay::new(connection, side, limits, Quiet, lingering)
     }
 
-    /// Ends a connection that has had no client for a while. The hub ends with its last connection.
-    fn close_idle(&mut self, now: Instant) {
+    fn longest_idle(&self) -> Duration {
+        match &*self.port {
+            Source::Port(_) => IDLE,
+            Source::Stream => Duration::ZERO,
+        }
+    }
+
+    /// Ends a connection that has had no client for a while, or that will have none. The hub ends with its
+    /// last connection.
+    pub(super) fn close_idle(&mut self, now: Instant) {
         let is_open = |relay: &PortRelay| relay.connection().is_open() && relay.is_idle();
         if !self.relay.as_ref().is_some_and(is_open) {
             self.idle_since = None;
             return;
         }
         let since = *self.idle_since.get_or_insert(now);
-        if now >= since + IDLE {
+        if now >= since + self.longest_idle() {
             if let Some(relay) = &mut self.relay {
                 relay.close_gently("idle", now);
             }

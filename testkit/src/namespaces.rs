@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -67,9 +68,17 @@ impl Namespace {
 
 /// Replaces a file by another one, for this thread and the processes that it starts.
 pub fn mount_over(file: &str, place: &str) -> io::Result<()> {
+    mount_all_over(&[(Path::new(file), place)])
+}
+
+/// Replaces files and directories by others, for this thread and the processes that it starts.
+pub fn mount_all_over(replacements: &[(&Path, &str)]) -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
-    Ok(mount_bind(file, place)?)
+    for (own, place) in replacements {
+        mount_bind(*own, *place)?;
+    }
+    Ok(())
 }
 
 /// Gives this thread a namespace of its own.

@@ -1,17 +1,20 @@
 //! A throwaway sshd, and a configuration with which OpenSSH's programs log in to it. sshd serves one
 //! connection on its standard input, so it needs no port of its own.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{chown, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use aiot_tunnel::Service;
 use rustix::process::getuid;
 
 use crate::folder::Folder;
+use crate::namespaces::mount_all_over;
 use crate::process::Group;
 use crate::streams::Door;
 
@@ -23,11 +26,24 @@ pub fn sshd() -> Option<PathBuf> {
     SSHD.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
-/// A server's keys and configuration. Its only user is the one who runs the test.
+/// Who logs in with a password: see [`Ssh::with_password`].
+pub const LOGIN: &str = "technician";
+/// The password.
+pub const PASSWORD: &str = "hush-password";
+/// What `/etc/shadow` has of it: `openssl passwd -6 -salt testkitsalt`.
+const SHADOW: &str =
+    "$6$testkitsalt$fub45FG.4OELiF8dUGo42E41HOovgK1Fg.utQ2C2WyxUC6yP9Smv9PoKFiX9VMImo5qaB053GiC\
+     2e37.oaC7F1";
+/// The id of that user and group. No system gives it to anybody.
+const ID: u32 = 64_123;
+
+/// A server's keys and configuration. Its only user is the one who runs the test, by key, or [`LOGIN`], by
+/// password.
 pub struct Ssh {
     /// The connections that are served.
     servers: Arc<Mutex<Vec<Group>>>,
     folder: Folder,
+    has_password: bool,
     _run: RunDirectory,
 }
 
@@ -38,10 +54,7 @@ impl Ssh {
         sshd().ok_or("there is no sshd")?;
         let folder = Folder::new();
         for name in ["host_key", "user_key"] {
-            let mut command = Command::new("ssh-keygen");
-            command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.file(name));
-            let output = command.output().map_err(|e| format!("ssh-keygen: {e}"))?;
-            assert!(output.status.success(), "{output:?}");
+            make_key(&folder.file(name))?;
         }
         let path = folder.path().display();
         let config = format!(
@@ -50,7 +63,76 @@ impl Ssh {
              PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
         );
         folder.write("sshd_config", config);
-        Ok(Ssh { servers: Arc::default(), folder, _run: RunDirectory::new() })
+        let (servers, _run) = (Arc::default(), RunDirectory::new());
+        Ok(Ssh { servers, folder, has_password: false, _run })
+    }
+
+    /// A server to which [`LOGIN`] logs in with [`PASSWORD`]. The user, who is not root, exists in the
+    /// server's mount namespace only, and has an empty home directory and `/bin/sh`.
+    ///
+    /// # Errors
+    /// A program is missing, or this process may not mount anything.
+    pub fn with_password() -> Result<Self, String> {
+        if !getuid().is_root() {
+            return Err("a user of its own needs root".to_owned());
+        }
+        let mut ssh = Ssh::new()?;
+        ssh.has_password = true;
+        let (folder, home) = (&ssh.folder, ssh.home());
+        let config = format!(
+            "HostKey \"{}/host_key\"\nPidFile none\nUsePAM no\nPubkeyAuthentication no\n\
+             PasswordAuthentication yes\nAllowUsers {LOGIN}\nPrintMotd no\nPrintLastLog no\n",
+            folder.path().display()
+        );
+        folder.write("sshd_config", config);
+        let user = format!("{LOGIN}:x:{ID}:{ID}::{}:/bin/sh\n", home.display());
+        let shadow = format!("{LOGIN}:{SHADOW}:19000:0:99999:7:::\n");
+        for (file, line) in [("passwd", user), ("shadow", shadow)] {
+            let system = fs::read_to_string(format!("/etc/{file}")).unwrap_or_default();
+            folder.write_secret(file, system + &line);
+        }
+        // sshd takes down who logs in, with other programs' users.
+        folder.write("utmp", "");
+        let failed = |e: std::io::Error| e.to_string();
+        for (directory, owner) in [(home, ID), (folder.file("log"), 0)] {
+            fs::create_dir(&directory).map_err(failed)?;
+            chown(&directory, Some(owner), Some(owner)).map_err(failed)?;
+        }
+        for (name, mode) in [("", 0o711), ("passwd", 0o644)] {
+            fs::set_permissions(folder.file(name), Permissions::from_mode(mode)).map_err(failed)?;
+        }
+        let places = ssh.places();
+        let tried = thread::spawn(move || mount_over_all(&places)).join().unwrap();
+        tried.map_err(|e| format!("mount a user's files: {e}"))?;
+        Ok(ssh)
+    }
+
+    /// Where [`LOGIN`] is after the login.
+    pub fn home(&self) -> PathBuf {
+        self.folder.file("home")
+    }
+
+    /// Gives the server another host key, as after a new installation.
+    pub fn change_host_key(&self) {
+        for name in ["host_key", "host_key.pub"] {
+            fs::remove_file(self.folder.file(name)).unwrap();
+        }
+        make_key(&self.folder.file("host_key")).unwrap();
+    }
+
+    /// What stands in place of the system's files for the server.
+    fn places(&self) -> Vec<(PathBuf, &'static str)> {
+        if !self.has_password {
+            return Vec::new();
+        }
+        let places = [
+            ("passwd", "/etc/passwd"),
+            ("shadow", "/etc/shadow"),
+            ("log", "/var/log"),
+            ("utmp", "/run/utmp"),
+        ];
+        let places = places.into_iter().filter(|(_, place)| Path::new(place).exists());
+        places.map(|(name, place)| (self.folder.file(name), place)).collect()
     }
 
     pub fn folder(&self) -> &Folder {
@@ -59,7 +141,7 @@ impl Ssh {
 
     /// Serves one connection, for as long as the value lives.
     pub fn serve(&self, connection: TcpStream) {
-        let server = serve(&self.folder.file("sshd_config"), connection);
+        let server = serve(&self.folder.file("sshd_config"), &self.places(), connection);
         self.servers.lock().unwrap().push(server);
     }
 
@@ -68,7 +150,8 @@ impl Ssh {
         let door = Door::new(name);
         let service = door.service();
         let (config, servers) = (self.folder.file("sshd_config"), self.servers.clone());
-        door.serve(move |stream| servers.lock().unwrap().push(serve(&config, stream)));
+        let places = self.places();
+        door.serve(move |stream| servers.lock().unwrap().push(serve(&config, &places, stream)));
         service
     }
 
@@ -92,12 +175,32 @@ impl Drop for Ssh {
     }
 }
 
-fn serve(config: &Path, connection: TcpStream) -> Group {
+fn make_key(file: &Path) -> Result<(), String> {
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(file);
+    let output = command.output().map_err(|e| format!("ssh-keygen: {e}"))?;
+    assert!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+fn mount_over_all(places: &[(PathBuf, &str)]) -> std::io::Result<()> {
+    let places: Vec<_> = places.iter().map(|(own, place)| (own.as_path(), *place)).collect();
+    mount_all_over(&places)
+}
+
+fn serve(config: &Path, places: &[(PathBuf, &str)], connection: TcpStream) -> Group {
     let output = OwnedFd::from(connection.try_clone().unwrap());
     let mut command = Command::new(sshd().unwrap());
     command.args(["-i", "-e", "-f"]).arg(config);
     command.stdin(OwnedFd::from(connection)).stdout(output).stderr(Stdio::null());
-    Group::spawn(&mut command)
+    let start = || {
+        if !places.is_empty() {
+            mount_over_all(places).unwrap();
+        }
+        Group::spawn(&mut command)
+    };
+    // Mounts hold for the thread that makes them.
+    thread::scope(|scope| scope.spawn(start).join().unwrap())
 }
 
 /// The name of the user who runs the test.

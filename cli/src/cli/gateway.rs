@@ -230,6 +230,18 @@ pub(crate) struct GatewayArgs {
         help_heading = "HTTP API"
     )]
     pub(crate) api_tls: bool,
+    /// Serve a page for browsers on the same address: tunnels, tokens, events. One logs in with the
+    /// API's key
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        help_heading = "HTTP API"
+    )]
+    pub(crate) page: bool,
     /// URL at which clients reach the gateway, such as wss://gw.example:8443. The URLs that the API
     /// hands out begin with it. Default: the address of --listen
     #[arg(long, value_name = "URL", help_heading = "HTTP API")]

@@ -108,6 +108,7 @@ fn way_name(way: Way) -> &'static str {
     match way {
         Way::Device => "device",
         Way::Published => "published",
+        Way::Terminal => "terminal",
         _ => "access",
     }
 }

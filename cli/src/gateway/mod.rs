@@ -15,7 +15,8 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
-use aiot_tunnel_registry::{http, Api, ApiKey, Door, Error as RegistryError, Options, Registry};
+use aiot_tunnel_console::{Console, Events};
+use aiot_tunnel_registry::{http, Api, ApiKey, Door, Error as RegistryError, Observer, Options, Registry};
 use sd_notify::NotifyState;
 use signal_hook::consts::SIGHUP;
 
@@ -151,6 +152,7 @@ impl Start {
         if let Err(e) = process::raise_descriptor_limit() {
             log::warn!("{e}");
         }
+        let events = args.page.then(|| Arc::new(Events::default()));
         let options = Options {
             store: self.store.open()?,
             store_grace: args.store_grace,
@@ -158,10 +160,24 @@ impl Start {
             public_url: args.public_url.clone(),
             is_secure: self.certificate.is_some(),
             platform: self.notify.map(notify::Notify::start).transpose()?,
+            observer: events.clone().map(|events| {
+                Observer::new(move |tunnel, change| events.note_change(tunnel, change))
+            }),
         };
+        let writes_audit = args.audit_log.is_some();
         if let Some(path) = &args.audit_log {
             audit::start(path).map_err(|e| settings.wrong("audit-log", e))?;
-            self.builder = self.builder.audit(audit::write);
+        }
+        if writes_audit || events.is_some() {
+            let events = events.clone();
+            self.builder = self.builder.audit(move |event| {
+                if writes_audit {
+                    audit::write(event);
+                }
+                if let Some(events) = &events {
+                    events.note(event);
+                }
+            });
         }
         let mut ports = Ports::default();
         for port in ports.bind(args, settings)? {
@@ -171,10 +187,21 @@ impl Start {
         let mut api_tls = None;
         let shared_proxies = Arc::new(RwLock::new(api_proxies(args)));
         if let (Some(address), Some((key, tls))) = (args.api, self.api) {
-            let api = Arc::new(Api::new(registry.clone(), Arc::new(Door::new(key))));
-            let served = http::serve(api, address, tls.clone(), shared_proxies.clone());
+            let door = Arc::new(Door::new(key));
+            let site: Arc<dyn http::Site> = match events {
+                Some(events) => {
+                    let registry = registry.clone();
+                    Console::start(aiot_tunnel_console::Options { registry, door, events })?
+                }
+                None => Arc::new(Api::new(registry.clone(), door)),
+            };
+            let served = http::serve(site, address, tls.clone(), shared_proxies.clone());
             let address = served.map_err(failure)?;
             log::info!("the API listens on {address}");
+            if args.page {
+                let scheme = if args.api_tls { "https" } else { "http" };
+                log::info!("the page is at {scheme}://{address}/");
+            }
             api_tls = args.api_tls.then_some(tls);
         }
         let reloader = Reloader {
@@ -212,6 +239,7 @@ fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         ("legacy-tls", args.legacy_tls && !has_certificate, "needs --cert and --key"),
         ("api-tls", args.api_tls && !has_certificate, "needs --cert and --key"),
         ("api-tls", args.api_tls && args.api.is_none(), "needs --api"),
+        ("page", args.page && args.api.is_none(), "needs --api"),
         (
             "proxy-protocol",
             args.proxy_protocol && args.trusted_proxy.is_empty(),

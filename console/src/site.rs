@@ -1,0 +1,401 @@
+//! Which request gets which page, and who may see it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use aiot_tunnel_registry::api::decoded;
+use aiot_tunnel_registry::http::{Answer, Client, Content, Head, Site};
+use aiot_tunnel_registry::{Api, Door, Error, Registry, Sides, MAX_EXPIRE};
+use aiot_tunnel_signal::Device;
+use maud::Markup;
+use openssl::sha::sha256;
+
+use crate::events::Events;
+use crate::form::{cookie, is_from_own_page, Fields};
+use crate::login::{Login, Logins, LONGEST};
+use crate::pages;
+use crate::rates::{Rates, PERIOD};
+use crate::assets;
+
+/// What a browser may do with a page: load our own parts, and nothing else.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// What the page begins with.
+#[derive(Debug)]
+pub struct Options {
+    /// The tunnels.
+    pub registry: Arc<Registry>,
+    /// The key that opens API and page.
+    pub door: Arc<Door>,
+    /// Where the gateway reports what happens.
+    pub events: Arc<Events>,
+}
+
+/// The API and the page.
+#[derive(Debug)]
+pub struct Console {
+    api: Api,
+    door: Arc<Door>,
+    pub(crate) registry: Arc<Registry>,
+    logins: Logins,
+    pub(crate) events: Arc<Events>,
+    pub(crate) rates: Rates,
+}
+
+/// What a path stands for.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Home,
+    Login,
+    Logout,
+    Create,
+    View(String),
+    Rotate(String),
+    Remove(String),
+    Asset(String),
+}
+
+impl Place {
+    /// `None`: there is no such path.
+    fn of(path: &str) -> Option<Self> {
+        let id = |part: &str| decoded(part).filter(|id| !id.is_empty());
+        match path.split('/').collect::<Vec<_>>()[..] {
+            ["", ""] => Some(Place::Home),
+            ["", "login"] => Some(Place::Login),
+            ["", "logout"] => Some(Place::Logout),
+            ["", "create"] => Some(Place::Create),
+            ["", "view", part] => id(part).map(Place::View),
+            ["", "view", part, "rotate"] => id(part).map(Place::Rotate),
+            ["", "view", part, "remove"] => id(part).map(Place::Remove),
+            ["", "assets", name] => Some(Place::Asset(name.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// How it is asked for.
+    fn method(&self) -> &'static str {
+        match self {
+            Place::Home | Place::View(_) | Place::Asset(_) => "GET",
+            Place::Login | Place::Logout | Place::Create => "POST",
+            Place::Rotate(_) | Place::Remove(_) => "POST",
+        }
+    }
+
+    /// Whether it is there for those who have not logged in.
+    fn is_public(&self) -> bool {
+        matches!(self, Place::Home | Place::Login | Place::Asset(_))
+    }
+}
+
+impl Console {
+    /// The API and the page of a registry. Starts the thread that takes samples while somebody is
+    /// logged in.
+    ///
+    /// # Errors
+    /// The thread cannot be created.
+    pub fn start(options: Options) -> std::io::Result<Arc<Self>> {
+        let Options { registry, door, events } = options;
+        let console = Arc::new(Console {
+            api: Api::new(registry.clone(), door.clone()),
+            door,
+            registry,
+            logins: Logins::new(),
+            events,
+            rates: Rates::default(),
+        });
+        let sampler = console.clone();
+        thread::Builder::new().name("page".into()).spawn(move || loop {
+            sampler.logins.wait_for_one();
+            sampler.rates.sample(&sampler.registry.activities(), Instant::now());
+            thread::sleep(PERIOD);
+        })?;
+        Ok(console)
+    }
+
+    fn login_of(&self, head: &Head<'_>) -> Option<Arc<Login>> {
+        self.logins.find(cookie(head, &cookie_name(head))?)
+    }
+
+    /// What somebody sees who has not logged in.
+    fn to_strangers(&self, head: &Head<'_>) -> Answer {
+        match head.method {
+            "GET" if !is_script(head) => to(pages::HOME),
+            _ => page(401, &pages::login(Some("Your login has ended."))),
+        }
+    }
+
+    fn log_in(&self, head: &Head<'_>, fields: &Fields) -> Answer {
+        if !self.door.opens(head.from, fields.get("key")) {
+            let why = "That is not the API key. It is in the file of the gateway's --api-key-file.";
+            return page(401, &pages::login(Some(why)));
+        }
+        let (word, _) = self.logins.begin();
+        self.say(head, "", "Somebody logged in");
+        let longest = LONGEST.as_secs();
+        to(pages::HOME).with("set-cookie", set_cookie(head, &word, longest))
+    }
+
+    fn log_out(&self, head: &Head<'_>) -> Answer {
+        if let Some(word) = cookie(head, &cookie_name(head)) {
+            self.logins.end(word);
+        }
+        self.say(head, "", "Somebody logged out");
+        to(pages::HOME).with("set-cookie", set_cookie(head, "", 0))
+    }
+
+    /// Takes down who has done something by the page, in log and events.
+    fn say(&self, head: &Head<'_>, tunnel: &str, what: &str) {
+        let from = head.from;
+        match tunnel {
+            "" => log::info!("page: {from}: {what}"),
+            _ => log::info!("page: {from}: tunnel {tunnel:?}: {what}"),
+        }
+        self.events.add(tunnel, format!("{what}, from {from}"), false);
+    }
+
+    fn show(&self, place: &Place, head: &Head<'_>, login: &Login) -> Result<Answer, Error> {
+        let query = Fields::of(head.query.unwrap_or_default().as_bytes());
+        match place {
+            Place::View(id) => {
+                let tunnel = self.registry.find(id)?;
+                Ok(page(200, &pages::tunnel(self, &tunnel, login)))
+            }
+            _ => Ok(page(200, &pages::list(self, &query, login))),
+        }
+    }
+
+    fn change(
+        &self,
+        place: &Place,
+        head: &Head<'_>,
+        login: &Login,
+        fields: &Fields,
+    ) -> Result<Answer, Error> {
+        match place {
+            Place::Create => {
+                let id = Some(fields.get("id")).filter(|id| !id.is_empty());
+                let issued = self.registry.add(id, expire(fields)?, device(fields)?)?;
+                self.say(head, issued.id.as_str(), "A tunnel was made by the page");
+                Ok(page(200, &pages::issued(self, &issued, login)))
+            }
+            Place::Rotate(id) => {
+                let sides = match fields.get("side") {
+                    "device" => Sides::Device,
+                    "access" => Sides::Access,
+                    _ => Sides::Both,
+                };
+                let issued = self.registry.rotate(id, sides, expire(fields)?)?;
+                self.say(head, id, "Tokens were replaced by the page");
+                Ok(page(200, &pages::issued(self, &issued, login)))
+            }
+            Place::Remove(id) => {
+                if fields.get("sure") != "yes" {
+                    let why = "Tick the box to remove the tunnel.".to_owned();
+                    return Err(Error::Invalid(why));
+                }
+                self.registry.remove(id)?;
+                self.say(head, id, "The tunnel was removed by the page");
+                Ok(to(pages::HOME))
+            }
+            _ => Ok(to(pages::HOME)),
+        }
+    }
+}
+
+impl Site for Console {
+    fn turn(&self, head: &Head<'_>) -> Result<Instant, Answer> {
+        match Place::of(head.path) {
+            Some(Place::Login) => self
+                .door
+                .turn(head.from)
+                .map_err(|why| page(429, &pages::login(Some(why))).with("retry-after", "5")),
+            Some(_) => Ok(Instant::now()),
+            None => self.api.turn(head),
+        }
+    }
+
+    fn admit(&self, head: &Head<'_>) -> Result<Client, Answer> {
+        let Some(place) = Place::of(head.path) else { return self.api.admit(head) };
+        let login = self.login_of(head);
+        if login.is_none() && !place.is_public() {
+            return Err(self.to_strangers(head));
+        }
+        if head.method != place.method() {
+            // Somebody has typed the address of a form.
+            return Err(match head.method {
+                "GET" => to(pages::HOME),
+                _ => page(405, &pages::error("This address takes no such request.", None))
+                    .with("allow", place.method()),
+            });
+        }
+        if head.method == "POST" && !is_from_own_page(head) {
+            let why = "The request does not come from a page of this gateway. A proxy in front of it must \
+                       pass the Host header on as it is.";
+            return Err(page(403, &pages::error(why, None)));
+        }
+        match login {
+            Some(login) => {
+                if !is_script(head) && !matches!(place, Place::Asset(_)) {
+                    login.is_used();
+                }
+                Ok(Client::Known)
+            }
+            None => Ok(Client::Stranger),
+        }
+    }
+
+    fn answer(&self, head: &Head<'_>, body: &[u8]) -> Answer {
+        let Some(place) = Place::of(head.path) else { return self.api.answer(head, body) };
+        let fields = || Fields::of(body);
+        let login = self.login_of(head);
+        let login = match (&place, login) {
+            (Place::Asset(name), _) => return asset(name),
+            (Place::Login, _) => return self.log_in(head, &fields()),
+            (Place::Home, None) if is_script(head) => return self.to_strangers(head),
+            (Place::Home, None) => return page(200, &pages::login(None)),
+            (_, None) => return self.to_strangers(head),
+            (_, Some(login)) => login,
+        };
+        if place.method() == "GET" {
+            return self
+                .show(&place, head, &login)
+                .unwrap_or_else(|e| refusal(&e, &login));
+        }
+        let fields = fields();
+        if !login.has_sent(fields.get("form_key")) {
+            let why = "The form is not one of your present login. Open the page again.";
+            return page(403, &pages::error(why, Some(&login)));
+        }
+        if place == Place::Logout {
+            return self.log_out(head);
+        }
+        self.change(&place, head, &login, &fields).unwrap_or_else(|e| refusal(&e, &login))
+    }
+}
+
+/// The page for what the registry refuses.
+fn refusal(e: &Error, login: &Login) -> Answer {
+    let status = e.status();
+    if status == 503 {
+        log::error!("page: {e}");
+    }
+    page(status, &pages::error(&pages::sentence(&e.to_string()), Some(login)))
+}
+
+/// The device of a form that is told of its tunnel.
+fn device(fields: &Fields) -> Result<Option<Device>, Error> {
+    match (fields.get("product_key"), fields.get("device_name")) {
+        ("", "") => Ok(None),
+        (key, name) => {
+            let device = Device::new(key, name);
+            Ok(Some(device.map_err(|e| Error::Invalid(e.to_string()))?))
+        }
+    }
+}
+
+/// The seconds of a form after which a tunnel expires.
+fn expire(fields: &Fields) -> Result<Option<u64>, Error> {
+    let text = match fields.get("expire") {
+        "other" => fields.get("seconds"),
+        text => text,
+    };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let seconds = text.parse().ok().filter(|seconds| (1..=MAX_EXPIRE).contains(seconds));
+    let wrong = || {
+        Error::Invalid(format!("expiry: a whole number of seconds from 1 to {MAX_EXPIRE} is expected"))
+    };
+    seconds.map(Some).ok_or_else(wrong)
+}
+
+/// Whether our script asks, and not somebody who clicks.
+fn is_script(head: &Head<'_>) -> bool {
+    head.header("x-live").is_some()
+}
+
+fn page(status: u16, markup: &Markup) -> Answer {
+    html(status, markup, POLICY.to_owned())
+}
+
+fn html(status: u16, markup: &Markup, policy: String) -> Answer {
+    Answer::text(status, "text/html; charset=utf-8", markup.0.clone())
+        .with("content-security-policy", policy)
+        .with("x-content-type-options", "nosniff")
+        .with("x-frame-options", "DENY")
+        // Not no-referrer: with that, a form is sent without the origin that is checked here.
+        .with("referrer-policy", "same-origin")
+        .with("cross-origin-opener-policy", "same-origin")
+        .with("cross-origin-resource-policy", "same-origin")
+}
+
+/// Sends the browser to another page.
+fn to(path: impl Into<String>) -> Answer {
+    Answer::empty(303).with("location", path)
+}
+
+/// The cookie has the port in its name: browsers keep the cookies of all ports of a host together.
+fn cookie_name(head: &Head<'_>) -> String {
+    let host = head.header("host").unwrap_or_default();
+    let port = host.rsplit_once(':').map_or("", |(_, port)| port);
+    let port: String = port.chars().filter(char::is_ascii_digit).take(5).collect();
+    // Browsers take this beginning only from the host itself, and with TLS.
+    let prefix = if head.is_secure { "__Host-" } else { "" };
+    format!("{prefix}aiot-tunnel{port}")
+}
+
+fn set_cookie(head: &Head<'_>, word: &str, seconds: u64) -> String {
+    let name = cookie_name(head);
+    let secure = if head.is_secure { "; Secure" } else { "" };
+    format!("{name}={word}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
+}
+
+/// A part of the page that is the same for all.
+struct Asset {
+    name: &'static str,
+    content_type: &'static str,
+    bytes: &'static [u8],
+}
+
+const CSS: &str = "text/css; charset=utf-8";
+const JS: &str = "text/javascript; charset=utf-8";
+
+fn all_assets() -> Vec<Asset> {
+    let own = |name, content_type, text: &'static str| Asset { name, content_type, bytes: text.as_bytes() };
+    let mut all = vec![
+        own("style.css", CSS, include_str!("../web/style.css")),
+        own("page.js", JS, include_str!("../web/page.js")),
+        own("icon.svg", "image/svg+xml", include_str!("../web/icon.svg")),
+    ];
+    if let Some(terminal) = assets::terminal() {
+        all.extend([
+            own("xterm.js", JS, terminal.xterm_js),
+            own("xterm.css", CSS, terminal.xterm_css),
+            own("fit.js", JS, terminal.fit_js),
+        ]);
+    }
+    all
+}
+
+fn asset(name: &str) -> Answer {
+    let Some(asset) = all_assets().into_iter().find(|asset| asset.name == name) else {
+        return page(404, &pages::error("There is no such page.", None));
+    };
+    let mut answer = Answer::empty(200)
+        .with("x-content-type-options", "nosniff")
+        .with("cross-origin-resource-policy", "same-origin")
+        // Its address changes with its content.
+        .with("cache-control", "public, max-age=31536000, immutable");
+    answer.content_type = asset.content_type;
+    answer.body = Content::Embedded(asset.bytes);
+    answer
+}
+
+/// The address of a part, which changes with its content.
+pub(crate) fn asset_url(name: &str) -> String {
+    let asset = all_assets().into_iter().find(|asset| asset.name == name);
+    let digest = sha256(asset.map_or(&[], |asset| asset.bytes));
+    format!("/assets/{name}?v={}", data_encoding::HEXLOWER.encode(&digest[..8]))
+}

@@ -321,11 +321,17 @@ impl BrowserPage {
     }
 
     fn key(&self, name: &str, modifiers: u32) {
+        let name = match name {
+            "\n" => "Enter",
+            "\t" => "Tab",
+            name => name,
+        };
         let code = match name {
             "Backspace" => 8,
             "Tab" => 9,
-            "Enter" | "\n" => 13,
+            "Enter" => 13,
             "Escape" => 27,
+            "F6" => 117,
             "End" => 35,
             "Home" => 36,
             "ArrowLeft" => 37,
@@ -338,7 +344,6 @@ impl BrowserPage {
                 _ => 0,
             },
         };
-        let name = if name == "\n" { "Enter" } else { name };
         let text = match name {
             "Enter" => "\r",
             _ if name.chars().count() == 1 && modifiers & 3 == 0 => name,
@@ -354,7 +359,7 @@ impl BrowserPage {
         self.call("Input.dispatchKeyEvent", event);
     }
 
-    /// Pastes a text where the focus is, from the browser's clipboard.
+    /// Pastes a text where the focus is, from the browser's clipboard, with Control+Shift+V.
     pub fn paste(&self, text: &str) {
         let permissions = json!({
             "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"],
@@ -366,8 +371,8 @@ impl BrowserPage {
         self.call("Page.bringToFront", json!({}));
         self.evaluate(&format!("navigator.clipboard.writeText({})", json!(text)));
         let event = json!({
-            "type": "keyDown", "key": "v", "windowsVirtualKeyCode": 86, "modifiers": 2,
-            "commands": ["paste"],
+            "type": "keyDown", "key": "V", "windowsVirtualKeyCode": 86, "modifiers": 2 | 8,
+            "commands": ["pasteAndMatchStyle"],
         });
         self.call("Input.dispatchKeyEvent", event);
     }

@@ -13,6 +13,7 @@ pub mod cloud;
 pub mod device_process;
 pub mod exchange;
 pub mod faults;
+pub mod fleet;
 pub mod folder;
 pub mod frame;
 pub mod gateways;

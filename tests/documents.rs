@@ -42,8 +42,16 @@ struct Shape {
     headings: Vec<usize>,
     /// The information string of each block of code.
     blocks: Vec<String>,
+    /// The code in the blocks, without comments, which have the page's language.
+    code: Vec<String>,
     /// The columns of each row of a table.
     rows: Vec<usize>,
+}
+
+/// A line of code without its comment.
+fn without_comment(line: &str) -> &str {
+    let comment = [line.find("# "), line.find("// ")].into_iter().flatten().min();
+    line[..comment.unwrap_or(line.len())].trim_end()
 }
 
 fn shape(text: &str) -> Shape {
@@ -55,9 +63,11 @@ fn shape(text: &str) -> Shape {
                 shape.blocks.push(info.to_owned());
             }
             in_block = !in_block;
-        } else if !in_block && line.starts_with('#') {
+        } else if in_block {
+            shape.code.push(without_comment(line).to_owned());
+        } else if line.starts_with('#') {
             shape.headings.push(line.bytes().take_while(|b| *b == b'#').count());
-        } else if !in_block && line.starts_with('|') {
+        } else if line.starts_with('|') {
             shape.rows.push(line.matches('|').count());
         }
     }
@@ -66,7 +76,7 @@ fn shape(text: &str) -> Shape {
 }
 
 #[test]
-fn the_chinese_pages_have_the_shape_of_the_english_ones() {
+fn the_chinese_pages_have_the_shape_and_the_code_of_the_english_ones() {
     for page in ["README", "docs/self-host", "docs/alibaba-cloud", "docs/operations"] {
         let (english, chinese) = (read(&format!("{page}.md")), read(&format!("{page}.zh-CN.md")));
         assert_eq!(shape(&english), shape(&chinese), "{page}: English left, Chinese right");

@@ -121,6 +121,20 @@ fn a_tunnel_that_expires_while_it_is_used() {
 }
 
 #[test]
+fn a_tunnel_that_is_removed_while_it_is_used() {
+    let (gateway, url) = gateway_with(gateways::tunnel("t1"));
+    let device = "/tunnel/t1/dest";
+    let mut device = gateways::connect(gateway.local_addr(), device, Some(DEVICE_TOKEN)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            fails(&mut access(&url, &["--stdio"]), 8, &["the tunnel was removed", "another one"]);
+        });
+        device.receive();
+        gateway.remove_tunnel(&id("t1")).unwrap();
+    });
+}
+
+#[test]
 fn a_gateway_that_is_lost_during_a_session() {
     let mut line = Line::new(Kind::PLAIN);
     let mut program = line.path.stdio(Line::SERVICE);

@@ -135,6 +135,26 @@ fn a_tunnel_that_is_removed_while_it_is_used() {
 }
 
 #[test]
+fn a_file_that_is_missing_is_a_wrong_argument() {
+    let folder = Folder::new();
+    let key = folder.write_secret("no.pem", "hush-this-is-no-certificate");
+    let url = "wss://127.0.0.1:1";
+    for (option, file, parts) in [
+        ("--ca", "nowhere.pem", &["--ca: nowhere.pem: No such file", "is looked for in /"][..]),
+        ("--ca", "/nowhere/ca.pem", &["--ca: /nowhere/ca.pem: No such file", "check the name"]),
+        ("--ca", &key, &["--ca: ", "no.pem: ", "the ca.pem of gen-cert"]),
+        ("--token-file", "/nowhere", &["--token-file: /nowhere: No such file", "check the name"]),
+        ("--token-file", "/", &["--token-file: /: Is a directory", "name a file"]),
+        ("--token-file", "/dev/null", &["--token-file: ", "empty"]),
+    ] {
+        fails(&mut access(url, &["--stdio", option, file]), 2, parts);
+    }
+    let mut without = access(url, &["--stdio"]);
+    fails(without.env_remove("AIOT_TUNNEL_ACCESS_TOKEN"), 2, &["no access token", "--help"]);
+    fails(without.env("AIOT_TUNNEL_ACCESS_TOKEN", ""), 2, &["empty"]);
+}
+
+#[test]
 fn a_gateway_that_is_lost_during_a_session() {
     let mut line = Line::new(Kind::PLAIN);
     let mut program = line.path.stdio(Line::SERVICE);

@@ -12,6 +12,7 @@ mod control;
 mod exit_codes;
 mod gateway;
 mod generate;
+mod holder;
 mod input;
 mod manual;
 mod network;
@@ -92,5 +93,6 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::GenCert(args), _) => generate::certificate(&args),
         (Subcommands::Completions(args), _) => manual::completions(&args),
         (Subcommands::Man(args), _) => manual::man(&args),
+        (Subcommands::HoldToken(args), _) => holder::run(&args),
     }
 }

@@ -26,7 +26,7 @@ pub(crate) use gateway::{GatewayArgs, GATEWAY_SETTINGS};
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
-pub(crate) use ssh::{SshArgs, SshConfigArgs};
+pub(crate) use ssh::{HoldTokenArgs, SshArgs, SshConfigArgs};
 pub(crate) use status::StatusArgs;
 pub(crate) use tunnel::{
     GenCertArgs, GenTokenArgs, TokenSide, TunnelAction, TunnelArgs, DEFAULT_API,
@@ -87,6 +87,9 @@ pub(crate) enum Subcommands {
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man(ManArgs),
+    /// Hold a token for the access that ssh starts
+    #[command(hide = true)]
+    HoldToken(HoldTokenArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.

@@ -20,6 +20,27 @@ const MAX_ERROR: usize = 512;
 /// The error text of a tunnel whose token is refused.
 pub(crate) const TOKEN_REFUSED: &str = "the cloud refuses the token";
 
+/// Why the cloud refuses a token, as far as it says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It does not say more.
+    Token,
+    /// The token is right, and the tunnel has expired. Only our gateway says so.
+    Expired,
+}
+
+impl Refusal {
+    /// What to do, for the end of a log line.
+    pub(crate) fn cure(self) -> &'static str {
+        match self {
+            Refusal::Token => "it is wrong or no longer valid: give the tunnel a new one",
+            Refusal::Expired => {
+                "the tunnel has expired: renew it at the gateway, and give it the token from there"
+            }
+        }
+    }
+}
+
 /// A tunnel at one moment, from [`Handle::tunnels`](crate::Handle::tunnels).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -261,11 +282,14 @@ impl TunnelRecord {
     }
 
     /// The cloud refuses the token.
-    pub(crate) fn refused(&self) {
+    pub(crate) fn refused(&self, why: Refusal) {
         let mut fields = self.fields.lock();
         self.end_sessions(&mut fields);
         self.notice(|| NoticeKind::TokenRefused);
-        fields.last_error = Some(TOKEN_REFUSED.to_owned());
+        fields.last_error = Some(match why {
+            Refusal::Token => TOKEN_REFUSED.to_owned(),
+            Refusal::Expired => format!("{TOKEN_REFUSED}: the tunnel has expired"),
+        });
     }
 
     /// A session's local service is connected. The worker counts the bytes in `record`.

@@ -4,6 +4,7 @@
 use std::sync::{mpsc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use aiot_tunnel::gateway::{Gateway, TunnelConfig};
 use aiot_tunnel::*;
 use aiot_tunnel_testkit::cloud::Cloud;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
@@ -125,6 +126,63 @@ fn a_token_that_is_refused_has_one_line_for_each_attempt_and_is_not_in_it() {
         running.expect(EventKind::Connect, "t");
         let count = "[LK-1C80] tunnel t: connected after 2 failed attempts in ";
         assert_lines(&LINES.take(), &[&STEPS[..], &OPENED, &[count]].concat());
+    });
+}
+
+#[test]
+fn a_refusal_has_a_cure_and_an_expired_tunnel_is_told_from_a_wrong_token() {
+    in_a_child("a_refusal_has_a_cure_and_an_expired_tunnel_is_told_from_a_wrong_token", || {
+        LINES.keep();
+        let token = |text: &str| Token::new(text).unwrap();
+        let tunnel = |name, expires| {
+            let tunnel = TunnelConfig::new(id(name), token(DEVICE_TOKEN), token("hush-access"));
+            tunnel.with_expires(expires)
+        };
+        let past = SystemTime::now() - Duration::from_secs(5);
+        let gateway = Gateway::builder();
+        let gateway = gateway.tunnel(tunnel("old", Some(past))).tunnel(tunnel("new", None));
+        let gateway = gateway.start("127.0.0.1:0".parse().unwrap()).unwrap();
+        let running = Running::start(plain());
+        let port = Port::new(gateway.local_addr().port()).unwrap();
+        for (name, text, retries, cure) in [
+            ("old", DEVICE_TOKEN, true, "the tunnel has expired: renew it"),
+            (
+                "new",
+                "hush-wrong",
+                true,
+                "it is wrong or no longer valid: give the tunnel a new one",
+            ),
+            (
+                "old",
+                "hush-wrong",
+                false,
+                "it is wrong or no longer valid: give the tunnel a new one",
+            ),
+            ("old", DEVICE_TOKEN, false, "the tunnel has expired: renew it"),
+        ] {
+            let path = format!("/tunnel/{name}/dest");
+            let params = ConnectParams::new("127.0.0.1", port, &path, token(text)).unwrap();
+            running.handle.add(&id(name), params.with_refusal_retry(retries)).unwrap();
+            let mut lines = Vec::new();
+            let begin = format!("[LK-1C81] tunnel {name}: the cloud refuses its token; ");
+            wait::until("the refusal", || {
+                lines.append(&mut LINES.take());
+                lines.iter().any(|line| line.starts_with(&begin))
+            });
+            let line = lines.iter().find(|line| line.starts_with(&begin)).unwrap();
+            assert!(line.contains(cure), "{line}");
+            assert_eq!(line.contains("; trying again in "), retries, "{line}");
+            if retries {
+                let mut error = String::new();
+                wait::until("the error", || {
+                    error = only(&running.handle).last_error.unwrap_or_default();
+                    !error.is_empty()
+                });
+                assert_eq!(error.contains("the tunnel has expired"), name == "old", "{error}");
+            }
+            running.handle.delete(&id(name)).unwrap();
+            wait::until("the tunnel is gone", || running.handle.tunnels().is_empty());
+        }
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use aiot_tunnel::access::{Client, Forward};
@@ -37,11 +38,18 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
     let security = match (url.secure, &args.ca) {
         (false, None) => Security::Plain,
         (false, Some(_)) => return usage("ca", "--ca needs a wss:// URL"),
-        (true, ca) => Security::Tls(input::tls(ca.as_deref())?.with_clock(args.network.clock())),
+        (true, ca) => {
+            let tls = input::tls(ca.as_deref()).map_err(|e| named(args, "ca", ca.as_deref(), e))?;
+            Security::Tls(tls.with_clock(args.network.clock()))
+        }
     };
     let token = match (&args.loaded, &args.token_file) {
         (Some(profile), None) => profile.token()?,
-        (_, file) => input::token(file.as_deref(), ACCESS_TOKEN, "access")?,
+        (_, Some(file)) => {
+            let token = input::token(Some(file), ACCESS_TOKEN, "access");
+            token.map_err(|e| named(args, "token_file", Some(file), e))?
+        }
+        (None, None) => input::token(None, ACCESS_TOKEN, "access")?,
     };
     // With --stdio, standard output is closed before the program ends.
     output::start_log();
@@ -74,6 +82,19 @@ pub(crate) fn run(args: &AccessArgs) -> Result<()> {
         say_listening(bound)?;
     }
     Ok(client.forward(&forwards)?)
+}
+
+/// An error about a file, with the place that names the file: an option, or a line of the profile.
+fn named(
+    args: &AccessArgs,
+    key: &str,
+    file: Option<&Path>,
+    e: Box<dyn std::error::Error>,
+) -> Usage {
+    match &args.loaded {
+        Some(profile) if profile.option(key).map(Path::new) == file => profile.wrong(key, e),
+        _ => Usage::of(format_args!("--{}: {e}", key.replace('_', "-"))),
+    }
 }
 
 /// Binds HOST:PORT, or :PORT on all addresses of the machine.

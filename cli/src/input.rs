@@ -15,7 +15,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-use crate::{warnings, Result};
+use crate::{warnings, Result, Usage};
 
 /// The variable that holds the device's token when no file is named.
 pub(crate) const DEVICE_TOKEN: &str = "AIOT_TUNNEL_DEVICE_TOKEN";
@@ -28,13 +28,41 @@ const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// How long a pipe may take to deliver its content. A person at a terminal may take longer.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// What to do about a file without certificates.
+pub(crate) const NO_CERTIFICATE: &str =
+    "name the CA's certificate, a PEM file, such as the ca.pem of gen-cert";
 /// A larger buffer is a mistake.
 const MAX_BYTES: usize = 1024 * 1024 * 1024;
 
+/// The settings name a file that cannot be used.
+fn wrong(path: &Path, why: impl fmt::Display) -> Box<dyn std::error::Error> {
+    Usage::of(format_args!("{}: {why}", path.display())).into()
+}
+
+/// Why a file cannot be read, and what to do.
+pub(crate) fn unreadable(path: &Path, e: &io::Error) -> Box<dyn std::error::Error> {
+    let folder = std::env::current_dir().ok().filter(|_| path.is_relative());
+    let cure = match (e.kind(), folder) {
+        (io::ErrorKind::NotFound, Some(folder)) => {
+            format!("; check the name, which is looked for in {}", folder.display())
+        }
+        (io::ErrorKind::NotFound, None) => "; check the name".to_owned(),
+        (io::ErrorKind::PermissionDenied, _) => {
+            "; let the user of this program read it, and look into its folder".to_owned()
+        }
+        (io::ErrorKind::IsADirectory, _) => "; name a file in this folder".to_owned(),
+        _ => String::new(),
+    };
+    wrong(path, format_args!("{e}{cure}"))
+}
+
 /// Reads a whole file; an error names it. A pipe must end in time, and nothing may be longer than
 /// [`MAX_FILE`]: a reload must not wait for ever, nor a device such as `/dev/zero` fill the memory.
+///
+/// # Errors
+/// [`Usage`], as of all functions here: the arguments, the environment or the settings name the file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    read_within(path).map_err(|e| format!("{}: {e}", path.display()).into())
+    read_within(path).map_err(|e| unreadable(path, &e))
 }
 
 fn read_within(path: &Path) -> io::Result<Vec<u8>> {
@@ -82,22 +110,23 @@ pub(crate) fn token(file: Option<&Path>, variable: &str, side: &str) -> Result<T
     let text = match file {
         Some(path) => secret_text(path)?,
         None => process::take_variable(variable)?.ok_or_else(|| {
-            format!("no {side} token: name its file in an option (see --help), or set {variable}")
+            Usage::of(format_args!(
+                "no {side} token: name its file in an option (see --help), or set {variable}"
+            ))
         })?,
     };
     match text.trim() {
-        "" => Err(format!("the {side} token is empty").into()),
-        token => Ok(Token::new(token)?),
+        "" => Err(Usage::of(format_args!("the {side} token is empty")).into()),
+        token => Ok(Token::new(token).map_err(Usage::of)?),
     }
 }
 
 /// The token of a file, never empty.
 pub(crate) fn token_of_file(path: &Path) -> Result<Token> {
     let text = secret_text(path)?;
-    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     match text.trim() {
-        "" => Err(wrong(&"it is empty; a token is expected").into()),
-        token => Ok(Token::new(token).map_err(|e| wrong(&e))?),
+        "" => Err(wrong(path, "it is empty; a token is expected")),
+        token => Token::new(token).map_err(|e| wrong(path, e)),
     }
 }
 
@@ -105,14 +134,14 @@ pub(crate) fn token_of_file(path: &Path) -> Result<Token> {
 pub(crate) fn secret_line(path: &Path) -> Result<Zeroizing<String>> {
     let text = secret_text(path)?;
     match text.trim() {
-        "" => Err(format!("{}: the file is empty", path.display()).into()),
+        "" => Err(wrong(path, "the file is empty")),
         text => Ok(Zeroizing::new(text.to_owned())),
     }
 }
 
 fn secret_text(path: &Path) -> Result<Zeroizing<String>> {
     let bytes = read_secret(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not text", path.display()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong(path, "not text"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
@@ -121,7 +150,7 @@ pub(crate) fn tls(ca: Option<&Path>) -> Result<TlsConfig> {
     match ca {
         Some(path) => {
             let tls = TlsConfig::new().with_ca_pem(&read(path)?);
-            Ok(tls.map_err(|e| format!("{}: {e}", path.display()))?)
+            tls.map_err(|e| wrong(path, format_args!("{e}; {NO_CERTIFICATE}")))
         }
         None => Ok(TlsConfig::new()),
     }

@@ -12,6 +12,7 @@ mod control;
 mod exit_codes;
 mod gateway;
 mod generate;
+mod holder;
 mod input;
 mod manual;
 mod network;
@@ -96,5 +97,6 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
             let passed = aiot_tunnel_console::terminal::pass_connection();
             passed.map_err(|e| format!("hand the gateway's session to ssh: {e}").into())
         }
+        (Subcommands::HoldToken(args), _) => holder::run(&args),
     }
 }

@@ -103,7 +103,7 @@ impl NetworkOptions {
 
 /// The proxy with the user name and the password of a file.
 fn signed_in(proxy: Proxy, file: &Path) -> Result<Proxy> {
-    let wrong = |why: &str| format!("{}: {why}", file.display());
+    let wrong = |why: &str| Usage::of(format_args!("{}: {why}", file.display()));
     let bytes = input::read_secret(file)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("not text"))?;
     let line = text.lines().next().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! `aiot-tunnel ssh` and `aiot-tunnel ssh-config`: the system's ssh, with this program as its
-//! ProxyCommand. Nothing here is secret: the token is read by `access`, which ssh starts.
+//! ProxyCommand. The token is read by `access`, which ssh starts; one in the environment does not stay
+//! there.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -8,11 +9,14 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use aiot_tunnel::TunnelId;
+use aiot_tunnel::{process, TunnelId};
+use zeroize::Zeroizing;
 
 use crate::cli::{SshArgs, SshConfigArgs, SSH_DOMAIN};
+use crate::holder;
+use crate::input::{self, ACCESS_TOKEN};
 use crate::profile::{self, Profile, Summary};
-use crate::{input, Result, Usage};
+use crate::{Result, Usage};
 
 /// ssh's options that take a value.
 const WITH_VALUE: &[u8] = b"BbcDEeFIiJLlmOopPQRSWw";
@@ -21,29 +25,37 @@ const WITH_VALUE: &[u8] = b"BbcDEeFIiJLlmOopPQRSWw";
 pub(crate) fn run(args: &SshArgs) -> Result<()> {
     let line = SshLine::parse(&args.arguments)?;
     let (named, file) = (args.place.profile.as_deref(), args.place.config.as_deref());
-    let (url, user) = match &args.url {
+    let profile = match &args.url {
         Some(_) if named.is_some() || file.is_some() => {
             return Err(Usage::of("give --url, or a profile, and not both").into());
         }
-        Some(url) => (url.clone(), None),
-        None => {
-            let profile = Profile::load(file, named, &line.tunnel)?;
-            (profile.option("url").unwrap_or_default().to_owned(), profile.user)
-        }
+        Some(_) => None,
+        None => Some(Profile::load(file, named, &line.tunnel)?),
+    };
+    let of_profile = profile.as_ref().and_then(|profile| profile.option("url"));
+    let url = args.url.as_deref().or(of_profile).unwrap_or_default();
+    let user = profile.as_ref().and_then(|profile| profile.user.as_ref());
+    let kept = match &args.token_file {
+        Some(_) => None,
+        None => token_of_environment(profile.as_ref())?,
     };
     let own = own_options(args.arguments.len());
     let mut proxy = words(&[this_program()?.as_os_str(), OsStr::new("access")])?;
     proxy.extend(own.iter().map(|word| word_of(word)).collect::<Result<Vec<_>>>()?);
     // Joined, because an id may begin with a hyphen.
     proxy.push(word_of(OsStr::new(&format!("--tunnel={}", line.tunnel)))?);
+    if let Some(token) = kept {
+        let file = holder::hold(&token)?;
+        proxy.push(word_of(OsStr::new(&format!("--token-file={}", file.display())))?);
+    }
     proxy.push("--stdio".to_owned());
     let host = host_name(&line.tunnel, named)?;
     let mut command = Command::new("ssh");
     command.arg("-o").arg(format!("ProxyCommand={}", proxy.join(" ")));
     // What the user says goes before what follows here.
     command.args(&line.before);
-    command.arg("-o").arg(format!("HostKeyAlias={host}.{}", gateway_name(&url)?));
-    if let (Some(user), false) = (&user, line.names_user) {
+    command.arg("-o").arg(format!("HostKeyAlias={host}.{}", gateway_name(url)?));
+    if let (Some(user), false) = (user, line.names_user) {
         command.arg("-o").arg(format!("User={user}"));
     }
     match &line.user {
@@ -57,6 +69,18 @@ pub(crate) fn run(args: &SshArgs) -> Result<()> {
     };
     let e = command.args(&line.after).exec();
     Err(format!("ssh: {e}; install OpenSSH's client").into())
+}
+
+/// Takes the token out of the environment, which is ssh's, too. Of two tokens there, it is the one that
+/// `access` would take.
+fn token_of_environment(profile: Option<&Profile>) -> Result<Option<Zeroizing<String>>> {
+    let mut found = None;
+    let variables = [Some(ACCESS_TOKEN), profile.and_then(Profile::token_variable)];
+    for variable in variables.into_iter().flatten() {
+        let token = process::take_variable(variable)?.filter(|token| !token.trim().is_empty());
+        found = found.or(token);
+    }
+    Ok(found)
 }
 
 /// Prints blocks for each profile.
@@ -217,7 +241,7 @@ fn gateway_name(url: &str) -> Result<String> {
     Ok(name.chars().map(plain).collect())
 }
 
-fn this_program() -> Result<std::path::PathBuf> {
+pub(crate) fn this_program() -> Result<std::path::PathBuf> {
     Ok(std::env::current_exe().map_err(|e| format!("find this program: {e}"))?)
 }
 

@@ -1,7 +1,7 @@
 //! Warnings at the start about settings that work and are not safe.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +49,15 @@ pub(crate) fn about_plain_store(host: &str) {
              tunnels; use rediss://, or an address of this machine such as 127.0.0.1"
         );
     }
+}
+
+/// Warns that the API hands out URLs to which nobody can connect.
+pub(crate) fn about_own_address(listen: SocketAddr, scheme: &str) {
+    log::warn!(
+        "--public-url is missing: the API tells devices and operators to connect to {listen}, which \
+         is no machine's address; give the gateway's name: --public-url {scheme}://NAME:{}",
+        listen.port()
+    );
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -351,7 +351,7 @@ impl Registry {
             if let Some(seconds) = expire {
                 tunnel.expires = Some(from_now(seconds));
             } else if tunnel.expires.is_some_and(|at| at <= SystemTime::now()) {
-                let why = format!("the tunnel {id:?} has expired; give expire to renew it");
+                let why = format!("the tunnel {id:?} has expired; give expire to renew it, on the command line --expire TIME");
                 return Err(Error::Conflict(why));
             }
             let replace = |of: &mut TokenDigest, is_meant: bool| -> Result<_> {

@@ -63,7 +63,7 @@ pub enum Error {
     )]
     Expired,
     /// The server answered with another HTTP status than 101 and 401. 404: it does not know the
-    /// tunnel.
+    /// tunnel; also after it has closed an open connection because the tunnel was removed.
     #[error("{text}")]
     Status {
         /// The status.
@@ -128,6 +128,12 @@ impl Error {
             SessionError::Refused { code, msg } => Error::Refused { text, cause, code, msg },
             SessionError::Released { code, msg } => Error::Released { text, cause, code, msg },
         }
+    }
+
+    /// The tunnel was removed while the connection was open.
+    fn removed() -> Self {
+        let text = "the tunnel was removed from the tunnel service; ask for another one";
+        Error::Status { status: 404, text: text.to_owned() }
     }
 
     /// What went wrong.

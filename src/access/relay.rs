@@ -176,6 +176,7 @@ impl<'a> Relay<'a> {
         }
         match lost {
             Some(end) if !was_over && end.is_expired() => Err(Error::Expired),
+            Some(end) if !was_over && end.is_removed() => Err(Error::removed()),
             Some(end) if !was_over => {
                 // With listeners, the client does so itself.
                 let cure = if is_single { "; try again" } else { "" };

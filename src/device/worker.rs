@@ -27,7 +27,7 @@ use crate::net::addresses::History;
 use crate::net::open::{Failure, OpenError, Opened, Opener};
 use crate::net::resolver::Resolver;
 use crate::net::Dialer;
-use crate::status::TunnelRecord;
+use crate::status::{Refusal, TunnelRecord};
 use crate::sys::{self, PollSet};
 
 /// Stack of a worker, in bytes. The deepest call is OpenSSL's handshake; `docs/performance.md` says
@@ -175,7 +175,7 @@ enum Outcome {
     /// The connection could not be opened. The next attempt begins after the retry gap.
     Failed(Failure),
     /// The cloud refuses the token.
-    Refused,
+    Refused(Refusal),
 }
 
 impl WorkerThread {
@@ -250,18 +250,24 @@ impl WorkerThread {
                 self.record.failed_with(code, &failure.to_string());
                 self.pause_for(gap);
             }
-            Outcome::Refused if current.params.retries_refusal() => {
+            Outcome::Refused(why) if current.params.retries_refusal() => {
                 let gap = self.retry.after_refusal(rand::random());
                 warn!(
                     Code::TunnelFailed,
-                    "tunnel {}: the cloud refuses its token; trying again in {gap:.1?}", self.id
+                    "tunnel {}: the cloud refuses its token; trying again in {gap:.1?}; {}",
+                    self.id,
+                    why.cure()
                 );
-                self.record.refused();
+                self.record.refused(why);
                 self.pause_for(gap);
             }
-            Outcome::Refused => {
-                warn!(Code::TunnelFailed, "tunnel {}: the cloud refuses its token", self.id);
-                self.record.refused();
+            Outcome::Refused(why) => {
+                let cure = why.cure();
+                warn!(
+                    Code::TunnelFailed,
+                    "tunnel {}: the cloud refuses its token; {cure}", self.id
+                );
+                self.record.refused(why);
                 self.tell(current.epoch, ReportKind::Expired);
                 self.current = None;
             }
@@ -286,7 +292,8 @@ impl WorkerThread {
         let outcome = match self.open_with_few_lines(&current.params) {
             Ok(opened) => return self.serve(opened, current.epoch),
             Err(OpenError::Interrupted) => return Outcome::Directed,
-            Err(OpenError::Unauthorized | OpenError::Expired) => Outcome::Refused,
+            Err(OpenError::Unauthorized) => Outcome::Refused(Refusal::Token),
+            Err(OpenError::Expired) => Outcome::Refused(Refusal::Expired),
             Err(OpenError::Failed(failure)) => Outcome::Failed(failure),
         };
         self.series.failed(began);
@@ -407,7 +414,7 @@ impl WorkerThread {
             if lived > MAX_REFUSAL_GAP {
                 self.retry.clear();
             }
-            return Outcome::Refused;
+            return Outcome::Refused(Refusal::Token);
         }
         if let Some(address) = end.replaced_by().filter(|_| lived < REPLACED_SOON) {
             if self.retry.replaced() {

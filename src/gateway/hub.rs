@@ -240,7 +240,7 @@ impl Hub {
             }
             Order::Remove => {
                 self.stopping = true;
-                self.tunnel.stop(now);
+                self.tunnel.remove(now);
             }
         }
     }

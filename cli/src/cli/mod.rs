@@ -26,7 +26,7 @@ pub(crate) use gateway::{GatewayArgs, GATEWAY_SETTINGS};
 pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use send::{Operation, SendArgs};
 pub(crate) use signal::{SignalArgs, SIGNAL_SETTINGS};
-pub(crate) use ssh::{SshArgs, SshConfigArgs};
+pub(crate) use ssh::{HoldTokenArgs, SshArgs, SshConfigArgs};
 pub(crate) use status::StatusArgs;
 pub(crate) use tunnel::{
     GenCertArgs, GenTokenArgs, TokenSide, TunnelAction, TunnelArgs, DEFAULT_API,
@@ -90,6 +90,9 @@ pub(crate) enum Subcommands {
     /// Hand a terminal's session to ssh, whose proxy command this is
     #[command(hide = true, name = aiot_tunnel_console::terminal::SUBCOMMAND)]
     PassConnection,
+    /// Hold a token for the access that ssh starts
+    #[command(hide = true)]
+    HoldToken(HoldTokenArgs),
 }
 
 /// The subcommands that take settings from a file and from the environment.

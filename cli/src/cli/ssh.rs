@@ -60,6 +60,13 @@ pub(crate) struct SshArgs {
     pub(crate) network: NetworkOptions,
 }
 
+/// Of the process that `ssh` starts for itself.
+#[derive(Args)]
+pub(crate) struct HoldTokenArgs {
+    /// The process whose end ends this one
+    pub(crate) parent: i32,
+}
+
 const SSH_CONFIG_HELP: &str = "\
 Examples:
   Make ssh, scp, sftp, rsync and git reach pump-17.tunnel:

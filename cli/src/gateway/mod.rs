@@ -33,7 +33,7 @@ use crate::{warnings, Result, Usage};
 
 use live::Live;
 use publish::Ports;
-use reload::{Certificate, Reloader, Stamps};
+use reload::{Certificate, ReadOnce, Reloader, Stamps};
 
 pub(crate) fn run(args: &GatewayArgs, settings: &Settings) -> Result<()> {
     let signals = gateway_signals()?;
@@ -77,6 +77,8 @@ struct Start {
     notify: Option<notify::Notify>,
     /// Taken before certificate and list were read.
     stamps: Stamps,
+    /// Taken before the other files were read.
+    read_once: ReadOnce,
 }
 
 fn limits(args: &GatewayArgs) -> GatewayBuilder {
@@ -104,6 +106,7 @@ impl Start {
         let certificate = Certificate::of(args);
         check_flags(args, settings)?;
         let stamps = Stamps::of(certificate.as_ref(), args.tunnels.as_deref());
+        let read_once = ReadOnce::of(args);
         let api_tls = http::Tls::off();
         match &certificate {
             Some(certificate) => {
@@ -125,6 +128,10 @@ impl Start {
             }
         }
         warn_of_idle_proxies(args);
+        if args.api.is_some() && args.public_url.is_none() && args.listen.ip().is_unspecified() {
+            let scheme = if certificate.is_some() { "wss" } else { "ws" };
+            warnings::about_own_address(args.listen, scheme);
+        }
         let api = match (&args.api, &args.api_key_file) {
             (Some(address), Some(path)) => {
                 if !args.api_tls {
@@ -142,7 +149,8 @@ impl Start {
         };
         let store = store::Place::of(args, settings)?;
         let notify = notify::Notify::of(args, settings)?;
-        Ok(Start { builder, certificate, list: list::of(args)?, api, store, notify, stamps })
+        let list = list::of(args)?;
+        Ok(Start { builder, certificate, list, api, store, notify, stamps, read_once })
     }
 
     fn serve(
@@ -215,6 +223,7 @@ impl Start {
             certificate: self.certificate,
             list: args.tunnels.clone(),
             api_tls,
+            read_once: self.read_once,
         };
         ports.announce();
         let live = Live::new(registry.clone(), settings.clone(), ports, shared_proxies);

@@ -80,12 +80,41 @@ impl Stamps {
     }
 }
 
+/// The files that are read at the start only, with their settings and their stamps.
+pub(super) struct ReadOnce(Vec<(&'static str, PathBuf, Stamp)>);
+
+impl ReadOnce {
+    pub(super) fn of(args: &GatewayArgs) -> Self {
+        let files = [
+            ("api_key_file", &args.api_key_file),
+            ("store_key_file", &args.store_key_file),
+            ("store_password_file", &args.store_password_file),
+            ("store_ca", &args.store_ca),
+            ("notify_ca", &args.notify_ca),
+            ("notify_password_file", &args.notify_password_file),
+            ("device_token_file", &args.device_token_file),
+            ("access_token_file", &args.access_token_file),
+        ];
+        let files = files.into_iter().filter_map(|(key, file)| Some((key, file.clone()?)));
+        ReadOnce(files.map(|(key, file)| (key, file.clone(), Stamp::of(&file))).collect())
+    }
+
+    /// Says which of them have changed, for somebody who expects that they count from now on.
+    fn warn_of_changes(&self) {
+        for (key, file, _) in self.0.iter().filter(|(_, file, seen)| Stamp::of(file) != *seen) {
+            let file = file.display();
+            log::warn!("reload: {key}: {file} has changed, which needs a restart of the gateway");
+        }
+    }
+}
+
 pub(super) struct Reloader {
     pub(super) registry: Arc<Registry>,
     pub(super) certificate: Option<Certificate>,
     pub(super) list: Option<PathBuf>,
     /// The API's, if it has TLS.
     pub(super) api_tls: Option<http::Tls>,
+    pub(super) read_once: ReadOnce,
 }
 
 impl Reloader {
@@ -103,6 +132,9 @@ impl Reloader {
 
     /// Takes over what has changed; with `all`, also what looks the same.
     pub(super) fn reload(&mut self, seen: &Stamps, now: &Stamps, all: bool) {
+        if all {
+            self.read_once.warn_of_changes();
+        }
         if let Some(certificate) = &self.certificate {
             if all || seen.certificate != now.certificate {
                 match self.renew(certificate) {
@@ -140,6 +172,7 @@ impl Reloader {
         let changes = self.registry.set_list(list);
         let changes = changes.map_err(|e| format!("{}: {e}", path.display()))?;
         let (added, changed, removed) = (changes.added, changes.changed, changes.removed);
-        Ok(format!("{added} tunnels added, {changed} changed, {removed} removed"))
+        let tunnels = if added == 1 { "tunnel" } else { "tunnels" };
+        Ok(format!("{added} {tunnels} added, {changed} changed, {removed} removed"))
     }
 }

@@ -75,6 +75,14 @@ impl Profile {
         self.options.iter().find(|value| value.key == key)
     }
 
+    /// The variable that holds the token, if the profile names one.
+    pub(crate) fn token_variable(&self) -> Option<&str> {
+        match &self.token {
+            Some(Place::Variable(name)) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The token: from the environment, or from the place that the profile names. Call it before the
     /// process has a second thread.
     pub(crate) fn token(&self) -> Result<aiot_tunnel::Token> {

@@ -48,10 +48,12 @@ pub(super) fn read(
         return checked(&text, ACCESS_TOKEN);
     }
     match place {
-        Some(Place::File(path)) => of_file(path),
+        Some(Place::File(path)) => of_file(path, tunnel),
         Some(Place::Variable(variable)) => {
             let text = process::take_variable(variable)?.ok_or_else(|| {
-                format!("the variable {variable} is not set; the profile {profile} expects the token there")
+                Usage::of(format_args!(
+                    "the variable {variable} is not set; the profile {profile} expects the token there"
+                ))
             })?;
             checked(&text, variable)
         }
@@ -83,8 +85,16 @@ fn checked(text: &str, place: &str) -> Result<Token> {
 }
 
 /// As ssh does with a key, it refuses a file that other users may read.
-fn of_file(path: &Path) -> Result<Token> {
-    let about = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+fn of_file(path: &Path, tunnel: &TunnelId) -> Result<Token> {
+    let about = fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Usage::of(format_args!(
+            "{}: {e}; check the tunnel's id, {tunnel}, or put its token there: the gateway's \
+             operator has it, or makes a new one with: aiot-tunnel tunnel rotate {tunnel} --side access",
+            path.display()
+        ))
+        .into(),
+        _ => input::unreadable(path, &e),
+    })?;
     let mode = about.permissions().mode() & 0o777;
     if about.is_file() && mode & 0o006 != 0 {
         let path = path.display();

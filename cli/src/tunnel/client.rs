@@ -12,7 +12,7 @@ use ureq::Agent;
 use zeroize::Zeroizing;
 
 use crate::exit_codes::{self, Failure};
-use crate::{input, Result};
+use crate::{input, Result, Usage};
 
 /// Time for the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,7 +31,8 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(url: &str, ca: Option<&Path>, key: Token) -> Result<Self> {
-        let wrong = || format!("{url:?} is no URL such as http://127.0.0.1:8444");
+        let wrong =
+            || Usage::of(format_args!("--api: {url:?} is no URL such as http://127.0.0.1:8444"));
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let as_tunnel = match scheme {
@@ -45,7 +46,7 @@ impl Client {
         let parts = input::split_url(&as_tunnel).map_err(|_| wrong())?;
         let roots = match ca {
             None => RootCerts::PlatformVerifier,
-            Some(path) => certificates(path)?,
+            Some(path) => certificates(path).map_err(|e| Usage::of(format_args!("--ca: {e}")))?,
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
         let agent = Agent::config_builder()
@@ -99,6 +100,7 @@ impl Client {
 
     /// No answer came.
     fn failure(&self, e: &ureq::Error) -> Failure {
+        let text = e.to_string();
         let (status, why) = match e {
             ureq::Error::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                 (exit_codes::UNREACHABLE, format!("{e}; does the gateway run, and with --api?"))
@@ -109,27 +111,55 @@ impl Client {
             ureq::Error::Timeout(_) => {
                 (exit_codes::UNREACHABLE, "it does not answer in time".to_owned())
             }
-            e => {
-                let text = e.to_string();
-                match text.contains("certificate verify failed") {
-                    true => (
-                        exit_codes::UNTRUSTED,
-                        format!("its certificate is not trusted; name its CA with --ca [{text}]"),
-                    ),
-                    false if text.contains("SSL") || text.contains("TLS") => {
-                        (exit_codes::UNTRUSTED, text)
-                    }
-                    false => (exit_codes::UNREACHABLE, text),
-                }
+            // A server with TLS takes a plain request for a broken handshake.
+            ureq::Error::Io(e) if self.is_plain() && is_loss(e) => {
+                (exit_codes::UNREACHABLE, self.expects_tls(&text))
             }
+            ureq::Error::Protocol(_) if self.is_plain() => {
+                (exit_codes::UNREACHABLE, self.expects_tls(&text))
+            }
+            _ if text.contains("certificate verify failed") => (
+                exit_codes::UNTRUSTED,
+                format!("its certificate is not trusted; name its CA with --ca [{text}]"),
+            ),
+            // OpenSSL takes the first bytes of an HTTP answer for the version of TLS.
+            _ if text.contains("wrong version number") => {
+                let plain = self.url.replacen("https://", "http://", 1);
+                let why = format!(
+                    "it is without TLS; write {plain}, or start the gateway with --api-tls [{text}]"
+                );
+                (exit_codes::UNTRUSTED, why)
+            }
+            _ if text.contains("SSL") || text.contains("TLS") => (
+                exit_codes::UNTRUSTED,
+                format!("TLS fails; check that the API of a gateway is there [{text}]"),
+            ),
+            _ => (exit_codes::UNREACHABLE, text),
         };
         Failure::new(status, format_args!("the gateway's API at {}: {why}", self.url))
     }
+
+    fn is_plain(&self) -> bool {
+        self.url.starts_with("http://")
+    }
+
+    fn expects_tls(&self, text: &str) -> String {
+        let secure = self.url.replacen("http://", "https://", 1);
+        format!("it gives no HTTP answer; if it has TLS (--api-tls), write {secure} [{text}]")
+    }
+}
+
+/// Whether the other end has closed the connection.
+fn is_loss(e: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// The certificates of a PEM file.
 fn certificates(path: &Path) -> Result<RootCerts> {
-    let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let wrong = |why: &dyn std::fmt::Display| {
+        format!("{}: {why}; {}", path.display(), input::NO_CERTIFICATE)
+    };
     let text = input::read(path)?;
     let mut roots = Vec::new();
     for item in parse_pem(&text) {

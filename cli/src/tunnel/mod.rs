@@ -86,13 +86,13 @@ pub(crate) fn run(args: &TunnelArgs) -> Result<()> {
 fn client(args: &TunnelArgs) -> Result<Client> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let url = args.api.clone().or_else(|| variable(API)).unwrap_or_else(|| DEFAULT_API.to_owned());
-    let of_environment = || variable(API_KEY_FILE).map(PathBuf::from);
-    let key = args.api_key_file.clone().or_else(of_environment).ok_or_else(|| {
+    let of_environment = || Some((API_KEY_FILE, PathBuf::from(variable(API_KEY_FILE)?)));
+    let option = args.api_key_file.clone().map(|file| ("--api-key-file", file));
+    let (place, key) = option.or_else(of_environment).ok_or_else(|| {
         Usage::of(format_args!("name the file of the API's key: --api-key-file, or {API_KEY_FILE}"))
     })?;
-    let key = input::token_of_file(&key)?;
-    let client = Client::new(&url, args.ca.as_deref(), key);
-    client.map_err(|e| Usage::of(format_args!("--api: {e}")).into())
+    let key = input::token_of_file(&key).map_err(|e| Usage::of(format_args!("{place}: {e}")))?;
+    Client::new(&url, args.ca.as_deref(), key)
 }
 
 fn path(args: &TunnelArgs) -> Result<String> {

@@ -83,7 +83,11 @@ fn a_store_that_cannot_be_used_is_named() {
         folder.write_secret("other.db", "this is a file of another program, and a long one");
     let gateway = ["gateway", "--plain", "--listen", "127.0.0.1:0", "--store"];
     fails(&[&gateway[..], &[&other]].concat(), 23, &[&other]);
-    fails(&[&gateway[..], &["/nowhere/tunnels.db"]].concat(), 23, &["/nowhere/tunnels.db"]);
+    let missing = ["/nowhere/tunnels.db", "its folder must exist"];
+    fails(&[&gateway[..], &missing[..1]].concat(), 23, &missing);
+    // As of a file or a folder that is only to be read. Nothing is read-only for root.
+    let no_file = folder.path().display().to_string();
+    fails(&[&gateway[..], &[&no_file]].concat(), 23, &[&no_file, "must be able to write"]);
     let running = Gateway::start();
     let store = running.folder.file("tunnels.db").display().to_string();
     fails(&[&gateway[..], &[&store]].concat(), 23, &[&store, "another gateway"]);
@@ -125,7 +129,46 @@ fn what_the_api_refuses_has_a_status_of_its_own() {
     fails(nobody.map(str::to_owned).to_vec(), 3, &["Connection refused", "does the gateway run"]);
     let secured = url.replace("http://", "https://");
     let wrong_scheme = ["tunnel", "list", "--api-key-file", &key, "--api", &secured];
-    fails(wrong_scheme.map(str::to_owned).to_vec(), 4, &["gateway's API"]);
+    let plain = format!("write {url}");
+    fails(wrong_scheme.map(str::to_owned).to_vec(), 4, &["gateway's API", "without TLS", &plain]);
+}
+
+#[test]
+fn a_file_of_the_api_that_is_missing_is_a_wrong_argument() {
+    let folder = Folder::new();
+    let key = folder.write_secret("api.key", "hush-key-of-this-gateway");
+    let list = ["tunnel", "list", "--api", "https://127.0.0.1:1", "--api-key-file"];
+    let missing = ["--api-key-file: /nowhere/key: No such file", "check the name"];
+    fails(&[&list[..], &["/nowhere/key"]].concat(), 2, &missing);
+    let missing = ["--ca: /nowhere/ca.pem: No such file", "check the name"];
+    fails(&[&list[..], &[&key, "--ca", "/nowhere/ca.pem"]].concat(), 2, &missing);
+    let no_certificate = ["--ca: ", &key, "no certificate", "ca.pem of gen-cert"];
+    fails(&[&list[..], &[&key, "--ca", &key]].concat(), 2, &no_certificate);
+}
+
+#[test]
+fn urls_that_lead_nowhere_are_warned_of_at_the_start() {
+    let folder = Folder::new();
+    let key = folder.write_secret("api.key", "hush-key-of-this-gateway");
+    let store = folder.file("tunnels.db").display().to_string();
+    let check = ["gateway", "--plain", "--check", "--store", &store, "--api", "127.0.0.1:0"];
+    let check = [&check[..], &["--api-key-file", &key, "--listen"]].concat();
+    let warns = |more: &[&str]| {
+        let output = run(&[&check[..], more].concat(), &[]);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let mut lines = said.lines().filter(|line| line.contains("--public-url"));
+        let line = lines.next().map(str::to_owned);
+        assert_eq!(lines.next(), None, "{said}");
+        line
+    };
+    for (address, port) in [("0.0.0.0:8443", 8443), ("[::]:9", 9)] {
+        let line = warns(&[address]).expect(address);
+        assert!(line.contains(&format!("connect to {address}, which is no machine's")), "{line}");
+        assert!(line.ends_with(&format!("--public-url ws://NAME:{port}")), "{line}");
+    }
+    assert_eq!(warns(&["127.0.0.1:8443"]), None);
+    assert_eq!(warns(&["0.0.0.0:8443", "--public-url", "ws://gw.example:8443"]), None);
 }
 
 #[test]
@@ -143,4 +186,7 @@ fn an_api_with_a_certificate_that_is_not_trusted_is_not_asked() {
     let ask = ["tunnel", "list", "--api", &url, "--api-key-file", &key, "--ca"];
     fails(&[&ask[..], &[&wrong]].concat(), 4, &["not trusted", "--ca"]);
     assert!(run(&[&ask[..], &[&right]].concat(), &[]).status.success());
+    let plain = url.replace("https://", "http://");
+    let ask = ["tunnel", "list", "--api", &plain, "--api-key-file", &key];
+    fails(&ask, 3, &["no HTTP answer", "--api-tls", &format!("write {url}")]);
 }

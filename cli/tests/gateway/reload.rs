@@ -50,7 +50,7 @@ fn a_new_list_is_in_force_at_once_and_a_broken_one_is_not() {
     replace(&gateway.folder, "tunnels.json", new.as_bytes());
     assert_eq!(devices[1].receive_close(), Some(4001));
     assert_eq!(devices[2].receive_close(), Some(1001));
-    gateway.program.expect_log("1 tunnels added, 1 changed, 1 removed");
+    gateway.program.expect_log("1 tunnel added, 1 changed, 1 removed");
     assert!(connect("t4", "4").is_ok());
     assert_eq!(connect("t2", "2").err(), Some(401));
     assert!(connect("t2", "two").is_ok());
@@ -98,6 +98,19 @@ fn a_list_that_stays_the_same_does_not_renew_an_expiry() {
     gateway.program.process.hang_up();
     gateway.program.expect_log("0 tunnels added, 0 changed, 0 removed");
     assert_eq!(gateway.show("t1")["expires"], expires);
+}
+
+#[test]
+fn a_new_key_of_the_api_is_said_to_need_a_restart() {
+    let mut gateway = Gateway::start();
+    gateway.program.process.hang_up();
+    gateway.program.expect_log("no setting has changed");
+    assert!(!gateway.program.log().contains("restart"), "{}", gateway.program.log());
+    replace(&gateway.folder, "api.key", b"hush-another-key-of-the-api");
+    gateway.program.process.hang_up();
+    gateway.program.expect_log("reload: api_key_file: ");
+    gateway.program.expect_log("api.key has changed, which needs a restart of the gateway");
+    assert_eq!(gateway.ask("GET", "/tunnels", None).0, 200, "the key of the start");
 }
 
 /// The CA that has certified the certificate of now, as a client of TLS sees it.

@@ -232,6 +232,7 @@ fn an_expiry_holds_to_the_second_and_can_be_renewed() {
         let (status, answer) = gateway.ask("POST", "/tunnels/t1/rotate", None);
         assert_eq!(status, 409);
         assert!(answer["error"].as_str().unwrap().contains("give expire"), "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("--expire"), "{answer}");
         gateway.restart();
     }
     let (_, issued) = gateway.ask("POST", "/tunnels/t1/rotate", Some(json!({"expire": 3600})));

@@ -121,6 +121,40 @@ fn a_tunnel_that_expires_while_it_is_used() {
 }
 
 #[test]
+fn a_tunnel_that_is_removed_while_it_is_used() {
+    let (gateway, url) = gateway_with(gateways::tunnel("t1"));
+    let device = "/tunnel/t1/dest";
+    let mut device = gateways::connect(gateway.local_addr(), device, Some(DEVICE_TOKEN)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            fails(&mut access(&url, &["--stdio"]), 8, &["the tunnel was removed", "another one"]);
+        });
+        device.receive();
+        gateway.remove_tunnel(&id("t1")).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_is_missing_is_a_wrong_argument() {
+    let folder = Folder::new();
+    let key = folder.write_secret("no.pem", "hush-this-is-no-certificate");
+    let url = "wss://127.0.0.1:1";
+    for (option, file, parts) in [
+        ("--ca", "nowhere.pem", &["--ca: nowhere.pem: No such file", "is looked for in /"][..]),
+        ("--ca", "/nowhere/ca.pem", &["--ca: /nowhere/ca.pem: No such file", "check the name"]),
+        ("--ca", &key, &["--ca: ", "no.pem: ", "the ca.pem of gen-cert"]),
+        ("--token-file", "/nowhere", &["--token-file: /nowhere: No such file", "check the name"]),
+        ("--token-file", "/", &["--token-file: /: Is a directory", "name a file"]),
+        ("--token-file", "/dev/null", &["--token-file: ", "empty"]),
+    ] {
+        fails(&mut access(url, &["--stdio", option, file]), 2, parts);
+    }
+    let mut without = access(url, &["--stdio"]);
+    fails(without.env_remove("AIOT_TUNNEL_ACCESS_TOKEN"), 2, &["no access token", "--help"]);
+    fails(without.env("AIOT_TUNNEL_ACCESS_TOKEN", ""), 2, &["empty"]);
+}
+
+#[test]
 fn a_gateway_that_is_lost_during_a_session() {
     let mut line = Line::new(Kind::PLAIN);
     let mut program = line.path.stdio(Line::SERVICE);

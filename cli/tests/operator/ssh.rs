@@ -9,7 +9,7 @@ use aiot_tunnel_testkit::process::program;
 use aiot_tunnel_testkit::skip;
 use aiot_tunnel_testkit::ssh::Ssh;
 use aiot_tunnel_testkit::streams::content;
-use aiot_tunnel_testkit::ACCESS_TOKEN;
+use aiot_tunnel_testkit::{wait, ACCESS_TOKEN};
 
 use super::{fails, run, says, Scene, TOKEN_FILE};
 
@@ -84,6 +84,42 @@ fn no_process_shows_the_token() {
     let (_, all, said) = run(&mut command);
     says(&all, &["--tunnel=t1 --stdio"]);
     assert!(!all.contains(ACCESS_TOKEN) && said.is_empty(), "{all}{said}");
+}
+
+#[test]
+fn ssh_does_not_have_the_token_of_the_environment() {
+    let Some(login) = Login::new("the environment", "ssh") else { return };
+    let config = login.ssh.client_config("");
+    for (place, variable) in [
+        ("", "AIOT_TUNNEL_ACCESS_TOKEN"),
+        ("token_variable = \"MY_TOKEN\"", "AIOT_TUNNEL_ACCESS_TOKEN"),
+        ("token_variable = \"MY_TOKEN\"", "MY_TOKEN"),
+    ] {
+        login.scene.profile(place);
+        let mut command = login.scene.command(&["ssh", "-F", &config]);
+        command.args(["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=env; echo ssh $PPID"]);
+        command.args(["t1", "echo", "hello"]).env(variable, ACCESS_TOKEN);
+        let (status, printed, said) = run(&mut command);
+        assert_eq!(status, Some(0), "{place}, {variable}: {said}");
+        assert!(said.is_empty(), "{said}");
+        says(&printed, &["PATH=", "hello\n"]);
+        assert!(!printed.contains(ACCESS_TOKEN) && !printed.contains(variable), "{printed}");
+        // What has held it ends with ssh.
+        let process = printed.lines().find_map(|line| line.strip_prefix("ssh ")).unwrap();
+        let holder = format!("\0hold-token\0{process}\0");
+        wait::until("the holder's end", || !runs(&holder));
+    }
+    let mut command = login.scene.command(&["ssh", "-F", &config, "t1"]);
+    let (status, _, said) = run(command.env("AIOT_TUNNEL_ACCESS_TOKEN", "hush-wrong"));
+    assert_eq!(status, Some(255));
+    says(&said, &["refuses the token"]);
+}
+
+/// Whether a process has these arguments.
+fn runs(arguments: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap();
+    let lines = processes.filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(arguments))
 }
 
 #[test]

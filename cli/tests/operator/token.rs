@@ -53,8 +53,12 @@ fn a_place_without_a_token_is_named() {
     let line = format!("{}:3: token_command: ", config.display());
     for (place, status, parts) in [
         ("", 2, &["no access token", "plant", "token_file"][..]),
-        ("token_file = \"nowhere\"", 1, &["aiot-tunnel/nowhere: No such file"]),
-        ("token_variable = \"NOT_SET\"", 1, &["NOT_SET is not set", "plant"]),
+        (
+            "token_file = \"nowhere\"",
+            2,
+            &["aiot-tunnel/nowhere: No such file", "check the tunnel's id, t1"],
+        ),
+        ("token_variable = \"NOT_SET\"", 2, &["NOT_SET is not set", "plant"]),
         ("token_command = [\"false\"]", 1, &[&line, "false: exit status: 1"]),
         ("token_command = [\"no-such-program\"]", 1, &[&line, "no-such-program: No such file"]),
         ("token_command = [\"true\"]", 1, &[&line, "empty"]),

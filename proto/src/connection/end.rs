@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::websocket::close::{means_expired, NORMAL, REPLACED_BY};
+use crate::websocket::close::{means_expired, GOING_AWAY, NORMAL, REMOVED, REPLACED_BY};
 
 /// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,11 @@ impl End {
     /// Whether the peer says that the token is no longer valid.
     pub fn is_expired(&self) -> bool {
         matches!(self, End::Peer { code: Some(code), .. } if means_expired(*code))
+    }
+
+    /// Whether our gateway says that it no longer has the tunnel.
+    pub fn is_removed(&self) -> bool {
+        matches!(self, End::Peer { code: Some(GOING_AWAY), reason } if reason == REMOVED)
     }
 
     /// The address of the connection that has taken this one's place, if the gateway says so. It is

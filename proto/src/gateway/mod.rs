@@ -252,6 +252,14 @@ impl<T: Transport, O: TunnelObserver> Tunnel<T, O> {
         self.close_all(close::GOING_AWAY, "the gateway stops", now);
     }
 
+    /// The gateway no longer has the tunnel. Does as [`stop`](Self::stop), and tells the peers why.
+    pub fn remove(&mut self, now: Instant) {
+        for member in self.device.iter_mut().chain(self.accesses.values_mut()) {
+            member.close_saying(close::GOING_AWAY, close::REMOVED.to_owned(), now);
+        }
+        self.dismiss(now);
+    }
+
     /// The tunnel's connections. The flag tells whether the connection is to be read now.
     pub fn members(&self) -> impl Iterator<Item = (&Connection<T>, bool)> {
         let read_device = self.reads_device();

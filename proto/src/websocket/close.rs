@@ -18,6 +18,8 @@ const EXPIRED_C_SDK: u16 = 401;
 /// Begins the reason with which the gateway closes a device's connection when another one takes its
 /// place. The address of the other connection follows.
 pub const REPLACED_BY: &str = "replaced by ";
+/// The reason, with [`GOING_AWAY`], for the connections of a tunnel that the gateway no longer has.
+pub const REMOVED: &str = "the tunnel was removed";
 /// Longest reason of a close frame, in bytes: what a control frame holds behind the code.
 pub(crate) const MAX_REASON: usize = 123;
 

@@ -51,10 +51,19 @@ impl Sqlite {
         match made {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(at(&e)),
+            Err(e) => {
+                return Err(at(&format_args!(
+                "{e}; its folder must exist, and the user that runs the gateway must be able to \
+                     write there"
+            )))
+            }
         }
         let broken = |e: rusqlite::Error| match e.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => at(&"not a store of tunnels"),
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => at(&format_args!(
+                "{}; the user that runs the gateway must be able to write this file and its folder",
+                reason(&e)
+            )),
             _ => at(&reason(&e)),
         };
         let mut database = Connection::open(path).map_err(broken)?;

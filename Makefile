@@ -14,7 +14,7 @@ export CARGO PREFIX LIBDIR SYSCONFDIR DESTDIR PARTS INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
 .PHONY: help setup build release demo c-demo test lint headers clean install uninstall deb test-deb test-install test-spaces \
-  memcheck racecheck faults kills fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
+  memcheck racecheck faults kills fleet fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
   microbench isolation scale compare
 
 help:
@@ -108,6 +108,14 @@ kills: export KILLS ?= 200
 kills: setup-kills
 	$(CARGO) build $(PROGRAM)
 	$(CARGO) test $(PROGRAM) --test kills -- --nocapture
+
+## fleet         kills each of two gateways behind HAProxy ten times under checked sessions of 200 tunnels:
+##                 FLEET_TUNNELS=number, FLEET_KILLS=number
+fleet: export FLEET_TUNNELS ?= 200
+fleet: export FLEET_KILLS ?= 10
+fleet: setup-fleet
+	$(CARGO) build $(PROGRAM)
+	$(CARGO) test $(PROGRAM) --test fleet -- --nocapture
 
 ## fuzz          runs each fuzz target for SECONDS (1200)
 fuzz: SECONDS ?= 1200

@@ -42,8 +42,16 @@ struct Shape {
     headings: Vec<usize>,
     /// The information string of each block of code.
     blocks: Vec<String>,
+    /// The code in the blocks, without comments, which have the page's language.
+    code: Vec<String>,
     /// The columns of each row of a table.
     rows: Vec<usize>,
+}
+
+/// A line of code without its comment.
+fn without_comment(line: &str) -> &str {
+    let comment = [line.find("# "), line.find("// ")].into_iter().flatten().min();
+    line[..comment.unwrap_or(line.len())].trim_end()
 }
 
 fn shape(text: &str) -> Shape {
@@ -55,9 +63,11 @@ fn shape(text: &str) -> Shape {
                 shape.blocks.push(info.to_owned());
             }
             in_block = !in_block;
-        } else if !in_block && line.starts_with('#') {
+        } else if in_block {
+            shape.code.push(without_comment(line).to_owned());
+        } else if line.starts_with('#') {
             shape.headings.push(line.bytes().take_while(|b| *b == b'#').count());
-        } else if !in_block && line.starts_with('|') {
+        } else if line.starts_with('|') {
             shape.rows.push(line.matches('|').count());
         }
     }
@@ -66,7 +76,7 @@ fn shape(text: &str) -> Shape {
 }
 
 #[test]
-fn the_chinese_pages_have_the_shape_of_the_english_ones() {
+fn the_chinese_pages_have_the_shape_and_the_code_of_the_english_ones() {
     for page in ["README", "docs/self-host", "docs/alibaba-cloud", "docs/operations"] {
         let (english, chinese) = (read(&format!("{page}.md")), read(&format!("{page}.zh-CN.md")));
         assert_eq!(shape(&english), shape(&chinese), "{page}: English left, Chinese right");
@@ -74,4 +84,76 @@ fn the_chinese_pages_have_the_shape_of_the_english_ones() {
         assert!(english.contains(&format!("]({name}.zh-CN.md)")), "{page}.md has no link");
         assert!(chinese.contains(&format!("]({name}.md)")), "{page}.zh-CN.md has no link");
     }
+}
+
+/// The documents that the package of the program contains, from the project's folder.
+fn pages() -> Vec<String> {
+    let mut pages = Vec::new();
+    for folder in ["", "docs/"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        for entry in fs::read_dir(path).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") && (folder == "docs/" || name.starts_with("README")) {
+                pages.push(format!("{folder}{name}"));
+            }
+        }
+    }
+    assert!(pages.len() > 20, "{pages:?}");
+    pages
+}
+
+/// The pictures of a page: the text for those who do not see it, and the file.
+fn pictures(page: &str) -> Vec<(String, String)> {
+    let text = read(page);
+    let mut pictures = Vec::new();
+    for part in text.split("![").skip(1) {
+        let (alternative, rest) = part.split_once("](").unwrap();
+        let (file, _) = rest.split_once(')').unwrap();
+        let folder = page.rfind('/').map_or("", |slash| &page[..=slash]);
+        pictures.push((alternative.to_owned(), format!("{folder}{file}")));
+    }
+    pictures
+}
+
+#[test]
+fn each_picture_is_there_and_in_the_package_and_has_a_text() {
+    let assets = read("cli/Cargo.toml");
+    assert!(
+        assets.contains("[\"../docs/pictures/*\", \"usr/share/doc/aiot-tunnel/docs/pictures/\"")
+    );
+    let mut count = 0;
+    for page in pages() {
+        for (alternative, file) in pictures(&page) {
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(&file).is_file(), "{page}: {file}");
+            assert!(file.starts_with("docs/pictures/"), "{page}: {file} is not in the package");
+            assert!(alternative.chars().count() > 20, "{page}: {file} has no text");
+            count += 1;
+        }
+    }
+    assert!(count >= 3, "{count}");
+}
+
+/// A drawing without its words.
+fn drawing(svg: &str) -> String {
+    let mut drawing = String::new();
+    for part in svg.split('<').skip(1) {
+        let (tag, content) = part.split_once('>').unwrap();
+        drawing += tag;
+        if tag == "style" {
+            drawing += content;
+        }
+        drawing.push('\n');
+    }
+    drawing
+}
+
+#[test]
+fn the_drawing_of_the_architecture_is_the_same_in_both_languages() {
+    let [english, chinese] = ["", ".zh-CN"].map(|language| {
+        let svg = read(&format!("docs/pictures/architecture{language}.svg"));
+        assert!(svg.contains("<title ") && svg.contains("<desc "));
+        svg
+    });
+    assert_ne!(english, chinese);
+    assert_eq!(drawing(&english), drawing(&chinese));
 }

@@ -11,6 +11,7 @@ mod login;
 mod pages;
 mod rates;
 mod site;
+pub mod terminal;
 
 pub use events::Events;
 pub use site::{Console, Options};

@@ -5,11 +5,12 @@ use std::thread;
 use std::time::Instant;
 
 use aiot_tunnel_registry::api::decoded;
-use aiot_tunnel_registry::http::{Answer, Client, Content, Head, Site};
-use aiot_tunnel_registry::{Api, Door, Error, Registry, Sides, MAX_EXPIRE};
+use aiot_tunnel_registry::http::{Answer, Client, Content, Head, Site, Upgrade};
+use aiot_tunnel_registry::{new_token, Api, Door, Error, Registry, Sides, MAX_EXPIRE};
 use aiot_tunnel_signal::Device;
 use maud::Markup;
 use openssl::sha::sha256;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::assets;
 use crate::events::Events;
@@ -17,10 +18,17 @@ use crate::form::{cookie, is_from_own_page, Fields};
 use crate::login::{Login, Logins, LONGEST};
 use crate::pages;
 use crate::rates::{Rates, PERIOD};
+use crate::terminal::{LoginName, Request, Terminals};
 
 /// What a browser may do with a page: load our own parts, and nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+const NOT_OURS: &str = "The request does not come from a page of this gateway. A proxy in front of it must \
+                        pass the Host header on as it is.";
+
+/// The name of the terminal's protocol. A browser sends it and the key of the login's forms.
+const PROTOCOL: &str = "terminal";
 
 /// What the page begins with.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub struct Options {
     pub door: Arc<Door>,
     /// Where the gateway reports what happens.
     pub events: Arc<Events>,
+    /// The terminals in the browser, if they are switched on.
+    pub terminals: Option<Terminals>,
 }
 
 /// The API and the page.
@@ -42,6 +52,7 @@ pub struct Console {
     logins: Logins,
     pub(crate) events: Arc<Events>,
     pub(crate) rates: Rates,
+    terminals: Option<Terminals>,
 }
 
 /// What a path stands for.
@@ -54,6 +65,11 @@ enum Place {
     View(String),
     Rotate(String),
     Remove(String),
+    ForgetHostKey(String),
+    /// The page with the terminal,
+    TerminalPage(String),
+    /// and its WebSocket.
+    Terminal(String),
     Asset(String),
 }
 
@@ -69,6 +85,9 @@ impl Place {
             ["", "view", part] => id(part).map(Place::View),
             ["", "view", part, "rotate"] => id(part).map(Place::Rotate),
             ["", "view", part, "remove"] => id(part).map(Place::Remove),
+            ["", "view", part, "forget-host-key"] => id(part).map(Place::ForgetHostKey),
+            ["", "view", part, "terminal"] => id(part).map(Place::TerminalPage),
+            ["", "terminal", part] => id(part).map(Place::Terminal),
             ["", "assets", name] => Some(Place::Asset(name.to_owned())),
             _ => None,
         }
@@ -78,8 +97,9 @@ impl Place {
     fn method(&self) -> &'static str {
         match self {
             Place::Home | Place::View(_) | Place::Asset(_) => "GET",
+            Place::TerminalPage(_) | Place::Terminal(_) => "GET",
             Place::Login | Place::Logout | Place::Create => "POST",
-            Place::Rotate(_) | Place::Remove(_) => "POST",
+            Place::Rotate(_) | Place::Remove(_) | Place::ForgetHostKey(_) => "POST",
         }
     }
 
@@ -96,7 +116,7 @@ impl Console {
     /// # Errors
     /// The thread cannot be created.
     pub fn start(options: Options) -> std::io::Result<Arc<Self>> {
-        let Options { registry, door, events } = options;
+        let Options { registry, door, events, terminals } = options;
         let console = Arc::new(Console {
             api: Api::new(registry.clone(), door.clone()),
             door,
@@ -104,6 +124,7 @@ impl Console {
             logins: Logins::new(),
             events,
             rates: Rates::default(),
+            terminals,
         });
         let sampler = console.clone();
         thread::Builder::new().name("page".into()).spawn(move || loop {
@@ -112,6 +133,11 @@ impl Console {
             thread::sleep(PERIOD);
         })?;
         Ok(console)
+    }
+
+    /// The terminals, if they are switched on and a part of the program.
+    pub(crate) fn terminals(&self) -> Option<&Terminals> {
+        self.terminals.as_ref().filter(|_| assets::terminal().is_some())
     }
 
     fn login_of(&self, head: &Head<'_>) -> Option<Arc<Login>> {
@@ -155,15 +181,81 @@ impl Console {
         self.events.add(tunnel, format!("{what}, from {from}"), false);
     }
 
-    fn show(&self, place: &Place, head: &Head<'_>, login: &Login) -> Result<Answer, Error> {
+    fn show(&self, place: &Place, head: &Head<'_>, login: &Arc<Login>) -> Result<Answer, Error> {
         let query = Fields::of(head.query.unwrap_or_default().as_bytes());
         match place {
             Place::View(id) => {
                 let tunnel = self.registry.find(id)?;
                 Ok(page(200, &pages::tunnel(self, &tunnel, login)))
             }
+            Place::TerminalPage(id) => {
+                let (request, _) = self.terminal_request(id, &query, head)?;
+                let nonce = new_token();
+                let policy = POLICY.replace("style-src 'self'", &format!("style-src 'self' 'nonce-{}'", *nonce));
+                let markup = pages::terminal(id, &request.login, &nonce, login);
+                Ok(html(200, &markup, policy))
+            }
+            Place::Terminal(id) => self.open_terminal(id, &query, head, login),
             _ => Ok(page(200, &pages::list(self, &query, login))),
         }
+    }
+
+    /// Whose terminal is to be opened.
+    fn terminal_request(
+        &self,
+        id: &str,
+        query: &Fields,
+        head: &Head<'_>,
+    ) -> Result<(Request, &Terminals), Error> {
+        let tunnel = self.registry.find(id)?.activity.id;
+        let off = || Error::Unknown("this gateway has no terminal".to_owned());
+        let terminals = self.terminals().ok_or_else(off)?;
+        let login = LoginName::new(query.get("login"));
+        let login = login.map_err(|e| Error::Invalid(e.to_string()))?;
+        Ok((Request { tunnel, login, client: head.from.to_string() }, terminals))
+    }
+
+    /// Takes the handshake of the terminal's WebSocket.
+    fn open_terminal(
+        &self,
+        id: &str,
+        query: &Fields,
+        head: &Head<'_>,
+        login: &Arc<Login>,
+    ) -> Result<Answer, Error> {
+        let (request, terminals) = self.terminal_request(id, query, head)?;
+        let is = |name: &str, value: &str| {
+            let words = head.header(name).unwrap_or_default().split(',');
+            words.map(str::trim).any(|word| word.eq_ignore_ascii_case(value))
+        };
+        let key = head.header("sec-websocket-key").filter(|key| key.len() == 24);
+        let (true, true, true, Some(key)) = (
+            is("upgrade", "websocket"),
+            is("connection", "upgrade"),
+            is("sec-websocket-version", "13"),
+            key,
+        ) else {
+            return Err(Error::Invalid("this address is for a WebSocket".to_owned()));
+        };
+        let mut protocols = head.header("sec-websocket-protocol").unwrap_or_default().split(',');
+        let is_ours = protocols.next().is_some_and(|name| name.trim() == PROTOCOL)
+            && protocols.next().is_some_and(|form_key| login.has_sent(form_key.trim()));
+        if !is_ours || !is_from_own_page(head) {
+            return Ok(page(403, &pages::error(NOT_OURS, Some(login))));
+        }
+        self.say(head, id, &format!("A terminal of {} was opened by the page", request.login));
+        let (terminals, login) = (terminals.clone(), login.clone());
+        let work = move |connection| async move {
+            let used = || login.is_used();
+            terminals.run(connection, request, login.ended(), used).await;
+        };
+        let mut answer = Answer::empty(101)
+            .with("upgrade", "websocket")
+            .with("connection", "Upgrade")
+            .with("sec-websocket-accept", derive_accept_key(key.as_bytes()))
+            .with("sec-websocket-protocol", PROTOCOL);
+        answer.upgrade = Some(Upgrade::new(work));
+        Ok(answer)
     }
 
     fn change(
@@ -199,6 +291,16 @@ impl Console {
                 self.say(head, id, "The tunnel was removed by the page");
                 Ok(to(pages::HOME))
             }
+            Place::ForgetHostKey(id) => {
+                let tunnel = self.registry.find(id)?.activity.id;
+                let off = || Error::Unknown("this gateway has no terminal".to_owned());
+                let forgotten = self.terminals().ok_or_else(off)?.forget_host_key(&tunnel);
+                let failed = |e| Error::Store(format!("the file of the host key: {e}"));
+                if forgotten.map_err(failed)? {
+                    self.say(head, id, "The device's host key was forgotten");
+                }
+                Ok(to(pages::address_of(id)))
+            }
             _ => Ok(to(pages::HOME)),
         }
     }
@@ -231,9 +333,7 @@ impl Site for Console {
             });
         }
         if head.method == "POST" && !is_from_own_page(head) {
-            let why = "The request does not come from a page of this gateway. A proxy in front of it must \
-                       pass the Host header on as it is.";
-            return Err(page(403, &pages::error(why, None)));
+            return Err(page(403, &pages::error(NOT_OURS, None)));
         }
         match login {
             Some(login) => {
@@ -375,6 +475,7 @@ fn all_assets() -> Vec<Asset> {
     ];
     if let Some(terminal) = assets::terminal() {
         all.extend([
+            own("terminal.js", JS, include_str!("../web/terminal.js")),
             own("xterm.js", JS, terminal.xterm_js),
             own("xterm.css", CSS, terminal.xterm_css),
             own("fit.js", JS, terminal.fit_js),

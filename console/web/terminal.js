@@ -1,7 +1,7 @@
 // The terminal: xterm.js at one end of a WebSocket, the gateway's ssh at the other. The page has
-//   <div id="terminal" data-socket="PATH"></div>, <p id="terminal-state" role="status"></p>,
-//   <button id="terminal-again" hidden> and <input id="terminal-reader" type="checkbox">,
-// the last two if it likes. This script needs the nonce of the page's style-src.
+//   <div id="terminal" data-socket="PATH" data-form-key="KEY"></div>, <p id="terminal-state" role="status"></p>,
+//   <button id="terminal-again" hidden>, <a id="terminal-close"> and <input id="terminal-reader" type="checkbox">.
+// This script needs the nonce of the page's style-src.
 'use strict';
 
 // A paste goes in pieces, and only a few at a time, so that other messages do not wait for all of it.
@@ -67,7 +67,7 @@ dark.addEventListener('change', () => { terminal.options.theme = theme(); });
 
 const address = new URL(place.dataset.socket, location.href);
 address.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
-const socket = new WebSocket(address);
+const socket = new WebSocket(address, ['terminal', place.dataset.formKey]);
 socket.binaryType = 'arraybuffer';
 const encoder = new TextEncoder();
 let why = '';
@@ -119,10 +119,8 @@ socket.addEventListener('close', () => {
   state.classList.add('ended');
   terminal.options.disableStdin = true;
   terminal.options.cursorBlink = false;
-  if (again) {
-    again.hidden = false;
-    again.focus();
-  }
+  again.hidden = false;
+  again.focus();
 });
 
 terminal.onData((text) => sendBytes(encoder.encode(text)));
@@ -134,15 +132,15 @@ terminal.attachCustomKeyEventHandler((event) => {
   if (event.ctrlKey && event.key === 'F6') {
     // Tab belongs to the shell, so that another key has to lead out.
     if (event.type === 'keydown') {
-      document.querySelector('a[href], button:not([hidden])').focus();
+      document.getElementById('terminal-close').focus();
     }
     return false;
   }
   // With something marked, Ctrl+C copies it.
   return !(event.ctrlKey && !event.shiftKey && event.key === 'c' && terminal.hasSelection());
 });
-again?.addEventListener('click', () => location.reload());
-reader?.addEventListener('change', () => {
+again.addEventListener('click', () => location.reload());
+reader.addEventListener('change', () => {
   terminal.options.screenReaderMode = reader.checked;
   terminal.focus();
 });

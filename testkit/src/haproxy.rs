@@ -43,8 +43,7 @@ impl Haproxy {
     /// # Errors
     /// It is not installed.
     pub fn start(mode: Mode, server: SocketAddr) -> Result<Self, String> {
-        let program = HAPROXY.iter().map(PathBuf::from).find(|path| path.exists());
-        let program = program.ok_or("there is no haproxy")?;
+        let program = program()?;
         let folder = Folder::new();
         let authority = Authority::new();
         let identity = authority.identity("127.0.0.1");
@@ -82,6 +81,15 @@ impl Haproxy {
     pub fn is_running(&mut self) -> bool {
         !self.process.has_ended()
     }
+}
+
+/// The program.
+///
+/// # Errors
+/// It is not installed.
+pub fn program() -> Result<PathBuf, String> {
+    let program = HAPROXY.iter().map(PathBuf::from).find(|path| path.exists());
+    program.ok_or_else(|| "there is no haproxy".to_owned())
 }
 
 fn config(mode: Mode, port: u16, server: SocketAddr, folder: &Folder) -> String {

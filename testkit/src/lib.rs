@@ -14,6 +14,7 @@ pub mod cloud;
 pub mod device_process;
 pub mod exchange;
 pub mod faults;
+pub mod fleet;
 pub mod folder;
 pub mod frame;
 pub mod gateways;

@@ -39,6 +39,11 @@ Examples:
         --store tunnels.db --public-url wss://gw.example:8443 \\
         --api 127.0.0.1:8444 --api-key-file api.key
 
+  The same with a page for browsers at https://gw.example:8444/, and a terminal in it:
+    aiot-tunnel gateway --listen 0.0.0.0:8443 --cert server.pem --key server.key \\
+        --store tunnels.db --public-url wss://gw.example:8443 \\
+        --api 0.0.0.0:8444 --api-tls --api-key-file api.key --page --terminal
+
   Publish the SSH server of a device on a port of this machine; then `ssh -p 2222 localhost`:
     aiot-tunnel gateway --cert server.pem --key server.key --tunnels tunnels.json \\
         --publish 127.0.0.1:2222=t1:_SSH
@@ -242,6 +247,22 @@ pub(crate) struct GatewayArgs {
         help_heading = "HTTP API"
     )]
     pub(crate) page: bool,
+    /// Give the page a terminal: who has logged in opens a shell on a device in the browser. The
+    /// gateway runs the system's ssh for it
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        help_heading = "HTTP API"
+    )]
+    pub(crate) terminal: bool,
+    /// Directory where the terminal remembers the host keys of devices. Default: STORE.host-keys, if
+    /// the store is a file
+    #[arg(long, value_name = "DIRECTORY", help_heading = "HTTP API")]
+    pub(crate) host_keys: Option<PathBuf>,
     /// URL at which clients reach the gateway, such as wss://gw.example:8443. The URLs that the API
     /// hands out begin with it. Default: the address of --listen
     #[arg(long, value_name = "URL", help_heading = "HTTP API")]

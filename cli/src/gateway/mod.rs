@@ -15,7 +15,8 @@ use std::thread;
 
 use aiot_tunnel::gateway::{Gateway, GatewayBuilder, Proxies};
 use aiot_tunnel::process;
-use aiot_tunnel_console::{Console, Events};
+use aiot_tunnel_console::terminal::Terminals;
+use aiot_tunnel_console::{assets, Console, Events};
 use aiot_tunnel_registry::{
     http, Api, ApiKey, Door, Error as RegistryError, Observer, Options, Registry,
 };
@@ -193,7 +194,10 @@ impl Start {
             let site: Arc<dyn http::Site> = match events {
                 Some(events) => {
                     let registry = registry.clone();
-                    Console::start(aiot_tunnel_console::Options { registry, door, events })?
+                    let terminals = terminals(args, settings, &registry)?;
+                    let options =
+                        aiot_tunnel_console::Options { registry, door, events, terminals };
+                    Console::start(options)?
                 }
                 None => Arc::new(Api::new(registry.clone(), door)),
             };
@@ -233,6 +237,28 @@ impl Start {
     }
 }
 
+/// The terminals of the page, if they are switched on.
+fn terminals(
+    args: &GatewayArgs,
+    settings: &Settings,
+    registry: &Arc<Registry>,
+) -> Result<Option<Terminals>> {
+    if !args.terminal {
+        return Ok(None);
+    }
+    if assets::terminal().is_none() {
+        log::warn!("--terminal has no effect: this program was built without the terminal's packages");
+        return Ok(None);
+    }
+    let directory = args.host_keys.clone().or_else(|| store::beside(args, ".host-keys"));
+    let directory = directory.ok_or_else(|| {
+        settings.wrong("terminal", "needs --host-keys DIRECTORY, because the store is not a file")
+    })?;
+    let wrong = |e| settings.wrong("host-keys", format_args!("{}: {e}", directory.display()));
+    let program = std::env::current_exe()?;
+    Ok(Some(Terminals::new(registry.clone(), program, directory.clone()).map_err(wrong)?))
+}
+
 /// Checks the flags that need another option, or exclude one. Their defaults do not.
 fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
     let has_certificate = args.cert.is_some();
@@ -242,6 +268,7 @@ fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         ("api-tls", args.api_tls && !has_certificate, "needs --cert and --key"),
         ("api-tls", args.api_tls && args.api.is_none(), "needs --api"),
         ("page", args.page && args.api.is_none(), "needs --api"),
+        ("terminal", args.terminal && !args.page, "needs --page"),
         (
             "proxy-protocol",
             args.proxy_protocol && args.trusted_proxy.is_empty(),

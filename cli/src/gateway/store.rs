@@ -76,6 +76,13 @@ impl Place {
     }
 }
 
+/// A path beside the store, if that is a file.
+pub(super) fn beside(args: &GatewayArgs, ending: &str) -> Option<PathBuf> {
+    let text = args.store.as_ref().map(Unquoted::as_str)?;
+    let is_file = matches!(RedisAddress::read(text), None);
+    is_file.then(|| PathBuf::from(format!("{text}{ending}")))
+}
+
 /// A password must not be where other users see it.
 fn check_password(args: &GatewayArgs, settings: &Settings, address: &RedisAddress) -> Result<()> {
     if !address.has_password() {

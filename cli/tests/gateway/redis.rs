@@ -489,14 +489,14 @@ fn redis_is_reached_by_tls_and_by_a_unix_socket() {
     assert_eq!(by_socket.show("t1")["source"], "store");
 }
 
-/// The rights that docs/gateway.md names are enough.
+/// The rights that packaging/fleet names are enough.
 #[test]
 fn a_user_with_the_documented_rights_will_do() {
     let Some(fleet) = Fleet::new("the rights in redis", 0, &[]) else { return };
-    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/gateway.md");
-    let document = fs::read_to_string(document).unwrap();
-    let rights = document.lines().find(|line| line.starts_with("ACL SETUSER gateway ")).unwrap();
-    let rights = rights.replace("PASSWORD", PASSWORD);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/fleet/redis.conf");
+    let config = fs::read_to_string(config).unwrap();
+    let rights = config.lines().find_map(|line| line.strip_prefix("user gateway ")).unwrap();
+    let rights = format!("ACL SETUSER gateway {}", rights.replace("GATEWAY-PASSWORD", PASSWORD));
     assert_eq!(fleet.redis.run(&rights.split(' ').collect::<Vec<_>>()), "OK");
     let url = fleet.redis.url().replace("://", "://gateway@");
     let file = |name: &str| fleet.folder.file(name).display().to_string();

@@ -2,6 +2,7 @@
 
 mod chart;
 mod list;
+mod terminal;
 mod tunnel;
 
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ use crate::login::Login;
 use crate::site::asset_url;
 
 pub(crate) use list::list;
+pub(crate) use terminal::terminal;
 pub(crate) use tunnel::{issued, tunnel};
 
 /// The address of the list.
@@ -102,7 +104,7 @@ pub(crate) fn sentence(text: &str) -> String {
 }
 
 /// The address of a tunnel's page.
-fn address_of(id: &str) -> String {
+pub(crate) fn address_of(id: &str) -> String {
     format!("/view/{}", encoded(id))
 }
 

@@ -1,10 +1,12 @@
 //! A tunnel, and the tokens that were made for it.
 
+use aiot_tunnel::gateway::Activity;
 use aiot_tunnel_registry::{Issued, Seen};
 use maud::{html, Markup};
 
 use super::chart::{chart, rate};
 use super::{address_of, events, expire_fields, form_key, frame, state, time, HOME};
+use crate::assets;
 use crate::events::bytes;
 use crate::login::Login;
 use crate::Console;
@@ -20,6 +22,7 @@ pub(crate) fn tunnel(console: &Console, tunnel: &Seen, login: &Login) -> Markup 
         p { a href=(HOME) { "All tunnels" } }
         h1 { "Tunnel " span .id { (id) } }
         (facts(console, tunnel))
+        (terminal(console, activity, login))
         @if tunnel.of_store.is_some() {
             (changes(id, login))
         } @else {
@@ -91,6 +94,36 @@ fn facts(console: &Console, tunnel: &Seen) -> Markup {
                 }
             }
             div #chart data-live { (chart(&samples, "This tunnel")) }
+        }
+    }
+}
+
+fn terminal(console: &Console, activity: &Activity, login: &Login) -> Markup {
+    let address = address_of(activity.id.as_str());
+    html! {
+        section aria-labelledby="terminal-title" {
+            h2 #terminal-title { "Terminal" }
+            @if let Some(terminals) = console.terminals() {
+                form .create method="get" action={ (address) "/terminal" } {
+                    div .field {
+                        label for="terminal-login" { "User of the device" }
+                        input #terminal-login name="login" type="text" value="root" required maxlength="64"
+                            autocomplete="off" autocapitalize="none" spellcheck="false";
+                    }
+                    button type="submit" { "Open" }
+                }
+                @if terminals.knows_host_key(&activity.id) {
+                    form .create method="post" action={ (address) "/forget-host-key" } {
+                        (form_key(login))
+                        p .hint { "The device's host key is remembered." }
+                        button .quiet type="submit" { "Forget it" }
+                    }
+                }
+            } @else if assets::terminal().is_none() {
+                p .hint { "This program was built without the terminal: its packages were not there." }
+            } @else {
+                p .hint { "Start the gateway with " code { "--terminal" } " to log in to the device here." }
+            }
         }
     }
 }

@@ -509,8 +509,8 @@ fn explain(e: &RedisError) -> String {
         }
         (_, Some("NOAUTH")) => "it wants a password; give --store-password-file",
         (_, Some("NOPERM")) => {
-            "the user of --store may not do this there; docs/gateway.md lists what \
-                                the gateway needs"
+            "the user of --store may not do this there; packaging/fleet/redis.conf \
+                                names the rights that the gateway needs"
         }
         (_, Some("WRONGTYPE")) => "not a store of tunnels",
         (_, Some("READONLY")) => {

@@ -92,5 +92,9 @@ fn run(command: Subcommands, settings: Option<Settings>) -> Result<()> {
         (Subcommands::GenCert(args), _) => generate::certificate(&args),
         (Subcommands::Completions(args), _) => manual::completions(&args),
         (Subcommands::Man(args), _) => manual::man(&args),
+        (Subcommands::PassConnection, _) => {
+            let passed = aiot_tunnel_console::terminal::pass_connection();
+            passed.map_err(|e| format!("hand the gateway's session to ssh: {e}").into())
+        }
     }
 }

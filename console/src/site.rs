@@ -24,7 +24,8 @@ use crate::terminal::{LoginName, Request, Terminals};
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-const NOT_OURS: &str = "The request does not come from a page of this gateway. A proxy in front of it must \
+const NOT_OURS: &str =
+    "The request does not come from a page of this gateway. A proxy in front of it must \
                         pass the Host header on as it is.";
 
 /// The name of the terminal's protocol. A browser sends it and the key of the login's forms.
@@ -191,7 +192,8 @@ impl Console {
             Place::TerminalPage(id) => {
                 let (request, _) = self.terminal_request(id, &query, head)?;
                 let nonce = new_token();
-                let policy = POLICY.replace("style-src 'self'", &format!("style-src 'self' 'nonce-{}'", *nonce));
+                let policy = POLICY
+                    .replace("style-src 'self'", &format!("style-src 'self' 'nonce-{}'", *nonce));
                 let markup = pages::terminal(id, &request.login, &nonce, login);
                 Ok(html(200, &markup, policy))
             }

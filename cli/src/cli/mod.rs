@@ -87,6 +87,9 @@ pub(crate) enum Subcommands {
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man(ManArgs),
+    /// Hand a terminal's session to ssh, whose proxy command this is
+    #[command(hide = true, name = aiot_tunnel_console::terminal::SUBCOMMAND)]
+    PassConnection,
 }
 
 /// The subcommands that take settings from a file and from the environment.

@@ -247,7 +247,9 @@ fn terminals(
         return Ok(None);
     }
     if assets::terminal().is_none() {
-        log::warn!("--terminal has no effect: this program was built without the terminal's packages");
+        log::warn!(
+            "--terminal has no effect: this program was built without the terminal's packages"
+        );
         return Ok(None);
     }
     let directory = args.host_keys.clone().or_else(|| store::beside(args, ".host-keys"));

@@ -142,6 +142,13 @@ struct Started {
     _place: OwnedSemaphorePermit,
 }
 
+/// Whose terminal it is.
+struct User<'a> {
+    request: &'a Request,
+    ended: watch::Receiver<bool>,
+    used: &'a (dyn Fn() + Send + Sync),
+}
+
 type Sink<S> = SplitSink<WebSocketStream<S>, Message>;
 type Stream<S> = SplitStream<WebSocketStream<S>>;
 
@@ -188,7 +195,7 @@ impl Terminals {
 
     /// Serves a terminal: returns when ssh has ended and the browser has been told why, or is gone.
     /// `stream` is the browser's connection behind the handshake of the WebSocket. `ended` becomes true, or
-    /// is dropped, when the user's login ends; `used` is called when the user types.
+    /// is dropped, when the user's login ends. `used` is called when the user has typed something.
     ///
     /// Runs on a tokio runtime with time, I/O and processes. If it is dropped, ssh is killed.
     pub async fn run<S>(
@@ -196,7 +203,7 @@ impl Terminals {
         stream: S,
         request: Request,
         ended: watch::Receiver<bool>,
-        used: impl Fn() + Sync,
+        used: impl Fn() + Send + Sync,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -211,7 +218,8 @@ impl Terminals {
             Err(why) => End::of(why),
             Ok(started) => {
                 log::info!("terminal: tunnel {tunnel:?}: {client} logs in as {login}");
-                self.serve(&mut sink, &mut stream, started, &request, (ended, &used)).await
+                let user = User { request: &request, ended, used: &used };
+                self.serve(&mut sink, &mut stream, started, user).await
             }
         };
         let (seconds, why) = (opened.elapsed().as_secs_f64(), end.for_log());
@@ -260,13 +268,13 @@ impl Terminals {
         sink: &mut Sink<S>,
         stream: &mut Stream<S>,
         started: Started,
-        request: &Request,
-        (mut ended, used): (watch::Receiver<bool>, &(dyn Fn() + Sync)),
+        user: User<'_>,
     ) -> End
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let Started { mut ssh, entrance, mut pty, _place } = started;
+        let User { request, mut ended, used } = user;
         let (mut output, mut input) = pty.split();
         let session = Mutex::new(None);
         let (untaken, typed) = (Untaken::default(), AtomicUsize::new(0));
@@ -277,7 +285,7 @@ impl Terminals {
             end = browser.listen(stream) => end,
             never = write_input(&mut input, &mut keys, &mut new_size, &typed) => match never {},
             why = self.connect(&entrance, request, &session) => End::of(why),
-            () = has_become_true(&mut ended) => End::of("your login has ended"),
+            () = login_ends(&mut ended) => End::of("your login has ended"),
             shown = show_output(&mut output, sink, &untaken) => match shown {
                 Ok(()) => why_over(&mut ssh, &session).await,
                 Err(e) => End::gone(format!("the browser is gone: {e}")),
@@ -313,6 +321,11 @@ impl Terminals {
     }
 }
 
+async fn login_ends(ended: &mut watch::Receiver<bool>) {
+    // An error says that nobody knows of the login any more.
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
 /// Where what a browser says goes.
 struct Browser<'a> {
     untaken: &'a Untaken,
@@ -320,8 +333,7 @@ struct Browser<'a> {
     typed: &'a AtomicUsize,
     typing: mpsc::UnboundedSender<Bytes>,
     sizes: watch::Sender<[u64; 2]>,
-    /// Called when the user types.
-    used: &'a (dyn Fn() + Sync),
+    used: &'a (dyn Fn() + Send + Sync),
 }
 
 impl Browser<'_> {
@@ -447,11 +459,6 @@ async fn read_piece(output: &mut ReadPty<'_>, buffer: &mut [u8], untaken: &Untak
         }
     }
     length
-}
-
-/// Waits until the value is true, or its sender is gone.
-async fn has_become_true(value: &mut watch::Receiver<bool>) {
-    let _ = value.wait_for(|value| *value).await;
 }
 
 /// Waits until ssh has ended, and a moment longer for its last output, which the browser may not take.

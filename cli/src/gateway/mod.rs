@@ -9,6 +9,7 @@ mod reload;
 pub(crate) mod store;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, RwLock};
 use std::thread;
@@ -246,25 +247,24 @@ impl Start {
     }
 }
 
+/// Where the terminal keeps the host keys of devices.
+fn host_keys(args: &GatewayArgs) -> Option<PathBuf> {
+    args.host_keys.clone().or_else(|| store::beside(args, ".host-keys"))
+}
+
 /// The terminals of the page, if they are switched on.
 fn terminals(
     args: &GatewayArgs,
     settings: &Settings,
     registry: &Arc<Registry>,
 ) -> Result<Option<Terminals>> {
-    if !args.terminal {
-        return Ok(None);
-    }
+    let Some(directory) = host_keys(args).filter(|_| args.terminal) else { return Ok(None) };
     if assets::terminal().is_none() {
         log::warn!(
             "--terminal has no effect: this program was built without the terminal's packages"
         );
         return Ok(None);
     }
-    let directory = args.host_keys.clone().or_else(|| store::beside(args, ".host-keys"));
-    let directory = directory.ok_or_else(|| {
-        settings.wrong("terminal", "needs --host-keys DIRECTORY, because the store is not a file")
-    })?;
     let wrong = |e| settings.wrong("host-keys", format_args!("{}: {e}", directory.display()));
     let program = std::env::current_exe()?;
     Ok(Some(Terminals::new(registry.clone(), program, directory.clone()).map_err(wrong)?))
@@ -280,6 +280,11 @@ fn check_flags(args: &GatewayArgs, settings: &Settings) -> Result<()> {
         ("api-tls", args.api_tls && args.api.is_none(), "needs --api"),
         ("page", args.page && args.api.is_none(), "needs --api"),
         ("terminal", args.terminal && !args.page, "needs --page"),
+        (
+            "terminal",
+            args.terminal && host_keys(args).is_none(),
+            "needs --host-keys DIRECTORY, because there is no store that is a file",
+        ),
         (
             "proxy-protocol",
             args.proxy_protocol && args.trusted_proxy.is_empty(),

@@ -101,6 +101,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("device_secret_file", "\"/etc/aiot-tunnel/device.secret\""),
     ("device_token_file", "\"/etc/aiot-tunnel/device.token\""),
     ("expire", "3600"),
+    ("host_keys", "\"/var/lib/aiot-tunnel-gateway/host-keys\""),
     ("instance", "\"iot-cn-example\""),
     ("key", "\"/etc/aiot-tunnel/server.key\""),
     ("log_level", "\"info\""),

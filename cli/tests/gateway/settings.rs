@@ -146,6 +146,12 @@ fn a_wrong_setting_is_named_with_its_place_and_the_reason() {
         ),
         ("plain = true\nlegacy_tls = true", &["gateway.toml:2", "legacy_tls", "--cert"]),
         ("plain = true\napi_tls = true", &["gateway.toml:2", "api_tls", "--cert"]),
+        ("plain = true\npage = true", &["gateway.toml:2", "page", "--api"]),
+        ("plain = true\nterminal = true", &["gateway.toml:2", "terminal", "--page"]),
+        (
+            &format!("{plain}api = \"127.0.0.1:0\"\napi_key_file = \"good.key\"\npage = true\nterminal = true"),
+            &["gateway.toml:6", "terminal", "--host-keys"],
+        ),
         ("cert = \"server.pem\"", &["gateway.toml:1", "cert", "--key"]),
         ("api = \"127.0.0.1:0\"", &["gateway.toml:1", "api", "--api-key-file"]),
         (

@@ -82,7 +82,7 @@ const OPTIONS: [&str; 40] = [
     "ServerAliveCountMax=3",
     "TCPKeepAlive=no",
     "ProxyUseFdpass=yes",
-    "ProxyCommand=exec \"$AIOT_TUNNEL_PROGRAM\" pass-connection",
+    "ProxyCommand=\"$AIOT_TUNNEL_PROGRAM\" pass-connection",
 ];
 
 /// ssh's arguments. `host_keys` is the name of a file in ssh's working directory, so that no character

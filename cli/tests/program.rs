@@ -231,9 +231,8 @@ fn arguments_that_make_no_sense_together_are_wrong_arguments() {
     }
 }
 
-/// Exit status 1 and one line that says what to do.
 #[test]
-fn a_failure_says_what_was_attempted_or_what_to_do() {
+fn a_missing_token_or_file_is_a_wrong_argument() {
     let access = ["access", "--stdio", "--url"];
     let with = |more: &[&'static str]| [&access[..], more].concat();
     for (arguments, part) in [
@@ -244,6 +243,19 @@ fn a_failure_says_what_was_attempted_or_what_to_do() {
             vec!["send", "add", "--tunnel", "t1", "--host", "h", "--port", "1"],
             "set AIOT_TUNNEL_DEVICE_TOKEN",
         ),
+    ] {
+        let output = run(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.starts_with("aiot-tunnel: ") && text.contains(part), "{arguments:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    }
+}
+
+/// Exit status 1 and one line that says what to do.
+#[test]
+fn a_failure_says_what_was_attempted_or_what_to_do() {
+    for (arguments, part) in [
         (vec!["send", "delete", "--tunnel", "t1", "--queue-key", "12345679"], "message queue"),
         (
             vec!["send", "reload", "--control-socket", "/nowhere/s"],

@@ -21,9 +21,10 @@ use aiot_tunnel::gateway::{Gateway, LocalSession};
 use aiot_tunnel::TunnelId;
 use aiot_tunnel_registry::Registry;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{FutureExt, SinkExt, StreamExt};
-use pty_process::{Pty, ReadPty, WritePty};
+use futures_util::{SinkExt, StreamExt};
+use pty_process::{ReadPty, WritePty};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval_at, sleep, timeout, Instant, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -32,7 +33,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 use tokio_tungstenite::WebSocketStream;
 
 use host_keys::HostKeys;
-use ssh::{Entrance, Login, Ssh};
+use ssh::{Entrance, Login, Screen, Ssh};
 use wire::{Said, Untaken, MAX_MESSAGE, MAX_TYPED};
 
 pub use login::{LoginName, WrongLogin};
@@ -49,14 +50,16 @@ const SILENCE: Duration = Duration::from_secs(50);
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// How long it may take to answer the close frame.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// Longest message to the browser.
+/// Longest messages to the browser: of the device's output, and of ssh's own.
 const PIECE: usize = 32 * 1024;
+const SMALL_PIECE: usize = 4 * 1024;
 /// The size of the terminal until the browser says it.
 const SIZE: [u64; 2] = [80, 24];
 /// ssh's status when it has failed itself.
 const SSH_FAILED: i32 = 255;
-/// What the gateway says of a session that ssh has ended.
-const OWN_END: &str = "released by the access side";
+/// How the gateway begins the reason of a session that one of its ends has closed. ssh and sshd do so when
+/// they are done with each other, and ssh says why.
+const ORDERLY: &str = "released by ";
 
 /// Whoever has the gateway whose tunnels the terminals use.
 pub trait HasGateway: Send + Sync + 'static {
@@ -137,7 +140,7 @@ impl End {
 struct Started {
     ssh: Ssh,
     entrance: Entrance,
-    pty: Pty,
+    screen: Screen,
     /// Its place among the terminals.
     _place: OwnedSemaphorePermit,
 }
@@ -252,14 +255,14 @@ impl Terminals {
             name: login,
             host_keys: (self.host_keys.directory(), &host_keys),
         };
-        let (ssh, entrance, pty) = Ssh::start(&login).map_err(|e| match e.kind() {
+        let (ssh, entrance, screen) = Ssh::start(&login).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 "the gateway's machine has no ssh; install OpenSSH's client there".to_owned()
             }
             _ => failed("the gateway cannot start ssh")(e),
         })?;
-        let _ = pty.resize(wire::size(SIZE));
-        Ok(Started { ssh, entrance, pty, _place: place })
+        let _ = screen.pty.resize(wire::size(SIZE));
+        Ok(Started { ssh, entrance, screen, _place: place })
     }
 
     /// Moves bytes until something ends the terminal; ends ssh.
@@ -273,9 +276,10 @@ impl Terminals {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Started { mut ssh, entrance, mut pty, _place } = started;
+        let Started { mut ssh, entrance, mut screen, _place } = started;
         let User { request, mut ended, used } = user;
-        let (mut output, mut input) = pty.split();
+        let (messages, mut input) = screen.pty.split();
+        let mut output = Output::new(&mut screen.output, messages);
         let session = Mutex::new(None);
         let (untaken, typed) = (Untaken::default(), AtomicUsize::new(0));
         let (sizes, mut new_size) = watch::channel(SIZE);
@@ -414,13 +418,62 @@ async fn write_input(
     }
 }
 
+/// What ssh shows.
+struct Output<'a> {
+    /// The device's. `None`: it has ended.
+    device: Option<&'a mut UnixStream>,
+    /// ssh's own. `None`: it has ended.
+    ssh: Option<ReadPty<'a>>,
+    buffers: [Vec<u8>; 2],
+}
+
+impl<'a> Output<'a> {
+    fn new(device: &'a mut UnixStream, ssh: ReadPty<'a>) -> Self {
+        let buffers = [vec![0; PIECE], vec![0; SMALL_PIECE]];
+        Output { device: Some(device), ssh: Some(ssh), buffers }
+    }
+
+    /// Reads what may be sent. `None`: the end. Nothing is lost if the future is dropped.
+    async fn read(&mut self, untaken: &Untaken) -> Option<Bytes> {
+        let Output { device, ssh, buffers: [large, small] } = self;
+        loop {
+            let room = untaken.room().await;
+            let (large, small) = (shortened(large, room), shortened(small, room));
+            // What ssh says comes behind the device's last words. An error is an end, too: that of a
+            // pseudo-terminal which nobody has open any more.
+            tokio::select! {
+                biased;
+                Some(length) = read(device.as_deref_mut(), large) => match length {
+                    0 => *device = None,
+                    length => return Some(Bytes::copy_from_slice(&large[..length])),
+                },
+                Some(length) = read(ssh.as_mut(), small) => match length {
+                    0 => *ssh = None,
+                    length => return Some(Bytes::copy_from_slice(&small[..length])),
+                },
+                else => return None,
+            }
+        }
+    }
+}
+
+fn shortened(buffer: &mut [u8], room: usize) -> &mut [u8] {
+    let length = buffer.len().min(room);
+    &mut buffer[..length]
+}
+
+/// `None`: there is nothing to read from.
+async fn read(from: Option<&mut (impl AsyncRead + Unpin)>, buffer: &mut [u8]) -> Option<usize> {
+    Some(from?.read(buffer).await.unwrap_or(0))
+}
+
 /// Sends ssh's output as far as the browser shows it, and asks whether the browser is there. Returns at the
 /// end of the output.
 ///
 /// # Errors
 /// The WebSocket's.
 async fn show_output<S>(
-    output: &mut ReadPty<'_>,
+    output: &mut Output<'_>,
     sink: &mut Sink<S>,
     untaken: &Untaken,
 ) -> Result<(), Error>
@@ -429,36 +482,19 @@ where
 {
     let mut pings = interval_at(Instant::now() + PING, PING);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut buffer = vec![0; PIECE];
     loop {
-        let length = tokio::select! {
-            length = read_piece(output, &mut buffer, untaken) => length,
-            _ = pings.tick() => {
-                sink.send(Message::Ping(Bytes::new())).await?;
-                continue;
-            }
+        let message = tokio::select! {
+            piece = output.read(untaken) => match piece {
+                Some(piece) => {
+                    untaken.sent(piece.len());
+                    Message::Binary(piece)
+                }
+                None => return Ok(()),
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
         };
-        if length == 0 {
-            return Ok(());
-        }
-        untaken.sent(length);
-        sink.send(Message::Binary(Bytes::copy_from_slice(&buffer[..length]))).await?;
+        sink.send(message).await?;
     }
-}
-
-/// Reads as much output as there is and may be sent. Returns its length; 0: the end.
-async fn read_piece(output: &mut ReadPty<'_>, buffer: &mut [u8], untaken: &Untaken) -> usize {
-    let room = untaken.room().await.min(buffer.len());
-    // An error says that ssh has closed the terminal.
-    let mut length = output.read(&mut buffer[..room]).await.unwrap_or(0);
-    // The kernel gives 4 KiB at a time.
-    while length > 0 && length < room {
-        match output.read(&mut buffer[length..room]).now_or_never() {
-            Some(Ok(more @ 1..)) => length += more,
-            _ => break,
-        }
-    }
-    length
 }
 
 /// Waits until ssh has ended, and a moment longer for its last output, which the browser may not take.
@@ -473,9 +509,9 @@ async fn why_over(ssh: &mut Ssh, session: &Mutex<Option<LocalSession>>) -> End {
         return End::of("ssh has closed the terminal");
     };
     let session = session.lock().unwrap_or_else(PoisonError::into_inner).take();
-    // ssh cannot know why its connection has ended.
+    // ssh cannot know why its connection was lost.
     let of_session = session.and_then(|session| session.end());
-    let of_session = of_session.filter(|why| !why.starts_with(OWN_END));
+    let of_session = of_session.filter(|why| !why.starts_with(ORDERLY));
     match (status, of_session) {
         (Some(SSH_FAILED), Some(why)) => End::of(format!("the session has ended: {why}")),
         (Some(0), _) => End::of("ssh ended"),

@@ -3,12 +3,15 @@
 //!
 //! ssh closes what it inherits, so it gets its connection by `ProxyUseFdpass`: the proxy command, which is
 //! this program again ([`pass_connection`]), connects to a Unix socket of the gateway and hands the
-//! connection over. The socket has a random abstract name, which only ssh's environment says, and takes
+//! connection over. That socket has a random abstract name, which only ssh's environment says, and takes
 //! one connection, of a process of the gateway's own user.
+//!
+//! ssh's standard output is a socket, too. Writing to a terminal, ssh blocks: while nobody takes its output,
+//! it would not see a Ctrl-C. Its prompts and messages come through the pseudo-terminal.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener, UnixStream};
 use std::path::Path;
@@ -103,6 +106,14 @@ pub(super) struct Ssh(Child);
 /// Where its proxy command comes for a connection.
 pub(super) struct Entrance(UnixListener);
 
+/// What ssh shows and reads.
+pub(super) struct Screen {
+    /// Of what is typed, and of ssh's own prompts and messages.
+    pub(super) pty: Pty,
+    /// The output of the device.
+    pub(super) output: tokio::net::UnixStream,
+}
+
 /// What ssh is run for.
 pub(super) struct Login<'a> {
     /// The program `aiot-tunnel`.
@@ -117,12 +128,15 @@ impl Ssh {
     ///
     /// # Errors
     /// There is no ssh, or no pseudo-terminal or descriptor is left.
-    pub(super) fn start(login: &Login<'_>) -> io::Result<(Self, Entrance, Pty)> {
+    pub(super) fn start(login: &Login<'_>) -> io::Result<(Self, Entrance, Screen)> {
         let name = format!("aiot-tunnel-terminal-{:032x}", rand::random::<u128>());
         let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let (pty, slave) = pty_process::open().map_err(of_pty)?;
+        let (output, stdout) = UnixStream::pair()?;
+        output.set_nonblocking(true)?;
+        let output = tokio::net::UnixStream::from_std(output)?;
         let (directory, file) = login.host_keys;
         let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
         let variables: [(&str, &OsStr); 5] = [
@@ -137,9 +151,10 @@ impl Ssh {
             .env_clear()
             .envs(variables)
             .current_dir(directory)
+            .stdout(OwnedFd::from(stdout))
             .kill_on_drop(true);
         let child = command.spawn(slave).map_err(of_pty)?;
-        Ok((Ssh(child), Entrance(listener), pty))
+        Ok((Ssh(child), Entrance(listener), Screen { pty, output }))
     }
 
     /// Waits for its end. Returns its exit status; `None`: a signal has ended it.

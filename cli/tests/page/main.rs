@@ -13,6 +13,7 @@ use serde_json::json;
 
 mod forgery;
 mod markup;
+mod pictures;
 mod raw;
 mod terminal;
 mod walk;

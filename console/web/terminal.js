@@ -8,17 +8,16 @@
 const PIECE = 16 * 1024;
 const AHEAD = 4 * PIECE;
 const PAUSE = 10; // Milliseconds.
-// The 16 colours, each readable on its background.
 const THEMES = {
   light: {
     foreground: '#1c2128', background: '#ffffff', cursor: '#1c2128', cursorAccent: '#ffffff', selectionBackground: '#b6d5ff',
     black: '#1c2128', red: '#b3202b', green: '#116329', yellow: '#7a5200', blue: '#0a58ca', magenta: '#7a3fd1', cyan: '#11686e',
-    white: '#636b75', brightBlack: '#57606a', brightRed: '#c9252f', brightGreen: '#1a7534', brightYellow: '#8a5d00',
-    brightBlue: '#0b65d8', brightMagenta: '#8a4be0', brightCyan: '#14747b', brightWhite: '#6b737d',
+    white: '#d0d7de', brightBlack: '#57606a', brightRed: '#c9252f', brightGreen: '#1a7534', brightYellow: '#8a5d00',
+    brightBlue: '#0b65d8', brightMagenta: '#8a4be0', brightCyan: '#14747b', brightWhite: '#ffffff',
   },
   dark: {
     foreground: '#e4e8ee', background: '#11151b', cursor: '#e4e8ee', cursorAccent: '#11151b', selectionBackground: '#2f4f7a',
-    black: '#5b6572', red: '#ff7b72', green: '#56d364', yellow: '#e3b341', blue: '#6cb0ff', magenta: '#d2a8ff', cyan: '#56d4dd',
+    black: '#2d333b', red: '#ff7b72', green: '#56d364', yellow: '#e3b341', blue: '#6cb0ff', magenta: '#d2a8ff', cyan: '#56d4dd',
     white: '#c9d1d9', brightBlack: '#8b949e', brightRed: '#ffa198', brightGreen: '#7ee787', brightYellow: '#f2cc60',
     brightBlue: '#9ccbff', brightMagenta: '#e2c5ff', brightCyan: '#8be6ec', brightWhite: '#ffffff',
   },
@@ -56,6 +55,8 @@ const terminal = new Terminal({
   fontFamily: 'ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
   fontSize: 14,
   scrollback: 5000,
+  // Programs choose colours without knowing ours.
+  minimumContrastRatio: 4.5,
   // What a host calls a link is text here: it may lead elsewhere than it says.
   linkHandler: { activate() {} },
 });

@@ -13,7 +13,9 @@ use serde_json::json;
 
 mod forgery;
 mod markup;
+mod pictures;
 mod raw;
+mod terminal;
 mod walk;
 
 const SMALL: Screen = Screen { width: 375, height: 667, dark: false };
@@ -82,11 +84,13 @@ impl Gateway {
     }
 
     /// A device of a tunnel.
-    fn agent(&self, id: &str, token: &str, service: &str) -> Program {
+    fn agent(&self, id: &str, token: &str, services: &[String]) -> Program {
         let file = self.folder.write_secret("device.token", token);
         let tunnel = format!("{id} ws://{} {file}", self.address);
         let options = ["agent", "--plain", "--control-socket", "none", "--queue-key", "off"];
-        Program::start(&[&options[..], &["--tunnel", &tunnel, "--service", service]].concat())
+        let services = services.iter().flat_map(|service| ["--service", service]);
+        let arguments = options.into_iter().chain(["--tunnel", &tunnel]).chain(services);
+        Program::start(&arguments.collect::<Vec<_>>())
     }
 
     /// A port that leads to a service of a tunnel.

@@ -48,7 +48,7 @@ fn ids_names_and_errors_with_markup_are_text() {
     // Names of services, in the events of sessions that ended and of refused ones.
     let echo = services::echo("echo");
     let service = format!("<b>echo</b>={}", echo.target());
-    let _agent = gateway.agent(IDS[0], &device, &service);
+    let _agent = gateway.agent(IDS[0], &device, &[service]);
     page.open(&gateway.url(&format!("/view/{}", encoded(IDS[0]))));
     page.until_text("#facts", "online");
     let (_access, port) = gateway.access(IDS[0], &access, "<b>echo</b>");

@@ -42,6 +42,23 @@ impl Gateway {
         Answer { status: status.unwrap(), head: head.to_owned(), body: body.to_owned() }
     }
 
+    /// Whether the page of a tunnel has all of these texts.
+    pub fn page_says(&self, texts: &[&str]) -> bool {
+        self.add("probe");
+        let page = self.send("GET", "/view/probe", &[&self.cookie()], "").body;
+        texts.iter().all(|text| page.contains(text))
+    }
+
+    /// Sends a request, and closes the connection after the first line of the answer; its status.
+    pub fn send_head(&self, method: &str, path: &str, lines: &[&str]) -> u16 {
+        let mut stream = connect(self.page);
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\n{lines}\r\n", self.page).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        std::str::from_utf8(&status[9..]).unwrap().parse().unwrap()
+    }
+
     /// Logs in; the line with the cookie.
     pub fn cookie(&self) -> String {
         let answer = self.post("/login", &[], &format!("key={}", self.key));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{browser, Gateway, LARGE, SMALL};
 
 /// Presses Tab until an element has the focus, which must show.
-fn tab_to(page: &BrowserPage, selector: &str) {
+pub fn tab_to(page: &BrowserPage, selector: &str) {
     let is_there = format!("document.activeElement.matches({})", serde_json::json!(selector));
     for _ in 0..60 {
         page.press("Tab");
@@ -23,7 +23,7 @@ fn tab_to(page: &BrowserPage, selector: &str) {
 
 /// What must hold for whatever the page shows, light and dark. `expected` is part of the one error that
 /// belongs to it.
-fn check(page: &BrowserPage, screen: Screen, name: &str, expected: Option<&str>) {
+pub fn check(page: &BrowserPage, screen: Screen, name: &str, expected: Option<&str>) {
     for (dark, scheme) in [(true, "dark"), (false, "light")] {
         page.show_on(Screen { dark, ..screen });
         let file = page.screenshot(&format!("{}-{scheme}-{name}", screen.width));
@@ -45,7 +45,9 @@ fn check(page: &BrowserPage, screen: Screen, name: &str, expected: Option<&str>)
         let properties = node["properties"].as_array().into_iter().flatten();
         let mut focusable = properties.filter(|one| one["name"] == "focusable");
         focusable.any(|one| one["value"]["value"] == true)
-            && !["RootWebArea", "main"].iter().any(|role| node["role"]["value"] == *role)
+            && !["RootWebArea", "main", "listitem"]
+                .iter()
+                .any(|role| node["role"]["value"] == *role)
     };
     for node in tree["nodes"].as_array().unwrap().iter().filter(is_control) {
         let name = node["name"]["value"].as_str().unwrap_or_default();
@@ -94,7 +96,7 @@ fn walk(test: &str, screen: Screen) {
     // From here on the page follows by itself.
     let echo = services::echo("echo");
     let service = format!("echo={}", echo.target());
-    let _agent = gateway.agent("plant-1:pump", &device, &service);
+    let _agent = gateway.agent("plant-1:pump", &device, &[service]);
     page.until_text("#facts", "online");
     let (_access, port) = gateway.access("plant-1:pump", &access, "echo");
     let mut session = super::connect(port);

@@ -37,8 +37,9 @@ const SLACK: Duration = Duration::from_secs(1);
 /// What clients and services do.
 const BOUNDS: Bounds =
     Bounds { bytes: 600_000, pause: 1_000, long_pauses: 500, long_pause: 4_000, leaves: 100 };
-/// Longest time between two exchanges of a client, in milliseconds.
-const BREAK: u64 = 300;
+/// Longest time between two exchanges of a client, in milliseconds, for each tunnel: many tunnels together do as much
+/// as a few.
+const BREAK: u64 = 10;
 
 /// The fleet, and both ends of its tunnels.
 struct Site {
@@ -188,12 +189,13 @@ impl Load {
     fn amid_transfers(&self, work: impl FnOnce()) {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
+            let longest = BREAK * self.tunnels.len() as u64;
             for (number, tunnel) in self.tunnels.iter().enumerate() {
                 let is_over = &is_over;
                 scope.spawn(move || {
                     let mut random = random::part(number as u64, 0);
                     while !is_over.load(Ordering::SeqCst) {
-                        thread::sleep(Duration::from_millis(random.random_range(0..BREAK)));
+                        thread::sleep(Duration::from_millis(random.random_range(0..longest)));
                         self.exchange(tunnel, Script::random(&mut random, true, BOUNDS));
                     }
                 });

@@ -15,6 +15,8 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// How often everything is compared. Changes are told one by one; this finds what was not told, such as
 /// what an operator has changed in the store.
 const COMPARE: Duration = Duration::from_secs(30);
+/// With very many tunnels, comparing takes a fiftieth of the time at most.
+const COMPARE_SHARE: u32 = 50;
 /// How often a wait is interrupted to see whether the registry is still there.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -56,17 +58,25 @@ fn follow_once(registry: &Weak<Registry>, server: &Arc<Server>) -> Result<()> {
     let mut changes = server.clone().changes()?;
     let connection = server.connection()?;
     let Some(alive) = registry.upgrade() else { return Ok(()) };
+    let begun = Instant::now();
     alive.renew(connection)?;
     drop(alive);
-    let mut compare = Instant::now() + COMPARE;
+    let mut compare = next_comparison(begun);
     loop {
         let changed = changes.next()?;
         let Some(alive) = registry.upgrade() else { return Ok(()) };
         if changed == Changed::Many || Instant::now() >= compare {
+            let begun = Instant::now();
             alive.compare()?;
-            compare = Instant::now() + COMPARE;
+            compare = next_comparison(begun);
         } else if let Changed::Tunnels(ids) = changed {
             alive.refresh(&ids)?;
         }
     }
+}
+
+/// When to compare again, after a comparison that has begun at a time.
+fn next_comparison(begun: Instant) -> Instant {
+    let now = Instant::now();
+    now + COMPARE.max(COMPARE_SHARE * (now - begun))
 }

@@ -53,6 +53,16 @@ pub fn cpu(process: u32) -> f64 {
     nanos.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum::<u64>() as f64 / 1e9
 }
 
+/// Seconds of processor time that a process has used, with its threads that have ended, to the hundredth.
+pub fn whole_cpu(process: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Behind the program's name, which may have blanks.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    // User and system time, in ticks.
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
 /// How often the threads of a process went to sleep on their own.
 pub fn sleeps(process: u32) -> u64 {
     tasks(process).map(|task| field(&task.join("status"), "voluntary_ctxt_switches")).sum()

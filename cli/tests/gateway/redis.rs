@@ -200,6 +200,33 @@ fn many_changes_at_once_reach_all_gateways() {
     assert_eq!(tunnels(one).len(), COUNT);
 }
 
+/// They are read in parts.
+#[test]
+fn a_gateway_knows_thousands_of_tunnels() {
+    const COUNT: usize = 5_000;
+    let Some(fleet) = Fleet::new("thousands of tunnels", 1, &[]) else { return };
+    let gateway = &fleet.gateways[0];
+    let tokens = gateway.add("t0");
+    let copies = format!(
+        "for i = 1, {COUNT} do redis.call('HSET', KEYS[1], 't' .. i, redis.call('HGET', KEYS[1], 't0')) end"
+    );
+    fleet.redis.run(&["EVAL", &copies, "1", "aiot-tunnel:tunnels"]);
+    let knows = |gateway: &Gateway, count: usize| {
+        let (_, all) = gateway.ask("GET", "/tunnels", None);
+        all["tunnels"].as_array().is_some_and(|all| all.len() == count)
+    };
+    let other = fleet.gateway(&[]);
+    assert!(knows(&other, COUNT + 1));
+    assert_eq!(other.admission(&format!("/tunnel/t{COUNT}/dest"), &tokens.device), 101);
+    // Nothing has told the first one.
+    fleet.redis.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+    wait::until("the gateway has compared", || knows(gateway, COUNT + 1));
+    let removal = format!("for i = 1, {COUNT} do redis.call('HDEL', KEYS[1], 't' .. i) end");
+    fleet.redis.run(&["EVAL", &removal, "1", "aiot-tunnel:tunnels"]);
+    fleet.redis.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+    wait::until("the gateways have compared", || knows(gateway, 1) && knows(&other, 1));
+}
+
 /// What is in a gateway's list is that gateway's.
 #[test]
 fn a_tunnel_of_the_list_is_not_changed_by_another_gateway() {

@@ -11,6 +11,7 @@
 //! another version. Nothing here waits without a limit: commands have [`ANSWER`], and a new connection is
 //! made on a thread of its own, because a name lookup and a TLS handshake cannot be interrupted.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +68,11 @@ const ANSWER: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(500);
 /// Most changes that are taken at once. If there are more, everything is read.
 const MOST_CHANGES: usize = 500;
+/// About how many tunnels one answer has when all are read. An answer with all of them would hold up the
+/// server: a million take it seconds.
+const AT_ONCE: usize = 1000;
+/// Where a scan begins, and what it is told at its end.
+const BEGIN_OF_SCAN: &str = "0";
 /// How often a change is tried when other gateways change the same tunnel.
 const TRIES: usize = 5;
 
@@ -337,27 +343,53 @@ impl Redis {
         self.connection.is_some()
     }
 
+    /// All tunnels. A tunnel that others change meanwhile is there as it was or as it is: its change is told.
     pub(super) fn all(&mut self) -> Result<Vec<Stored>> {
-        let server = self.server.clone();
-        let connection = self.connection.as_mut().ok_or_else(|| server.failed(&LOST))?;
-        if let Err(e) = server.check(connection) {
-            self.connection = None;
-            return Err(e);
-        }
-        let answer = self.ask(::redis::cmd("HGETALL").arg(TUNNELS), "")?;
-        let fields = array(&answer).ok_or_else(|| server.failed(&STRANGE))?;
-        let mut all = Vec::new();
-        for pair in fields.chunks_exact(2) {
-            let read = match (text(&pair[0]), text(&pair[1])) {
-                (Some(id), Some(record)) => Record::read(id, record),
-                _ => Err("a tunnel".to_owned()),
+        self.check()?;
+        // One may come twice.
+        let mut all = HashMap::new();
+        let mut cursor = BEGIN_OF_SCAN.to_owned();
+        loop {
+            let mut scan = ::redis::cmd("HSCAN");
+            scan.arg(TUNNELS).arg(&cursor).arg("COUNT").arg(AT_ONCE);
+            let answer = self.ask(&scan, "")?;
+            let part = match array(&answer) {
+                Some([next, fields]) => text(next).zip(array(fields)),
+                _ => None,
             };
-            match read {
-                Ok(one) => all.push(one),
-                Err(what) => log::warn!("{server}: {what} cannot be read; it is left out"),
+            let (next, fields) = part.ok_or_else(|| self.server.failed(&STRANGE))?;
+            for pair in fields.chunks_exact(2) {
+                let read = match (text(&pair[0]), text(&pair[1])) {
+                    (Some(id), Some(record)) => Record::read(id, record),
+                    _ => Err("a tunnel".to_owned()),
+                };
+                match read {
+                    Ok(one) => drop(all.insert(one.tunnel.id.as_str().to_owned(), one)),
+                    Err(what) => {
+                        let server = &self.server;
+                        log::warn!("{server}: {what} cannot be read; it is left out");
+                    }
+                }
             }
+            if next == BEGIN_OF_SCAN {
+                break;
+            }
+            next.clone_into(&mut cursor);
         }
-        Ok(all)
+        // What was emptied meanwhile has not lost its tunnels.
+        self.check()?;
+        Ok(all.into_values().collect())
+    }
+
+    /// Checks that the store is one of this version, with this key.
+    fn check(&mut self) -> Result<()> {
+        let server = &self.server;
+        let connection = self.connection.as_mut().ok_or_else(|| server.failed(&LOST))?;
+        let checked = server.check(connection);
+        if checked.is_err() {
+            self.connection = None;
+        }
+        checked
     }
 
     pub(super) fn find(&mut self, id: &str) -> Result<Option<Stored>> {

@@ -240,7 +240,7 @@ mod tests {
             origin: None,
         };
         for _ in 0..3000 {
-            audit.ended(&live.ended("t", "id", Traffic::default(), "", Instant::now()));
+            audit.report(&live.ended("t", "id", Traffic::default(), "", Instant::now()));
             audit.refused(&AuditEvent::Refused {
                 tunnel: "t",
                 service: None,

@@ -229,6 +229,9 @@ mod tests {
                 AuditEvent::SessionEnded { .. } => (0, 1),
                 AuditEvent::Refused { .. } => (1, 1),
                 AuditEvent::LeftOut(count) => (2, *count),
+                AuditEvent::DeviceConnected { .. } | AuditEvent::DeviceLeft { .. } => {
+                    unreachable!()
+                }
             };
             counts[index].fetch_add(by, Ordering::Relaxed);
         });

@@ -107,8 +107,11 @@ fn logger(format: LogFormat, level: Option<LevelFilter>) -> env_logger::Logger {
             writeln!(out, "{}", line(format, record.level(), &record.args().to_string()))
         });
     }
-    // The MQTT library quotes packets that a broker must not send. They may hold a password.
-    builder.filter_module("rumqttc", log::LevelFilter::Off);
+    // They quote what they carry: packets that a broker must not send, and what is typed in a terminal.
+    // Either may hold a password.
+    for module in ["rumqttc", "tokio_tungstenite", "tungstenite"] {
+        builder.filter_module(module, log::LevelFilter::Off);
+    }
     builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).build()
 }
 

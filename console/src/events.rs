@@ -1,5 +1,6 @@
 //! The last events of the gateway's tunnels, as the page shows them.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -7,14 +8,21 @@ use std::time::SystemTime;
 use aiot_tunnel::gateway::{AuditEvent, Way};
 use aiot_tunnel_registry::Change;
 
-/// Events that are kept.
+/// Events that are kept, and warnings beside them: strangers can cause as many of these as they like.
 const MOST: usize = 500;
 /// Longest text of an event, in bytes. Strangers choose some of it.
 const MAX_TEXT: usize = 300;
 
 /// The last events. What the gateway reports comes in at [`note`](Self::note).
 #[derive(Debug, Default)]
-pub struct Events(Mutex<VecDeque<Event>>);
+pub struct Events(Mutex<Kept>);
+
+/// Each with the newest first.
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    warnings: VecDeque<Event>,
+}
 
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
@@ -80,19 +88,25 @@ impl Events {
     pub(crate) fn add(&self, tunnel: &str, mut text: String, is_warning: bool) {
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         let tunnel = tunnel[..tunnel.floor_char_boundary(MAX_TEXT)].to_owned();
-        let mut all = self.lock();
+        let mut kept = self.lock();
+        let Kept { events, warnings } = &mut *kept;
+        let all = if is_warning { warnings } else { events };
         all.truncate(MOST - 1);
         all.push_front(Event { at: SystemTime::now(), tunnel, text, is_warning });
     }
 
     /// The newest ones, the newest first; of one tunnel, or of all.
     pub(crate) fn last(&self, count: usize, tunnel: Option<&str>) -> Vec<Event> {
-        let all = self.lock();
+        let kept = self.lock();
         let is_meant = |event: &&Event| tunnel.is_none_or(|tunnel| event.tunnel == tunnel);
-        all.iter().filter(is_meant).take(count).cloned().collect()
+        let of_each = [&kept.events, &kept.warnings];
+        let of_each = of_each.map(|all| all.iter().filter(is_meant).take(count));
+        let mut found: Vec<&Event> = of_each.into_iter().flatten().collect();
+        found.sort_by_key(|event| Reverse(event.at));
+        found.into_iter().take(count).cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,6 +146,18 @@ mod tests {
         assert_eq!(events.last(usize::MAX, None).len(), MOST);
         let of_one = events.last(usize::MAX, Some("t2"));
         assert!(of_one.len() == MOST / 2 && of_one.iter().all(|event| event.tunnel == "t2"));
+    }
+
+    #[test]
+    fn a_flood_of_refusals_hides_no_other_event() {
+        let events = Events::default();
+        events.add("t1", "made".to_owned(), false);
+        for _ in 0..2 * MOST {
+            events.add("t1", "refused".to_owned(), true);
+        }
+        let all = events.last(usize::MAX, None);
+        assert_eq!(all.len(), MOST + 1);
+        assert_eq!(all[MOST].text, "made");
     }
 
     #[test]

@@ -340,6 +340,11 @@ impl Site for Console {
                     .with("allow", place.method()),
             });
         }
+        // A page of another site must not open ssh by leading the browser here.
+        let comes = head.header("sec-fetch-site").unwrap_or("none");
+        if let (Place::TerminalPage(id), "same-site" | "cross-site") = (&place, comes) {
+            return Err(to(pages::address_of(id)));
+        }
         if head.method == "POST" && !is_from_own_page(head) {
             return Err(page(403, &pages::error(NOT_OURS, None)));
         }

@@ -8,6 +8,8 @@
 const PIECE = 16 * 1024;
 const AHEAD = 4 * PIECE;
 const PAUSE = 10; // Milliseconds.
+// How often the gateway is told that the user is there, in milliseconds.
+const USE_PERIOD = 20000;
 const THEMES = {
   light: {
     foreground: '#1c2128', background: '#ffffff', cursor: '#1c2128', cursorAccent: '#ffffff', selectionBackground: '#b6d5ff',
@@ -128,6 +130,18 @@ terminal.onData((text) => sendBytes(encoder.encode(text)));
 terminal.onBinary((text) => sendBytes(Uint8Array.from(text, (character) => character.charCodeAt(0))));
 terminal.onResize(sendSize);
 new ResizeObserver(() => fit.fit()).observe(place);
+
+// What is sent does not tell whether the user is there: a terminal answers questions of programs, too.
+let used = 0;
+function use() {
+  if (Date.now() - used > USE_PERIOD) {
+    used = Date.now();
+    send(JSON.stringify({ used: true }));
+  }
+}
+for (const event of ['keydown', 'paste', 'pointerdown']) {
+  place.addEventListener(event, use, { capture: true });
+}
 
 terminal.attachCustomKeyEventHandler((event) => {
   if (event.ctrlKey && event.key === 'F6') {

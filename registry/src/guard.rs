@@ -75,7 +75,7 @@ impl Guard {
 }
 
 /// Where clients are counted together: an IPv4 address, or an IPv6 network of one customer.
-fn network(of: IpAddr) -> IpAddr {
+pub(crate) fn network(of: IpAddr) -> IpAddr {
     match of.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
         v4 => v4,

@@ -1,9 +1,10 @@
 //! The HTTP server: hyper, on a runtime of one thread. What a request asks for may block, so other threads
 //! do it. What is served is a [`Site`]: the API, or the API and what stands beside it.
 //!
-//! Places are few. A client that has not shown the key gives up its place when another one comes.
+//! Places are few. When another client comes, one that has not shown the key gives up its place: the oldest
+//! of the network that has the most of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -38,6 +39,7 @@ use tokio::time::timeout;
 use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
+use crate::guard::network;
 use crate::{Error, Result};
 
 /// Time for a TLS handshake, for the head of a request, and for its body.
@@ -313,7 +315,23 @@ struct Clients {
     count: usize,
     next: u64,
     /// Those that have not shown the key, the oldest first, to cut them off.
-    strangers: BTreeMap<u64, AbortHandle>,
+    strangers: BTreeMap<u64, (IpAddr, AbortHandle)>,
+}
+
+impl Clients {
+    /// Takes out the oldest stranger of the network that has the most of them, so that many clients of one
+    /// network hold up each other first.
+    fn first_to_go(&mut self) -> Option<AbortHandle> {
+        let mut counts = HashMap::new();
+        for (network, _) in self.strangers.values() {
+            *counts.entry(*network).or_insert(0) += 1;
+        }
+        let most = counts.values().max().copied()?;
+        let mut all = self.strangers.iter();
+        let (number, _) = all.find(|(_, (network, _))| counts[network] == most)?;
+        let number = *number;
+        self.strangers.remove(&number).map(|(_, client)| client)
+    }
 }
 
 /// A client. Dropping it frees its place.
@@ -349,7 +367,10 @@ impl Server {
                     let client = self.clone().serve(tcp, from.into(), Arc::new(place));
                     let client = tokio::spawn(client);
                     // It runs when this task waits, so it is not known yet.
-                    lock(&self.clients).strangers.insert(number, client.abort_handle());
+                    let stranger = (network(from.ip()), client.abort_handle());
+                    lock(&self.clients).strangers.insert(number, stranger);
+                    // It begins before another one may take its place.
+                    tokio::task::yield_now().await;
                 }
                 Err(e) => {
                     log::debug!("api: accept: {e}");
@@ -369,8 +390,8 @@ impl Server {
                     clients.next += 1;
                     return Place { server: self.clone(), number: clients.next };
                 }
-                if let Some((_, oldest)) = clients.strangers.pop_first() {
-                    oldest.abort();
+                if let Some(client) = clients.first_to_go() {
+                    client.abort();
                 }
             }
             self.left.notified().await;
@@ -603,4 +624,31 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_the_largest_network_gives_way() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut clients = Clients::default();
+        let mut tasks = Vec::new();
+        for (number, host) in [1, 2, 2, 3, 2, 1].into_iter().enumerate() {
+            let task = runtime.spawn(std::future::pending::<()>());
+            let stranger = (IpAddr::from([192, 0, 2, host]), task.abort_handle());
+            clients.strangers.insert(number as u64, stranger);
+            tasks.push(task);
+        }
+        let mut gone = Vec::new();
+        while clients.first_to_go().is_some() {
+            let left: Vec<u64> = clients.strangers.keys().copied().collect();
+            let is_new = |number: &u64| !left.contains(number) && !gone.contains(number);
+            let new: Vec<u64> = (0..6).filter(is_new).collect();
+            gone.extend(new);
+        }
+        // Host 2 has three; then each of 1 and 2 has two, of which 1 has the oldest.
+        assert_eq!(gone, [1, 0, 2, 3, 4, 5]);
+    }
 }

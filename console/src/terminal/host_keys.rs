@@ -2,10 +2,11 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aiot_tunnel::TunnelId;
+use rustix::process::geteuid;
 
 /// Longest name of a file on Linux.
 const MAX_NAME: usize = 255;
@@ -16,8 +17,17 @@ pub(super) struct HostKeys(PathBuf);
 
 impl HostKeys {
     /// Makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// The system's; others may put keys there.
     pub(super) fn in_directory(path: PathBuf) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        let found = std::fs::metadata(&path)?;
+        if found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            let why = "others may write there, or own it; host keys need a directory of the gateway's user \
+                       alone (chmod 700)";
+            return Err(io::Error::other(why));
+        }
         Ok(HostKeys(path))
     }
 
@@ -70,6 +80,7 @@ fn file_name(tunnel: &TunnelId) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
     use aiot_tunnel_testkit::folder::Folder;
@@ -78,6 +89,21 @@ mod tests {
 
     fn id(text: &str) -> TunnelId {
         TunnelId::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_directory_in_which_others_may_write_is_refused() {
+        let folder = Folder::new();
+        let path = folder.file("keys");
+        std::fs::create_dir(&path).unwrap();
+        let allow = |mode| std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        for mode in [0o777, 0o770, 0o702] {
+            allow(mode);
+            let refused = HostKeys::in_directory(path.clone()).unwrap_err();
+            assert!(refused.to_string().contains("chmod 700"));
+        }
+        allow(0o755);
+        assert!(HostKeys::in_directory(path.clone()).is_ok());
     }
 
     #[test]

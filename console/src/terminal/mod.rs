@@ -34,7 +34,7 @@ use tokio_tungstenite::WebSocketStream;
 
 use host_keys::HostKeys;
 use ssh::{Entrance, Login, Screen, Ssh};
-use wire::{Said, Untaken, MAX_MESSAGE, MAX_TYPED};
+use wire::{Said, Untaken, MAX_MESSAGE, MAX_TYPED, MESSAGE_COST};
 
 pub use login::{LoginName, WrongLogin};
 pub use ssh::{pass_connection, SUBCOMMAND};
@@ -198,7 +198,8 @@ impl Terminals {
 
     /// Serves a terminal: returns when ssh has ended and the browser has been told why, or is gone.
     /// `stream` is the browser's connection behind the handshake of the WebSocket. `ended` becomes true, or
-    /// is dropped, when the user's login ends. `used` is called when the user has typed something.
+    /// is dropped, when the user's login ends. `used` is called when the user has
+    /// pressed a key.
     ///
     /// Runs on a tokio runtime with time, I/O and processes. If it is dropped, ssh is killed.
     pub async fn run<S>(
@@ -288,7 +289,7 @@ impl Terminals {
         let end = tokio::select! {
             end = browser.listen(stream) => end,
             never = write_input(&mut input, &mut keys, &mut new_size, &typed) => match never {},
-            why = self.connect(&entrance, request, &session) => End::of(why),
+            why = self.connect(entrance, request, &session) => End::of(why),
             () = login_ends(&mut ended) => End::of("your login has ended"),
             shown = show_output(&mut output, sink, &untaken) => match shown {
                 Ok(()) => why_over(&mut ssh, &session).await,
@@ -303,12 +304,15 @@ impl Terminals {
     /// Gives ssh its session. Returns only if that fails, and why.
     async fn connect(
         &self,
-        entrance: &Entrance,
+        entrance: Entrance,
         request: &Request,
         session: &Mutex<Option<LocalSession>>,
     ) -> String {
         let Request { tunnel, client, .. } = request;
-        let opened = match entrance.connection().await {
+        let connection = entrance.connection().await;
+        // There is one connection, and nobody else has anything to seek there.
+        drop(entrance);
+        let opened = match connection {
             Ok(stream) => {
                 let gateway = self.owner.gateway();
                 gateway.open_session(stream, tunnel, SERVICE, client).map_err(|e| e.to_string())
@@ -347,6 +351,8 @@ impl Browser<'_> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         loop {
+            // A flood of messages that are there already does not hold up the others on this thread.
+            tokio::task::coop::consume_budget().await;
             let message = match timeout(SILENCE, stream.next()).await {
                 Err(_) => return End::gone("the browser gives no sign of life"),
                 Ok(None) => return End::gone("the browser is gone"),
@@ -357,15 +363,16 @@ impl Browser<'_> {
                 Ok(Some(Ok(message))) => message,
             };
             match message {
+                Message::Binary(bytes) if bytes.is_empty() => {}
                 Message::Binary(bytes) => {
-                    (self.used)();
-                    let length = bytes.len();
-                    if self.typed.fetch_add(length, Ordering::Relaxed) + length > MAX_TYPED {
+                    let cost = bytes.len() + MESSAGE_COST;
+                    if self.typed.fetch_add(cost, Ordering::Relaxed) + cost > MAX_TYPED {
                         let why = "too much was pasted that the device has not taken";
                         return End::wrong(CloseCode::Size, why);
                     }
-                    // Its receiver lives as long as this.
-                    let _ = self.typing.send(bytes);
+                    // A copy: the message may be a small part of a large buffer. Its receiver lives as long
+                    // as this.
+                    let _ = self.typing.send(Bytes::copy_from_slice(&bytes));
                 }
                 Message::Text(text) => {
                     let is_understood = match Said::parse(&text) {
@@ -374,6 +381,12 @@ impl Browser<'_> {
                             true
                         }
                         Some(Said::Taken(bytes)) => self.untaken.taken(bytes),
+                        Some(Said::Used(is_used)) => {
+                            if is_used {
+                                (self.used)();
+                            }
+                            true
+                        }
                         None => false,
                     };
                     if !is_understood {
@@ -409,6 +422,9 @@ async fn write_input(
                 Ok(length) => {
                     typed.fetch_sub(length, Ordering::Relaxed);
                     let _ = waiting.split_to(length);
+                    if waiting.is_empty() {
+                        typed.fetch_sub(MESSAGE_COST, Ordering::Relaxed);
+                    }
                 }
                 // ssh has ended, which its output tells.
                 Err(_) => std::future::pending().await,

@@ -177,12 +177,16 @@ impl Ssh {
 impl Entrance {
     /// Waits for ssh's connection, which is to lead to the device.
     pub(super) async fn connection(&self) -> io::Result<UnixStream> {
+        let mut others = 0_u32;
         loop {
             let connection = self.0.accept().await?.0.into_std()?;
             if socket_peercred(&connection)?.uid == geteuid() {
                 return Ok(connection);
             }
-            log::warn!("terminal: another user of this machine has connected to ssh's socket");
+            others += 1;
+            if others == 1 {
+                log::warn!("terminal: another user of this machine has connected to ssh's socket");
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The language of the terminal's WebSocket, and how much may be under way.
 //!
-//! From the browser: binary messages are what is typed; text messages are JSON, `{"size":[COLUMNS,ROWS]}`
-//! or `{"taken":BYTES}`, which counts the output that the browser has shown since it last said so. To the
-//! browser: binary messages are the terminal's output; the last message is `{"end":"WHY"}`.
+//! From the browser: binary messages are what is typed; text messages are JSON: `{"size":[COLUMNS,ROWS]}`,
+//! `{"taken":BYTES}`, which counts the output that the browser has shown since it last said so, or
+//! `{"used":true}`: the user has pressed a key. A terminal also answers questions of the device by itself,
+//! so what is typed does not tell. To the browser: binary messages are the terminal's output; the last message is `{"end":"WHY"}`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,6 +19,8 @@ pub(super) const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 /// Most bytes typed or pasted that ssh has not taken. Reading no more instead would also hold up what the
 /// browser says about its output, and ssh may take nothing until its output is taken.
 pub(super) const MAX_TYPED: usize = 4 * 1024 * 1024;
+/// What a message that waits costs beside its bytes.
+pub(super) const MESSAGE_COST: usize = 64;
 /// Longest text message. The longest that means something has some 30 bytes.
 const MAX_TEXT: usize = 128;
 /// Most columns and rows.
@@ -30,6 +33,8 @@ pub(super) enum Said {
     /// Columns, rows.
     Size([u64; 2]),
     Taken(usize),
+    /// By the user.
+    Used(bool),
 }
 
 impl Said {

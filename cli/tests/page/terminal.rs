@@ -72,7 +72,7 @@ const SCREEN: &str = "(() => { const buffer = terminal.buffer.active; let text =
     buffer.baseY + row + 1)?.isWrapped); } return text; })()";
 
 /// Waits until the terminal shows a text.
-fn shows(page: &BrowserPage, text: &str) {
+pub fn shows(page: &BrowserPage, text: &str) {
     page.until("typeof terminal == 'object'");
     page.until(&format!("{SCREEN}.includes({})", json!(text)));
 }

@@ -12,7 +12,7 @@ use aiot_tunnel_testkit::browser::{Browser, BrowserPage, Screen};
 use aiot_tunnel_testkit::ssh::{Ssh, LOGIN, PASSWORD};
 use aiot_tunnel_testkit::streams::Door;
 
-use super::terminal::{answer, run, shows};
+use super::terminal::{answer, run, SCREEN};
 use super::{connect, Gateway, LARGE};
 
 /// The devices, and how many bytes each gets in a second at most.
@@ -96,11 +96,17 @@ fn pictures() {
     page.press("Enter");
     answer(&page, "continue connecting", "yes");
     answer(&page, "password:", PASSWORD);
-    shows(&page, "\n$ ");
-    run(&page, "uname -sm", "Linux ");
-    run(&page, "ls --color=always", "settings.toml");
-    run(&page, "tail -n 2 pump.log", "does not open");
-    run(&page, "grep --color=always -n bar settings.toml", "2:");
+    let commands = [
+        ("uname -sm", "Linux "),
+        ("ls --color=always", "settings.toml"),
+        ("tail -n 2 pump.log", "does not open"),
+        ("grep --color=always -n bar settings.toml", "2:"),
+    ];
+    for (command, printed) in commands {
+        page.until(&format!("{SCREEN}.trimEnd().endsWith('$')"));
+        run(&page, command, printed);
+    }
+    page.until(&format!("{SCREEN}.trimEnd().endsWith('$')"));
     take(&page, "terminal");
     stop.store(true, Ordering::Relaxed);
     for load in loads {

@@ -65,14 +65,14 @@ impl Device {
 }
 
 /// The lines on the screen. What the terminal has broken to its width is one line.
-const SCREEN: &str = "(() => { const buffer = terminal.buffer.active; let text = '';\
+pub const SCREEN: &str = "(() => { const buffer = terminal.buffer.active; let text = '';\
     for (let row = 0; row < terminal.rows; row += 1) {\
     const line = buffer.getLine(buffer.baseY + row);\
     text += (line.isWrapped ? '' : '\\n') + line.translateToString(!buffer.getLine(\
     buffer.baseY + row + 1)?.isWrapped); } return text; })()";
 
 /// Waits until the terminal shows a text.
-pub fn shows(page: &BrowserPage, text: &str) {
+fn shows(page: &BrowserPage, text: &str) {
     page.until("typeof terminal == 'object'");
     page.until(&format!("{SCREEN}.includes({})", json!(text)));
 }

@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -18,10 +19,10 @@ use aiot_tunnel_console::terminal::{LoginName, Request, Terminals};
 use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::gateways::tunnel;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
-use aiot_tunnel_testkit::process::{in_a_child, program};
+use aiot_tunnel_testkit::process::{in_a_child, is_scene, program, test_again, Process};
 use aiot_tunnel_testkit::ssh::{Ssh, LOGIN, PASSWORD};
 use aiot_tunnel_testkit::wait::{self, TIMEOUT};
-use aiot_tunnel_testkit::{logs, random, skip, DEVICE_TOKEN};
+use aiot_tunnel_testkit::{logs, random, services, skip, DEVICE_TOKEN};
 use tokio::sync::watch;
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
@@ -36,16 +37,16 @@ const CTRL_D: &str = "\x04";
 struct Place {
     gateway: Arc<Gateway>,
     terminals: Terminals,
-    /// Of each session: client, way, why it ended.
-    sessions: Arc<Mutex<Vec<(String, Way, String)>>>,
+    /// Of each session that is over: client, way, why.
+    ended: Arc<Mutex<Vec<(String, Way, String)>>>,
     folder: Folder,
 }
 
 impl Place {
     fn new() -> Self {
         logs::keep();
-        let sessions = Arc::new(Mutex::new(Vec::new()));
-        let kept = sessions.clone();
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let kept = ended.clone();
         let gateway = Gateway::builder().tunnel(tunnel("t1")).audit(move |event| {
             if let AuditEvent::SessionEnded { client, way, why, .. } = event {
                 let (client, why) = ((*client).to_owned(), (*why).to_owned());
@@ -57,7 +58,7 @@ impl Place {
         // A name that would mean something to ssh or to a shell.
         let directory = folder.file("keys of ${HOME} \"100%\" $(id)'");
         let terminals = Terminals::new(gateway.clone(), program(), directory).unwrap();
-        Place { gateway, terminals, sessions, folder }
+        Place { gateway, terminals, ended, folder }
     }
 
     /// A device with these services, connected to the tunnel.
@@ -91,6 +92,10 @@ impl Place {
         fs::read_dir(self.folder.path()).unwrap().next().unwrap().unwrap().path()
     }
 
+    fn sessions(&self) -> usize {
+        self.gateway.activity(&id("t1")).unwrap().sessions
+    }
+
     /// The processes of its terminals.
     fn processes(&self) -> Vec<String> {
         processes(&self.host_keys())
@@ -100,6 +105,13 @@ impl Place {
         wait::until("the end of ssh", || self.processes().is_empty());
         wait::until("nobody waits for ssh's status", || zombies() == 0);
     }
+}
+
+/// A service that answers nothing, until the other end closes.
+fn silent() -> Service {
+    services::service("_SSH", |stream| {
+        let _ = std::io::copy(&mut &stream, &mut std::io::sink());
+    })
 }
 
 /// The names of the processes whose working directory this is.
@@ -153,7 +165,9 @@ impl Browser {
             client: CLIENT.to_owned(),
         };
         let terminals = terminals.clone();
-        let server = thread::spawn(move || {
+        // As small as that of the gateway's HTTP server.
+        let builder = thread::Builder::new().stack_size(512 * 1024);
+        let serve = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
                 let stream = tokio::net::UnixStream::from_std(other).unwrap();
@@ -162,7 +176,8 @@ impl Browser {
                 };
                 terminals.run(stream, request, ended, used).await;
             });
-        });
+        };
+        let server = builder.spawn(serve).unwrap();
         Browser {
             socket: WebSocket::from_raw_socket(own, Role::Client, None),
             output: Vec::new(),
@@ -323,7 +338,7 @@ fn a_user_logs_in_types_resizes_and_leaves() {
     browser.run(&sized("1000 1"), "is1000 1");
     browser.say("{\"size\":[80,24]}");
     browser.run("echo \"<$TERM>\"", "<xterm-256color>");
-    browser.run("env | grep -c AIOT_TUNNEL", "\n0");
+    browser.run("echo in=$(env | grep -c AIOT_TUNNEL)", "in=0");
     // There is no escape character.
     browser.run("\n~.\necho st''ill", "still");
     browser.run("\n~C\n~^Z\necho a''gain", "again");
@@ -331,8 +346,8 @@ fn a_user_logs_in_types_resizes_and_leaves() {
     browser.keys("exit\n");
     assert_eq!(browser.why(), "ssh ended");
     place.expect_no_process();
-    wait::until("the audit's line", || !place.sessions.lock().unwrap().is_empty());
-    let (client, way, _) = place.sessions.lock().unwrap().remove(0);
+    wait::until("the audit's line", || !place.ended.lock().unwrap().is_empty());
+    let (client, way, _) = place.ended.lock().unwrap().remove(0);
     assert_eq!((&*client, way), (CLIENT, Way::Terminal));
 
     // Now the host key is known. Nobody but the gateway's user reads it.
@@ -381,12 +396,13 @@ fn a_paste_of_a_megabyte_arrives_whole_although_all_of_it_is_echoed() {
         paste.extend(line.iter().map(|byte| format!("{byte:02x}")));
         paste.push('\n');
     }
-    browser.keys("cat >paste; wc -c <paste\n");
+    browser.keys("cat >paste; echo bytes=$(wc -c <paste)\n");
     browser.expect("wc -c <paste");
     // In one message.
     browser.keys(&paste);
     browser.keys(CTRL_D);
-    browser.expect(&format!("\n{}", paste.len()));
+    // The terminal may write it in the middle of the echo.
+    browser.expect(&format!("bytes={}", paste.len()));
     assert!(fs::read_to_string(ssh.home().join("paste")).unwrap() == paste);
 }
 
@@ -418,7 +434,7 @@ fn an_endless_output_waits_for_the_browser_and_not_for_ctrl_c() {
 fn whatever_ends_the_terminal_ends_ssh() {
     let Some(ssh) = sshd("whatever_ends_the_terminal_ends_ssh") else { return };
     let place = Place::new();
-    let _device = place.device(ssh.service("_SSH"));
+    let mut device = place.device(ssh.service("_SSH"));
 
     // The user's login ends.
     let mut browser = place.log_in();
@@ -459,6 +475,14 @@ fn whatever_ends_the_terminal_ends_ssh() {
         place.expect_no_process();
     }
 
+    // The device goes.
+    let mut browser = again();
+    device.stop();
+    assert_eq!(browser.why(), "ssh ended with status 255");
+    place.expect_no_process();
+    wait::until("no device", || place.gateway.activity(&id("t1")).unwrap().device.is_none());
+    let _device = place.device(ssh.service("_SSH"));
+
     // The tunnel is removed.
     let mut browser = again();
     place.gateway.remove_tunnel(&id("t1")).unwrap();
@@ -475,14 +499,10 @@ fn a_terminal_that_cannot_be_says_why() {
     assert_eq!(why("t2"), "there is no tunnel t2");
     assert_eq!(place.processes(), [""; 0]);
 
-    let silent = aiot_tunnel_testkit::services::service("_SSH", |stream| {
-        // Until the other end closes.
-        let _ = std::io::copy(&mut &stream, &mut std::io::sink());
-    });
-    let mut device = place.device(silent);
+    let mut device = place.device(silent());
     let terminals = place.terminals.clone().with_limit(1);
     let one = Browser::open(&terminals, "t1");
-    wait::until("a session", || place.gateway.activity(&id("t1")).unwrap().sessions == 1);
+    wait::until("a session", || place.sessions() == 1);
     let why = Browser::open(&terminals, "t1").why();
     assert_eq!(why, "the gateway has as many terminals open as it may have: 1");
     drop(one);
@@ -490,7 +510,7 @@ fn a_terminal_that_cannot_be_says_why() {
 
     device.stop();
     wait::until("no device", || place.gateway.activity(&id("t1")).unwrap().device.is_none());
-    let _device = place.device(aiot_tunnel_testkit::services::echo("other"));
+    let _device = place.device(services::echo("other"));
     let why = Browser::open(&terminals, "t1").why();
     assert!(why.starts_with("the session has ended: refused by the device"), "{why}");
     place.expect_no_process();
@@ -505,12 +525,44 @@ impl Browser {
     }
 }
 
+#[test]
+fn a_gateway_that_ends_or_is_killed_leaves_no_ssh_behind() {
+    const TEST: &str = "a_gateway_that_ends_or_is_killed_leaves_no_ssh_behind";
+    let terminal = || {
+        let place = Place::new();
+        let device = place.device(silent());
+        let browser = place.open();
+        wait::until("a session", || place.sessions() == 1);
+        wait::until("ssh alone", || place.processes() == ["ssh\n"]);
+        (place, device, browser)
+    };
+    if is_scene(TEST) {
+        let (place, _device, _browser) = terminal();
+        println!("@{}", place.folder.path().display());
+        loop {
+            thread::park();
+        }
+    }
+    let (place, _device, mut browser) = terminal();
+    place.gateway.stop();
+    browser.why();
+    place.expect_no_process();
+
+    let mut gateway = Process::start(test_again(TEST).stdout(Stdio::piped()));
+    let folder = PathBuf::from(gateway.lines_after("@").next_line());
+    let directory = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(processes(&directory), ["ssh\n"]);
+    gateway.kill();
+    wait::until("the end of ssh", || processes(&directory).is_empty());
+    fs::remove_dir_all(folder).unwrap();
+}
+
 /// An ssh that ignores SIGHUP is killed.
 #[test]
 fn an_ssh_that_does_not_end_is_killed() {
     in_a_child("an_ssh_that_does_not_end_is_killed", || {
         let place = Place::new();
-        let _device = place.device(aiot_tunnel_testkit::services::echo("_SSH"));
+        let _device = place.device(services::echo("_SSH"));
         let file = place.folder.file("ssh");
         let directory = place.host_keys();
         fs::write(&file, "#!/bin/sh\ntrap '' HUP\necho rea''dy\nwhile :; do sleep 0.1; done\n")

@@ -229,6 +229,9 @@ mod tests {
                 AuditEvent::SessionEnded { .. } => (0, 1),
                 AuditEvent::Refused { .. } => (1, 1),
                 AuditEvent::LeftOut(count) => (2, *count),
+                AuditEvent::DeviceConnected { .. } | AuditEvent::DeviceLeft { .. } => {
+                    unreachable!()
+                }
             };
             counts[index].fetch_add(by, Ordering::Relaxed);
         });
@@ -240,7 +243,7 @@ mod tests {
             origin: None,
         };
         for _ in 0..3000 {
-            audit.ended(&live.ended("t", "id", Traffic::default(), "", Instant::now()));
+            audit.report(&live.ended("t", "id", Traffic::default(), "", Instant::now()));
             audit.refused(&AuditEvent::Refused {
                 tunnel: "t",
                 service: None,

@@ -533,3 +533,84 @@ where
     while let Some(Ok(_)) = stream.next().await {}
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    type Socket = WebSocketStream<tokio::io::DuplexStream>;
+
+    async fn sockets() -> [Socket; 2] {
+        let (own, other) = duplex(64 * 1024);
+        let own = WebSocketStream::from_raw_socket(own, Role::Server, None).await;
+        [own, WebSocketStream::from_raw_socket(other, Role::Client, None).await]
+    }
+
+    /// Listens to a browser. Returns the end and how long it took.
+    async fn listen(stream: &mut Stream<tokio::io::DuplexStream>) -> (End, Duration) {
+        let (untaken, typed) = (Untaken::default(), AtomicUsize::new(0));
+        let (sizes, _sizes) = watch::channel(SIZE);
+        let (typing, _keys) = mpsc::unbounded_channel();
+        let used = || ();
+        let browser = Browser { untaken: &untaken, typed: &typed, typing, sizes, used: &used };
+        let began = Instant::now();
+        let end = browser.listen(stream).await;
+        (end, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_without_a_sign_of_life_is_gone_within_a_minute() {
+        let [server, _browser] = sockets().await;
+        let (_sink, mut stream) = server.split();
+        let (end, after) = listen(&mut stream).await;
+        assert!(end.why.is_none());
+        assert_eq!(after, SILENCE);
+        assert!(SILENCE < Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_that_answers_pings_may_be_silent_for_hours() {
+        let [server, mut browser] = sockets().await;
+        let (mut sink, mut stream) = server.split();
+        let (_far, mut near) = UnixStream::pair().unwrap();
+        let (mut pty, _slave) = pty_process::open().unwrap();
+        let (ssh, _) = pty.split();
+        let mut output = Output::new(&mut near, ssh);
+        let untaken = Untaken::default();
+        let answers = async {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_secs(7200) {
+                // Reading answers it.
+                assert!(matches!(browser.next().await, Some(Ok(Message::Ping(_)))));
+            }
+            browser.close(None).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            (end, after) = listen(&mut stream) => {
+                assert_eq!(end.for_log(), "the browser has closed it");
+                assert_eq!(after.as_secs(), 7200);
+            }
+            _ = show_output(&mut output, &mut sink, &untaken) => panic!("the output has ended"),
+            () = answers => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_typed_and_not_taken_is_limited() {
+        let [server, mut browser] = sockets().await;
+        let (_sink, mut stream) = server.split();
+        let types = async {
+            for _ in 0..=MAX_TYPED / MAX_MESSAGE {
+                let _ = browser.send(Message::binary(vec![b'x'; MAX_MESSAGE])).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            (end, _) = listen(&mut stream) => assert_eq!(end.code, CloseCode::Size),
+            () = types => {}
+        }
+    }
+}

@@ -65,7 +65,7 @@ impl Device {
 }
 
 /// The lines on the screen. What the terminal has broken to its width is one line.
-pub const SCREEN: &str = "(() => { const buffer = terminal.buffer.active; let text = '';\
+const SCREEN: &str = "(() => { const buffer = terminal.buffer.active; let text = '';\
     for (let row = 0; row < terminal.rows; row += 1) {\
     const line = buffer.getLine(buffer.baseY + row);\
     text += (line.isWrapped ? '' : '\\n') + line.translateToString(!buffer.getLine(\
@@ -84,8 +84,14 @@ pub fn answer(page: &BrowserPage, question: &str, line: &str) {
     page.press("Enter");
 }
 
+/// Waits until the shell does. Programs throw away what was typed before they end.
+pub fn at_prompt(page: &BrowserPage) {
+    page.until(&format!("{SCREEN}.trimEnd().endsWith('$')"));
+}
+
 /// Runs a command. What it prints must be a text that the command line does not have.
 pub fn run(page: &BrowserPage, command: &str, printed: &str) {
+    at_prompt(page);
     page.type_text(command);
     page.press("Enter");
     shows(page, printed);
@@ -129,6 +135,7 @@ fn a_user_works_in_a_terminal(test: &str, screen: Screen) {
     check(&page, screen, "terminal-reader", None);
 
     // The end of the shell.
+    at_prompt(&page);
     page.type_text("exit 3\n");
     page.until_text("#terminal-state", "status 3");
     check(&page, screen, "terminal-ended", None);
@@ -200,8 +207,7 @@ fn a_long_paste_arrives_whole_and_programs_use_the_whole_screen() {
     page.until("terminal.cols > 100");
     shows(&page, "COMMAND");
     page.press("q");
-    page.type_text("clear; echo b''ack\n");
-    shows(&page, "back");
+    run(&page, "clear; echo b''ack", "back");
     match std::env::split_paths(&std::env::var_os("PATH").unwrap())
         .any(|path| path.join("vi").exists())
     {
@@ -215,6 +221,7 @@ fn a_long_paste_arrives_whole_and_programs_use_the_whole_screen() {
             shows(&page, "2 this is a letter.");
             page.screenshot("terminal-vi");
             page.type_text(":wq\n");
+            // Back from the screen of vi.
             shows(&page, "vi letter\n$ ");
             run(&page, "clear; wc -l letter", "2 letter");
         }

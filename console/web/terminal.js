@@ -56,6 +56,8 @@ const terminal = new Terminal({
   theme: theme(),
   fontFamily: 'ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
   fontSize: 14,
+  // With less, the row below hides underscores in some fonts.
+  lineHeight: 1.2,
   scrollback: 5000,
   // Programs choose colours without knowing ours.
   minimumContrastRatio: 4.5,

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aiot_tunnel_testkit::browser::{Browser, BrowserPage, Screen};
 use aiot_tunnel_testkit::certificates::Authority;
@@ -83,9 +84,16 @@ impl Gateway {
         (token("device_token"), token("access_token"))
     }
 
+    /// A file with a token, which its program reads again and again.
+    fn secret(&self, token: &str) -> String {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.folder.write_secret(&format!("{number}.token"), token)
+    }
+
     /// A device of a tunnel.
     fn agent(&self, id: &str, token: &str, services: &[String]) -> Program {
-        let file = self.folder.write_secret("device.token", token);
+        let file = self.secret(token);
         let tunnel = format!("{id} ws://{} {file}", self.address);
         let options = ["agent", "--plain", "--control-socket", "none", "--queue-key", "off"];
         let services = services.iter().flat_map(|service| ["--service", service]);
@@ -95,7 +103,7 @@ impl Gateway {
 
     /// A port that leads to a service of a tunnel.
     fn access(&self, id: &str, token: &str, service: &str) -> (Program, SocketAddr) {
-        let file = self.folder.write_secret("access.token", token);
+        let file = self.secret(token);
         let url = format!("ws://{}", self.address);
         let options = ["access", "--url", &url, "--listen", "127.0.0.1:0", "--token-file", &file];
         let more = ["--tunnel", id, "--service", service];

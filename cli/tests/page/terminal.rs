@@ -84,8 +84,14 @@ pub fn answer(page: &BrowserPage, question: &str, line: &str) {
     page.press("Enter");
 }
 
+/// Waits until the shell does. Programs throw away what was typed before they end.
+pub fn at_prompt(page: &BrowserPage) {
+    page.until(&format!("{SCREEN}.trimEnd().endsWith('$')"));
+}
+
 /// Runs a command. What it prints must be a text that the command line does not have.
 pub fn run(page: &BrowserPage, command: &str, printed: &str) {
+    at_prompt(page);
     page.type_text(command);
     page.press("Enter");
     shows(page, printed);
@@ -108,7 +114,8 @@ fn a_user_works_in_a_terminal(test: &str, screen: Screen) {
     run(&page, "echo \"$((6 * 7))\"", "\n42");
     page.until("document.querySelector('.xterm-rows').innerText.includes('42')");
     run(&page, "printf 'caf\\303\\251 %s\\n' \"$TERM\"", "café xterm-256color");
-    run(&page, "echo w''aits; sleep 1000", "waits");
+    // The shell is not in front any more when this is printed.
+    run(&page, "sh -c 'echo wai\"\"ts; exec sleep 1000'", "waits");
     page.press("Control+c");
     shows(&page, "^C\n$ ");
     run(&page, "ls -d --color=always /tmp /bin/ls /vmlin* 2>&1 | head -n 3; echo d''one", "done");
@@ -128,6 +135,7 @@ fn a_user_works_in_a_terminal(test: &str, screen: Screen) {
     check(&page, screen, "terminal-reader", None);
 
     // The end of the shell.
+    at_prompt(&page);
     page.type_text("exit 3\n");
     page.until_text("#terminal-state", "status 3");
     check(&page, screen, "terminal-ended", None);
@@ -199,8 +207,7 @@ fn a_long_paste_arrives_whole_and_programs_use_the_whole_screen() {
     page.until("terminal.cols > 100");
     shows(&page, "COMMAND");
     page.press("q");
-    page.type_text("clear; echo b''ack\n");
-    shows(&page, "back");
+    run(&page, "clear; echo b''ack", "back");
     match std::env::split_paths(&std::env::var_os("PATH").unwrap())
         .any(|path| path.join("vi").exists())
     {
@@ -214,6 +221,7 @@ fn a_long_paste_arrives_whole_and_programs_use_the_whole_screen() {
             shows(&page, "2 this is a letter.");
             page.screenshot("terminal-vi");
             page.type_text(":wq\n");
+            // Back from the screen of vi.
             shows(&page, "vi letter\n$ ");
             run(&page, "clear; wc -l letter", "2 letter");
         }

@@ -14,7 +14,7 @@ export CARGO PREFIX LIBDIR SYSCONFDIR DESTDIR PARTS INSTALL_FLAGS OBJCOPY
 # Cargo uses all processors by itself, and two rules must not install packages at the same time.
 .NOTPARALLEL:
 .PHONY: help setup build release demo c-demo test lint headers clean install uninstall deb test-deb test-install test-spaces \
-  memcheck racecheck faults kills fleet fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-compare bench-slow-link \
+  memcheck racecheck faults kills fleet fuzz soak bench bench-tunnel bench-codec bench-isolation bench-scale bench-gateway bench-compare bench-slow-link \
   microbench isolation scale compare
 
 help:
@@ -132,6 +132,7 @@ soak: setup-soak
 ##     NAME=codec      frames and single turns of the relay, in memory; MICROBENCH=text selects some
 ##     NAME=isolation  what one tunnel in trouble costs the others
 ##     NAME=scale      one process with 10, 100 and 1,000 tunnels
+##     NAME=gateway    one gateway with 1,000 and 10,000 tunnels, and two behind HAProxy (docs/scale.md)
 ##     NAME=compare    the tunnel beside ssh -R and rathole
 ##     NAME=slow-link  a keystroke beside a file over slow links; needs root
 # `make bench compare` means NAME=compare, too.
@@ -151,6 +152,10 @@ bench-isolation: setup-bench-isolation
 bench-scale: setup-bench-scale
 	$(CARGO) bench --bench scale -- --json "$(CURDIR)/target/scale.json" $(OPTIONS)
 
+bench-gateway: setup-bench-gateway
+	$(CARGO) build --release $(PROGRAM)
+	$(CARGO) bench --bench gateway -- --json "$(CURDIR)/target/gateway.json" $(OPTIONS)
+
 bench-compare: setup-bench-compare build
 	scripts/compare --json "$(CURDIR)/target/compare.json" $(OPTIONS)
 
@@ -158,7 +163,7 @@ bench-slow-link: setup-bench-slow-link build
 	$(CARGO) bench --bench slow-link -- --json "$(CURDIR)/target/slow-link.json" $(OPTIONS)
 
 bench-%:
-	@echo "There is no benchmark called $*; the names are tunnel, codec, isolation, scale, compare and slow-link." >&2; exit 2
+	@echo "There is no benchmark called $*; the names are tunnel, codec, isolation, scale, gateway, compare and slow-link." >&2; exit 2
 
 # The benchmarks' former targets.
 microbench: bench-codec

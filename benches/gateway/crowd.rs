@@ -35,12 +35,10 @@ const BATCH: usize = 64;
 /// A ping without payload, masked with zeros.
 const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
 
-pub fn id(number: usize) -> String {
-    format!("t{number}")
-}
-
-pub fn token(number: usize) -> String {
-    format!("hush-device-{number}")
+/// A tunnel, and its device's token.
+pub struct Tunnel {
+    pub id: String,
+    pub token: String,
 }
 
 /// A stream that does not block.
@@ -59,6 +57,7 @@ enum State {
 }
 
 struct Device {
+    tunnel: Tunnel,
     state: State,
     stream: Option<Stream>,
     /// Counts attempts: what an older one has planned is void.
@@ -74,7 +73,7 @@ enum What {
     Ping,
 }
 
-/// How all devices connected, counted from the call.
+/// How all devices connected.
 pub struct Storm {
     pub half: Duration,
     /// 99 of 100.
@@ -96,8 +95,9 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    pub fn new(gateway: SocketAddr, count: usize, connector: Option<SslConnector>) -> Self {
-        let device = |_| Device {
+    pub fn new(gateway: SocketAddr, tunnels: Vec<Tunnel>, connector: Option<SslConnector>) -> Self {
+        let device = |tunnel| Device {
+            tunnel,
             state: State::Away,
             stream: None,
             attempt: 0,
@@ -105,15 +105,26 @@ impl Crowd {
             answer: Vec::new(),
         };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let devices = (0..count).map(device).collect();
+        let devices: Vec<Device> = tunnels.into_iter().map(device).collect();
         let now = Instant::now();
-        let plans = (0..count).map(|number| Reverse((now, number, 0, What::Begin))).collect();
+        let plans =
+            (0..devices.len()).map(|number| Reverse((now, number, 0, What::Begin))).collect();
         Crowd { epoll, gateway, connector, devices, plans, open: 0, failures: 0, pings: false }
     }
 
-    /// Runs until all devices are connected.
-    pub fn connect_all(&mut self) -> Storm {
-        let (began, before, count) = (Instant::now(), self.failures, self.devices.len());
+    /// The devices that are connected.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// The attempts that have failed so far.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Runs until all devices are connected. Times are counted from `began`.
+    pub fn connect_all(&mut self, began: Instant) -> Storm {
+        let (before, count) = (self.failures, self.devices.len());
         let mut reached = |share: usize| {
             while self.open * 100 < count * share {
                 assert!(began.elapsed() < TIMEOUT, "{} of {count} are open", self.open);
@@ -206,7 +217,8 @@ impl Crowd {
         device.stream = Some(match &self.connector {
             None => Stream::Plain(tcp),
             Some(connector) => {
-                let ssl = connector.configure().unwrap().into_ssl("127.0.0.1").unwrap();
+                let host = self.gateway.ip().to_string();
+                let ssl = connector.configure().unwrap().into_ssl(&host).unwrap();
                 Stream::Tls(Box::new(SslStream::new(ssl, tcp).unwrap()))
             }
         });
@@ -251,8 +263,7 @@ impl Crowd {
                  Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
                  Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\ntunnel-access-token: {}\r\n\r\n",
-                id(number),
-                token(number),
+                device.tunnel.id, device.tunnel.token,
             );
             // A short request always finds room in an empty buffer.
             if stream.write(request.as_bytes()).is_err() {

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use aiot_tunnel_testkit::bench::process::{pin, FAR, NEAR};
 use aiot_tunnel_testkit::bench::transport;
 use aiot_tunnel_testkit::certificates::Authority;
+use aiot_tunnel_testkit::fleet::{Fleet, GATEWAYS};
 use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::process::{program, Process};
 use aiot_tunnel_testkit::{certificates, procfs};
 use rustix::process::{getrlimit, setrlimit, Resource};
 use serde_json::{json, Map};
 
-use crowd::{Crowd, Storm};
+use crowd::{Crowd, Storm, Tunnel};
 
 const COUNTS: [usize; 2] = [1_000, 10_000];
 /// What a gateway needs for each tunnel with a device, and for itself and its handshakes.
@@ -78,12 +79,14 @@ fn main() {
     for tls in [false, true] {
         let columns: Vec<_> =
             settings.counts.iter().map(|count| measure(*count, tls, &settings)).collect();
-        print(tls, &settings.counts, &columns);
-        for (count, column) in settings.counts.iter().zip(columns) {
-            let figures: Map<_, _> =
-                column.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
-            rows.push(json!({ "leg": transport(tls), "tunnels": count, "figures": figures }));
+        rows.extend(print(transport(tls), &settings.counts, columns));
+    }
+    let columns = settings.counts.iter().map(|count| measure_fleet(*count));
+    match columns.collect::<Result<Vec<_>, _>>() {
+        Ok(columns) => {
+            rows.extend(print("two gateways behind HAProxy", &settings.counts, columns));
         }
+        Err(why) => eprintln!("gateways behind HAProxy are left out: {why}"),
     }
     if let Some(file) = settings.json {
         std::fs::write(file, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
@@ -127,16 +130,11 @@ type Column = Vec<(&'static str, f64)>;
 
 fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     let folder = Folder::new();
-    let list: Vec<_> = (0..count)
-        .map(|number| {
-            let id = crowd::id(number);
-            json!({
-                "id": id,
-                "device_token": crowd::token(number),
-                "access_token": format!("hush-access-{id}"),
-            })
-        })
+    let tunnels: Vec<Tunnel> = (0..count)
+        .map(|number| Tunnel { id: format!("t{number}"), token: format!("hush-device-{number}") })
         .collect();
+    let entry = |Tunnel { id, token }: &Tunnel| json!({ "id": id, "device_token": token, "access_token": format!("hush-access-{id}") });
+    let list: Vec<_> = tunnels.iter().map(entry).collect();
     let list = folder.write_secret("tunnels.json", serde_json::to_string(&list).unwrap());
     let limit = (count + 1_000).to_string();
     let mut arguments: Vec<String> =
@@ -158,8 +156,8 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     let gateway = Gateway::start(&arguments);
     let id = gateway.process.id();
     let (_, empty) = procfs::memory(id);
-    let mut crowd = Crowd::new(gateway.address, count, connector);
-    let set_up = storm(&mut crowd, id);
+    let mut crowd = Crowd::new(gateway.address, tunnels, connector);
+    let set_up = storm(&mut crowd, Instant::now(), &[id]);
     crowd.run(Instant::now() + SETTLE, false);
     let idle = window(id, || crowd.run(Instant::now() + settings.idle, false));
     let pings = window(id, || crowd.run(Instant::now() + settings.pings, true));
@@ -169,9 +167,11 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     // The devices notice the end at once: the gateway's kernel resets their connections.
     arguments[2] = gateway.address.to_string();
     let mut process = gateway.process;
+    let killed = Instant::now();
     process.kill();
     let (sender, receiver) = mpsc::channel();
     let starter = thread::spawn(move || sender.send(Gateway::start(&arguments)));
+    let failures = crowd.failures();
     let gateway = loop {
         crowd.run(Instant::now() + Duration::from_millis(10), false);
         if let Ok(gateway) = receiver.try_recv() {
@@ -180,7 +180,8 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
     };
     starter.join().unwrap().unwrap();
     let id = gateway.process.id();
-    let back = storm(&mut crowd, id);
+    let mut back = storm(&mut crowd, killed, &[]);
+    (back.failures, back.cpu) = ((crowd.failures() - failures) as f64, procfs::whole_cpu(id));
     let peak = procfs::peak(id);
     vec![
         ("seconds until the gateway listens", gateway.started.as_secs_f64()),
@@ -188,7 +189,6 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
         ("first connection: seconds until all are open", set_up.all),
         ("first connection: attempts that failed", set_up.failures),
         ("first connection: processor seconds of the gateway", set_up.cpu),
-        ("first connection: processor seconds of the devices", set_up.own),
         ("threads", threads as f64),
         ("descriptors", descriptors as f64),
         ("MiB resident", mebi(resident)),
@@ -201,7 +201,6 @@ fn measure(count: usize, tls: bool, settings: &Settings) -> Column {
         ("restart: seconds until all are back", back.all),
         ("restart: attempts that failed", back.failures),
         ("restart: processor seconds of the gateway", back.cpu),
-        ("restart: processor seconds of the devices", back.own),
         ("restart: MiB resident at most", mebi(peak)),
     ]
 }
@@ -213,17 +212,61 @@ struct Figures {
     all: f64,
     failures: f64,
     cpu: f64,
-    own: f64,
 }
 
-fn storm(crowd: &mut Crowd, gateway: u32) -> Figures {
-    let used = || [gateway, std::process::id()].map(procfs::whole_cpu);
+/// Lets all devices connect, and counts the processor seconds of these processes.
+fn storm(crowd: &mut Crowd, began: Instant, processes: &[u32]) -> Figures {
+    let used = || processes.iter().map(|process| procfs::whole_cpu(*process)).sum::<f64>();
     let before = used();
-    let Storm { half, most, all, failures } = crowd.connect_all();
-    let after = used();
+    let Storm { half, most, all, failures } = crowd.connect_all(began);
     let [half, most, all] = [half, most, all].map(|time| time.as_secs_f64());
-    let (cpu, own) = (after[0] - before[0], after[1] - before[1]);
-    Figures { half, most, all, failures: failures as f64, cpu, own }
+    Figures { half, most, all, failures: failures as f64, cpu: used() - before }
+}
+
+/// Two gateways behind HAProxy, one of which is killed.
+fn measure_fleet(count: usize) -> Result<Column, String> {
+    let mut fleet = Fleet::start(&[])?;
+    for (_, process) in fleet.processes() {
+        pin(process, NEAR);
+    }
+    let add = |number| {
+        let id = format!("pump-{number}");
+        let token = fleet.add(number % GATEWAYS, &id).device;
+        Tunnel { id, token }
+    };
+    let tunnels: Vec<Tunnel> = (0..count).map(add).collect();
+    let id = |fleet: &Fleet, name: &str| {
+        let all = fleet.processes();
+        all.into_iter().find(|(other, _)| other == name).map(|(_, id)| id).expect("a process")
+    };
+    let (balancer, survivor) = (id(&fleet, "haproxy"), id(&fleet, "gateway 1"));
+    let empty = procfs::memory(balancer).1;
+    let connector = certificates::connector(&fleet.ca());
+    let mut crowd = Crowd::new(fleet.address(), tunnels, Some(connector));
+    let set_up = storm(&mut crowd, Instant::now(), &[balancer]);
+    crowd.run(Instant::now() + SETTLE, false);
+    let memory = procfs::memory(balancer).1;
+    let descriptors = procfs::descriptors(balancer);
+    let pings = window(balancer, || crowd.run(Instant::now() + crowd::PING_INTERVAL, true));
+    let (killed, before) = (Instant::now(), [balancer, survivor].map(procfs::whole_cpu));
+    fleet.kill(0);
+    // Until the balancer has closed the first connection.
+    while crowd.open() == count {
+        crowd.run(Instant::now() + Duration::from_millis(1), false);
+    }
+    let lost = storm(&mut crowd, killed, &[]);
+    let after = [balancer, survivor].map(procfs::whole_cpu);
+    Ok(vec![
+        ("first connection: seconds until all are open", set_up.all),
+        ("first connection: processor seconds of HAProxy", set_up.cpu),
+        ("HAProxy: KiB private a tunnel", (memory - empty) as f64 / count as f64),
+        ("HAProxy: descriptors", descriptors as f64),
+        ("HAProxy: % of a processor, with a ping each 20 s a device", pings * 100.0),
+        ("kill of a gateway: seconds until all are back", lost.all),
+        ("kill of a gateway: attempts that failed", lost.failures),
+        ("kill of a gateway: processor seconds of HAProxy", after[0] - before[0]),
+        ("kill of a gateway: processor seconds of the other gateway", after[1] - before[1]),
+    ])
 }
 
 /// The share of a processor that the gateway uses meanwhile.
@@ -237,14 +280,21 @@ fn mebi(kibi: u64) -> f64 {
     kibi as f64 / 1024.0
 }
 
-fn print(tls: bool, counts: &[usize], columns: &[Column]) {
+/// Prints a table. Returns it as JSON.
+fn print(leg: &str, counts: &[usize], columns: Vec<Column>) -> Vec<serde_json::Value> {
     let heads: String = counts.iter().map(|count| format!(" {count} tunnels |")).collect();
-    println!("\n| {} |{heads}\n| --- |{}", transport(tls), " ---: |".repeat(counts.len()));
+    println!("\n| {leg} |{heads}\n| --- |{}", " ---: |".repeat(counts.len()));
     for (row, (name, _)) in columns[0].iter().enumerate() {
         let cells: String =
             columns.iter().map(|column| format!(" {} |", figure(column[row].1))).collect();
         println!("| {name} |{cells}");
     }
+    let row = |(count, column): (&usize, Column)| {
+        let figures: Map<_, _> =
+            column.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
+        json!({ "leg": leg, "tunnels": count, "figures": figures })
+    };
+    counts.iter().zip(columns).map(row).collect()
 }
 
 fn figure(value: f64) -> String {

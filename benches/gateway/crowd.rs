@@ -277,7 +277,8 @@ impl Crowd {
                 Ok(0) => break,
                 Ok(length) if matches!(device.state, State::Asked) => {
                     device.answer.extend(&chunk[..length]);
-                    if device.answer.ends_with(b"\r\n\r\n") {
+                    // A refusal may have a body, and the connection may stay open behind it.
+                    if device.answer.windows(4).any(|part| part == b"\r\n\r\n") {
                         if !device.answer.starts_with(b"HTTP/1.1 101 ") {
                             return self.fail(number);
                         }

@@ -69,6 +69,9 @@ pub(crate) fn set_log_level(level: Option<LevelFilter>) {
 /// The log, whose level can be changed.
 struct Logger(RwLock<Option<env_logger::Logger>>);
 
+/// Modules whose lines quote whole messages: what is typed in a terminal may be a password.
+const TALKATIVE: [&str; 2] = ["tungstenite::protocol", "tungstenite::protocol::frame"];
+
 static LOGGER: Logger = Logger(RwLock::new(None));
 
 impl Logger {
@@ -79,10 +82,13 @@ impl Logger {
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        self.with(|logger| logger.enabled(metadata)).unwrap_or(false)
+        let is_wanted = !TALKATIVE.contains(&metadata.target());
+        is_wanted && self.with(|logger| logger.enabled(metadata)).unwrap_or(false)
     }
     fn log(&self, record: &log::Record<'_>) {
-        self.with(|logger| logger.log(record));
+        if !TALKATIVE.contains(&record.target()) {
+            self.with(|logger| logger.log(record));
+        }
     }
     fn flush(&self) {
         self.with(log::Log::flush);
@@ -107,11 +113,8 @@ fn logger(format: LogFormat, level: Option<LevelFilter>) -> env_logger::Logger {
             writeln!(out, "{}", line(format, record.level(), &record.args().to_string()))
         });
     }
-    // They quote what they carry: packets that a broker must not send, and what is typed in a terminal.
-    // Either may hold a password.
-    for module in ["rumqttc", "tokio_tungstenite", "tungstenite"] {
-        builder.filter_module(module, log::LevelFilter::Off);
-    }
+    // The MQTT library quotes packets that a broker must not send. They may hold a password.
+    builder.filter_module("rumqttc", log::LevelFilter::Off);
     builder.target(env_logger::Target::Pipe(Box::new(Log::default()))).build()
 }
 

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aiot_tunnel::{ipc, Service};
-use clap::Args;
+use clap::{ArgAction, Args};
 use log::LevelFilter;
 
+use super::SWITCH;
 use crate::agent::ConfiguredTunnel;
 use crate::control::ControlArgs;
 use crate::input::{self, OptionalDuration, QueueKey};
@@ -104,15 +105,7 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "FILE", help_heading = "The tunnel service")]
     pub(crate) ca: Option<PathBuf>,
     /// Connect without TLS
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "The tunnel service"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "The tunnel service")]
     pub(crate) plain: bool,
     /// Client certificate chain (PEM file), the device's own certificate first
     #[arg(long, value_name = "FILE", help_heading = "The tunnel service")]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use aiot_tunnel::gateway::Subnet;
 use aiot_tunnel::TunnelId;
 use aiot_tunnel_registry::PublicUrl;
-use clap::Args;
+use clap::{ArgAction, Args};
 use log::LevelFilter;
 
-use super::at_least_one;
+use super::{at_least_one, SWITCH};
 use crate::exit_codes;
 use crate::gateway::publish::{self, Publish};
 use crate::input::{self, Unquoted};
@@ -124,24 +124,10 @@ pub(crate) struct GatewayArgs {
     pub(crate) key: Option<PathBuf>,
     /// Also accept TLS 1.2 with RSA key exchange, for devices with the vendor's C SDK. Without
     /// forward secrecy: who gets the key later can read recorded connections
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH)]
     pub(crate) legacy_tls: bool,
     /// Serve ws, without TLS
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH)]
     pub(crate) plain: bool,
 
     /// Serve the tunnels of this JSON file; `aiot-tunnel help gateway` shows its format
@@ -225,39 +211,15 @@ pub(crate) struct GatewayArgs {
     #[arg(long, value_name = "FILE", requires = "api", help_heading = "HTTP API")]
     pub(crate) api_key_file: Option<PathBuf>,
     /// Serve the API with the gateway's certificate
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "HTTP API"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "HTTP API")]
     pub(crate) api_tls: bool,
     /// Serve a page for browsers on the same address: tunnels, tokens, events. One logs in with the
     /// API's key
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "HTTP API"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "HTTP API")]
     pub(crate) page: bool,
     /// Give the page a terminal: who has logged in opens a shell on a device in the browser. The
     /// gateway runs the system's ssh for it
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "HTTP API"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "HTTP API")]
     pub(crate) terminal: bool,
     /// Directory where the terminal remembers the host keys of devices. Default: STORE.host-keys, if
     /// the store is a file
@@ -300,26 +262,10 @@ pub(crate) struct GatewayArgs {
     pub(crate) trusted_proxy: Vec<Subnet>,
     /// Expect a header of the PROXY protocol, version 1 or 2, at the beginning of each connection
     /// from a trusted proxy. Other clients must not send one
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "Behind proxies"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "Behind proxies")]
     pub(crate) proxy_protocol: bool,
     /// The same for connections to the HTTP API
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_value_t = false,
-        default_missing_value = "true",
-        help_heading = "Behind proxies"
-    )]
+    #[arg(long, action = ArgAction::Set, value_name = SWITCH, help_heading = "Behind proxies")]
     pub(crate) api_proxy_protocol: bool,
 
     /// Sessions that one tunnel may have at once

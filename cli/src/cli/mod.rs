@@ -14,7 +14,9 @@ use std::ffi::OsString;
 
 use clap::builder::RangedU64ValueParser;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+};
 
 use crate::profile::Profile;
 use crate::settings::{self, Names, Settings};
@@ -98,16 +100,37 @@ pub(crate) enum Subcommands {
 /// The subcommands that take settings from a file and from the environment.
 const WITH_SETTINGS: [&Names; 3] = [&AGENT_SETTINGS, &GATEWAY_SETTINGS, &SIGNAL_SETTINGS];
 
+/// The value of a setting that is on or off: `--name`, `--name=true` and `--name=false`, so that the command
+/// line can switch off what the file switches on.
+const SWITCH: &str = "BOOL";
+
 /// The program's command line, as help and manual pages show it.
 pub(crate) fn command() -> Command {
-    WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
+    WITH_SETTINGS.iter().fold(declared(), |command, names| {
         command.mut_subcommand(names.subcommand, |subcommand| names.document(subcommand))
+    })
+}
+
+/// The command line as the structures declare it.
+fn declared() -> Command {
+    let is_switch = |arg: &Arg| arg.get_value_names().is_some_and(|names| names[..] == [SWITCH]);
+    let complete = |arg: Arg| match is_switch(&arg) {
+        true => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .required(false)
+            .default_value("false")
+            .default_missing_value("true"),
+        false => arg,
+    };
+    WITH_SETTINGS.iter().fold(Cli::command(), |command, names| {
+        command.mut_subcommand(names.subcommand, |subcommand| subcommand.mut_args(complete))
     })
 }
 
 /// The options of a subcommand, without the names of their variables in the help texts.
 pub(crate) fn options_of(names: &Names) -> Command {
-    let mut command = Cli::command();
+    let mut command = declared();
     command.build();
     command.find_subcommand(names.subcommand).cloned().unwrap_or_default()
 }
@@ -227,7 +250,6 @@ mod tests {
 
     #[test]
     fn the_declarations_are_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

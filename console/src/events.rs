@@ -114,6 +114,7 @@ impl Events {
 fn by(way: Way) -> &'static str {
     match way {
         Way::Published => " (published port)",
+        Way::Terminal => " (terminal)",
         _ => "",
     }
 }

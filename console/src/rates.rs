@@ -43,6 +43,14 @@ type Line = VecDeque<Rate>;
 impl Rates {
     /// Adds a sample.
     pub(crate) fn sample(&self, activities: &[Activity], now: Instant) {
+        let counts = activities
+            .iter()
+            .map(|one| (one.id.as_str(), one.bytes_to_device, one.bytes_to_access));
+        self.sample_counts(counts, now);
+    }
+
+    /// The same, of the bytes that each tunnel has carried to the device and to access sides.
+    fn sample_counts<'a>(&self, counts: impl Iterator<Item = (&'a str, u64, u64)>, now: Instant) {
         let mut state = self.lock();
         let before = state.at.replace(now);
         let passed = before.map(|before| now.saturating_duration_since(before));
@@ -59,11 +67,9 @@ impl Rates {
         };
         let mut before = std::mem::take(&mut state.tunnels);
         let mut sum = Rate::default();
-        for one in activities {
-            let (to_device, to_access) = (one.bytes_to_device, one.bytes_to_access);
-            let id = one.id.as_str().to_owned();
+        for (id, to_device, to_access) in counts {
             let new = || Tunnel { to_device, to_access, line: Line::default() };
-            let mut tunnel = before.remove(&id).unwrap_or_else(new);
+            let mut tunnel = before.remove(id).unwrap_or_else(new);
             let of_this = Rate {
                 to_device: rate(tunnel.to_device, to_device),
                 to_access: rate(tunnel.to_access, to_access),
@@ -77,7 +83,7 @@ impl Rates {
             if tunnel.line.iter().all(|rate| *rate == Rate::default()) {
                 tunnel.line = Line::default();
             }
-            state.tunnels.insert(id, tunnel);
+            state.tunnels.insert(id.to_owned(), tunnel);
         }
         if seconds.is_some() {
             push(&mut state.all, sum);
@@ -105,4 +111,56 @@ fn push(line: &mut Line, rate: Rate) {
         line.pop_front();
     }
     line.push_back(rate);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rate(to_device: f32, to_access: f32) -> Rate {
+        Rate { to_device, to_access }
+    }
+
+    #[test]
+    fn a_rate_is_what_was_carried_between_two_samples() {
+        let (rates, began) = (Rates::default(), Instant::now());
+        let sample = |counts: &[(&str, u64, u64)], periods: u32| {
+            rates.sample_counts(counts.iter().copied(), began + periods * PERIOD);
+        };
+        // Bytes from before the first sample are no rate.
+        sample(&[("t1", 1000, 500), ("t2", 7, 7)], 0);
+        assert!(rates.of_all().is_empty() && rates.of("t1").is_empty());
+        sample(&[("t1", 1200, 500), ("t2", 7, 27)], 1);
+        assert_eq!(rates.of("t1"), [rate(100.0, 0.0)]);
+        assert_eq!(rates.of("t2"), [rate(0.0, 10.0)]);
+        assert_eq!(rates.of_all(), [rate(100.0, 10.0)]);
+        // One that was removed and made again counts from zero, and never backwards.
+        sample(&[("t1", 10, 0)], 2);
+        assert_eq!(rates.of("t1"), [rate(100.0, 0.0), rate(0.0, 0.0)]);
+        assert!(rates.of("t2").is_empty());
+    }
+
+    #[test]
+    fn after_a_pause_the_lines_begin_anew() {
+        let (rates, began) = (Rates::default(), Instant::now());
+        for (count, after) in [(0, 0), (200, 1), (400, 2)] {
+            rates.sample_counts([("t1", count, 0)].into_iter(), began + after * PERIOD);
+        }
+        assert_eq!(rates.of_all().len(), 2);
+        rates.sample_counts([("t1", 1_000_000, 0)].into_iter(), began + 100 * PERIOD);
+        assert!(rates.of_all().is_empty() && rates.of("t1").is_empty());
+    }
+
+    #[test]
+    fn five_minutes_are_kept_and_a_quiet_tunnel_costs_nothing() {
+        let (rates, began) = (Rates::default(), Instant::now());
+        for number in 0..SAMPLES as u32 + 20 {
+            rates.sample_counts(
+                [("t1", 2, 0), ("t2", number.into(), 0)].into_iter(),
+                began + number * PERIOD,
+            );
+        }
+        assert_eq!((rates.of_all().len(), rates.of("t2").len()), (SAMPLES, SAMPLES));
+        assert!(rates.of("t1").is_empty());
+    }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use aiot_tunnel_registry::api::decoded;
+use aiot_tunnel::TunnelId;
+use aiot_tunnel_registry::api::{decoded, wrong_seconds};
 use aiot_tunnel_registry::http::{Answer, Client, Content, Head, Site, Upgrade};
 use aiot_tunnel_registry::{new_token, Api, Door, Error, Registry, Sides, MAX_EXPIRE};
 use aiot_tunnel_signal::Device;
 use maud::Markup;
-use openssl::sha::sha256;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::{self, handshake::server::create_response};
 
 use crate::assets;
 use crate::events::Events;
@@ -141,6 +141,13 @@ impl Console {
         self.terminals.as_ref().filter(|_| assets::terminal().is_some())
     }
 
+    /// The tunnel with this id, and the terminals.
+    fn tunnel_and_terminals(&self, id: &str) -> Result<(TunnelId, &Terminals), Error> {
+        let tunnel = self.registry.find(id)?.activity.id;
+        let off = || Error::Unknown("this gateway has no terminal".to_owned());
+        Ok((tunnel, self.terminals().ok_or_else(off)?))
+    }
+
     fn login_of(&self, head: &Head<'_>) -> Option<Arc<Login>> {
         self.logins.find(cookie(head, &cookie_name(head))?)
     }
@@ -174,12 +181,8 @@ impl Console {
 
     /// Takes down who has done something by the page, in log and events.
     fn say(&self, head: &Head<'_>, tunnel: &str, what: &str) {
-        let from = head.from;
-        match tunnel {
-            "" => log::info!("page: {from}: {what}"),
-            _ => log::info!("page: {from}: tunnel {tunnel:?}: {what}"),
-        }
-        self.events.add(tunnel, format!("{what}, from {from}"), false);
+        log(head, tunnel, what);
+        self.events.add(tunnel, format!("{what}, from {}", head.from), false);
     }
 
     fn show(&self, place: &Place, head: &Head<'_>, login: &Arc<Login>) -> Result<Answer, Error> {
@@ -209,9 +212,7 @@ impl Console {
         query: &Fields,
         head: &Head<'_>,
     ) -> Result<(Request, &Terminals), Error> {
-        let tunnel = self.registry.find(id)?.activity.id;
-        let off = || Error::Unknown("this gateway has no terminal".to_owned());
-        let terminals = self.terminals().ok_or_else(off)?;
+        let (tunnel, terminals) = self.tunnel_and_terminals(id)?;
         let login = LoginName::new(query.get("login"));
         let login = login.map_err(|e| Error::Invalid(e.to_string()))?;
         Ok((Request { tunnel, login, client: head.from.to_string() }, terminals))
@@ -226,19 +227,11 @@ impl Console {
         login: &Arc<Login>,
     ) -> Result<Answer, Error> {
         let (request, terminals) = self.terminal_request(id, query, head)?;
-        let is = |name: &str, value: &str| {
-            let words = head.header(name).unwrap_or_default().split(',');
-            words.map(str::trim).any(|word| word.eq_ignore_ascii_case(value))
-        };
-        let key = head.header("sec-websocket-key").filter(|key| key.len() == 24);
-        let (true, true, true, Some(key)) = (
-            is("upgrade", "websocket"),
-            is("connection", "upgrade"),
-            is("sec-websocket-version", "13"),
-            key,
-        ) else {
-            return Err(Error::Invalid("this address is for a WebSocket".to_owned()));
-        };
+        let mut handshake = tungstenite::http::Request::new(());
+        handshake.headers_mut().clone_from(head.headers());
+        let accepted = create_response(&handshake);
+        let accepted =
+            accepted.map_err(|e| Error::Invalid(format!("a WebSocket is expected: {e}")))?;
         let mut protocols = head.header("sec-websocket-protocol").unwrap_or_default().split(',');
         let is_ours = protocols.next().is_some_and(|name| name.trim() == PROTOCOL)
             && protocols.next().is_some_and(|form_key| login.has_sent(form_key.trim()));
@@ -251,11 +244,11 @@ impl Console {
             let used = || login.is_used();
             terminals.run(connection, request, login.ended(), used).await;
         };
-        let mut answer = Answer::empty(101)
-            .with("upgrade", "websocket")
-            .with("connection", "Upgrade")
-            .with("sec-websocket-accept", derive_accept_key(key.as_bytes()))
-            .with("sec-websocket-protocol", PROTOCOL);
+        let mut answer = Answer::empty(101).with("sec-websocket-protocol", PROTOCOL);
+        for name in ["connection", "upgrade", "sec-websocket-accept"] {
+            let value = accepted.headers().get(name).and_then(|value| value.to_str().ok());
+            answer = answer.with(name, value.unwrap_or_default());
+        }
         answer.upgrade = Some(Upgrade::new(work));
         Ok(answer)
     }
@@ -271,7 +264,7 @@ impl Console {
             Place::Create => {
                 let id = Some(fields.get("id")).filter(|id| !id.is_empty());
                 let issued = self.registry.add(id, expire(fields)?, device(fields)?)?;
-                self.say(head, issued.id.as_str(), "A tunnel was made by the page");
+                log(head, issued.id.as_str(), "The tunnel was made");
                 Ok(page(200, &pages::issued(self, &issued, login)))
             }
             Place::Rotate(id) => {
@@ -281,7 +274,7 @@ impl Console {
                     _ => Sides::Both,
                 };
                 let issued = self.registry.rotate(id, sides, expire(fields)?)?;
-                self.say(head, id, "Tokens were replaced by the page");
+                log(head, id, "Tokens were replaced");
                 Ok(page(200, &pages::issued(self, &issued, login)))
             }
             Place::Remove(id) => {
@@ -290,15 +283,13 @@ impl Console {
                     return Err(Error::Invalid(why));
                 }
                 self.registry.remove(id)?;
-                self.say(head, id, "The tunnel was removed by the page");
+                log(head, id, "The tunnel was removed");
                 Ok(to(pages::HOME))
             }
             Place::ForgetHostKey(id) => {
-                let tunnel = self.registry.find(id)?.activity.id;
-                let off = || Error::Unknown("this gateway has no terminal".to_owned());
-                let forgotten = self.terminals().ok_or_else(off)?.forget_host_key(&tunnel);
+                let (tunnel, terminals) = self.tunnel_and_terminals(id)?;
                 let failed = |e| Error::Store(format!("the file of the host key: {e}"));
-                if forgotten.map_err(failed)? {
+                if terminals.forget_host_key(&tunnel).map_err(failed)? {
                     self.say(head, id, "The device's host key was forgotten");
                 }
                 Ok(to(pages::address_of(id)))
@@ -386,6 +377,15 @@ impl Site for Console {
     }
 }
 
+/// Logs who has done something by the page. The events have the changes of tunnels from the registry.
+fn log(head: &Head<'_>, tunnel: &str, what: &str) {
+    let from = head.from;
+    match tunnel {
+        "" => log::info!("page: {from}: {what}"),
+        _ => log::info!("page: {from}: tunnel {tunnel:?}: {what}"),
+    }
+}
+
 /// The page for what the registry refuses.
 fn refusal(e: &Error, login: &Login) -> Answer {
     let status = e.status();
@@ -416,17 +416,25 @@ fn expire(fields: &Fields) -> Result<Option<u64>, Error> {
         return Ok(None);
     }
     let seconds = text.parse().ok().filter(|seconds| (1..=MAX_EXPIRE).contains(seconds));
-    let wrong = || {
-        Error::Invalid(format!(
-            "expiry: a whole number of seconds from 1 to {MAX_EXPIRE} is expected"
-        ))
-    };
-    seconds.map(Some).ok_or_else(wrong)
+    seconds.map(Some).ok_or_else(|| wrong_seconds("expiry"))
 }
 
 /// Whether our script asks, and not somebody who clicks.
 fn is_script(head: &Head<'_>) -> bool {
     head.header("x-live").is_some()
+}
+
+fn asset(name: &str) -> Answer {
+    let unknown = || page(404, &pages::error("There is no such page.", None));
+    assets::find(name).map_or_else(unknown, |asset| {
+        let mut answer = Answer::empty(200)
+            .with("x-content-type-options", "nosniff")
+            .with("cross-origin-resource-policy", "same-origin")
+            // Its address changes with its content.
+            .with("cache-control", "public, max-age=31536000, immutable");
+        (answer.content_type, answer.body) = (asset.content_type, Content::Embedded(asset.bytes));
+        answer
+    })
 }
 
 fn page(status: u16, markup: &Markup) -> Answer {
@@ -463,57 +471,4 @@ fn set_cookie(head: &Head<'_>, word: &str, seconds: u64) -> String {
     let name = cookie_name(head);
     let secure = if head.is_secure { "; Secure" } else { "" };
     format!("{name}={word}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
-}
-
-/// A part of the page that is the same for all.
-struct Asset {
-    name: &'static str,
-    content_type: &'static str,
-    bytes: &'static [u8],
-}
-
-const CSS: &str = "text/css; charset=utf-8";
-const JS: &str = "text/javascript; charset=utf-8";
-
-fn all_assets() -> Vec<Asset> {
-    let own = |name, content_type, text: &'static str| Asset {
-        name,
-        content_type,
-        bytes: text.as_bytes(),
-    };
-    let mut all = vec![
-        own("style.css", CSS, include_str!("../web/style.css")),
-        own("page.js", JS, include_str!("../web/page.js")),
-        own("icon.svg", "image/svg+xml", include_str!("../web/icon.svg")),
-    ];
-    if let Some(terminal) = assets::terminal() {
-        all.extend([
-            own("terminal.js", JS, include_str!("../web/terminal.js")),
-            own("xterm.js", JS, terminal.xterm_js),
-            own("xterm.css", CSS, terminal.xterm_css),
-            own("fit.js", JS, terminal.fit_js),
-        ]);
-    }
-    all
-}
-
-fn asset(name: &str) -> Answer {
-    let Some(asset) = all_assets().into_iter().find(|asset| asset.name == name) else {
-        return page(404, &pages::error("There is no such page.", None));
-    };
-    let mut answer = Answer::empty(200)
-        .with("x-content-type-options", "nosniff")
-        .with("cross-origin-resource-policy", "same-origin")
-        // Its address changes with its content.
-        .with("cache-control", "public, max-age=31536000, immutable");
-    answer.content_type = asset.content_type;
-    answer.body = Content::Embedded(asset.bytes);
-    answer
-}
-
-/// The address of a part, which changes with its content.
-pub(crate) fn asset_url(name: &str) -> String {
-    let asset = all_assets().into_iter().find(|asset| asset.name == name);
-    let digest = sha256(asset.map_or(&[], |asset| asset.bytes));
-    format!("/assets/{name}?v={}", data_encoding::HEXLOWER.encode(&digest[..8]))
 }

@@ -11,11 +11,12 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aiot_tunnel::gateway::{AuditEvent, Gateway, Way};
 use aiot_tunnel::{ConnectParams, EventKind, Service, Token};
 use aiot_tunnel_console::terminal::{LoginName, Request, Terminals};
+use aiot_tunnel_registry::{ListedTunnel, Options, Registry};
 use aiot_tunnel_testkit::folder::Folder;
 use aiot_tunnel_testkit::gateways::tunnel;
 use aiot_tunnel_testkit::manager::{id, plain, Running};
@@ -35,7 +36,7 @@ const CTRL_D: &str = "\x04";
 
 /// A gateway with its terminals and the tunnel `t1`.
 struct Place {
-    gateway: Arc<Gateway>,
+    registry: Arc<Registry>,
     terminals: Terminals,
     /// Of each session that is over: client, way, why.
     ended: Arc<Mutex<Vec<(String, Way, String)>>>,
@@ -47,24 +48,33 @@ impl Place {
         logs::keep();
         let ended = Arc::new(Mutex::new(Vec::new()));
         let kept = ended.clone();
-        let gateway = Gateway::builder().tunnel(tunnel("t1")).audit(move |event| {
+        let builder = Gateway::builder().audit(move |event| {
             if let AuditEvent::SessionEnded { client, way, why, .. } = event {
                 let (client, why) = ((*client).to_owned(), (*why).to_owned());
                 kept.lock().unwrap().push((client, *way, why));
             }
         });
-        let gateway = Arc::new(gateway.start("127.0.0.1:0".parse().unwrap()).unwrap());
+        let options = Options {
+            store: None,
+            store_grace: Duration::ZERO,
+            list: vec![ListedTunnel { config: tunnel("t1"), expire: None }],
+            public_url: None,
+            is_secure: false,
+            platform: None,
+            observer: None,
+        };
+        let registry = Registry::start(builder, "127.0.0.1:0".parse().unwrap(), options).unwrap();
         let folder = Folder::new();
         // A name that would mean something to ssh or to a shell.
         let directory = folder.file("keys of ${HOME} \"100%\" $(id)'");
-        let terminals = Terminals::new(gateway.clone(), program(), directory).unwrap();
-        Place { gateway, terminals, ended, folder }
+        let terminals = Terminals::new(registry.clone(), program(), directory).unwrap();
+        Place { registry, terminals, ended, folder }
     }
 
     /// A device with these services, connected to the tunnel.
     fn device(&self, service: Service) -> Running {
         let device = Running::start(plain().service(service));
-        let address = self.gateway.local_addr();
+        let address = self.registry.gateway().local_addr();
         let (host, port) = (address.ip().to_string(), address.port().try_into().unwrap());
         let token = Token::new(DEVICE_TOKEN).unwrap();
         let params = ConnectParams::new(&host, port, "/tunnel/t1/dest", token).unwrap();
@@ -93,7 +103,7 @@ impl Place {
     }
 
     fn sessions(&self) -> usize {
-        self.gateway.activity(&id("t1")).unwrap().sessions
+        self.registry.gateway().activity(&id("t1")).unwrap().sessions
     }
 
     /// The processes of its terminals.
@@ -483,12 +493,14 @@ fn whatever_ends_the_terminal_ends_ssh() {
     device.stop();
     assert_eq!(browser.why(), "ssh ended with status 255");
     place.expect_no_process();
-    wait::until("no device", || place.gateway.activity(&id("t1")).unwrap().device.is_none());
+    wait::until("no device", || {
+        place.registry.gateway().activity(&id("t1")).unwrap().device.is_none()
+    });
     let _device = place.device(ssh.service("_SSH"));
 
     // The tunnel is removed.
     let mut browser = again();
-    place.gateway.remove_tunnel(&id("t1")).unwrap();
+    place.registry.gateway().remove_tunnel(&id("t1")).unwrap();
     let why = browser.why();
     assert!(why.starts_with("the session has ended: "), "{why}");
     place.expect_no_process();
@@ -512,7 +524,9 @@ fn a_terminal_that_cannot_be_says_why() {
     wait::until("a place", || Browser::open(&terminals, "t1").has_started(&place));
 
     device.stop();
-    wait::until("no device", || place.gateway.activity(&id("t1")).unwrap().device.is_none());
+    wait::until("no device", || {
+        place.registry.gateway().activity(&id("t1")).unwrap().device.is_none()
+    });
     let _device = place.device(services::echo("other"));
     let why = Browser::open(&terminals, "t1").why();
     assert!(why.starts_with("the session has ended: refused by the device"), "{why}");
@@ -547,7 +561,7 @@ fn a_gateway_that_ends_or_is_killed_leaves_no_ssh_behind() {
         }
     }
     let (place, _device, mut browser) = terminal();
-    place.gateway.stop();
+    place.registry.gateway().stop();
     browser.why();
     place.expect_no_process();
 

@@ -351,7 +351,9 @@ impl Api {
     }
 }
 
-fn time(at: SystemTime) -> String {
+/// A time as the API writes it: RFC 3339, in UTC, to the second.
+#[must_use]
+pub fn time(at: SystemTime) -> String {
     // Later times have five digits in their year, which RFC 3339 has not.
     let latest = std::time::UNIX_EPOCH + std::time::Duration::from_secs(253_402_300_799);
     format_rfc3339_seconds(at.clamp(std::time::UNIX_EPOCH, latest)).to_string()
@@ -441,6 +443,8 @@ impl Fields {
     }
 }
 
-fn wrong_seconds(name: &str) -> Error {
+/// The error of a field that is no time after which a tunnel may expire.
+#[must_use]
+pub fn wrong_seconds(name: &str) -> Error {
     Error::Invalid(format!("{name}: a whole number of seconds from 1 to {MAX_EXPIRE} is expected"))
 }

@@ -120,6 +120,12 @@ impl<'a> Head<'a> {
         }
     }
 
+    /// All header lines.
+    #[must_use]
+    pub fn headers(&self) -> &'a HeaderMap {
+        self.headers
+    }
+
     /// The value of a header that stands there once, without spaces around it.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a str> {

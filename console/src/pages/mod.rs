@@ -8,14 +8,13 @@ mod tunnel;
 use std::time::SystemTime;
 
 use aiot_tunnel::gateway::Activity;
-use aiot_tunnel_registry::api::encoded;
+use aiot_tunnel_registry::api::{self, encoded};
 use aiot_tunnel_registry::state_of;
-use humantime::format_rfc3339_seconds;
 use maud::{html, Markup, DOCTYPE};
 
+use crate::assets;
 use crate::events::Event;
 use crate::login::Login;
-use crate::site::asset_url;
 
 pub(crate) use list::list;
 pub(crate) use terminal::terminal;
@@ -39,9 +38,9 @@ fn frame_with(title: &str, login: Option<&Login>, main: &Markup, head: &Markup) 
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { (title) " · aiot-tunnel" }
-                link rel="icon" type="image/svg+xml" href=(asset_url("icon.svg"));
-                link rel="stylesheet" href=(asset_url("style.css"));
-                script src=(asset_url("page.js")) defer {}
+                link rel="icon" type="image/svg+xml" href=(assets::url("icon.svg"));
+                link rel="stylesheet" href=(assets::url("style.css"));
+                script src=(assets::url("page.js")) defer {}
                 (head)
             }
             body {
@@ -110,8 +109,7 @@ pub(crate) fn address_of(id: &str) -> String {
 
 /// A time. The script writes it as the browser's user is used to.
 fn time(at: SystemTime) -> Markup {
-    let latest = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(253_402_300_799);
-    let text = format_rfc3339_seconds(at.clamp(SystemTime::UNIX_EPOCH, latest)).to_string();
+    let text = api::time(at);
     html! { time datetime=(text) { (text) } }
 }
 

@@ -5,18 +5,18 @@ use form_urlencoded::Serializer;
 use maud::{html, Markup};
 
 use super::{address_of, frame_with};
+use crate::assets;
 use crate::login::Login;
-use crate::site::asset_url;
 use crate::terminal::LoginName;
 
 /// The page with the terminal. `nonce` is that of its policy.
 pub(crate) fn terminal(id: &str, name: &LoginName, nonce: &str, login: &Login) -> Markup {
     let query = Serializer::new(String::new()).append_pair("login", name.as_str()).finish();
     let head = html! {
-        link rel="stylesheet" href=(asset_url("xterm.css"));
-        script src=(asset_url("xterm.js")) defer {}
-        script src=(asset_url("fit.js")) defer {}
-        script src=(asset_url("terminal.js")) nonce=(nonce) defer {}
+        link rel="stylesheet" href=(assets::url("xterm.css"));
+        script src=(assets::url("xterm.js")) defer {}
+        script src=(assets::url("fit.js")) defer {}
+        script src=(assets::url("terminal.js")) nonce=(nonce) defer {}
     };
     let main = html! {
         div .terminal-bar {

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 
 use aiot_tunnel::ipc;
@@ -109,12 +110,17 @@ fn an_agent_whose_log_nobody_reads_goes_on_and_ends() {
     }
     // When the reader comes back, it gets what waits, and the number of the others.
     let mut stderr = agent.process.child().stderr.take().unwrap();
-    let (mut log, mut chunk) = (String::new(), [0; 4096]);
-    while !log.contains(" lines were left out here") {
-        let length = stderr.read(&mut chunk).unwrap();
-        assert!(length > 0, "{log}");
-        log += &String::from_utf8_lossy(&chunk[..length]);
-    }
+    let (found, finds) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut log, mut chunk) = (String::new(), [0; 4096]);
+        while !log.contains(" lines were left out here") {
+            let length = stderr.read(&mut chunk).unwrap();
+            assert!(length > 0, "{log}");
+            log += &String::from_utf8_lossy(&chunk[..length]);
+        }
+        let _ = found.send((log, stderr));
+    });
+    let (log, _unread) = finds.recv_timeout(TIMEOUT).expect("the number of the lines left out");
     // Again, so that the end finds a full pipe.
     for _ in 0..MORE_THAN_A_PIPE_HOLDS {
         assert_eq!(device.create("s", "nobody"), 2);

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiot_tunnel_testkit::browser::{Browser, BrowserPage, Screen};
-use aiot_tunnel_testkit::ssh::{Ssh, LOGIN, PASSWORD};
+use aiot_tunnel_testkit::ssh::Ssh;
 use aiot_tunnel_testkit::streams::Door;
 
-use super::terminal::{answer, at_prompt, run};
+use super::terminal::{at_prompt, log_in, run};
 use super::{connect, Gateway, LARGE};
 
 /// The devices, and how many bytes each gets in a second at most.
@@ -98,10 +98,7 @@ fn pictures() {
     fs::create_dir(ssh.home().join("bin")).unwrap();
     page.evaluate("document.getElementById('terminal-login').value = ''");
     page.click("#terminal-login");
-    page.type_text(LOGIN);
-    page.press("Enter");
-    answer(&page, "continue connecting", "yes");
-    answer(&page, "password:", PASSWORD);
+    log_in(&page);
     let commands = [
         ("uname -sm", "Linux "),
         ("ls --color=always", "settings.toml"),

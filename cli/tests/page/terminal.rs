@@ -55,11 +55,7 @@ impl Device {
         page.until_text("#facts", "online");
         page.evaluate("document.getElementById('terminal-login').value = ''");
         page.click("#terminal-login");
-        page.type_text(LOGIN);
-        page.press("Enter");
-        answer(&page, "continue connecting", "yes");
-        answer(&page, "password:", PASSWORD);
-        shows(&page, "$ ");
+        log_in(&page);
         page
     }
 }
@@ -97,6 +93,15 @@ pub fn run(page: &BrowserPage, command: &str, printed: &str) {
     shows(page, printed);
 }
 
+/// Logs in to a device whose host key is not known, from the field for the user on.
+pub(super) fn log_in(page: &BrowserPage) {
+    page.type_text(LOGIN);
+    page.press("Enter");
+    answer(page, "continue connecting", "yes");
+    answer(page, "password:", PASSWORD);
+    shows(page, "$ ");
+}
+
 fn a_user_works_in_a_terminal(test: &str, screen: Screen) {
     let Some(device) = Device::start(test, None) else { return };
     let page = device.browser.page(screen);
@@ -105,12 +110,8 @@ fn a_user_works_in_a_terminal(test: &str, screen: Screen) {
     page.until_text("#facts", "online");
     tab_to(&page, "#terminal-login");
     page.press("Control+a");
-    page.type_text(LOGIN);
-    page.press("Enter");
-    // The host key is asked for once, the password each time. The keys go to the terminal at once.
-    answer(&page, "continue connecting", "yes");
-    answer(&page, "password:", PASSWORD);
-    shows(&page, "$ ");
+    // The keys go to the terminal at once.
+    log_in(&page);
     run(&page, "echo \"$((6 * 7))\"", "\n42");
     page.until("document.querySelector('.xterm-rows').innerText.includes('42')");
     run(&page, "printf 'caf\\303\\251 %s\\n' \"$TERM\"", "café xterm-256color");
